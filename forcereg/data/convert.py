@@ -1,0 +1,121 @@
+"""Writing sets: Datum records into an LMDB that appears whole or not at all.
+
+The converters take a `track` function so that callers can show progress; it gets an iterable, a
+description and the length (None: unknown) and yields the same items.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forcereg.data.datum import shape_text
+from forcereg.errors import ForceregError
+from forcereg.schema import Datum
+
+COMMIT = 1000  # records per transaction, as Caffe's converters
+MAP_SIZE = 1 << 36  # address space only; the file grows with its records
+
+Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file or LMDB that a converter made."""
+
+    path: Path
+    records: int
+    shape: tuple[int, ...]
+
+
+def silent(items: Iterable[Any], description: str, total: int | None) -> Iterable[Any]:
+    """A `track` that shows nothing."""
+    return items
+
+
+def write_set(
+    path: Path, images: np.ndarray, labels: np.ndarray, digits: int, force: bool, track: Track = silent
+) -> Written:
+    """Write images (N, C, H, W) uint8 and labels (N,) as LMDB `path`; keys are `digits`-digit indices.
+
+    Raises ForceregError if `path` exists (unless `force` and it is an LMDB) or cannot be written.
+    """
+    shape = images.shape[1:]
+    channels, height, width = (int(size) for size in shape)
+
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        rows = zip(images, labels.tolist(), strict=True)
+        for index, (image, label) in enumerate(track(rows, f"writing {path.name}", len(images))):
+            datum = Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=label)
+            yield b"%0*d" % (digits, index), datum.SerializeToString()
+
+    write_lmdb(path, records(), force)
+    return Written(path, len(images), shape)
+
+
+def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) -> None:
+    """Write records, in ascending key order, as LMDB folder `path`: built beside it, then renamed.
+
+    Raises ForceregError if `path` is in the way or the system refuses.
+    """
+    check_free([path], force)
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    old = temporary.with_suffix(".old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fill(temporary, records)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        raise ForceregError(f"cannot write {path}: {error.strerror}; check space and permissions") from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]]) -> None:
+    import lmdb
+
+    reader = iter(records)
+    try:
+        with contextlib.closing(lmdb.open(str(folder), map_size=MAP_SIZE, sync=False)) as env:
+            while chunk := list(islice(reader, COMMIT)):
+                with env.begin(write=True) as txn:
+                    for key, value in chunk:
+                        txn.put(key, value, append=True)
+            env.sync(True)
+    except lmdb.Error as error:
+        raise ForceregError(f"cannot write {folder.parent}: {error}; check space and permissions") from error
+
+
+def check_free(paths: Iterable[Path], force: bool) -> None:
+    """Raise ForceregError if one of `paths` exists, unless `force` and it is a file or an LMDB folder."""
+    for path in paths:
+        if not path.exists():
+            continue
+        if not force:
+            raise ForceregError(f"{path} exists; give --force to replace it, or another folder")
+        if path.is_dir() and not set(os.listdir(path)) <= {"data.mdb", "lock.mdb"}:
+            raise ForceregError(
+                f"{path} is not an LMDB (it holds other files); remove it or choose another folder"
+            )
+
+
+def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ForceregError unless the image called `name` has the `expected` shape."""
+    if shape != expected:
+        raise ForceregError(
+            f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image"
+        )

@@ -1,0 +1,130 @@
+"""Datum messages -> arrays: raw bytes, floats, or an image file inside."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from forcereg.errors import ForceregError
+from forcereg.schema import Datum
+
+Color = Literal["native", "color", "gray"]
+Map = Callable[
+    [Callable[[bytes], "tuple[np.ndarray, int]"], Iterable[bytes]], Iterable["tuple[np.ndarray, int]"]
+]
+
+# Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
+_NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
+
+
+def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
+    """Image (C, H, W), uint8 or float32, and label of one serialized Datum; image files come as BGR(A).
+
+    Raises ForceregError, without the record's name, if the value is damaged.
+    """
+    try:
+        datum = Datum.FromString(value)
+    except DecodeError as error:
+        raise ForceregError("not a Datum message; expected records as Caffe's converters write") from error
+    if datum.encoded:
+        return decode_image(datum.data, color), datum.label
+    shape = (datum.channels, datum.height, datum.width)
+    data = datum.data
+    image = np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32)
+    if image.size != shape[0] * shape[1] * shape[2] or image.size == 0:
+        kind = "bytes" if data else "floats"
+        raise ForceregError(f"holds {image.size} {kind}, expected {shape_text(shape)}")
+    return image.reshape(shape), datum.label
+
+
+def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
+    """(C, H, W) uint8 of an image file: B, G, R[, A] or one grey channel. Raises ForceregError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode = _target_mode(image, color)
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ForceregError(f"the image inside cannot be decoded ({error})") from error
+    if mode == "L":
+        return pixels[None]
+    order = [2, 1, 0, 3] if mode == "RGBA" else [2, 1, 0]
+    return pixels[:, :, order].transpose(2, 0, 1)
+
+
+def _target_mode(image: Any, color: Color) -> str:
+    if image.mode != "P" and image.mode not in _NATIVE:
+        raise ForceregError(f"the image inside has mode {image.mode}; expected 8 bits per channel")
+    if color != "native":
+        return "RGB" if color == "color" else "L"
+    if image.mode == "P":
+        return "RGBA" if "transparency" in image.info else "RGB"
+    return _NATIVE[image.mode]
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """(3, 32, 32) -> '3x32x32'."""
+    return "x".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every record of a set must look like: `shape` (C, H, W) and `dtype`, as in its first record."""
+
+    source: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    color: Color
+    encoded: bool
+
+    @classmethod
+    def of(cls, source: str, key: bytes, value: bytes, color: Color) -> Layout:
+        """The layout of a set whose first record is (key, value)."""
+        try:
+            image, _ = decode(value, color)
+        except ForceregError as error:
+            raise record_error(source, key, str(error)) from error
+        return cls(source, image.shape, image.dtype, color, bool(Datum.FromString(value).encoded))
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one decoded record."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def fill(
+        self, records: Sequence[tuple[bytes, bytes]], images: np.ndarray, labels: np.ndarray, run: Map = map
+    ) -> None:
+        """Decode `records` into images (n, C, H, W) and labels (n,); `run` may map in parallel.
+
+        Raises ForceregError naming source and key of a damaged or differently shaped record.
+        """
+        decoded = iter(run(self._decode, [value for _, value in records]))
+        for row, (key, _) in enumerate(records):
+            try:
+                image, label = next(decoded)
+            except ForceregError as error:
+                raise record_error(self.source, key, str(error)) from error
+            if image.shape != self.shape or image.dtype != self.dtype:
+                raise record_error(self.source, key, self._differs(image))
+            images[row] = image
+            labels[row] = label
+
+    def _decode(self, value: bytes) -> tuple[np.ndarray, int]:
+        return decode(value, self.color)
+
+    def _differs(self, image: np.ndarray) -> str:
+        return (
+            f"is {shape_text(image.shape)} {image.dtype}, expected {shape_text(self.shape)} {self.dtype} "
+            "as in the first record; write the set with one size"
+        )
+
+
+def record_error(source: str, key: bytes, text: str) -> ForceregError:
+    """The error about one record: source and key, then `text`."""
+    return ForceregError(f"{source}: record '{key.decode('utf-8', 'backslashreplace')}': {text}")

@@ -1,0 +1,76 @@
+"""What a data layer needs and offers: the context it is built in, the feed that supplies its tops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFAULT_BUDGET = 2 << 30
+
+
+@dataclass(frozen=True)
+class FeedContext:
+    """Where a feed looks for files, where its batches go, and what it may use.
+
+    `root`: relative paths are taken from here. `seed`: of the transform's randomness (None: OS entropy).
+    `budget`: bytes that a set may take once decoded; larger sets are streamed.
+    """
+
+    root: Path
+    device: torch.device
+    seed: int | None = None
+    budget: int = DEFAULT_BUDGET
+
+
+@dataclass(frozen=True)
+class LabelRange:
+    """Labels that `consumer` (file, line, layer) accepts: 0 to count-1, or `ignore`."""
+
+    count: int
+    ignore: int | None
+    consumer: str
+
+    def first_bad(self, labels: np.ndarray) -> int | None:
+        """Position of the first label out of range, None if all are fine."""
+        bad = (labels < 0) | (labels >= self.count)
+        if self.ignore is not None:
+            bad &= labels != self.ignore
+        return int(bad.argmax()) if bad.any() else None
+
+    def __str__(self) -> str:
+        or_ignored = f" or {self.ignore} (ignore_label)" if self.ignore is not None else ""
+        return f"0 to {self.count - 1}{or_ignored} for {self.consumer}"
+
+
+class Feed(ABC):
+    """Supplies the tops of one data layer, batch by batch: float32 tensors of fixed shapes.
+
+    Feeds can be deep-copied and pickled: handles, threads and decoded data are dropped and come
+    back when the next batch is asked for.
+    """
+
+    tops: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @abstractmethod
+    def next(self) -> tuple[Tensor, ...]:
+        """The next batch, one tensor per top. Raises ForceregError for a bad record."""
+
+    def limit_labels(self, count: int, ignore: int | None, consumer: str) -> None:  # noqa: B027
+        """Accept only labels in [0, count) or equal to `ignore`, checked on the host when decoded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on with exactly the batches that would have come next."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue where `state_dict` was taken."""
+
+    def close(self) -> None:  # noqa: B027
+        """Stop threads and free memory; the feed can still be used, it starts again by itself."""

@@ -1,0 +1,83 @@
+"""Key/value pairs of an LMDB in the byte order of their keys, read-only."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from forcereg.errors import ForceregError
+
+_environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class LmdbRecords:
+    """The records of the LMDB folder `path`; `len()` is their number.
+
+    Raises ForceregError if the folder is missing, unreadable, damaged or empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._env = _environment(path)
+        self._count = int(self._env.stat()["entries"])
+        if self._count == 0:
+            raise ForceregError(f"{path}: the LMDB is empty; expected at least one record, write it again")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of record `start` and all that follow."""
+        import lmdb
+
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                found = cursor.first()
+                for _ in range(start):
+                    found = cursor.next()
+                if found:
+                    yield from cursor.iternext()
+        except lmdb.Error as error:
+            raise _damaged(self.path, str(error)) from error
+
+    def key(self, index: int) -> bytes:
+        """The key of record `index`."""
+        return next(self.read(index))[0]
+
+
+def _environment(path: Path) -> Any:
+    """The open environment, shared within the process because LMDB refuses to open a file twice."""
+    import lmdb
+
+    file = path / "data.mdb"
+    try:
+        stat = os.stat(file)
+        with _lock:
+            env = _environments.get((stat.st_dev, stat.st_ino))
+            if env is None:
+                env = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4)
+                _environments[(stat.st_dev, stat.st_ino)] = env
+    except FileNotFoundError:
+        raise ForceregError(f"no LMDB at {path} (no data.mdb there)") from None
+    except OSError as error:
+        raise ForceregError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
+    except lmdb.Error as error:
+        if not os.access(file, os.R_OK):
+            raise ForceregError(
+                f"{path}: no permission to read data.mdb; check its owner and mode"
+            ) from error
+        raise _damaged(path, str(error)) from error
+    # Reading mapped pages beyond the file's end would kill the process, so a cut file must be found here.
+    promised = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if stat.st_size < promised:
+        raise _damaged(path, f"data.mdb has {stat.st_size} bytes, its header promises {promised}")
+    return env
+
+
+def _damaged(path: Path, found: str) -> ForceregError:
+    return ForceregError(f"{path}: not a readable LMDB ({found}); copy or write it again")

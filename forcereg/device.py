@@ -1,0 +1,47 @@
+"""Which device a run uses, and what float32 means on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from forcereg.errors import UsageError
+from forcereg.schema import SolverParameter
+
+
+def choose_device(asked: str | None, param: Any, warn: Callable[[str], None]) -> torch.device:
+    """The device of a run: `asked` ("auto", "cpu", "cuda", "cuda:N") wins, else the solver_mode that is
+    written (`param`: SolverParameter or None), else CUDA if present. CUDA asked for in vain: `warn`, then CPU.
+    Raises UsageError for a device that isn't one.
+    """
+    name = asked
+    if name is None and param is not None and param.HasField("solver_mode"):
+        gpu = param.solver_mode == SolverParameter.SolverMode.Value("GPU")
+        name = f"cuda:{param.device_id}" if gpu else "cpu"
+    if name is None or name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit())):
+        raise UsageError(f"unknown device '{name}'; expected auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        why = "asked for on the command line" if asked else "the solver's solver_mode"
+        warn(f"GPU ({why}) but no CUDA device is available: running on the CPU")
+        return torch.device("cpu")
+    device = torch.device(name if ":" in name else f"cuda:{torch.cuda.current_device()}")
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(f"there is no GPU {device.index}; {torch.cuda.device_count()} found, counted from 0")
+    return device
+
+
+def prepare(device: torch.device, tf32: bool = False, deterministic: bool = False) -> None:
+    """Makes float32 mean float32 (TF32 off unless asked for) and, if asked, every operation deterministic."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,6 @@
+"""Caffe's layers as torch modules; importing this package registers them all."""
+
+from forcereg.layers import fillers, loss, neuron, norm, pooling, shape, weighted
+from forcereg.layers.base import Layer, check_arity
+
+__all__ = ["Layer", "check_arity", "fillers", "loss", "neuron", "norm", "pooling", "shape", "weighted"]

@@ -1,0 +1,110 @@
+"""What a layer is: a torch module that knows its blobs, their fillers and its output shapes.
+
+Adding a layer type: subclass `Layer` in the family's file, decorate it with `@layer("Type")`,
+read the parameters in `__init__` (raise `spec.fail(...)` for bad ones), set `out_shapes`, and
+write `forward`. The gradient is autograd's unless Caffe's differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from forcereg.spec import LayerSpec
+
+Shape = tuple[int, ...]
+Arity = tuple[int, int | None]
+
+
+class Layer(nn.Module):
+    """One Caffe layer.
+
+    `blob_names` are the module's parameters and buffers in Caffe's blob order; `out_shapes` has one
+    shape per top. `forward` takes one tensor per bottom and returns one per top (a bare tensor for one).
+    """
+
+    bottoms: ClassVar[Arity] = (1, 1)
+    tops: ClassVar[Arity] = (1, 1)
+    labels: ClassVar[frozenset[int]] = frozenset()
+    """Bottoms that never get a gradient (class labels and the like)."""
+    overwritable: ClassVar[bool] = False
+    """Whether backward does without this layer's output, so that an in-place ReLU may overwrite it."""
+
+    out_shapes: tuple[Shape, ...]
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__()
+        self.blob_names: list[str] = []
+        self.fillers: list[Any] = []
+        self._views: dict[str, Shape] = {}
+
+    def add_blob(self, name: str, shape: Shape, filler: Any = None, buffer: bool = False) -> None:
+        """Declares the next blob; the net fills it (`filler`: a FillerParameter, None for zeros)."""
+        data = torch.zeros(shape)
+        if buffer:
+            self.register_buffer(name, data)
+        else:
+            self.register_parameter(name, nn.Parameter(data))
+        self.blob_names.append(name)
+        self.fillers.append(filler)
+
+    @property
+    def blobs(self) -> tuple[Tensor, ...]:
+        """The blobs in Caffe's order."""
+        return tuple(getattr(self, name) for name in self.blob_names)
+
+    def share_blob(self, index: int, owner: Tensor) -> None:
+        """Makes blob `index` the very tensor `owner`; a PERMISSIVE share may differ in shape."""
+        name = self.blob_names[index]
+        shape = tuple(getattr(self, name).shape)
+        if shape != tuple(owner.shape):
+            self._views[name] = shape
+        if isinstance(owner, nn.Parameter):
+            self.register_parameter(name, owner)
+        else:
+            self._buffers[name] = owner
+
+    def blob(self, name: str) -> Tensor | None:
+        """Blob `name` in this layer's own shape; None if the layer was built without it."""
+        value = getattr(self, name, None)
+        if value is not None and name in self._views:
+            return value.reshape(self._views[name])
+        return value
+
+    def weight_blob(self, name: str = "weight") -> Tensor:
+        """Like `blob`, for a blob that is always there."""
+        value = self.blob(name)
+        assert value is not None
+        return value
+
+
+def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") -> int:
+    """`axis` as 0..rank-1, counting from the end if negative; raises ForceregError outside."""
+    if not -rank <= axis < rank:
+        raise spec.fail(f"{what} {axis} is outside its {rank}-axis bottom; expected {-rank} to {rank - 1}")
+    return axis % rank
+
+
+def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:
+    """Raises ForceregError if the layer's number of bottoms or tops isn't what its type takes."""
+    for what, found, (low, high) in (
+        ("bottom", len(spec.bottoms), cls.bottoms),
+        ("top", len(spec.tops), cls.tops),
+    ):
+        if found < low or (high is not None and found > high):
+            if high is None:
+                expected = f"at least {low}"
+            else:
+                expected = f"{low}" if low == high else f"{low} to {high}"
+            raise spec.fail(f"has {found} {what} blobs; type {spec.type} takes {expected}")
+
+
+def count(shape: Sequence[int]) -> int:
+    """The number of elements of `shape`."""
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,96 @@
+"""Caffe's weight fillers: FillerParameter and shape -> initial values (float32, drawn from `generator`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from forcereg.layers.base import Shape, count
+from forcereg.registry import filler
+from forcereg.schema import FillerParameter
+from forcereg.spec import LayerSpec
+
+
+def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """Initial values of one blob; a missing filler means zeros. Raises ForceregError for bad settings."""
+    if message is None:
+        return torch.zeros(shape)
+    make = filler.get(message.type, spec.where)
+    if message.sparse >= 0 and message.type != "gaussian":
+        raise spec.fail(f"filler '{message.type}' takes no `sparse`; only gaussian does")
+    return make(message, shape, generator, spec)
+
+
+def fan(message: Any, shape: Shape) -> float:
+    """The count that scaled fillers divide by: fan_in = count/dim0, fan_out = count/dim1, or their mean."""
+    total = count(shape)
+    fan_in = total / shape[0]
+    fan_out = total / shape[1] if len(shape) > 1 else total
+    norms = FillerParameter.VarianceNorm
+    if message.variance_norm == norms.Value("FAN_OUT"):
+        return fan_out
+    if message.variance_norm == norms.Value("AVERAGE"):
+        return (fan_in + fan_out) / 2
+    return fan_in
+
+
+@filler("constant")
+def constant(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """`value` (0) everywhere."""
+    return torch.full(shape, message.value)
+
+
+@filler("uniform")
+def uniform(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """U[min 0, max 1)."""
+    if message.min > message.max:
+        raise spec.fail(f"uniform filler has min {message.min:g} > max {message.max:g}")
+    return torch.empty(shape).uniform_(message.min, message.max, generator=generator)
+
+
+@filler("gaussian")
+def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """N(mean 0, std 1); with `sparse` >= 0 an entry is kept with probability sparse/dim0."""
+    if message.std < 0:
+        raise spec.fail(f"gaussian filler has std {message.std:g}; expected >= 0")
+    values = torch.empty(shape).normal_(message.mean, message.std, generator=generator)
+    if message.sparse >= 0:
+        if message.sparse > shape[0]:
+            raise spec.fail(f"gaussian filler has sparse {message.sparse}, more than the {shape[0]} outputs")
+        values *= torch.empty(shape).bernoulli_(message.sparse / shape[0], generator=generator)
+    return values
+
+
+@filler("positive_unitball")
+def positive_unitball(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """U(0,1), each row of dim 0 divided by its sum."""
+    rows = torch.empty(shape[0], count(shape) // shape[0]).uniform_(generator=generator)
+    return (rows / rows.sum(1, keepdim=True)).reshape(shape)
+
+
+@filler("xavier")
+def xavier(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """U(-a, a), a = sqrt(3/n), n by `variance_norm`."""
+    bound = math.sqrt(3 / fan(message, shape))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@filler("msra")
+def msra(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """N(0, sqrt(2/n)), n by `variance_norm`."""
+    return torch.empty(shape).normal_(0, math.sqrt(2 / fan(message, shape)), generator=generator)
+
+
+@filler("bilinear")
+def bilinear(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    """Interpolation weights of an upsampling deconvolution: 4 axes, square kernel."""
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise spec.fail(f"bilinear filler needs a 4-axis blob with a square kernel; found {list(shape)}")
+    size = shape[3]
+    factor = math.ceil(size / 2)
+    centre = (size - 1) / (2 * factor)
+    line = 1 - (torch.arange(size) / factor - centre).abs()
+    return (line[:, None] * line[None, :]).expand(shape).contiguous()

@@ -1,0 +1,166 @@
+"""Losses and scores: Softmax, SoftmaxWithLoss, EuclideanLoss, Accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forcereg.layers.base import Layer, Shape, canonical_axis, count
+from forcereg.layers.neuron import Elementwise
+from forcereg.registry import layer
+from forcereg.schema import LossParameter
+from forcereg.spec import LayerSpec
+
+MAX_NLL = -math.log(torch.finfo(torch.float32).tiny)
+"""Caffe clamps a probability at FLT_MIN, so one item's loss is at most 87.3365."""
+
+
+def normalization_mode(spec: LayerSpec, default: str) -> str:
+    """What the summed loss is divided by: FULL, VALID, BATCH_SIZE or NONE; `normalization` beats `normalize`."""
+    message = spec.message.loss_param
+    if message.HasField("normalization"):
+        return LossParameter.NormalizationMode.Name(message.normalization)
+    if message.HasField("normalize"):
+        return "VALID" if message.normalize else "BATCH_SIZE"
+    return default
+
+
+def check_labels(spec: LayerSpec, scores: Shape, labels: Shape, axis: int) -> None:
+    """Raises ForceregError unless there is one label per score vector along `axis`."""
+    expected = count(scores) // max(scores[axis], 1)
+    if count(labels) != expected:
+        raise spec.fail(
+            f"labels {list(labels)} hold {count(labels)} values; scores {list(scores)} with axis {axis} need {expected}"
+        )
+
+
+NO_LABEL = -(1 << 40)
+"""Stands for "nothing is ignored": torch's default of -100 would hide a wrong label."""
+
+
+class ClassScores(Layer):
+    """A layer of class scores (bottom 0) and labels (bottom 1) along one axis.
+
+    `classes` and `ignore_label` say which labels are valid; the data layer checks them when it decodes.
+    """
+
+    bottoms = (2, 2)
+    tops = (1, 2)
+    labels = frozenset({1})
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape], axis: int, param: Any) -> None:
+        super().__init__(spec, shapes)
+        self.axis = canonical_axis(spec, axis, len(shapes[0]))
+        check_labels(spec, shapes[0], shapes[1], self.axis)
+        self.classes = shapes[0][self.axis]
+        self.ignore_label = param.ignore_label if param.HasField("ignore_label") else None
+
+    def aligned(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores as (N, classes, ...) and integer labels as (N, ...)."""
+        if self.axis != 1 or scores.dim() == 1:
+            outer = count(scores.shape[: self.axis])
+            scores = scores.reshape(outer, self.classes, -1)
+        shape = (scores.shape[0], *scores.shape[2:])
+        return scores, labels.detach().reshape(shape).long()
+
+
+@layer("Softmax")
+class Softmax(Elementwise):
+    """exp(x) normalised along `axis` (1)."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.axis = canonical_axis(spec, spec.message.softmax_param.axis, len(shapes[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softmax(x, self.axis)
+
+
+@layer("SoftmaxWithLoss")
+class SoftmaxWithLoss(ClassScores):
+    """-(1/Z) sum of log softmax at the label, each term at most 87.3365; the second top is the softmax.
+
+    The gradient is probability minus one-hot also where the loss is clamped (Caffe's).
+    """
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes, spec.message.softmax_param.axis, spec.message.loss_param)
+        self.mode = normalization_mode(spec, "VALID")
+        self.give_softmax = len(spec.tops) > 1
+        self.out_shapes = ((), shapes[0])[: len(spec.tops)]
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Any:
+        aligned, target = self.aligned(scores, labels)
+        ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
+        nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
+        nll = nll - (nll.detach() - MAX_NLL).clamp(min=0)
+        loss = nll.sum() / self._normalizer(aligned, target)
+        if self.give_softmax:
+            return loss, F.softmax(scores, self.axis)
+        return loss
+
+    def _normalizer(self, scores: Tensor, target: Tensor) -> Tensor | int:
+        if self.mode == "VALID" and self.ignore_label is not None:
+            return (target != self.ignore_label).sum().clamp(min=1)
+        if self.mode in ("VALID", "FULL"):
+            return max(1, target.numel())
+        return max(1, target.shape[0]) if self.mode == "BATCH_SIZE" else 1
+
+
+@layer("EuclideanLoss")
+class EuclideanLoss(Layer):
+    """sum((a - b)^2) / (2N), N = size of axis 0; both bottoms get a gradient."""
+
+    bottoms = (2, 2)
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        if count(shapes[0]) != count(shapes[1]) or shapes[0][:1] != shapes[1][:1]:
+            raise spec.fail(f"bottoms {list(shapes[0])} and {list(shapes[1])} must hold the same number of values")
+        self.out_shapes = ((),)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0])
+
+
+@layer("Accuracy")
+class Accuracy(ClassScores):
+    """Share of items for which fewer than `top_k` other classes score at least the label's score.
+
+    So ties count against (upstream Caffe's rule), and a NaN score is wrong. The second top is the
+    accuracy per class, 0 for an absent one.
+    """
+
+    labels = frozenset({0, 1})
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        message = spec.message.accuracy_param
+        super().__init__(spec, shapes, message.axis, message)
+        self.top_k = message.top_k
+        if not 1 <= self.top_k <= self.classes:
+            raise spec.fail(f"top_k is {self.top_k}; expected 1 to the number of classes {self.classes}")
+        self.per_class = len(spec.tops) > 1
+        self.out_shapes = ((), (self.classes,))[: len(spec.tops)]
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Any:
+        aligned, target = self.aligned(scores.detach(), labels)
+        valid = torch.ones_like(target, dtype=torch.bool)
+        if self.ignore_label is not None:
+            valid = target != self.ignore_label
+            target = torch.where(valid, target, 0)
+        true = aligned.gather(1, target.unsqueeze(1))
+        not_below = (~(aligned < true)).sum(1) - 1
+        correct = ((not_below < self.top_k) & valid).to(scores.dtype)
+        total = correct.sum() / valid.sum().clamp(min=1)
+        if not self.per_class:
+            return total
+        flat = target.flatten()
+        per_class = scores.new_zeros(2, self.classes)
+        per_class[0].scatter_add_(0, flat, correct.flatten())
+        per_class[1].scatter_add_(0, flat, valid.flatten().to(scores.dtype))
+        return total, per_class[0] / per_class[1].clamp(min=1)

@@ -1,0 +1,85 @@
+"""Nets for users: from a file, text or message, with or without weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forcereg import snapshot
+from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
+from forcereg.device import prepare
+from forcereg.errors import ForceregError
+from forcereg.net import Net
+from forcereg.paths import find_root
+from forcereg.schema import NetParameter, NetState
+from forcereg.schema.text import NetFile, parse_net, read_net, to_text
+from forcereg.spec import NetSpec, build_spec, net_state, phase_number
+
+
+def load_net(
+    model: str | os.PathLike[str] | Any,
+    weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    phase: str | int = "TEST",
+    level: int = 0,
+    stages: Sequence[str] = (),
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    device: str | torch.device = "cpu",
+    seed: int | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> Net:
+    """A net as a torch module.
+
+    `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel.h5 or several, later ones
+    override; without them the fillers' values (drawn from `seed`). `input_shapes` gives data layers' top
+    shapes, so that their sources need not exist; feed such a net by `net(data=...)`.
+    Raises ForceregError, one line, for anything wrong in either file.
+    """
+    file = net_file(model)
+    device = torch.device(device)
+    spec = net_spec(file, phase, level, stages)
+    prepare(device)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget)
+    net = Net(spec, context, input_shapes, generator).place(device)
+    if weights is None:
+        return net
+    for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
+        snapshot.load_into(net.params, snapshot.read_model(path), net.shared)
+    return net
+
+
+def net_file(model: str | os.PathLike[str] | Any) -> NetFile:
+    """A path, prototxt text (anything with a brace or a line break) or NetParameter as a NetFile."""
+    if isinstance(model, NetFile):
+        return model
+    if isinstance(model, NetParameter):
+        return parse_net(to_text(model), "<NetParameter>")
+    if isinstance(model, str) and ("{" in model or "\n" in model):
+        return parse_net(model)
+    if not isinstance(model, str | os.PathLike):
+        raise ForceregError(f"model is a {type(model).__name__}; expected a path, prototxt text or NetParameter")
+    return read_net(model)
+
+
+def net_spec(file: NetFile, phase: str | int, level: int = 0, stages: Sequence[str] = ()) -> NetSpec:
+    """The layers that `phase`, `level` and `stages` keep, and the root of the net's relative paths."""
+    number = phase_number(phase)
+    state = net_state(number, file.message.state, NetState(phase=number, stage=list(stages)))
+    if level:
+        state.level = level
+    return build_spec(file, state, net_root(file))
+
+
+def net_root(file: NetFile) -> Path:
+    """Where a net's paths start when no solver says so: by its first data `source`."""
+    for layer in file.message.layer:
+        for field in ("data_param", "image_data_param", "hdf5_data_param", "window_data_param"):
+            if layer.HasField(field) and getattr(layer, field).source:
+                naming = None if file.name.startswith("<") else file.name
+                return find_root(getattr(layer, field).source, naming)
+    return Path.cwd()

@@ -1,0 +1,359 @@
+"""NetSpec -> torch module with named blobs, parameters in Caffe's order, and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+import forcereg.registry as registry
+from forcereg.data.feed import Feed, FeedContext
+from forcereg.errors import ForceregError, did_you_mean
+from forcereg.layers import Layer, check_arity
+from forcereg.layers.fillers import fill
+from forcereg.layers.loss import ClassScores
+from forcereg.layers.neuron import ReLU
+from forcereg.schema import TRAIN
+from forcereg.schema.text import NetFile
+from forcereg.sharing import Owners
+from forcereg.spec import LayerSpec, NetSpec, build_spec, is_loss, net_state
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """One learnable blob, where it lives and its multipliers, in Caffe's order of solver parameters."""
+
+    layer: str
+    index: int
+    blob: Tensor
+    lr_mult: float
+    decay_mult: float
+    force_mult: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer in execution order. `cut` are the bottoms through which no gradient flows."""
+
+    spec: LayerSpec
+    key: str
+    cut: tuple[int, ...]
+    dead: tuple[str, ...]
+
+
+class Net(nn.Module):
+    """A Caffe net: call it with its inputs by name, get its output blobs by name.
+
+    `shapes` are the declared blob shapes, `spec` where it came from, `feeds` the data layers' sources
+    by layer name (called for a batch when their blobs aren't given), `params` every layer's blobs.
+    `train()` and `eval()` switch Dropout and BatchNorm as in torch; the phase sets the initial mode.
+    `input_shapes` gives shapes of data layers' tops, whose sources are then not opened.
+    """
+
+    def __init__(
+        self,
+        spec: NetSpec,
+        context: FeedContext | None = None,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = nn.Module()
+        self.shapes: dict[str, Shape] = {}
+        self.feeds: dict[str, Feed] = {}
+        self.inputs: tuple[str, ...] = ()
+        self._keys: dict[str, str] = {}
+        self._owners = Owners()
+        for layer_spec in spec.layers:
+            if layer_spec.type in registry.source:
+                self._add_source(layer_spec, context, input_shapes or {})
+            else:
+                self._add_layer(layer_spec, input_shapes or {}, generator)
+        self._owners.check_finished(self.module)
+        self._steps = self._plan()
+        self._losses = tuple(
+            (top, weight)
+            for layer_spec in spec.layers
+            for top, weight in zip(layer_spec.tops, layer_spec.loss_weights, strict=True)
+            if weight
+        )
+        self._limit_labels()
+        self.train(spec.phase == TRAIN)
+
+    # -- building
+
+    def _add_source(self, spec: LayerSpec, context: FeedContext | None, given: Mapping[str, Any]) -> None:
+        if all(top in given for top in spec.tops):
+            shapes = [tuple(given[top]) for top in spec.tops]
+        else:
+            if context is None:
+                context = FeedContext(root=self.spec.root, device=torch.device("cpu"), seed=None)
+            feed = registry.source.get(spec.type)(spec, context)
+            self.feeds[spec.name] = feed
+            shapes = list(feed.shapes)
+        self.inputs += spec.tops
+        self.shapes.update(zip(spec.tops, shapes, strict=True))
+
+    def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any], generator: Generator | None) -> None:
+        if spec.type not in registry.layer:
+            known = [*registry.layer, *registry.source]
+            hint = did_you_mean(spec.type, known) or f"; known are {', '.join(known)}"
+            raise spec.fail(f"unknown layer type '{spec.type}'{hint}")
+        cls = registry.layer.get(spec.type)
+        check_arity(spec, cls)
+        module: Layer = cls(spec, [self.shapes[bottom] for bottom in spec.bottoms])
+        for blob, filler in zip(module.blobs, module.fillers, strict=True):
+            if not blob.is_meta and filler is not None:
+                with torch.no_grad():
+                    blob.copy_(fill(filler, tuple(blob.shape), generator, spec))
+        module.fillers = []
+        key = self._key(spec.name)
+        self.layers.add_module(key, module)
+        self._keys[spec.name] = key
+        self._owners.add(spec, module)
+        if spec.type == "Input":
+            self.inputs += spec.tops
+        for top, shape in zip(spec.tops, module.out_shapes, strict=True):
+            self.shapes[top] = tuple(given.get(top, shape)) if spec.type == "Input" else shape
+
+    def _key(self, name: str) -> str:
+        """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
+        key = name.replace(".", "_") or "_"
+        while hasattr(self.layers, key):
+            key += "_"
+        return key
+
+    def _plan(self) -> tuple[Step, ...]:
+        last_use: dict[str, str] = {}
+        producer: dict[str, Layer | None] = {}
+        steps = []
+        specs = [spec for spec in self.spec.layers if spec.name in self._keys and spec.type != "Input"]
+        for spec in specs:
+            last_use.update(dict.fromkeys(spec.bottoms, spec.name))
+        keep = {top for spec in specs for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
+        keep.update(self.spec.outputs)
+        for spec in specs:
+            module = self.module(spec.name)
+            previous = producer.get(spec.bottoms[0]) if spec.bottoms else None
+            if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
+                module.overwrite = previous.overwritable and spec.tops[0] not in self._explicit_losses()
+            producer.update(dict.fromkeys(spec.tops, module))
+            blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
+            dead = {b for b in spec.bottoms if last_use[b] == spec.name and b not in spec.tops} - keep
+            steps.append(Step(spec, self._keys[spec.name], tuple(sorted(blocked | module.labels)), tuple(dead)))
+        return tuple(steps)
+
+    def _explicit_losses(self) -> set[str]:
+        return {
+            top
+            for spec in self.spec.layers
+            for top, weight in zip(spec.tops, spec.loss_weights, strict=True)
+            if weight
+        }
+
+    def _limit_labels(self) -> None:
+        origin = {top: (name, top) for name in self.feeds for top in self._spec_of(name).tops}
+        for spec in self.spec.layers:
+            if spec.type == "Split" and spec.bottoms[0] in origin:
+                origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
+        readers = [s for s in self.spec.layers if s.name in self._keys and len(s.bottoms) > 1]
+        limited: set[str] = set()
+        for spec in sorted(readers, key=lambda s: not is_loss(s.type)):
+            module = self.module(spec.name)
+            source = origin.get(spec.bottoms[1])
+            if isinstance(module, ClassScores) and source is not None and source[0] not in limited:
+                self.feeds[source[0]].limit_labels(module.classes, module.ignore_label, spec.where)
+                limited.add(source[0])
+
+    def _spec_of(self, name: str) -> LayerSpec:
+        return next(spec for spec in self.spec.layers if spec.name == name)
+
+    # -- parameters
+
+    def module(self, layer: str) -> Layer:
+        """The module of the layer called `layer`; raises ForceregError for an unknown name."""
+        if layer not in self._keys:
+            raise ForceregError(f"net has no layer '{layer}'{did_you_mean(layer, self._keys)}")
+        return getattr(self.layers, self._keys[layer])
+
+    @property
+    def params(self) -> dict[str, tuple[Tensor, ...]]:
+        """Layer name -> blobs in Caffe's order, for every layer in net order (empty without blobs)."""
+        return {
+            spec.name: self.module(spec.name).blobs if spec.name in self._keys else ()
+            for spec in self.spec.layers
+        }
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Borrowed blobs ("layer/index") -> the blob that owns them."""
+        return dict(self._owners.borrowed)
+
+    @property
+    def learnable(self) -> list[Learnable]:
+        """The owned blobs in net order with their multipliers: the solver's parameters."""
+        params = self.params
+        return [
+            Learnable(name, index, params[name][index], m.lr_mult, m.decay_mult, m.force_mult)
+            for (name, index), m in self._owners.multipliers.items()
+        ]
+
+    def share_params(self, other: Net) -> list[str]:
+        """Takes over `other`'s blobs in the layers of equal name; returns the names that `other` alone has.
+
+        Raises ForceregError if a shape differs (Caffe's test nets read the training net's weights).
+        """
+        mine = self.params
+        ignored = []
+        for name, blobs in other.params.items():
+            if name not in mine:
+                ignored.append(name)
+                continue
+            if not blobs or not mine[name]:
+                continue
+            found, expected = [list(b.shape) for b in blobs], [list(b.shape) for b in mine[name]]
+            if found != expected:
+                raise self._spec_of(name).fail(f"has blobs {expected}, the training net's are {found}")
+            for index, blob in enumerate(blobs):
+                self.module(name).share_blob(index, blob)
+        return ignored
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Net:
+        super()._apply(fn, recurse)
+        # moving replaces buffers one by one; borrowed ones must stay the owner's
+        for borrower, owner in self._owners.borrowed.items():
+            (name, index), (owner_name, owner_index) = borrower.rsplit("/", 1), owner.rsplit("/", 1)
+            self.module(name).share_blob(int(index), self.module(owner_name).blobs[int(owner_index)])
+        return self
+
+    def place(self, device: torch.device) -> Net:
+        """Moves the net to `device`, 4-axis weights in the memory layout that is fastest there."""
+        self.to(device)
+        if device.type == "cpu":
+            for parameter in self.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
+    # -- running
+
+    def forward(
+        self, inputs: Mapping[str, Tensor] | None = None, /, *, blobs: Iterable[str] = (), **named: Tensor
+    ) -> dict[str, Tensor]:
+        """Output blobs by name, and the intermediate `blobs` asked for (in-place ones: the final value).
+
+        Inputs go by keyword or, for names that aren't identifiers, in a dict.
+        """
+        return self._select(self._run({**(inputs or {}), **named}, tuple(blobs)), tuple(blobs))
+
+    def forward_loss(
+        self, inputs: Mapping[str, Tensor] | None = None, /
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
+        env = self._run(inputs or {}, ())
+        return self.total_loss(env), self._select(env, ())
+
+    def total_loss(self, env: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum over every element of every loss blob in `env`, 0-d."""
+        total: Tensor | None = None
+        for name, weight in self._losses:
+            blob = env[name]
+            term = blob if blob.dim() == 0 else blob.sum()
+            term = term if weight == 1 else term * weight
+            total = term if total is None else total + term
+        return torch.zeros(()) if total is None else total
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Loss blob -> weight."""
+        return dict(self._losses)
+
+    def _select(self, env: Mapping[str, Tensor], extra: Sequence[str]) -> dict[str, Tensor]:
+        for name in extra:
+            if name not in env:
+                raise ForceregError(f"net has no blob '{name}'{did_you_mean(name, self.shapes)}")
+        return {name: env[name] for name in (*self.spec.outputs, *extra)}
+
+    def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str]) -> dict[str, Tensor]:
+        env = self._checked(inputs)
+        for name, feed in self.feeds.items():
+            tops = self._spec_of(name).tops
+            if not any(top in inputs for top in tops):
+                env.update(zip(tops, feed.next(), strict=True))
+        missing = [name for name in self.inputs if name not in env]
+        if missing:
+            raise ForceregError(f"net '{self.spec.name}' needs input blobs {', '.join(missing)}; give one tensor each")
+        for step in self._steps:
+            spec = step.spec
+            bottoms = [env[name] for name in spec.bottoms]
+            for index in step.cut:
+                bottoms[index] = bottoms[index].detach()
+            try:
+                tops = getattr(self.layers, step.key)(*bottoms)
+            except (RuntimeError, IndexError) as error:
+                raise self._explain(error, spec, bottoms) from error
+            if len(spec.tops) == 1:
+                env[spec.tops[0]] = tops
+            else:
+                env.update(zip(spec.tops, tops, strict=True))
+            if not keep:
+                for name in step.dead:
+                    del env[name]
+        return env
+
+    def _explain(self, error: Exception, spec: LayerSpec, bottoms: Sequence[Tensor]) -> Exception:
+        if isinstance(error, torch.OutOfMemoryError | ForceregError):
+            return error
+        shapes = ", ".join(str(list(b.shape)) for b in bottoms)
+        return spec.fail(f"cannot run on bottoms {shapes}: {str(error).splitlines()[0]}")
+
+    def _checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        env = {}
+        for name, value in inputs.items():
+            if name not in self.inputs:
+                hint = did_you_mean(name, self.inputs)
+                raise ForceregError(
+                    f"net '{self.spec.name}' has no input blob '{name}'{hint or '; inputs are ' + ', '.join(self.inputs)}"
+                )
+            value = torch.as_tensor(value)
+            if value.dim() != len(self.shapes[name]):
+                raise ForceregError(
+                    f"input '{name}' has shape {list(value.shape)}; expected {len(self.shapes[name])} axes "
+                    f"like {list(self.shapes[name])}"
+                )
+            env[name] = value
+        return env
+
+    def extra_repr(self) -> str:
+        return f"name={self.spec.name!r}, inputs={list(self.inputs)}, outputs={list(self.spec.outputs)}"
+
+    def close(self) -> None:
+        """Stops the data layers' readers."""
+        for feed in self.feeds.values():
+            feed.close()
+
+
+def infer_shapes(
+    file: NetFile,
+    phase: int,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+) -> dict[str, Shape]:
+    """Blob -> shape without allocating or filling anything. Raises ForceregError, also for absent data."""
+    spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
+    with torch.device("meta"):
+        return Net(spec, input_shapes=input_shapes).shapes
+
+
+def named_blobs(net: Net) -> Iterator[tuple[str, Tensor]]:
+    """("layer/index", blob) for every blob the net holds, borrowed ones included."""
+    for name, blobs in net.params.items():
+        for index, blob in enumerate(blobs):
+            yield f"{name}/{index}", blob

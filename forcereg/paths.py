@@ -1,0 +1,56 @@
+"""Where files named in solvers and nets are looked for.
+
+A relative path is taken from the *root*: the working directory, if the net that the solver names exists
+there; else the nearest folder, from the solver file's own upwards, in which it does. So a solver that says
+`net: "examples/mnist/lenet.prototxt"` works from any directory, wherever its tree lies. The named net is
+`net`, `train_net` or `test_net`; for a net without a solver (`--model`) the first data `source` stands in.
+`source`, `mean_file` and `snapshot_prefix` use the same root.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from forcereg.errors import ForceregError
+
+
+def find_root(named: str, naming_file: str | Path | None) -> Path:
+    """The folder that relative paths start from, absolute (module docstring).
+
+    `named`: the path written in `naming_file` (None if there is no file). The working directory if `named` is
+    empty, absolute, or in none of the folders.
+    """
+    here = Path.cwd()
+    if os.path.isabs(named) or (here / named).exists() or naming_file is None:
+        return here
+    # abspath, not resolve: a linked solver belongs to the folder in which the user sees it
+    folders = Path(os.path.abspath(naming_file)).parents
+    return next((folder for folder in folders if (folder / named).exists()), here)
+
+
+def resolve(root: Path, path: str) -> Path:
+    """`path` seen from `root`; absolute paths stay."""
+    return root / path
+
+
+def snapshot_prefix(root: Path, prefix: str, solver_file: str | Path) -> Path:
+    """`prefix` from `root`, which snapshots' names begin with; if it is a folder, the solver's stem in it."""
+    path = resolve(root, prefix)
+    if prefix.endswith("/") or path.is_dir():
+        return path / Path(solver_file).stem
+    return path
+
+
+def find_learned_net(root: Path, learned_net: str, state_path: str | Path) -> Path:
+    """The weights file that a solver state names: as written, under the root, or beside the state.
+
+    Raises ForceregError naming all three if it is nowhere.
+    """
+    written = Path(learned_net)
+    tried = [written, resolve(root, learned_net), Path(state_path).parent / written.name]
+    for path in tried:
+        if path.is_file():
+            return path
+    places = ", ".join(str(path) for path in dict.fromkeys(tried))
+    raise ForceregError(f"{state_path}: its weights file (learned_net) is in none of these places: {places}")

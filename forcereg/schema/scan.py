@@ -1,0 +1,84 @@
+"""One pass over prototxt text for what the protobuf parser does not tell: where layers start, what is left open."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from forcereg.errors import ForceregError
+
+MAX_DEPTH = 64  # Caffe's deepest message is 7 down; this only keeps hostile input from exhausting the stack
+
+_TOKEN = re.compile(
+    r"""
+      \#[^\n]*
+    | (?P<string> "[^"\\\n]*(?:\\.[^"\\\n]*)*"? | '[^'\\\n]*(?:\\.[^'\\\n]*)*'? )
+    | (?P<word> [\w.+-]+ )
+    | (?P<open> [{<] )
+    | (?P<close> [}>] )
+    """,
+    re.VERBOSE,
+)
+# backslash sequences that the runtime would keep as they are, with a warning from inside Python's codecs
+_ESCAPE = re.compile(r"""\\(?:(?P<octal>[4-7][0-7]{2})|[abfnrtv0-7xuU'"\\]|(?P<other>.))""")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """`layer_lines`: 1-based line of each top-level `layer` or `layers` block; `unclosed`: that of the innermost
+    block still open at the end, None if all are closed."""
+
+    layer_lines: tuple[int, ...]
+    unclosed: int | None
+
+
+def position(text: str, offset: int) -> str:
+    """'line:column', both 1-based, of the character at `offset`."""
+    return f"{text.count(chr(10), 0, offset) + 1}:{offset - text.rfind(chr(10), 0, offset)}"
+
+
+def scan(text: str, name: str) -> Scan:
+    """What `text` looks like to a reader who knows brackets, strings and comments only.
+
+    Raises ForceregError (file, line, column) for blocks nested too deep and for unknown escapes in strings.
+    """
+    starts: list[int] = []
+    opened: list[int] = []
+    word, word_at = "", -1
+    for match in _TOKEN.finditer(text):
+        kind, at = match.lastgroup, match.start()
+        if kind == "string":
+            _check_escapes(match[0], at, text, name)
+        elif kind == "word" and not opened:
+            word, word_at = match[0], at
+        elif kind == "open":
+            if not opened and word in ("layer", "layers"):
+                # in `layer: [{...}, {...}]` the word stands only before the first
+                starts.append(word_at if word_at >= 0 else at)
+                word_at = -1
+            opened.append(at)
+            if len(opened) > MAX_DEPTH:
+                raise ForceregError(
+                    f"{name}:{position(text, at)}: blocks are nested more than {MAX_DEPTH} deep"
+                )
+        elif kind == "close" and opened:
+            opened.pop()
+    return Scan(_lines(text, starts), _lines(text, opened[-1:])[0] if opened else None)
+
+
+def _check_escapes(string: str, start: int, text: str, name: str) -> None:
+    for match in _ESCAPE.finditer(string):
+        if match["octal"] or match["other"]:
+            where = position(text, start + match.start())
+            raise ForceregError(
+                f'{name}:{where}: "{match[0]}" is no escape sequence; write "\\\\" for a backslash'
+            )
+
+
+def _lines(text: str, offsets: list[int]) -> tuple[int, ...]:
+    lines, line, done = [], 1, 0
+    for offset in offsets:
+        line += text.count("\n", done, offset)
+        done = offset
+        lines.append(line)
+    return tuple(lines)

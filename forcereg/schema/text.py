@@ -1,0 +1,172 @@
+"""Net and solver files, text or binary, to messages in today's form and back."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+
+from forcereg.errors import ForceregError, did_you_mean
+from forcereg.schema import NetParameter, SolverParameter
+from forcereg.schema.diagnose import explain
+from forcereg.schema.scan import Scan, position, scan
+from forcereg.schema.upgrade import upgrade_net, upgrade_solver
+
+M = TypeVar("M")
+
+# control characters: in no prototxt, and in every binary net (the tag of `layer` has a 6, that of `layers` is 18)
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+# layer type of the fork, its field here, the field that has the fork's number here
+_FORK_FIELDS = (
+    ("Sparsify", "sparsify_param", "swish_param"),
+    ("SymmetricRectify", "symmetric_rectify_param", "clip_param"),
+)
+
+
+@dataclass(frozen=True)
+class NetFile:
+    """A net in `layer` form, and where it came from."""
+
+    message: Any
+    """The NetParameter, upgraded."""
+    name: str
+    """The path as given, or "<text>"."""
+    text: str
+    """The text as given; for binary nets the upgraded net's text, without weights."""
+    lines: tuple[int | None, ...]
+    """Line of `message.layer[i]` in the text, counted from 1; None where it has none (binary, made by an upgrade)."""
+
+    def where(self, i: int) -> str:
+        """'net.prototxt:41: layer 'conv1'', the beginning of every error about layer `i`."""
+        line = f":{self.lines[i]}" if self.lines[i] else ""
+        return f"{self.name}{line}: layer '{self.message.layer[i].name}'"
+
+
+@dataclass(frozen=True)
+class SolverFile:
+    """A solver, its inline nets upgraded too, and where it came from (as in NetFile)."""
+
+    message: Any
+    name: str
+    text: str
+
+
+def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:
+    """`text` as a message of class `kind`, nothing upgraded; ForceregError 'file:line:column: ...' if it is none."""
+    return _parse(text, kind, name)[0]
+
+
+def parse_net(text: str, name: str = "<text>") -> NetFile:
+    """A net from prototxt. Raises ForceregError 'file:line:column: ...' for text that is none."""
+    message, scanned = _parse(text, NetParameter, name)
+    return _net_file(message, name, text, scanned.layer_lines)
+
+
+def parse_solver(text: str, name: str = "<text>") -> SolverFile:
+    """A solver from prototxt. Raises ForceregError as `parse_net`."""
+    return SolverFile(upgrade_solver(parse_text(text, SolverParameter, name), name), name, text)
+
+
+def net_from_message(message: Any, name: str = "<message>") -> NetFile:
+    """The same for a NetParameter: of a program, or inline in a solver. The argument stays as it is."""
+    return _net_file(message, name, None, ())
+
+
+def read_net(path: str | Path) -> NetFile:
+    """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError."""
+    data, name = _read(path), str(path)
+    if _BINARY.search(data):
+        return _net_file(_decode_net(data, name), name, None, ())
+    return parse_net(_decode_text(data, name), name)
+
+
+def read_solver(path: str | Path) -> SolverFile:
+    """A solver file (prototxt). Raises ForceregError."""
+    data, name = _read(path), str(path)
+    if match := _BINARY.search(data):
+        raise ForceregError(
+            f"{name}: byte {match.start()} is 0x{match[0].hex()}; a solver file is plain text"
+        )
+    return parse_solver(_decode_text(data, name), name)
+
+
+def to_text(message: Any) -> str:
+    """`message` as prototxt; parsing it gives an equal message."""
+    return text_format.MessageToString(message, as_utf8=True)
+
+
+def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
+    scanned = scan(text, name)
+    message = kind()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        raise ForceregError(explain(error, text, name, message, scanned.unclosed)) from None
+    return message, scanned
+
+
+def _net_file(message: Any, name: str, text: str | None, source_lines: tuple[int, ...]) -> NetFile:
+    upgraded, lines = upgrade_net(message, name, source_lines)
+    return NetFile(upgraded, name, _text_without_weights(upgraded) if text is None else text, lines)
+
+
+def _text_without_weights(net: Any) -> str:
+    slim = NetParameter()
+    slim.CopyFrom(net)
+    for layer in slim.layer:
+        layer.ClearField("blobs")
+    return to_text(slim)
+
+
+def _read(path: str | Path) -> bytes:
+    path = Path(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ForceregError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ForceregError(f"{str(path)!r}: cannot be read: {reason}") from None
+
+
+def _decode_text(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = position(data[: error.start].decode() + "?", len(data[: error.start].decode()))
+        raise ForceregError(
+            f"{name}:{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file in that encoding"
+        ) from None
+
+
+def _decode_net(data: bytes, name: str) -> Any:
+    if data.startswith(b"\x89HDF"):
+        raise ForceregError(f"{name}: an HDF5 file, expected a net: prototxt or a binary NetParameter")
+    net = NetParameter()
+    try:
+        net.ParseFromString(data)
+    # DecodeError is what the C runtime raises; the pure Python one lets others through
+    except (DecodeError, RecursionError, ValueError, IndexError, struct.error):
+        net.Clear()
+    if not net.layer and not net.layers:
+        match = _BINARY.search(data)
+        at = f" (byte {match.start()} is 0x{match[0].hex()})" if match else ""
+        raise ForceregError(f"{name}: neither prototxt{at} nor a binary net; the file may be damaged")
+    _move_fork_fields(net)
+    return net
+
+
+def _move_fork_fields(net: Any) -> None:
+    """Field numbers 147 and 148 of a binary layer belong to the fork's messages if the layer's type is the fork's."""
+    for layer in net.layer:
+        for kind, ours, theirs in _FORK_FIELDS:
+            if layer.type == kind and layer.HasField(theirs):
+                getattr(layer, ours).ParseFromString(getattr(layer, theirs).SerializeToString())
+                layer.ClearField(theirs)

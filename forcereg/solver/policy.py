@@ -1,0 +1,93 @@
+"""Learning rate policies: solver settings, iteration and current_step -> rate (Caffe's formulas).
+
+Only multistep and step have a current_step; `advance` moves it, so that resuming restores a number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from forcereg.errors import ForceregError
+from forcereg.registry import lr_policy
+
+
+def check(p: Any, name: str) -> None:
+    """Raises ForceregError before iteration 0 for a policy that can't run; `name` is the solver's file."""
+    lr_policy.get(p.lr_policy, name)
+    if not p.HasField("base_lr"):
+        raise ForceregError(f"{name}: base_lr is missing; set the learning rate, for example base_lr: 0.01")
+    if p.lr_policy in ("step", "sigmoid") and p.stepsize <= 0:
+        raise ForceregError(f'{name}: stepsize is {p.stepsize}; lr_policy "{p.lr_policy}" needs stepsize > 0')
+    if p.lr_policy in ("step", "exp", "inv", "multistep") and p.gamma < 0:
+        raise ForceregError(f"{name}: gamma is {p.gamma:g}; expected >= 0")
+    if p.lr_policy == "poly" and p.max_iter <= 0:
+        raise ForceregError(f'{name}: max_iter is missing; lr_policy "poly" falls to 0 at max_iter')
+
+
+def rate(p: Any, iteration: int, current_step: int) -> float:
+    """The learning rate of `iteration`; call after `advance` of the same iteration."""
+    return lr_policy.get(p.lr_policy)(p, iteration, current_step)
+
+
+def advance(p: Any, iteration: int, current_step: int) -> int:
+    """current_step as of `iteration`: multistep takes at most one step per iteration."""
+    if p.lr_policy == "step":
+        return iteration // p.stepsize
+    if (
+        p.lr_policy == "multistep"
+        and current_step < len(p.stepvalue)
+        and iteration >= p.stepvalue[current_step]
+    ):
+        return current_step + 1
+    return current_step
+
+
+def catch_up(p: Any, iteration: int, current_step: int) -> int:
+    """current_step on resuming at `iteration`: all steps that lie behind, not one per iteration."""
+    if p.lr_policy == "multistep":
+        while current_step < len(p.stepvalue) and iteration > p.stepvalue[current_step]:
+            current_step += 1
+    return current_step
+
+
+@lr_policy("fixed")
+def fixed(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr"""
+    return p.base_lr
+
+
+@lr_policy("step")
+def step(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr * gamma ^ floor(iteration / stepsize)"""
+    return p.base_lr * p.gamma ** (iteration // p.stepsize)
+
+
+@lr_policy("exp")
+def exp(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr * gamma ^ iteration"""
+    return p.base_lr * p.gamma**iteration
+
+
+@lr_policy("inv")
+def inv(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr * (1 + gamma * iteration) ^ -power"""
+    return p.base_lr * (1 + p.gamma * iteration) ** -p.power
+
+
+@lr_policy("multistep")
+def multistep(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr * gamma ^ current_step"""
+    return p.base_lr * p.gamma**current_step
+
+
+@lr_policy("poly")
+def poly(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr * (1 - iteration / max_iter) ^ power"""
+    return p.base_lr * (1 - iteration / p.max_iter) ** p.power
+
+
+@lr_policy("sigmoid")
+def sigmoid(p: Any, iteration: int, current_step: int) -> float:
+    """base_lr / (1 + exp(-gamma * (iteration - stepsize)))"""
+    return p.base_lr / (1 + math.exp(-p.gamma * (iteration - p.stepsize)))

@@ -1,0 +1,98 @@
+"""From a solver file to its nets: which files, which phase rules, where paths start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError
+from forcereg.paths import find_root, resolve
+from forcereg.schema import TEST, TRAIN, NetParameter
+from forcereg.schema.text import NetFile, SolverFile, read_net, to_text
+from forcereg.spec import NetSpec, build_spec, net_state
+
+TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
+
+
+@dataclass(frozen=True)
+class SolverSpecs:
+    """What a solver trains and tests, and the folder its relative paths start from."""
+
+    root: Path
+    train: NetSpec
+    tests: tuple[NetSpec, ...]
+
+
+def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:
+    """The train and test nets that the solver names. Raises ForceregError for contradictions.
+
+    `level` and `stages` go to the train net's state, as Caffe's --level and --stage do.
+    """
+    p = file.message
+    given = [field for field in TRAIN_FIELDS if p.HasField(field)]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise ForceregError(f"{file.name}: expected exactly one of {', '.join(TRAIN_FIELDS)}; found {found}")
+    named = p.net or p.train_net or (p.test_net[0] if p.test_net else "")
+    root = find_root(named, None if file.name.startswith("<") else file.name)
+    train_file = _net_file(file, given[0], root)
+    extra = [p.train_state] if p.HasField("train_state") else []
+    state = net_state(TRAIN, train_file.message.state, *extra)
+    if level is not None:
+        state.level = level
+    state.stage.extend(stage for stage in stages if stage)
+    train = build_spec(train_file, state, root)
+    return SolverSpecs(root, train, tuple(_test_specs(file, root)))
+
+
+def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
+    value = getattr(file.message, field)
+    if isinstance(value, str):
+        path = resolve(root, value)
+        if not path.exists():
+            raise ForceregError(
+                f"{file.name}: {field} '{value}' does not exist under {root} "
+                "(the working directory or a folder above the solver); correct the path or change folder"
+            )
+        return read_net(path)
+    return inline_net(value, f"{file.name}: {field}")
+
+
+def inline_net(message: Any, name: str) -> NetFile:
+    """A NetFile for a net that has no file of its own."""
+    copy = NetParameter()
+    copy.CopyFrom(message)
+    return NetFile(copy, name, to_text(copy), (None,) * len(copy.layer))
+
+
+def _test_specs(file: SolverFile, root: Path) -> list[NetSpec]:
+    p = file.message
+    files = [inline_net(net, f"{file.name}: test_net_param") for net in p.test_net_param]
+    for value in p.test_net:
+        path = resolve(root, value)
+        if not path.exists():
+            raise ForceregError(
+                f"{file.name}: test_net '{value}' does not exist under {root}; correct the path"
+            )
+        files.append(read_net(path))
+    generic = next((field for field in ("net", "net_param") if p.HasField(field)), None)
+    left = len(p.test_iter) - len(files)
+    if left < 0 or (left > 0 and generic is None):
+        raise ForceregError(
+            f"{file.name}: has {len(p.test_iter)} test_iter entries for {len(files)} test nets; give one each"
+        )
+    if generic is not None:
+        files += [_net_file(file, generic, root)] * left
+    if files and p.test_interval <= 0:
+        raise ForceregError(f"{file.name}: test nets need test_interval > 0; found {p.test_interval}")
+    if p.test_state and len(p.test_state) != len(files):
+        raise ForceregError(
+            f"{file.name}: has {len(p.test_state)} test_state entries for {len(files)} test nets; give none or one each"
+        )
+    states = list(p.test_state) or [None] * len(files)
+    return [
+        build_spec(net, net_state(TEST, net.message.state, *([state] if state is not None else [])), root)
+        for net, state in zip(files, states, strict=True)
+    ]

@@ -1,0 +1,272 @@
+"""From a parsed net to what will be built: phase rules, loss weights, splits, outputs.
+
+Pure functions on plain data (semantics: Caffe's net construction). Nothing here builds or runs
+a layer, reads data or imports torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError, did_you_mean
+from forcereg.schema import TEST, TRAIN, LayerParameter, NetState
+from forcereg.schema.text import NetFile
+
+PHASES = {"TRAIN": TRAIN, "TEST": TEST}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer that the net will hold. `where` (file, line, name) opens every error about it.
+
+    `loss_weights` has one entry per top; `message` is read-only.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    message: Any
+    where: str
+    phase: int
+    loss_weights: tuple[float, ...] = ()
+
+    def fail(self, text: str) -> ForceregError:
+        """The error to raise about this layer: its file, line and name, then `text`."""
+        return ForceregError(f"{self.where}: {text}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "message": self.message.SerializeToString()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        message = LayerParameter.FromString(state["message"])
+        for key, value in {**state, "message": message}.items():
+            object.__setattr__(self, key, value)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """The layers one phase keeps, Split layers included, and where they came from.
+
+    `text` is the file's full text (all phases); relative paths in the net are taken from `root`.
+    `outputs` are the blobs that no layer consumes, sorted by name as Caffe lists them.
+    `warnings` are deviations from what Caffe would do, one line each.
+    """
+
+    name: str
+    layers: tuple[LayerSpec, ...]
+    outputs: tuple[str, ...]
+    phase: int
+    text: str
+    filename: str
+    root: Path
+    warnings: tuple[str, ...] = ()
+
+
+def phase_number(phase: str | int) -> int:
+    """TRAIN or TEST, by name or number, as the schema's number; raises ForceregError otherwise."""
+    if phase in (TRAIN, TEST):
+        return int(phase)
+    try:
+        return PHASES[str(phase).upper()]
+    except KeyError:
+        raise ForceregError(f"unknown phase {phase!r}; expected TRAIN or TEST") from None
+
+
+def net_state(phase: int, own: Any = None, *later: Any) -> Any:
+    """The NetState that layer rules are matched against: phase, then the net's own, then the solver's.
+
+    Later scalars override earlier ones; stages append. Empty stages are dropped (Caffe's command
+    line adds one, which then fails every `stage` rule).
+    """
+    state = NetState(phase=phase)
+    for other in (own, *later):
+        if other is not None:
+            state.MergeFrom(other)
+    kept = [stage for stage in state.stage if stage]
+    del state.stage[:]
+    state.stage.extend(kept)
+    return state
+
+
+def rule_matches(rule: Any, state: Any) -> bool:
+    """Whether a NetStateRule matches; an empty rule does."""
+    stages = set(state.stage)
+    return (
+        (not rule.HasField("phase") or rule.phase == state.phase)
+        and (not rule.HasField("min_level") or state.level >= rule.min_level)
+        and (not rule.HasField("max_level") or state.level <= rule.max_level)
+        and stages.issuperset(rule.stage)
+        and stages.isdisjoint(rule.not_stage)
+    )
+
+
+def included(message: Any, state: Any, where: str) -> bool:
+    """Whether a layer's include/exclude rules keep it; both kinds at once is an error."""
+    if message.include and message.exclude:
+        raise ForceregError(f"{where}: has include and exclude rules; use one kind")
+    if message.include:
+        return any(rule_matches(rule, state) for rule in message.include)
+    return not any(rule_matches(rule, state) for rule in message.exclude)
+
+
+def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
+    """The layers of `file` that `state` keeps, checked and with splits. Raises ForceregError."""
+    layers = []
+    for index, message in enumerate(file.message.layer):
+        where = file.where(index)
+        if included(message, state, where):
+            layers.append(_layer_spec(message, where, state.phase))
+    if not layers:
+        phase = "TRAIN" if state.phase == TRAIN else "TEST"
+        raise ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules")
+    _check_names(layers)
+    sources = _check_blobs(layers)
+    warnings = _consumed_losses(layers, sources)
+    layers = insert_splits(layers)
+    return NetSpec(
+        name=file.message.name,
+        layers=tuple(layers),
+        outputs=_outputs(layers),
+        phase=state.phase,
+        text=file.text,
+        filename=file.name,
+        root=root if root is not None else Path.cwd(),
+        warnings=tuple(warnings),
+    )
+
+
+def is_loss(type_name: str) -> bool:
+    """Loss layers, by Caffe's naming rule: they carry weight 1 and may omit their top."""
+    return type_name.endswith("Loss")
+
+
+def _layer_spec(message: Any, where: str, phase: int) -> LayerSpec:
+    tops = tuple(message.top)
+    if is_loss(message.type) and not tops:
+        tops = (f"({message.name})",)
+    weights = tuple(message.loss_weight)
+    if weights and len(weights) != len(tops):
+        raise ForceregError(
+            f"{where}: has {len(weights)} loss_weight entries for {len(tops)} tops; give one per top"
+        )
+    if not weights:
+        first = 1.0 if is_loss(message.type) else 0.0
+        weights = tuple(first if i == 0 else 0.0 for i in range(len(tops)))
+    bottoms = tuple(message.bottom)
+    if message.propagate_down and len(message.propagate_down) != len(bottoms):
+        raise ForceregError(
+            f"{where}: has {len(message.propagate_down)} propagate_down entries for {len(bottoms)} bottoms; "
+            "give none or one per bottom"
+        )
+    own_phase = message.phase if message.HasField("phase") else phase
+    return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights)
+
+
+def _check_names(layers: Sequence[LayerSpec]) -> None:
+    seen: dict[str, LayerSpec] = {}
+    for spec in layers:
+        if spec.name in seen:
+            raise spec.fail(f"the name is taken by {seen[spec.name].where}; layer names must differ")
+        seen[spec.name] = spec
+
+
+def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
+    """For each layer the (layer, top) index that writes each of its bottoms; errors for unknown blobs."""
+    writer: dict[str, tuple[int, int]] = {}
+    sources = []
+    for index, spec in enumerate(layers):
+        for bottom in spec.bottoms:
+            if bottom not in writer:
+                later = {top for other in layers[index:] for top in other.tops}
+                hint = (
+                    "; it is written only further down, move its layer up"
+                    if bottom in later
+                    else did_you_mean(bottom, writer) or f"; known here are {', '.join(writer) or 'none'}"
+                )
+                raise spec.fail(f"unknown bottom blob '{bottom}'{hint}")
+        sources.append(tuple(writer[bottom] for bottom in spec.bottoms))
+        for slot, top in enumerate(spec.tops):
+            in_place = slot < len(spec.bottoms) and spec.bottoms[slot] == top
+            if not in_place and top in writer:
+                other = layers[writer[top][0]]
+                raise spec.fail(
+                    f"top blob '{top}' is already written by layer '{other.name}'; rename one of them "
+                    "(only an in-place layer may reuse its own bottom)"
+                )
+            writer[top] = (index, slot)
+    return sources
+
+
+def _consumed_losses(
+    layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[int, int], ...]]
+) -> Iterable[str]:
+    read = {source for of_layer in sources for source in of_layer}
+    for index, spec in enumerate(layers):
+        for slot, weight in enumerate(spec.loss_weights):
+            if weight and (index, slot) in read:
+                yield (
+                    f"{spec.where}: loss blob '{spec.tops[slot]}' is read by another layer too; "
+                    "counted once, with its gradient (Caffe drops the gradient or counts it twice)"
+                )
+
+
+def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """The layers with a Split behind every top that is used more than once, named as Caffe names them.
+
+    An explicit loss weight counts as a use and moves to the split's first top.
+    """
+    sources = _check_blobs(layers)
+    uses = Counter(source for of_layer in sources for source in of_layer)
+    explicit = {
+        (index, slot)
+        for index, spec in enumerate(layers)
+        for slot, weight in enumerate(spec.message.loss_weight)
+        if weight
+    }
+    for source in explicit:
+        uses[source] += 1
+    taken = Counter({source: 1 for source in explicit})
+    result: list[LayerSpec] = []
+    for index, spec in enumerate(layers):
+        bottoms = []
+        for bottom, source in zip(spec.bottoms, sources[index], strict=True):
+            if uses[source] > 1:
+                bottom = f"{_split_name(layers, source)}_{taken[source]}"
+                taken[source] += 1
+            bottoms.append(bottom)
+        split_here = [slot for slot in range(len(spec.tops)) if uses[(index, slot)] > 1]
+        weights = tuple(
+            0.0 if slot in split_here and (index, slot) in explicit else weight
+            for slot, weight in enumerate(spec.loss_weights)
+        )
+        result.append(replace(spec, bottoms=tuple(bottoms), loss_weights=weights))
+        for slot in split_here:
+            source = (index, slot)
+            moved = spec.loss_weights[slot] if source in explicit else 0.0
+            result.append(_split_layer(spec, slot, _split_name(layers, source), uses[source], moved))
+    return result
+
+
+def _split_name(layers: Sequence[LayerSpec], source: tuple[int, int]) -> str:
+    index, slot = source
+    return f"{layers[index].tops[slot]}_{layers[index].name}_{slot}_split"
+
+
+def _split_layer(spec: LayerSpec, slot: int, name: str, count: int, weight: float) -> LayerSpec:
+    tops = tuple(f"{name}_{k}" for k in range(count))
+    weights = (weight, *[0.0] * (count - 1))
+    message = LayerParameter(name=name, type="Split", bottom=[spec.tops[slot]], top=tops)
+    return LayerSpec(name, "Split", (spec.tops[slot],), tops, message, spec.where, spec.phase, weights)
+
+
+def _outputs(layers: Sequence[LayerSpec]) -> tuple[str, ...]:
+    left: set[str] = set()
+    for spec in layers:
+        left.difference_update(spec.bottoms)
+        left.update(spec.tops)
+    return tuple(sorted(name for name in left if not name.startswith("(")))

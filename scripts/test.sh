@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Lint, types and all tests, in the project's own environment; arguments go to pytest:
+#   bash scripts/test.sh [-k lenet ...]
+# FORCEREG_DATA and FORCEREG_GOLDEN name folders of real data and of further golden cases (see tests/).
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh dev
+python=.venv/bin/python
+
+# The oldest protobuf that is supported, beside the newest, for the test that runs the parser on it.
+old_protobuf=4.25.8
+if [[ ! -d .protobuf-4.25/protobuf-$old_protobuf.dist-info ]]; then
+  rm -rf .protobuf-4.25
+  $python -m pip install --quiet --disable-pip-version-check --no-deps --target .protobuf-4.25 \
+    "protobuf==$old_protobuf"
+fi
+
+failed=()
+step() {
+  echo "== $*"
+  "$python" -m "$@" || failed+=("$1 $2")
+}
+step ruff check .
+step ruff format --check .
+step mypy --no-error-summary
+step pytest "$@"
+
+if ((${#failed[@]})); then
+  printf 'FAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "lint, types and tests passed"

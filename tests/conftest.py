@@ -1,0 +1,60 @@
+"""Fixtures that many tests share: real data sets where present, and the command line as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _data(relative: str) -> Path:
+    """`relative` under $FORCEREG_DATA, else under ../shared/data beside the checkout, else a skip."""
+    named = os.environ.get("FORCEREG_DATA")
+    folder = Path(named) if named else TOP.parent / "shared" / "data"
+    path = folder / relative
+    if not path.exists():
+        pytest.skip(f"no {relative} under {folder}: set FORCEREG_DATA to a folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder of MNIST's four idx files."""
+    return _data("mnist")
+
+
+@pytest.fixture(scope="session")
+def cifar_tar() -> Path:
+    """CIFAR-10 as a tar of class folders of images."""
+    return _data("cifar10/cifar10_jpeg.tar.xz")
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """`run_cli("decompose", "--help", cwd=..., env={...})`: forcereg as a process of its own.
+
+    Output is captured; `env` adds to the environment; the exit code is the caller's to check.
+    """
+
+    def run(
+        *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(filter(None, (str(TOP), os.environ.get("PYTHONPATH"))))
+        return subprocess.run(
+            [sys.executable, "-m", "forcereg", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

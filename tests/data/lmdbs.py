@@ -1,0 +1,78 @@
+"""Small LMDBs and the feeds over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+from google.protobuf import text_format
+
+from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
+from forcereg.data.lmdb_data import LmdbFeed, lmdb_feed
+from forcereg.schema import TEST, TRAIN, Datum, NetParameter
+from forcereg.spec import LayerSpec
+
+Records = Iterable[tuple[bytes, bytes]]
+
+
+def put_lmdb(path: Path, records: Records) -> Path:
+    """Write records with the lmdb package alone, in the order given."""
+    with lmdb.open(str(path), map_size=1 << 28) as env, env.begin(write=True) as txn:
+        for key, value in records:
+            txn.put(key, value)
+    return path
+
+
+def raw(image: np.ndarray, label: int = 0) -> bytes:
+    """A serialized Datum of (C, H, W) pixels, uint8 or float32."""
+    channels, height, width = image.shape
+    datum = Datum(channels=channels, height=height, width=width, label=label)
+    if image.dtype == np.uint8:
+        datum.data = image.tobytes()
+    else:
+        datum.float_data.extend(image.ravel().tolist())
+    return datum.SerializeToString()
+
+
+def numbered(
+    count: int, shape: tuple[int, int, int] = (1, 4, 5), classes: int = 10
+) -> list[tuple[bytes, bytes]]:
+    """`count` records of seeded noise; labels count up."""
+    random = np.random.default_rng(count)
+    images = random.integers(0, 256, (count, *shape), np.uint8)
+    return [(b"%08d" % i, raw(image, i % classes)) for i, image in enumerate(images)]
+
+
+def data_spec(text: str, phase: str = "TEST", where: str = "net.prototxt:1: layer 'd'") -> LayerSpec:
+    """The spec of the one layer in prototxt `text`."""
+    message: Any = text_format.Parse(text, NetParameter()).layer[0]
+    number = TRAIN if phase == "TRAIN" else TEST
+    return LayerSpec(message.name, message.type, (), tuple(message.top), message, where, number)
+
+
+def make_feed(
+    root: Path,
+    transform: str = "",
+    batch: int = 3,
+    phase: str = "TEST",
+    budget: int = DEFAULT_BUDGET,
+    seed: int | None = 1,
+    source: str = "db",
+    tops: str = 'top: "data" top: "label"',
+    data: str = "backend: LMDB",
+) -> LmdbFeed:
+    """The feed over root/`source` with the text `transform` inside transform_param."""
+    text = (
+        f'layer {{ name: "d" type: "Data" {tops} transform_param {{ {transform} }} '
+        f'data_param {{ source: "{source}" batch_size: {batch} {data} }} }}'
+    )
+    return lmdb_feed(data_spec(text, phase), FeedContext(root, torch.device("cpu"), seed, budget))
+
+
+def batches(feed: LmdbFeed, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """The next `count` batches."""
+    return [feed.next() for _ in range(count)]
