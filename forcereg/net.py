@@ -152,10 +152,7 @@ class Net(nn.Module):
 
     def _explicit_losses(self) -> set[str]:
         return {
-            top
-            for spec in self.spec.layers
-            for top, weight in zip(spec.tops, spec.loss_weights, strict=True)
-            if weight
+            top for spec in self.spec.layers for top, weight in zip(spec.tops, spec.loss_weights, strict=True) if weight
         }
 
     def _limit_labels(self) -> None:
@@ -186,10 +183,7 @@ class Net(nn.Module):
     @property
     def params(self) -> dict[str, tuple[Tensor, ...]]:
         """Layer name -> blobs in Caffe's order, for every layer in net order (empty without blobs)."""
-        return {
-            spec.name: self.module(spec.name).blobs if spec.name in self._keys else ()
-            for spec in self.spec.layers
-        }
+        return {spec.name: self.module(spec.name).blobs if spec.name in self._keys else () for spec in self.spec.layers}
 
     @property
     def shared(self) -> dict[str, str]:
@@ -253,9 +247,7 @@ class Net(nn.Module):
         """
         return self._select(self._run({**(inputs or {}), **named}, tuple(blobs)), tuple(blobs))
 
-    def forward_loss(
-        self, inputs: Mapping[str, Tensor] | None = None, /
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
         env = self._run(inputs or {}, ())
         return self.total_loss(env), self._select(env, ())

@@ -151,9 +151,7 @@ def _layer_spec(message: Any, where: str, phase: int) -> LayerSpec:
         tops = (f"({message.name})",)
     weights = tuple(message.loss_weight)
     if weights and len(weights) != len(tops):
-        raise ForceregError(
-            f"{where}: has {len(weights)} loss_weight entries for {len(tops)} tops; give one per top"
-        )
+        raise ForceregError(f"{where}: has {len(weights)} loss_weight entries for {len(tops)} tops; give one per top")
     if not weights:
         first = 1.0 if is_loss(message.type) else 0.0
         weights = tuple(first if i == 0 else 0.0 for i in range(len(tops)))
@@ -202,9 +200,7 @@ def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...
     return sources
 
 
-def _consumed_losses(
-    layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[int, int], ...]]
-) -> Iterable[str]:
+def _consumed_losses(layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[int, int], ...]]) -> Iterable[str]:
     read = {source for of_layer in sources for source in of_layer}
     for index, spec in enumerate(layers):
         for slot, weight in enumerate(spec.loss_weights):

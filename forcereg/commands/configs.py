@@ -73,9 +73,7 @@ def refuse_overwriting(files: list[Shipped], targets: list[Path]) -> None:
     """ForceregError for the first target that exists with other content; nothing is copied then."""
     for file, target in zip(files, targets, strict=True):
         if target.exists() and target.read_bytes() != (configs_dir() / file.path).read_bytes():
-            raise ForceregError(
-                f"{target}: exists and differs from the shipped file; give --force to overwrite it"
-            )
+            raise ForceregError(f"{target}: exists and differs from the shipped file; give --force to overwrite it")
 
 
 def copy_file(source: Path, target: Path) -> None:

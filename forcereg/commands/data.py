@@ -28,7 +28,9 @@ def command() -> None:
 def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
     """MNIST's four idx files (plain or .gz) -> OUT_DIR/mnist_train_lmdb, OUT_DIR/mnist_test_lmdb.
 
-    Example: forcereg data mnist ~/mnist configs/examples/mnist
+    \b
+    Example:
+      forcereg data mnist ~/mnist configs/examples/mnist
     """
     from forcereg.data.idx import convert_mnist
 
@@ -41,7 +43,9 @@ def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
 def digits(out_dir: Path, force: bool) -> None:
     """The 1,797 handwritten digits of scikit-learn, at 28x28, under MNIST's names: 1,497 train, 300 test.
 
-    Example: forcereg data digits configs/examples/mnist
+    \b
+    Example:
+      forcereg data digits configs/examples/mnist
     """
     from forcereg.data.idx import convert_digits
 
@@ -59,7 +63,9 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     test/<class>/ folders of images. Planes are stored R, G, B; images from class folders are shuffled
     (seed 0).
 
-    Example: forcereg data cifar10 ~/cifar-10-batches-bin configs/examples/cifar10
+    \b
+    Example:
+      forcereg data cifar10 ~/cifar-10-batches-bin configs/examples/cifar10
     """
     from forcereg.data.cifar import convert_cifar10
 
@@ -77,10 +83,5 @@ def _track(items: Iterable[Any], description: str, total: int | None) -> Iterabl
 
 
 def _report(written: Iterable[Written]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("written", "records", "shape", box=None)
     for item in written:
-        table.add_row(str(item.path), f"{item.records:,}", "x".join(map(str, item.shape)))
-    Console(soft_wrap=True).print(table)
+        click.echo(f"wrote {item.path}: {item.records:,} records of {'x'.join(map(str, item.shape))}")

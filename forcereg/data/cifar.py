@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import lzma
 import os
@@ -10,6 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -85,17 +88,29 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                     yield relative, path.read_bytes()
         return
     try:
-        with tarfile.open(source, "r|*") as tar:
+        with _decompressed(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 wanted = member.isfile() and (_BATCH.search(member.name) or _IMAGE.search(member.name))
                 if wanted and (file := tar.extractfile(member)):
                     yield member.name, file.read()
+            while stream.read(1 << 20):  # to the very end: tarfile takes a cut file for a shorter one
+                pass
     except FileNotFoundError:
         raise ForceregError(
             f"{source}: no such file or folder; expected CIFAR-10 as a folder or tar"
         ) from None
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         raise ForceregError(f"{source}: not a readable folder or tar file ({error})") from error
+
+
+def _decompressed(path: Path) -> BinaryIO:
+    """`path` as a stream; its first bytes say how it is compressed, and reading a cut one raises."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if start.startswith(magic):
+            return cast(BinaryIO, opener(path, "rb"))
+    return open(path, "rb")
 
 
 def _rgb(name: str, data: bytes) -> np.ndarray:

@@ -72,7 +72,7 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) 
     old = temporary.with_suffix(".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fill(temporary, records)
+        _fill(temporary, records, path)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -85,7 +85,7 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) 
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]]) -> None:
+def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]], target: Path) -> None:
     import lmdb
 
     reader = iter(records)
@@ -97,7 +97,7 @@ def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]]) -> None:
                         txn.put(key, value, append=True)
             env.sync(True)
     except lmdb.Error as error:
-        raise ForceregError(f"cannot write {folder.parent}: {error}; check space and permissions") from error
+        raise ForceregError(f"cannot write {target}: {error}; check space and permissions") from error
 
 
 def check_free(paths: Iterable[Path], force: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 import zlib
 from pathlib import Path
 
@@ -74,16 +76,17 @@ def read_idx(folder: Path, stem: str, magic: int) -> np.ndarray:
         raise ForceregError(f"{path}: damaged gzip file ({error}); get it again") from error
     except OSError as error:
         raise ForceregError(f"{path}: cannot be read ({error.strerror})") from error
-    header = np.frombuffer(data[: 4 * (axes + 1)], ">i4").tolist() if len(data) >= 4 * (axes + 1) else [None]
-    if header[0] != magic:
+    start = 4 * (axes + 1)
+    found = int.from_bytes(data[:4], "big")
+    if found != magic or len(data) < start:
+        raise ForceregError(f"{path}: magic number {found}, expected {magic}; not an idx file of this kind")
+    shape = struct.unpack_from(f">{axes}I", data, 4)
+    values = len(data) - start
+    if values != math.prod(shape) or values == 0:
         raise ForceregError(
-            f"{path}: magic number {header[0]}, expected {magic}; not an idx file of this kind"
+            f"{path}: holds {values} values, its header promises {math.prod(shape)}; get it again"
         )
-    shape = header[1:]
-    size, found = int(np.prod(shape)), len(data) - 4 * (axes + 1)
-    if found != size or min(shape) < 1:
-        raise ForceregError(f"{path}: holds {found} values, its header promises {size}; get it again")
-    return np.frombuffer(data, np.uint8, offset=4 * (axes + 1)).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _targets(out: Path) -> list[Path]:

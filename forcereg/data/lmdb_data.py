@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
     )
     path = resolve(ctx.root, param.source)
     try:
-        records = _open(path, param.source)
+        records = _find(path, param.source)
         key, value = next(records.read())
         layout = Layout.of(param.source, key, value, color)
         if color != "native" and not layout.encoded:
@@ -57,14 +58,14 @@ def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
     return LmdbFeed(spec, ctx, path, len(records), layout, transform)
 
 
-def _open(path: Path, named: str) -> LmdbRecords:
-    if path.is_file():
+def _find(path: Path, named: str) -> LmdbRecords:
+    if os.path.isfile(path):
         raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb")
-    if (path / "CURRENT").is_file() and not (path / "data.mdb").exists():
+    if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
         raise ForceregError(
             f"source '{named}' is a LevelDB, which is not read; convert it to LMDB (backend: LMDB)"
         )
-    if not path.is_dir():
+    if not os.path.lexists(path):
         maker = "cifar10 SRC" if "cifar" in named else "mnist IDX_DIR"
         raise ForceregError(
             f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker} {path.parent}`"

@@ -90,9 +90,7 @@ class Scale(Layer):
         else:
             shape = shapes[1]
             if shapes[0][self.axis : self.axis + len(shape)] != shape:
-                raise spec.fail(
-                    f"multiplier {list(shape)} doesn't fit bottom {list(shapes[0])} from axis {self.axis}"
-                )
+                raise spec.fail(f"multiplier {list(shape)} doesn't fit bottom {list(shapes[0])} from axis {self.axis}")
         if message.bias_term:
             self.add_blob("bias", shape, message.bias_filler if message.HasField("bias_filler") else None)
         self.out_shapes = (shapes[0],)

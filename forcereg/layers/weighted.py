@@ -52,7 +52,9 @@ class _ConvolutionBase(Layer):
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
         spatial = len(shapes[0]) - self.axis - 1
         if spatial not in (1, 2, 3):
-            raise spec.fail(f"bottom {list(shapes[0])} has {spatial} spatial axes after axis {self.axis}; expected 1 to 3")
+            raise spec.fail(
+                f"bottom {list(shapes[0])} has {spatial} spatial axes after axis {self.axis}; expected 1 to 3"
+            )
         self._geometry(spec, spatial)
         self.group = message.group
         self.channels, self.num_output = shapes[0][self.axis], message.num_output
@@ -126,7 +128,9 @@ class Deconvolution(_ConvolutionBase):
     def _out_size(self, spec: LayerSpec, size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
         out = stride * (size - 1) + dilation * (kernel - 1) + 1 - 2 * pad
         if out < 1:
-            raise spec.fail(f"output would have size {out} (input {size}, kernel {kernel}, pad {pad}); use less padding")
+            raise spec.fail(
+                f"output would have size {out} (input {size}, kernel {kernel}, pad {pad}); use less padding"
+            )
         return out
 
     def _run(self, x: Tensor) -> Tensor:

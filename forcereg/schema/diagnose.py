@@ -1,4 +1,4 @@
-"""Protobuf's parse errors as one line for the user: where, what was found, what was expected, what to write."""
+"""Protobuf's parse errors as one line for the user: where, what was found, what was expected, the fix."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     # the runtime opens its sentence with the position and often the whole source line
     source = (text.split("\n")[line - 1 : line] or [""])[0]
-    sentence = (
-        str(error).removeprefix(f"{line}:{column} : ").removeprefix(f"'{source}': ").removeprefix("'': ")
-    )
+    sentence = str(error).removeprefix(f"{line}:{column} : ")
+    sentence = sentence.removeprefix(f"'{source}': ").removeprefix("'': ")
     where = f"{name}:{line}:{column}"
     if match := _FIELD.search(sentence):
         return f"{where}: {_unknown_field(message, match[1], match[2])}"
@@ -65,8 +64,9 @@ def _unknown_field(message: Any, owner: str, field: str) -> str:
 
 
 def _holds(descriptor: Any, field: str) -> bool:
-    old = descriptor is not None and descriptor.name in ("V1LayerParameter", "V0LayerParameter")
-    return descriptor is not None and not old and field in descriptor.fields_by_name
+    if descriptor is None or descriptor.name in ("V1LayerParameter", "V0LayerParameter"):
+        return False
+    return field in descriptor.fields_by_name
 
 
 def _unknown_value(message: Any, owner: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""One pass over prototxt text for what the protobuf parser does not tell: where layers start, what is left open."""
+"""What protobuf's parser does not tell about a prototxt: where layers start, which block is left open."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _ESCAPE = re.compile(r"""\\(?:(?P<octal>[4-7][0-7]{2})|[abfnrtv0-7xuU'"\\]|(?P<o
 
 @dataclass(frozen=True)
 class Scan:
-    """`layer_lines`: 1-based line of each top-level `layer` or `layers` block; `unclosed`: that of the innermost
-    block still open at the end, None if all are closed."""
+    """Lines, counted from 1."""
 
     layer_lines: tuple[int, ...]
+    """Where each top-level `layer` or `layers` block starts."""
     unclosed: int | None
+    """Where the innermost block still open at the end starts; None if all are closed."""
 
 
 def position(text: str, offset: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M")
 
-# control characters: in no prototxt, and in every binary net (the tag of `layer` has a 6, that of `layers` is 18)
+# control characters: in no prototxt, but in every binary net (the tag of `layer` has a 6, `layers` is 18)
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 # layer type of the fork, its field here, the field that has the fork's number here
 _FORK_FIELDS = (
@@ -40,7 +41,7 @@ class NetFile:
     text: str
     """The text as given; for binary nets the upgraded net's text, without weights."""
     lines: tuple[int | None, ...]
-    """Line of `message.layer[i]` in the text, counted from 1; None where it has none (binary, made by an upgrade)."""
+    """Line of `message.layer[i]` in the text, from 1; None where it has none (binary, made by an upgrade)."""
 
     def where(self, i: int) -> str:
         """'net.prototxt:41: layer 'conv1'', the beginning of every error about layer `i`."""
@@ -58,7 +59,7 @@ class SolverFile:
 
 
 def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:
-    """`text` as a message of class `kind`, nothing upgraded; ForceregError 'file:line:column: ...' if it is none."""
+    """`text` as a message of class `kind`, nothing upgraded. Raises ForceregError 'file:line:column: ...'."""
     return _parse(text, kind, name)[0]
 
 
@@ -90,9 +91,8 @@ def read_solver(path: str | Path) -> SolverFile:
     """A solver file (prototxt). Raises ForceregError."""
     data, name = _read(path), str(path)
     if match := _BINARY.search(data):
-        raise ForceregError(
-            f"{name}: byte {match.start()} is 0x{match[0].hex()}; a solver file is plain text"
-        )
+        found = f"byte {match.start()} is 0x{match[0].hex()}"
+        raise ForceregError(f"{name}: {found}; a solver file is plain text")
     return parse_solver(_decode_text(data, name), name)
 
 
@@ -105,7 +105,10 @@ def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     scanned = scan(text, name)
     message = kind()
     try:
+        text.encode()  # half a character pair, as os.fsdecode leaves them, would crash the C runtime
         text_format.Parse(text, message)
+    except UnicodeEncodeError as error:
+        raise ForceregError(f"{name}:{position(text, error.start)}: a character that is not UTF-8") from None
     except text_format.ParseError as error:
         raise ForceregError(explain(error, text, name, message, scanned.unclosed)) from None
     return message, scanned
@@ -129,21 +132,26 @@ def _read(path: str | Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ForceregError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
+        raise ForceregError(f"{path}: no such file{did_you_mean(path.name, _siblings(path))}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ForceregError(f"{str(path)!r}: cannot be read: {reason}") from None
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return os.listdir(path.parent)
+    except OSError:
+        return []
 
 
 def _decode_text(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        where = position(data[: error.start].decode() + "?", len(data[: error.start].decode()))
-        raise ForceregError(
-            f"{name}:{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file in that encoding"
-        ) from None
+        good = data[: error.start].decode("utf-8", "replace")
+        where, found = position(good, len(good)), f"byte 0x{data[error.start]:02x}"
+        raise ForceregError(f"{name}:{where}: {found} is not UTF-8; save the file as UTF-8") from None
 
 
 def _decode_net(data: bytes, name: str) -> Any:
@@ -164,7 +172,7 @@ def _decode_net(data: bytes, name: str) -> Any:
 
 
 def _move_fork_fields(net: Any) -> None:
-    """Field numbers 147 and 148 of a binary layer belong to the fork's messages if the layer's type is the fork's."""
+    """In a binary layer of one of the fork's types the numbers 147 and 148 are the fork's fields."""
     for layer in net.layer:
         for kind, ours, theirs in _FORK_FIELDS:
             if layer.type == kind and layer.HasField(theirs):

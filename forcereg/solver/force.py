@@ -106,7 +106,7 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
 
 def check_force(force_type: str, decay_type: str = "fixed", direction: str = "all") -> None:
     """Raise ForceregError, listing the known names, unless all three solver strings are known."""
-    registry.get(force_type, "force_type")
+    registry.get(force_type)
     for field, found, known in (
         ("force_decay_type", decay_type, DECAY_TYPES),
         ("force_direction", direction, DIRECTIONS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import find_learned_net, resolve
-from forcereg.registry import solver_type
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import SolverFile, parse_solver, read_solver, to_text
-from forcereg.solver import policy, update
-from forcereg.solver.events import Event, Observer, read_outputs, sum_outputs
+from forcereg.scoring import Score, read_outputs, score
+from forcereg.solver import policy
+from forcereg.solver.events import Event, Observer
 from forcereg.solver.force import check_force
 from forcereg.solver.setup import solver_specs
-from forcereg.solver.state import pack, unpack
+from forcereg.solver.state import extra_state, pack, unpack
+from forcereg.solver.update import check_regularization
+from forcereg.solver.updater import Updater
 from forcereg.version import __version__
 
 Inputs = Mapping[str, Tensor] | Callable[[int, int], Mapping[str, Tensor]] | None
@@ -73,8 +76,12 @@ class Solver:
         self.stop_requested = False
         self.snapshot_requested = False
         self.measure_force = False
-        self._rule = solver_type.get(self.param.type, self.file.name)()
-        self._prepare_update()
+        self.updater = Updater(self.net, self.param, self.device, self.file.name)
+        self._losses = torch.zeros(self.param.average_loss, device=self.device)
+        self._loss_count = 0
+        self._clock = (0, time.perf_counter())
+        self.last_snapshot: Path | None = None
+        self._warn_of_no_force()
         for file in self.param.weights:
             for path in file.split(","):
                 self.load_weights(resolve(self.root, path.strip()))
@@ -84,7 +91,7 @@ class Solver:
     def _check(self) -> None:
         p, name = self.param, self.file.name
         policy.check(p, name)
-        update.check_regularization(p.regularization_type, name)
+        check_regularization(p.regularization_type, name)
         check_force(p.force_type, p.force_decay_type, p.force_direction)
         for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
             if getattr(p, field) < least:
@@ -96,24 +103,10 @@ class Solver:
         generator = torch.Generator().manual_seed(self.seed)
         return Net(spec, context, generator=generator).place(self.device)
 
-    def _prepare_update(self) -> None:
-        """Collects what the update loop needs, once: weights, multipliers, history in kept buffers."""
-        p, every = self.param, self.net.learnable
-        live = [(i, one) for i, one in enumerate(every) if one.lr_mult and one.blob.requires_grad]
-        self._live = tuple(i for i, _ in live)
-        self._weights = [one.blob for _, one in live]
-        self._lr_mults = [one.lr_mult for _, one in live]
-        self._decays = [p.weight_decay * one.decay_mult for _, one in live]
-        self._forces = [p.force_decay * one.force_mult for _, one in live]
-        self._history = [[torch.zeros_like(w) for w in self._weights] for _ in range(self._rule.slots)]
-        self._rate = torch.zeros((), device=self.device)
-        self._losses = torch.zeros(p.average_loss, device=self.device)
-        self._loss_count = 0
-        self._bad = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self.last_snapshot: Path | None = None
-        if p.force_decay and not any(one.force_mult and one.blob.dim() >= 2 for one in every):
+    def _warn_of_no_force(self) -> None:
+        if self.param.force_decay and not self.updater.regularizes:
             self._warn(
-                f"force_decay is {p.force_decay:g} but no parameter has force_mult: NOTHING IS REGULARIZED; "
+                f"force_decay is {self.param.force_decay:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
                 "add `param { force_mult: 1 }` to the layers whose filters should be coordinated"
             )
 
@@ -126,8 +119,6 @@ class Solver:
     def _warn(self, text: str) -> None:
         self.emit("warning", text=text)
         if not self.observers:
-            import warnings
-
             warnings.warn(text, stacklevel=3)
 
     # -- weights and state
@@ -153,15 +144,17 @@ class Solver:
     def snapshot(self) -> Path:
         """Writes model and state at this iteration; the model's path. Raises ForceregError if weights aren't finite."""
         self.check_finite()
+        if not self.updater.all_finite():
+            raise self._not_finite(f"weights are not finite at iteration {self.iter}; no snapshot is written")
         prefix = self.prefix()
         model, state = snapshot.model_path(prefix, self.iter), snapshot.state_path(prefix, self.iter)
-        self._check_weights()
         self.emit("snapshot", model=str(model), state=str(state), iteration=self.iter)
-        layers, history = pack(self.net), self._full_history()
-        diffs = pack(self.net, self._last_update()) if self.param.snapshot_diff else None
-        snapshot.write_model(model, layers, diffs, self._provenance())
-        written = snapshot.model_path(self.param.snapshot_prefix, self.iter)
-        snapshot.write_state(state, self.iter, self.current_step, str(written), history, self._extra())
+        diffs = pack(self.net, self.updater.last_update()) if self.param.snapshot_diff else None
+        snapshot.write_model(model, pack(self.net), diffs, self._provenance())
+        learned = str(snapshot.model_path(self.param.snapshot_prefix, self.iter))
+        history = self.updater.saved_history()
+        extra = extra_state(self._feeds(), self._losses, self._loss_count, self.device)
+        snapshot.write_state(state, self.iter, self.current_step, learned, history, extra)
         self.last_snapshot = model
         if self.keep:
             snapshot.prune(prefix, self.keep, self.iter)
@@ -172,17 +165,10 @@ class Solver:
         state = snapshot.read_state(path)
         self.emit("restore", state=str(path), iteration=state.iteration)
         model = snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path)))
-        expected = self._rule.slots * len(self.net.learnable)
-        if len(state.history) != expected:
-            raise ForceregError(
-                f"{path}: holds {len(state.history)} history blobs, this net and solver type need {expected}; "
-                "use the net and solver type it was saved with"
-            )
+        self.updater.load_history(state.history, str(path))
         snapshot.load_into(self.net.params, model, self.net.shared)
-        self._set_history(state.history, path)
         self.iter = state.iteration
         self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
-        self._bad.fill_(-1)
         self.last_snapshot = model.path
         if state.extra is None:
             self._warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
@@ -193,38 +179,6 @@ class Solver:
     def _feeds(self) -> dict[str, Any]:
         nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
         return {f"{key}/{name}": feed for key, net in nets.items() for name, feed in net.feeds.items()}
-
-    def _extra(self) -> dict[str, Any]:
-        from forcereg.solver.state import extra_state
-
-        return extra_state(self._feeds(), self._losses, self._loss_count, self.device)
-
-    def _full_history(self) -> list[Any]:
-        """History of every learnable blob in Caffe's order: zeros for those that never learn."""
-        blobs = [one.blob for one in self.net.learnable]
-        full = []
-        for slot in self._history:
-            held = dict(zip(self._live, slot, strict=True))
-            full += [held.get(i, torch.zeros_like(blob)).cpu().contiguous().numpy() for i, blob in enumerate(blobs)]
-        return full
-
-    def _set_history(self, arrays: Sequence[Any], path: str | Path) -> None:
-        count = len(self.net.learnable)
-        for slot, tensors in enumerate(self._history):
-            for index, tensor in zip(self._live, tensors, strict=True):
-                values = arrays[slot * count + index]
-                if values.shape != tuple(tensor.shape):
-                    raise ForceregError(
-                        f"{path}: history blob {slot * count + index} has shape {list(values.shape)}; "
-                        f"expected {list(tensor.shape)}"
-                    )
-                tensor.copy_(torch.from_numpy(values))
-
-    def _last_update(self) -> dict[tuple[str, int], Tensor]:
-        every = self.net.learnable
-        updates = getattr(self, "_values", [torch.zeros_like(w) for w in self._weights])
-        held = dict(zip(self._live, updates, strict=True))
-        return {(one.layer, one.index): held.get(i, torch.zeros_like(one.blob)) for i, one in enumerate(every)}
 
     def _provenance(self) -> dict[str, str]:
         inputs = {name: list(self.net.shapes[name]) for name in self.net.inputs}
@@ -240,36 +194,27 @@ class Solver:
 
     def check_finite(self) -> None:
         """Raises ForceregError naming the first iteration with a non-finite loss, if there was one (reads the device)."""
-        bad = int(self._bad)
-        if bad < 0:
-            return
-        last = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "there is no snapshot yet"
-        raise ForceregError(
-            f"{self.file.name}: the loss is not finite at iteration {bad}; no update was made from there on, "
-            f"{last}; lower base_lr or set clip_gradients"
-        )
+        bad = self.updater.first_bad()
+        if bad >= 0:
+            raise self._not_finite(f"the loss is not finite at iteration {bad}; no update was made from there on")
 
-    def _check_weights(self) -> None:
-        tensors = [*(blob for blobs in self.net.params.values() for blob in blobs), *self._history[0]]
-        if tensors and not bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
-            last = f"; the last good one is {self.last_snapshot}" if self.last_snapshot else ""
-            raise ForceregError(
-                f"{self.file.name}: weights are not finite at iteration {self.iter}, no snapshot is written{last}; "
-                "lower base_lr or set clip_gradients"
-            )
+    def _not_finite(self, what: str) -> ForceregError:
+        last = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "there is no snapshot yet"
+        return ForceregError(f"{self.file.name}: {what}; {last}; lower base_lr or set clip_gradients")
 
     # -- training
 
     def solve(self, inputs: Inputs = None) -> None:
         """Trains to max_iter with all tests and snapshots, and Caffe's end-of-run actions."""
-        self.emit("start", net=self.net.spec.name)
+        self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
             self._probe_prefix()
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         p = self.param
         at_snapshot = p.snapshot > 0 and self.iter % p.snapshot == 0
-        if p.snapshot_after_train and not at_snapshot and (self.iter > start or start == 0):
+        wanted = p.snapshot_after_train or self.stop_requested
+        if wanted and not at_snapshot and (self.iter > start or start == 0):
             self.snapshot()
         if self.stop_requested:
             self.emit("stopped")
@@ -322,12 +267,12 @@ class Solver:
         rate = policy.rate(p, self.iter, step)
         if display:
             self._display(outputs, rate)
-        self._update(rate, loss)
+        measure = self._measure if self.measure_force and self._due_for_test() else None
+        self.updater.apply(self.iter, rate, loss, measure)
 
     def _accumulate(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and backward of all sub-batches: the mean loss, the last sub-batch's outputs, gradients summed."""
-        for weight in self._weights:
-            weight.grad = None
+        self.updater.clear_gradients()
         total: Tensor | None = None
         outputs: dict[str, Tensor] = {}
         for sub in range(self.param.iter_size):
@@ -339,45 +284,10 @@ class Solver:
         assert total is not None
         return (total if self.param.iter_size == 1 else total / self.param.iter_size), outputs
 
-    @torch.no_grad()
-    def _update(self, rate: float, loss: Tensor) -> None:
-        p = self.param
-        on_host = self.device.type == "cpu"
-        finite = loss.isfinite()
-        if on_host and not bool(finite):
-            self._bad.fill_(self.iter)
-            return
-        if not self._weights:
-            return
-        for weight in self._weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        weights, grads = self._weights, [weight.grad for weight in self._weights if weight.grad is not None]
-        update.clip(grads, p.clip_gradients)
-        if p.iter_size > 1:
-            torch._foreach_mul_(grads, 1 / p.iter_size)
-        update.decay(grads, weights, self._decays, p.regularization_type)
-        if p.force_decay and (p.force_iter == -1 or self.iter < p.force_iter):
-            self._add_force(grads, weights)
-        if on_host:
-            self._values = self._rule(p, grads, self._history, rate, self._lr_mults)
-            torch._foreach_sub_(weights, self._values)
-            return
-        live = update.suppress(grads, finite, self._bad, self.iter)
-        self._values = self._rule(p, grads, self._history, self._rate.fill_(rate), self._lr_mults)
-        torch._foreach_addcmul_(weights, self._values, [live] * len(weights), value=-1)
+    def _measure(self, weights: list[Tensor], before: list[Tensor], after: list[Tensor], names: list[str]) -> None:
+        from forcereg.solver.diagnostics import force_report
 
-    def _add_force(self, grads: list[Tensor], weights: list[Tensor]) -> None:
-        measure = self.measure_force and self._due_for_test()
-        before = [g.clone() for g, f in zip(grads, self._forces, strict=True) if f] if measure else []
-        update.force(grads, weights, self._forces, self.param)
-        if measure:
-            from forcereg.solver.diagnostics import force_report
-
-            chosen = [i for i, factor in enumerate(self._forces) if factor and weights[i].dim() >= 2]
-            names = [self.net.learnable[self._live[i]].layer for i in chosen]
-            after = [grads[i] for i in chosen]
-            self.emit("force", iteration=self.iter, layers=force_report(names, [weights[i] for i in chosen], before, after))
+        self.emit("force", iteration=self.iter, layers=force_report(names, weights, before, after))
 
     # -- tests and displays
 
@@ -389,37 +299,27 @@ class Solver:
             self.test(index)
             if self.stop_requested:
                 break
-        first, clock = self._clock if hasattr(self, "_clock") else (self.iter, started)
+        first, clock = self._clock  # tests don't count in the pace of training
         self._clock = (first, clock + time.perf_counter() - started)
 
-    @torch.no_grad()
-    def test(self, index: int = 0) -> dict[str, list[float]]:
-        """Mean of each output element of test net `index` over its test_iter batches, by blob name."""
-        net, count = self.test_nets[index], self.param.test_iter[index]
+    def test(self, index: int = 0) -> Score:
+        """Scores test net `index` over its test_iter batches; emits and returns the means.
+
+        A requested snapshot is written between batches; a requested stop abandons the test.
+        """
+        net = self.test_nets[index]
         self.emit("test_start", net=index, iteration=self.iter)
-        losses: list[Tensor] = []
-
-        def batches() -> Any:
-            for _ in range(count):
-                if self.snapshot_requested:
-                    self.snapshot_requested = False
-                    self.snapshot()
-                if self.stop_requested:
-                    return
-                loss, outputs = net.forward_loss()
-                losses.append(loss)
-                yield outputs
-
-        total = sum_outputs(batches())
-        if self.stop_requested:
-            return {}
-        outputs = read_outputs({name: blob / count for name, blob in total.items()}, net.loss_weights)
-        mean_loss = float(torch.stack(losses).mean()) if self.param.test_compute_loss and losses else None
-        self.emit("test", net=index, iteration=self.iter, outputs=outputs, loss=mean_loss)
-        result: dict[str, list[float]] = {}
-        for output in outputs:
-            result.setdefault(output.name, []).append(output.value)
+        result = score(net, self.param.test_iter[index], before=self._between_batches)
+        if not self.stop_requested:
+            loss = result.loss if self.param.test_compute_loss else None
+            self.emit("test", net=index, iteration=self.iter, outputs=result.outputs, loss=loss)
         return result
+
+    def _between_batches(self, index: int) -> bool:
+        if self.snapshot_requested:
+            self.snapshot_requested = False
+            self.snapshot()
+        return not self.stop_requested
 
     def _display(self, outputs: Mapping[str, Tensor], rate: float) -> None:
         self.check_finite()

@@ -34,11 +34,7 @@ def advance(p: Any, iteration: int, current_step: int) -> int:
     """current_step as of `iteration`: multistep takes at most one step per iteration."""
     if p.lr_policy == "step":
         return iteration // p.stepsize
-    if (
-        p.lr_policy == "multistep"
-        and current_step < len(p.stepvalue)
-        and iteration >= p.stepvalue[current_step]
-    ):
+    if p.lr_policy == "multistep" and current_step < len(p.stepvalue) and iteration >= p.stepvalue[current_step]:
         return current_step + 1
     return current_step
 

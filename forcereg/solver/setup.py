@@ -73,9 +73,7 @@ def _test_specs(file: SolverFile, root: Path) -> list[NetSpec]:
     for value in p.test_net:
         path = resolve(root, value)
         if not path.exists():
-            raise ForceregError(
-                f"{file.name}: test_net '{value}' does not exist under {root}; correct the path"
-            )
+            raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
         files.append(read_net(path))
     generic = next((field for field in ("net", "net_param") if p.HasField(field)), None)
     left = len(p.test_iter) - len(files)

@@ -13,9 +13,7 @@ from forcereg.data.feed import Feed
 from forcereg.net import Net
 
 
-def pack(
-    net: Net, values: Mapping[tuple[str, int], Tensor] | None = None
-) -> dict[str, dict[int, np.ndarray]]:
+def pack(net: Net, values: Mapping[tuple[str, int], Tensor] | None = None) -> dict[str, dict[int, np.ndarray]]:
     """Layer -> blob index -> array for every layer; borrowed blobs only under their owner.
 
     With `values`, those instead of the blobs (the last update, for snapshot_diff), for borrowers too.
@@ -39,9 +37,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
 
 
-def extra_state(
-    feeds: Mapping[str, Feed], losses: Tensor, loss_count: int, device: torch.device
-) -> dict[str, Any]:
+def extra_state(feeds: Mapping[str, Feed], losses: Tensor, loss_count: int, device: torch.device) -> dict[str, Any]:
     """Everything that an exact resume needs beyond weights and history."""
     random = {"cpu": torch.get_rng_state().numpy()}
     if device.type == "cuda":

@@ -21,6 +21,7 @@ Records = Iterable[tuple[bytes, bytes]]
 
 def put_lmdb(path: Path, records: Records) -> Path:
     """Write records with the lmdb package alone, in the order given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with lmdb.open(str(path), map_size=1 << 28) as env, env.begin(write=True) as txn:
         for key, value in records:
             txn.put(key, value)

@@ -158,8 +158,8 @@ def test_copies_go_on_alike(clone, budget: int, db: Path) -> None:
     for a, b in zip(batches(feed, 4), batches(twin, 4), strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     twin.limit_labels(3, None, "layer 'loss'")
-    with pytest.raises(ForceregError, match="label 3 found"):
-        twin.next(), twin.next()
+    with pytest.raises(ForceregError, match=r"label \d found, expected 0 to 2"):
+        batches(twin, 3)
     feed.next()
 
 
@@ -293,10 +293,14 @@ def test_a_truncated_lmdb_is_refused(db: Path) -> None:
 
 
 def test_an_unreadable_lmdb_is_refused(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    stat = os.stat
 
-    monkeypatch.setattr("forcereg.data.records.os.stat", refuse)
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if Path(path).name == "data.mdb":
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr("os.stat", refuse)
     fails(db, "Permission denied", str(db / "db"))
 
 

@@ -1,4 +1,4 @@
-"""Snapshots in Caffe's HDF5 layout: the only module that knows these files.
+"""What a model and a solver state hold, in Caffe's HDF5 layout.
 
 A model holds group `data` with a group per layer (empty for layers without parameters) and in it the float32
 datasets `0`, `1`, ...; a solver state holds `iter`, `current_step`, `learned_net` and group `history`. What
@@ -7,11 +7,9 @@ forcereg adds, Caffe does not look at: attributes at a model's root, and group `
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,18 +17,13 @@ from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.files import write_bytes
+from forcereg.snapshot.container import reading, write
 
 Blobs: TypeAlias = Mapping[str, Mapping[int, np.ndarray]]
 """Layer name -> position of the blob in its layer (0 = weights, 1 = bias, ...) -> values in Caffe's dims."""
-
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# What h5py raises for damaged contents, found by flipping bytes in every part of a file.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, UnicodeError)
 
 
 @dataclass(frozen=True)
@@ -53,61 +46,6 @@ class StateFile:
     learned_net: str
     history: list[np.ndarray]
     extra: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Layer names: whose blobs were copied, which the net lacks, and which the file lacks."""
-
-    loaded: tuple[str, ...]
-    ignored: tuple[str, ...]
-    fresh: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """What to print: Caffe's line for every ignored layer, then one line each for the other two kinds."""
-        lines = [f"Ignoring source layer {name}" for name in self.ignored]
-        lines.append(
-            f"Loaded layers: {', '.join(self.loaded) or 'none; no layer of the file has weights here'}"
-        )
-        if self.fresh:
-            lines.append(f"Layers left as initialised: {', '.join(self.fresh)}")
-        return lines
-
-
-def model_path(prefix: str | Path, iteration: int) -> Path:
-    """<prefix>_iter_<N>.caffemodel.h5"""
-    return Path(f"{os.fspath(prefix)}_iter_{iteration}.caffemodel.h5")
-
-
-def state_path(prefix: str | Path, iteration: int) -> Path:
-    """<prefix>_iter_<N>.solverstate.h5"""
-    return Path(f"{os.fspath(prefix)}_iter_{iteration}.solverstate.h5")
-
-
-def prune(prefix: str | Path, keep: int, current: int | None = None) -> list[Path]:
-    """Delete <prefix>_iter_N.{caffemodel,solverstate}.h5 but for the `keep` newest N; the deleted paths.
-
-    A model or state without its other half is left alone and not counted, and so is what lies beyond
-    iteration `current`, from another run. Raises ForceregError if keep < 1 or a file cannot be deleted.
-    """
-    if keep < 1:
-        raise ForceregError(f"cannot keep {keep} snapshots: at least 1 has to stay")
-    stem = Path(f"{os.fspath(prefix)}_iter_")
-    state_name = re.compile(re.escape(stem.name) + r"(0|[1-9][0-9]*)\.solverstate\.h5")
-    names = os.listdir(stem.parent) if stem.parent.is_dir() else []
-    found = (state_name.fullmatch(name) for name in names)
-    iterations = sorted(int(match[1]) for match in found if match)
-    pairs = [n for n in iterations if model_path(prefix, n).is_file() and (current is None or n <= current)]
-    deleted = []
-    for iteration in pairs[:-keep]:
-        # the state first: whenever this stops, no state is left without its model
-        for path in (state_path(prefix, iteration), model_path(prefix, iteration)):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as exc:
-                raise ForceregError(f"cannot delete the old snapshot {path}: {exc.strerror}") from exc
-            deleted.append(path)
-    return deleted
 
 
 def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
@@ -138,13 +76,13 @@ def write_model(
         for key, text in (attrs or {}).items():
             file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8"))
 
-    _write(path, fill)
+    write(path, fill)
 
 
 def read_model(path: str | Path) -> ModelFile:
     """Read a model that Caffe or forcereg wrote. Raises ForceregError for any other file."""
     path = Path(path)
-    with _reading(path) as file:
+    with reading(path) as file:
         if not isinstance(file.get("data"), h5py.Group):
             raise _wrong_kind(file, path, "model", "data")
         layers = _get_blobs(file["data"], path)
@@ -177,7 +115,7 @@ def write_state(
         if extra is not None:
             _put_extra(file.create_group("forcereg"), extra)
 
-    _write(path, fill)
+    write(path, fill)
 
 
 def read_state(path: str | Path) -> StateFile:
@@ -186,7 +124,7 @@ def read_state(path: str | Path) -> StateFile:
     In `extra` numbers (0-d arrays too) come back as int, float or bool, tensors as arrays.
     """
     path = Path(path)
-    with _reading(path) as file:
+    with reading(path) as file:
         for name in ("iter", "current_step", "learned_net", "history"):
             if name not in file:
                 raise _wrong_kind(file, path, "solver state", name)
@@ -203,64 +141,6 @@ def read_state(path: str | Path) -> StateFile:
             history=list(history.values()),
             extra=_get_extra(file["forcereg"]) if "forcereg" in file else None,
         )
-
-
-def load_into(
-    params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]
-) -> LoadReport:
-    """Copy a model's blobs by layer name into `params` (every layer of the net), in place.
-
-    Caffe's HDF5 rules: in a layer that the file has, only a blob borrowed from another layer may be missing
-    (`shared`: borrowed "layer/i" -> its owner), and a layer without blobs counts as absent.
-    Raises ForceregError for another number or shape of blobs, before anything is copied.
-    """
-    copies: list[tuple[Tensor, np.ndarray]] = []
-    loaded, fresh = [], []
-    for name, targets in params.items():
-        blobs = model.layers.get(name)
-        if blobs:
-            copies += _matched(name, targets, blobs, model.path, shared)
-            loaded.append(name)
-        elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
-            fresh.append(name)
-    with torch.no_grad():
-        for target, values in copies:
-            target.copy_(torch.from_numpy(np.array(values, np.float32, order="C")))
-    return LoadReport(tuple(loaded), tuple(name for name in model.layers if name not in params), tuple(fresh))
-
-
-def _matched(
-    layer: str,
-    targets: Sequence[Tensor],
-    blobs: Mapping[int, np.ndarray],
-    path: Path,
-    shared: Mapping[str, str],
-) -> list[tuple[Tensor, np.ndarray]]:
-    """(target, values) for the blobs of one layer, all checked."""
-    rename = "rename the layer in the net to start it fresh"
-    if max(blobs) >= len(targets):
-        raise ForceregError(
-            f"{path}: layer {layer!r} has a blob {max(blobs)} in the file, "
-            f"but only {len(targets)} blobs in the net; {rename}"
-        )
-    for index, target in enumerate(targets):
-        where = f"{path}: layer {layer!r} blob {index}"
-        if index in blobs and blobs[index].shape != tuple(target.shape):
-            found, expected = blobs[index].shape, tuple(target.shape)
-            raise ForceregError(f"{where}: shape {found} in the file, {expected} in the net; {rename}")
-        if index not in blobs and f"{layer}/{index}" not in shared:
-            raise ForceregError(
-                f"{where}: not in the file (has {sorted(blobs)}), and not shared in the net; {rename}"
-            )
-    return [(targets[index], values) for index, values in blobs.items()]
-
-
-def _write(path: str | Path, fill: Callable[[h5py.File], None]) -> None:
-    """Compose the file in memory (once its size), so that what can fail on disk is one plain write."""
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
-        fill(file)
-    write_bytes(path, image.getbuffer())
 
 
 def _put_blobs(root: h5py.Group, layers: Blobs, where: str) -> None:
@@ -330,38 +210,6 @@ def _get_numbered(group: h5py.Group, where: str, path: Path) -> dict[int, np.nda
             )
         found[int(name)] = np.asarray(item[()], np.float32)
     return dict(sorted(found.items()))
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file; all that is wrong with it becomes one line."""
-    try:
-        raw = path.open("rb")
-    except OSError as exc:
-        raise ForceregError(
-            f"cannot read {path}: {(exc.strerror or str(exc)).lower()}; check the path"
-        ) from exc
-    with raw:  # h5py reads through it: no file locks, which read-only and network file systems refuse
-        _check_signature(raw.read(4096), path)
-        try:
-            with h5py.File(raw, "r") as file:
-                yield file
-        except _DAMAGE as exc:
-            cause = " ".join(str(exc).split())
-            raise ForceregError(f"{path}: damaged or truncated ({cause}); use another snapshot") from exc
-
-
-def _check_signature(head: bytes, path: Path) -> None:
-    if head.startswith(_SIGNATURE):
-        return
-    if not head:
-        raise ForceregError(f"{path}: the file is empty; use another snapshot")
-    if path.suffix in (".caffemodel", ".solverstate") or (b"\0" in head and head[0] in b"\x08\x0a\xa2"):
-        raise ForceregError(
-            f"{path}: this is a binaryproto file, and only HDF5 is read for now; "
-            "write it with `snapshot_format: HDF5` (*.h5)"
-        )
-    raise ForceregError(f"{path}: this is not an HDF5 file; expected a *.caffemodel.h5 or *.solverstate.h5")
 
 
 def _wrong_kind(file: h5py.File, path: Path, expected: str, lacks: str) -> ForceregError:

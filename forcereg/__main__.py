@@ -1,0 +1,106 @@
+"""The `forcereg` command: a table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from forcereg.errors import ForceregError
+
+COMMANDS = {
+    "train": "Train a net from a solver prototxt.",
+    "test": "Score a net: the mean of each output.",
+    "decompose": "Replace convolutions by low-rank pairs.",
+    "data": "Make LMDBs: mnist, digits, cifar10.",
+    "configs": "List and copy the nets and solvers that come with forcereg.",
+}
+"""Name -> help line; the command itself is `command` in forcereg.commands.<name>."""
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when it is called, so that --help needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"forcereg.commands.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from forcereg.errors import did_you_mean
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from forcereg.version import __version__
+
+        click.echo(f"forcereg {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error (works behind a command too).")
+def cli(debug: bool) -> None:
+    """Caffe-compatible training with Force Regularization and low-rank decomposition, on PyTorch.
+
+    \b
+    forcereg train --solver solver.prototxt
+    forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line: one clear line for an error, exit code 1 for bad input and 2 for bad usage."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        sys.exit(cli.main(args, prog_name="forcereg", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        _fail(error.format_message() + _usage_hint(error), error.exit_code, debug)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except ForceregError as error:
+        _fail(str(error), error.exit_code, debug)
+    except Exception as error:
+        summary = (str(error).splitlines() or [""])[0]
+        _fail(f"internal error: {type(error).__name__}: {summary} (run again with --debug)", 1, debug)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" (see {context.command_path} --help)" if context else ""
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo("forcereg: " + " ".join(message.split("\n")), err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Scoring a net: the mean of every output element over batches, as Caffe's tests report it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forcereg.net import Net
+
+
+@dataclass(frozen=True)
+class Output:
+    """One element of an output blob and, if it is a loss, its weight."""
+
+    name: str
+    value: float
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the batches run: the total loss and every output element, in Caffe's order."""
+
+    loss: float
+    outputs: list[Output]
+    batches: int
+
+    def mean(self, name: str) -> float:
+        """The first element of the output called `name`."""
+        return next(output.value for output in self.outputs if output.name == name)
+
+
+def read_outputs(blobs: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[Output]:
+    """Every element of the output blobs in order, fetched from the device in one transfer."""
+    if not blobs:
+        return []
+    values = iter(torch.cat([blob.detach().flatten().float() for blob in blobs.values()]).tolist())
+    return [
+        Output(name, next(values), weights.get(name, 0.0)) for name, blob in blobs.items() for _ in range(blob.numel())
+    ]
+
+
+@torch.no_grad()
+def score(
+    net: Net,
+    iterations: int,
+    before: Callable[[int], bool] = lambda index: True,
+    after: Callable[[int, Mapping[str, Tensor]], None] = lambda index, outputs: None,
+) -> Score:
+    """Runs `iterations` batches from the net's own data layers; sums stay on the device until the end.
+
+    `before(index)` is asked before each batch and ends the run by returning False; `after` sees its outputs.
+    """
+    sums: dict[str, Tensor] = {}
+    total: Tensor | None = None
+    done = 0
+    while done < iterations and before(done):
+        loss, outputs = net.forward_loss()
+        total = loss.clone() if total is None else total.add_(loss)
+        for name, blob in outputs.items():
+            sums[name] = blob.clone() if name not in sums else sums[name].add_(blob)
+        after(done, outputs)
+        done += 1
+    if total is None:
+        return Score(float("nan"), [], 0)
+    means = {name: blob / done for name, blob in sums.items()}
+    return Score(float(total) / done, read_outputs(means, net.loss_weights), done)

@@ -1,0 +1,83 @@
+"""Copying a model's blobs into a net, by layer name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.errors import ForceregError
+from forcereg.snapshot.content import ModelFile
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Layer names: whose blobs were copied, which the net lacks, and which the file lacks."""
+
+    loaded: tuple[str, ...]
+    ignored: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What to print: Caffe's line for every ignored layer, then one line each for the other two kinds."""
+        lines = [f"Ignoring source layer {name}" for name in self.ignored]
+        lines.append(
+            f"Loaded layers: {', '.join(self.loaded) or 'none; no layer of the file has weights here'}"
+        )
+        if self.fresh:
+            lines.append(f"Layers left as initialised: {', '.join(self.fresh)}")
+        return lines
+
+
+def load_into(
+    params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]
+) -> LoadReport:
+    """Copy a model's blobs by layer name into `params` (every layer of the net), in place.
+
+    Caffe's HDF5 rules: in a layer that the file has, only a blob borrowed from another layer may be missing
+    (`shared`: borrowed "layer/i" -> its owner), and a layer without blobs counts as absent.
+    Raises ForceregError for another number or shape of blobs, before anything is copied.
+    """
+    copies: list[tuple[Tensor, np.ndarray]] = []
+    loaded, fresh = [], []
+    for name, targets in params.items():
+        blobs = model.layers.get(name)
+        if blobs:
+            copies += _matched(name, targets, blobs, model.path, shared)
+            loaded.append(name)
+        elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
+            fresh.append(name)
+    with torch.no_grad():
+        for target, values in copies:
+            target.copy_(torch.from_numpy(np.array(values, np.float32, order="C")))
+    return LoadReport(tuple(loaded), tuple(name for name in model.layers if name not in params), tuple(fresh))
+
+
+def _matched(
+    layer: str,
+    targets: Sequence[Tensor],
+    blobs: Mapping[int, np.ndarray],
+    path: Path,
+    shared: Mapping[str, str],
+) -> list[tuple[Tensor, np.ndarray]]:
+    """(target, values) for the blobs of one layer, all checked."""
+    rename = "rename the layer in the net to start it fresh"
+    if max(blobs) >= len(targets):
+        raise ForceregError(
+            f"{path}: layer {layer!r} has a blob {max(blobs)} in the file, "
+            f"but only {len(targets)} blobs in the net; {rename}"
+        )
+    for index, target in enumerate(targets):
+        where = f"{path}: layer {layer!r} blob {index}"
+        if index in blobs and blobs[index].shape != tuple(target.shape):
+            found, expected = blobs[index].shape, tuple(target.shape)
+            raise ForceregError(f"{where}: shape {found} in the file, {expected} in the net; {rename}")
+        if index not in blobs and f"{layer}/{index}" not in shared:
+            raise ForceregError(
+                f"{where}: not in the file (has {sorted(blobs)}), and not shared in the net; {rename}"
+            )
+    return [(targets[index], values) for index, values in blobs.items()]

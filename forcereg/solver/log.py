@@ -1,0 +1,146 @@
+"""A run's events as Caffe's log lines, so that the scripts people have for Caffe's logs keep working."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+from forcereg.scoring import Output
+from forcereg.solver.events import Event
+
+Write = Callable[[str], None]
+
+
+def glog_prefix(level: str, file: str = "solver.py", line: int = 1) -> str:
+    """'I1122 06:35:11.123456 4711 solver.py:1] ': level, month and day (4 digits), time, thread, source."""
+    now = datetime.datetime.now()
+    return f"{level}{now:%m%d %H:%M:%S.%f} {threading.get_native_id()} {file}:{line}] "
+
+
+class GlogWriter:
+    """Writes messages with glog's prefix to a stream; `write` can be replaced while a progress bar is up."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self.write: Write = self._plain
+
+    def _plain(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def line(self, message: str, level: str = "I", file: str = "solver.py") -> None:
+        """One log line."""
+        self.write(glog_prefix(level, file) + message)
+
+    def __call__(self, event: Event) -> None:
+        render = getattr(self, f"on_{event.kind}", None)
+        if render is not None:
+            render(event)
+
+    def on_start(self, event: Event) -> None:
+        self.line(f"Solving {event.net}")
+        self.line(f"Learning Rate Policy: {event.policy}")
+
+    def on_note(self, event: Event) -> None:
+        self.line(event.text)
+
+    def on_warning(self, event: Event) -> None:
+        self.line(event.text, "W")
+
+    def on_weights(self, event: Event) -> None:
+        self.line(f"Finetuning from {event.file}")
+        for text in event.report.lines():
+            self.line(text)
+
+    def on_restore(self, event: Event) -> None:
+        self.line(f"Restoring previous solver status from {event.state}")
+
+    def on_test_start(self, event: Event) -> None:
+        self.line(f"Iteration {event.iteration}, Testing net (#{event.net})")
+
+    def on_test(self, event: Event) -> None:
+        if event.loss is not None:
+            self.line(f"Test loss: {event.loss:g}")
+        self._outputs("Test", event.outputs)
+
+    def on_train(self, event: Event) -> None:
+        pace = f"({event.speed:g} iter/s, {event.seconds:g}s/{event.interval} iters)"
+        self.line(f"Iteration {event.iteration} {pace}, loss = {event.loss:g}")
+        self._outputs("Train", event.outputs)
+        self.line(f"Iteration {event.iteration}, lr = {event.rate:g}")
+
+    def on_final(self, event: Event) -> None:
+        self.line(f"Iteration {event.iteration}, loss = {event.loss:g}")
+        self._outputs("Train", event.outputs)
+
+    def on_step(self, event: Event) -> None:
+        self.line(f"MultiStep Status: Iteration {event.iteration}, step = {event.current_step}")
+
+    def on_snapshot(self, event: Event) -> None:
+        self.line(f"Snapshotting to HDF5 file {event.model}")
+        self.line(f"Snapshotting solver state to HDF5 file {event.state}")
+
+    def on_stopped(self, event: Event) -> None:
+        self.line("Optimization stopped early.")
+
+    def on_done(self, event: Event) -> None:
+        self.line("Optimization Done.")
+
+    def _outputs(self, phase: str, outputs: Iterable[Output]) -> None:
+        for index, output in enumerate(outputs):
+            self.line(f"    {phase} net output #{index}: {describe(output)}")
+
+
+def describe(output: Output) -> str:
+    """'accuracy = 0.9913', with ' (* 1 = 0.03 loss)' behind a weighted one."""
+    text = f"{output.name} = {output.value:g}"
+    if output.weight:
+        text += f" (* {output.weight:g} = {output.weight * output.value:g} loss)"
+    return text
+
+
+class ProgressBar:
+    """A bar over the iterations on a terminal; log lines go above it."""
+
+    STRIDE = 10  # drawing more often than this costs more than it shows
+
+    def __init__(self, log: GlogWriter) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._log = log
+        self._task = self._bar.add_task("training", total=None, loss="")
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        self._log.write = lambda line: self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._log.write = self._log._plain
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "progress" and event.iteration % self.STRIDE == 0:
+            self._bar.update(self._task, total=event.max_iter, completed=event.iteration)
+        elif event.kind == "train":
+            self._bar.update(self._task, loss=f"loss {event.loss:.4g}")
+
+
+def on_terminal() -> bool:
+    """Whether progress can be shown: stderr is a terminal that isn't dumb."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,49 @@
+"""Curves for TensorBoard from a run's events: loss, rate, test scores and the state of coordinated layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forcereg.errors import ForceregError
+from forcereg.scoring import Output
+from forcereg.solver.events import Event
+
+
+class TensorBoard:
+    """Observer that writes to `folder`. Raises ForceregError if the tensorboard package is missing."""
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ForceregError(
+                '--log-dir needs the tensorboard package; install it with pip install "forcereg[tensorboard]"'
+            ) from None
+        try:
+            self._writer = SummaryWriter(str(folder))
+        except OSError as error:
+            raise ForceregError(f"--log-dir {folder}: {error.strerror}; choose a folder that can be written") from None
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "train":
+            self._writer.add_scalar("train/loss", event.loss, event.iteration)
+            self._writer.add_scalar("train/lr", event.rate, event.iteration)
+            self._outputs("train/output", event.outputs, event.iteration)
+        elif event.kind == "test":
+            self._outputs(f"test_{event.net}", event.outputs, event.iteration)
+        elif event.kind == "force":
+            for layer in event.layers:
+                for name in ("rank", "cosine", "ratio"):
+                    self._writer.add_scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
+        elif event.kind == "done":
+            self._writer.flush()
+
+    def _outputs(self, group: str, outputs: list[Output], iteration: int) -> None:
+        names = [output.name for output in outputs]
+        for index, output in enumerate(outputs):
+            suffix = f"_{index}" if names.count(output.name) > 1 else ""
+            self._writer.add_scalar(f"{group}/{output.name}{suffix}", output.value, iteration)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()

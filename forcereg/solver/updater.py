@@ -1,0 +1,141 @@
+"""One net's parameter update with its kept state: history, rate and the first bad iteration, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.errors import ForceregError
+from forcereg.net import Net
+from forcereg.registry import solver_type
+from forcereg.solver import update
+
+Measure = Callable[[list[Tensor], list[Tensor], list[Tensor], list[str]], None]
+
+
+class Updater:
+    """Turns gradients into new weights by the solver's settings (`p`: SolverParameter), in Caffe's order.
+
+    Collects weights, multipliers and history once; `apply` then only runs foreach operations on them.
+    """
+
+    def __init__(self, net: Net, p: Any, device: torch.device, name: str) -> None:
+        self.p = p
+        every = net.learnable
+        live = [i for i, one in enumerate(every) if one.lr_mult and one.blob.requires_grad]
+        self._blobs = [one.blob for one in every]
+        self._owners = [(one.layer, one.index) for one in every]
+        self._live = live
+        self._lr_mults = [every[i].lr_mult for i in live]
+        self._decays = [p.weight_decay * every[i].decay_mult for i in live]
+        self._forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
+        self._rule = solver_type.get(p.type, name)()
+        self.weights: list[Tensor] = [every[i].blob for i in live]
+        self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
+        self._values: Sequence[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self._rate = torch.zeros((), device=device)
+        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._on_host = device.type == "cpu"
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether any weight feels a force."""
+        return any(self._forces)
+
+    def clear_gradients(self) -> None:
+        """Forgets the gradients of the last iteration."""
+        for weight in self.weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def apply(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None = None) -> None:
+        """Clip, normalise, decay, force, update. From the first non-finite `loss` on nothing changes any more.
+
+        On the host the loss is looked at directly; on a device it stays there (see `first_bad`).
+        `measure` is shown the forced weights' gradients before and after the force.
+        """
+        p, weights = self.p, self.weights
+        finite = loss.isfinite()
+        if self._on_host and (not bool(finite) or int(self._bad) >= 0):
+            if int(self._bad) < 0:
+                self._bad.fill_(iteration)
+            return
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        if not grads:
+            return
+        update.clip(grads, p.clip_gradients)
+        if p.iter_size > 1:
+            torch._foreach_mul_(grads, 1 / p.iter_size)
+        update.decay(grads, weights, self._decays, p.regularization_type)
+        if self.regularizes and (p.force_iter == -1 or iteration < p.force_iter):
+            self._add_force(grads, measure)
+        if self._on_host:
+            self._values = self._rule(p, grads, self.history, rate, self._lr_mults)
+            torch._foreach_sub_(weights, self._values)
+        else:
+            live = update.suppress(grads, finite, self._bad, iteration)
+            self._values = self._rule(p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
+            torch._foreach_sub_(weights, torch._foreach_mul(self._values, live))
+
+    def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
+        forced = [i for i, factor in enumerate(self._forces) if factor]
+        before = [grads[i].clone() for i in forced] if measure is not None else []
+        update.force(grads, self.weights, self._forces, self.p)
+        if measure is not None:
+            names = [self._owners[self._live[i]][0] for i in forced]
+            measure([self.weights[i] for i in forced], before, [grads[i] for i in forced], names)
+
+    def first_bad(self) -> int:
+        """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
+        return int(self._bad)
+
+    def all_finite(self) -> bool:
+        """Whether every weight, statistic and history value is finite. Reads the device."""
+        tensors = [*self._blobs, *(tensor for slot in self.history for tensor in slot)]
+        return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+    def saved_history(self) -> list[np.ndarray]:
+        """History of every learnable blob in Caffe's order; zeros for those that never learn."""
+        return [_array(tensor) for slot in self.history for tensor in self._spread(slot)]
+
+    def last_update(self) -> dict[tuple[str, int], Tensor]:
+        """(layer, index) -> what the last iteration subtracted."""
+        return dict(zip(self._owners, self._spread(self._values), strict=True))
+
+    def _spread(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        held = dict(zip(self._live, tensors, strict=True))
+        return [held[i] if i in held else torch.zeros_like(blob) for i, blob in enumerate(self._blobs)]
+
+    def load_history(self, arrays: Sequence[np.ndarray], where: str) -> None:
+        """Takes over a snapshot's history. Raises ForceregError, before copying, if it doesn't fit."""
+        count = len(self._blobs)
+        if len(arrays) != count * len(self.history):
+            raise ForceregError(
+                f"{where}: holds {len(arrays)} history blobs, this net and solver type need "
+                f"{count * len(self.history)}; use the net and solver type it was saved with"
+            )
+        targets = [
+            (tensor, slot * count + index)
+            for slot, tensors in enumerate(self.history)
+            for index, tensor in zip(self._live, tensors, strict=True)
+        ]
+        for tensor, position in targets:
+            if arrays[position].shape != tuple(tensor.shape):
+                raise ForceregError(
+                    f"{where}: history blob {position} has shape {list(arrays[position].shape)}; "
+                    f"expected {list(tensor.shape)}"
+                )
+        for tensor, position in targets:
+            tensor.copy_(torch.from_numpy(np.array(arrays[position])))
+        self._bad.fill_(-1)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()

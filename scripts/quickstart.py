@@ -1,0 +1,137 @@
+"""The quickstart's table: what `quickstart.sh` left in the working directory, and measured forward times.
+
+python quickstart.py ERROR ITERATIONS TUNING DATA
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import forcereg
+
+ROUNDS = 30  # forward passes of each net, taken in turn so that all see the same machine
+
+
+@dataclass
+class Row:
+    """One net: as trained, or cut."""
+
+    kind: str
+    cut: str
+    ranks: str
+    macs: float
+    accuracy: float
+    tuned: float | None
+    milliseconds: float = 0.0
+
+
+def main() -> None:
+    error, iterations, tuning, data = sys.argv[1:]
+    accuracies = read_accuracies(Path("accuracies.tsv"))
+    nets = {name: load(name, int(iterations)) for name in accuracies if not name.endswith("_tuned")}
+    rows = {name: make_row(name, net, accuracies, float(error)) for name, net in nets.items()}
+    for name, seconds in forward_times(nets).items():
+        rows[name].milliseconds = 1000 * seconds
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(make_table(list(rows.values()), iterations, tuning, data))
+    console.print(conclusion(rows, float(error)))
+
+
+def read_accuracies(path: Path) -> dict[str, float]:
+    """Net name -> share of the test images it gets right."""
+    return {name: float(value) for name, value in map(str.split, path.read_text().splitlines())}
+
+
+def load(name: str, iterations: int) -> forcereg.Net:
+    """The net called `name` in its test phase, with the weights it had before fine-tuning."""
+    if "_" in name:
+        return forcereg.load_net(f"{name}.prototxt", f"{name}.caffemodel.h5")
+    model = "lenet_train_test.prototxt" if name == "plain" else "lenet_train_test_force.prototxt"
+    return forcereg.load_net(f"examples/mnist/{model}", f"{name}_iter_{iterations}.caffemodel.h5")
+
+
+def make_row(name: str, net: forcereg.Net, accuracies: dict[str, float], error: float) -> Row:
+    """Everything about one net but its forward time."""
+    kind, _, cut = name.partition("_")
+    cuts = {"": "as trained", "error": f"{error:.0%} error", "ranks": "same ranks"}
+    tuned = accuracies.get(f"{name}_tuned")
+    ranks = "/".join(str(rank(net, layer)) for layer in ("conv1", "conv2"))
+    return Row(kind, cuts[cut], ranks, macs(net), accuracies[name], tuned)
+
+
+def rank(net: forcereg.Net, layer: str) -> int:
+    """How many filters are left of a convolution: its own, or those before the 1x1 that combines them."""
+    return net.params.get(f"{layer}_lowrank", net.params.get(layer))[0].shape[0]
+
+
+def macs(net: forcereg.Net) -> float:
+    """Multiply-accumulates of one image, in millions, in convolutions and inner products."""
+    total = 0
+    for layer in net.spec.layers:
+        if layer.type in ("Convolution", "InnerProduct"):
+            positions = net.shapes[layer.tops[0]][2:]
+            total += net.params[layer.name][0].numel() * torch.Size(positions).numel()
+    return total / 1e6
+
+
+def forward_times(nets: dict[str, forcereg.Net]) -> dict[str, float]:
+    """Net name -> median seconds of a forward pass over one test batch, where training runs too."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    shape = next(iter(nets.values())).shapes["data"]
+    data = torch.rand(shape, generator=generator).to(device)
+    label = torch.zeros(shape[0], device=device)
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    for net in nets.values():
+        net.to(device)
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for name, net in nets.items():
+                start = time.perf_counter()
+                net(data=data, label=label)["loss"].item()  # item() waits for the device
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Table:
+    """One line per net, in percent, millions and milliseconds."""
+    table = Table(title=f"LeNet after {iterations} iterations on {data}", title_justify="left")
+    for heading in ("trained", "convolutions"):
+        table.add_column(heading)
+    per_batch = "ms for 100 images"
+    for heading in ("rank of conv1/conv2", "million MACs", per_batch, "accuracy", f"after {tuning} more"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        name = "without force" if row.kind == "plain" else "with force"
+        tuned = f"{row.tuned:.1%}" if row.tuned is not None else ""
+        numbers = (row.ranks, f"{row.macs:.2f}", f"{row.milliseconds:.2f}", f"{row.accuracy:.1%}", tuned)
+        table.add_row(name, row.cut, *numbers, end_section=row.cut == "same ranks")
+    return table
+
+
+def conclusion(rows: dict[str, Row], error: float) -> str:
+    """What the table says, in words; the numbers decide which words."""
+    plain, force = rows["plain_error"], rows["force_error"]
+    shared_plain, shared_force = rows["plain_ranks"], rows["force_ranks"]
+    return (
+        f"With force the filters line up: rank {force.ranks} holds all but {error:.0%} of their weights, "
+        f"against {plain.ranks} without.\n"
+        f"But that bound speaks of weights, not of answers. Cut there, the net trained with force goes from "
+        f"{rows['force'].accuracy:.1%} to {force.accuracy:.1%} and needs fine-tuning to come to "
+        f"{force.tuned:.1%}: what tells classes apart sits in the small remainder.\n"
+        f"At equal cost (rank {shared_force.ranks}) it keeps {shared_force.accuracy:.1%}, the net trained "
+        f"without force {shared_plain.accuracy:.1%}; fine-tuned, {shared_force.tuned:.1%} and "
+        f"{shared_plain.tuned:.1%}."
+    )
+
+
+if __name__ == "__main__":
+    main()
