@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+import forcereg.data.sources
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.errors import ForceregError, did_you_mean
@@ -310,10 +311,8 @@ class Net(nn.Module):
         env = {}
         for name, value in inputs.items():
             if name not in self.inputs:
-                hint = did_you_mean(name, self.inputs)
-                raise ForceregError(
-                    f"net '{self.spec.name}' has no input blob '{name}'{hint or '; inputs are ' + ', '.join(self.inputs)}"
-                )
+                hint = did_you_mean(name, self.inputs) or f"; inputs are {', '.join(self.inputs)}"
+                raise ForceregError(f"net '{self.spec.name}' has no input blob '{name}'{hint}")
             value = torch.as_tensor(value)
             if value.dim() != len(self.shapes[name]):
                 raise ForceregError(

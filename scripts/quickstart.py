@@ -69,7 +69,8 @@ def make_row(name: str, net: forcereg.Net, accuracies: dict[str, float], error: 
 
 def rank(net: forcereg.Net, layer: str) -> int:
     """How many filters are left of a convolution: its own, or those before the 1x1 that combines them."""
-    return net.params.get(f"{layer}_lowrank", net.params.get(layer))[0].shape[0]
+    blobs = net.params.get(f"{layer}_lowrank") or net.params[layer]
+    return blobs[0].shape[0]
 
 
 def macs(net: forcereg.Net) -> float:

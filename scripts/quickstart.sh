@@ -22,10 +22,13 @@ while (($#)); do
   esac
 done
 
+if [[ -n $mnist ]]; then
+  [[ -d $mnist ]] || { echo "quickstart: --mnist $mnist: no such folder" >&2; exit 1; }
+  mnist=$(cd "$mnist" && pwd)
+fi
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 bin=$(dirname "$scripts")/.venv/bin
 bash "$scripts/setup.sh" digits
-[[ -z $mnist ]] || mnist=$(cd "$mnist" && pwd)
 mkdir -p "$out"
 cd "$out"
 : >accuracies.tsv
@@ -67,10 +70,11 @@ END
 
 # accuracy NAME NET WEIGHTS: measure on the test images and note under NAME.
 accuracy() {
-  local line
-  line=$(forcereg test --model "$2" --weights "$3" --iterations "$test_batches" | grep '^accuracy = ' | tail -n 1)
-  echo "$1: $line"
-  printf '%s\t%s\n' "$1" "${line#accuracy = }" >>accuracies.tsv
+  local value
+  value=$(forcereg test --model "$2" --weights "$3" --iterations "$test_batches" \
+    2> >(grep -v '] Batch ' >&2) | sed -n 's/.*] accuracy = //p')
+  echo "$1: accuracy $value"
+  printf '%s\t%s\n' "$1" "$value" >>accuracies.tsv
 }
 
 # cut_and_tune NAME WEIGHTS OPTION...: decompose, measure, fine-tune, measure again.
@@ -93,7 +97,7 @@ fi
 
 solver plain_solver.prototxt examples/mnist/lenet_train_test.prototxt plain $iterations
 solver force_solver.prototxt examples/mnist/lenet_train_test_force.prototxt force $iterations \
-  'force_type: "Degradation"' 'force_decay: 0.001'
+  'force_type: "Degradation"' 'force_decay: 0.002'
 for kind in plain force; do
   forcereg train --solver ${kind}_solver.prototxt
   weights=${kind}_iter_$iterations.caffemodel.h5

@@ -16,17 +16,21 @@ PACKAGE = TOP / "forcereg"
 # From left to right; a module imports from its own part and from those before it.
 ORDER = (
     "errors",
+    "version",
     "registry",
     "schema",
     "paths",
     "shipped",
     "files",
+    "device",
     "spec",
     "layers",
     "data",
     "sharing",
     "net",
     "snapshot",
+    "load",
+    "scoring",
     "lowrank",
     "solver",
     "report",
@@ -35,7 +39,7 @@ ORDER = (
     "__main__",
 )
 PURE = ("solver/force.py", "lowrank/factor.py")  # mathematics: these import torch, errors and the registry
-LIGHT = ("errors", "registry", "schema", "paths", "shipped", "files", "__init__", "commands", "__main__")
+LIGHT = ("errors", "version", "registry", "schema", "paths", "shipped", "files", "__init__", "commands", "__main__")
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

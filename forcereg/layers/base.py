@@ -95,10 +95,7 @@ def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:
         ("top", len(spec.tops), cls.tops),
     ):
         if found < low or (high is not None and found > high):
-            if high is None:
-                expected = f"at least {low}"
-            else:
-                expected = f"{low}" if low == high else f"{low} to {high}"
+            expected = f"at least {low}" if high is None else f"{low}" if low == high else f"{low} to {high}"
             raise spec.fail(f"has {found} {what} blobs; type {spec.type} takes {expected}")
 
 

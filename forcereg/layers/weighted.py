@@ -71,7 +71,7 @@ class _ConvolutionBase(Layer):
             self._out_size(spec, *axis)
             for axis in zip(shapes[0][self.axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
         )
-        self.out_shapes = (shapes[0][: self.axis] + (self.num_output, *size),) * len(shapes)
+        self.out_shapes = ((*shapes[0][: self.axis], self.num_output, *size),) * len(shapes)
 
     def _geometry(self, spec: LayerSpec, spatial: int) -> None:
         self.kernel = _per_axis(spec, "kernel_size", spatial, 0)

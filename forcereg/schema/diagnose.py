@@ -9,6 +9,7 @@ from google.protobuf.text_format import ParseError
 
 from forcereg.errors import did_you_mean
 from forcereg.schema import NetParameter, SolverParameter
+from forcereg.schema.scan import shown
 from forcereg.schema.upgrade import V1_TYPES
 
 _FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
@@ -52,7 +53,7 @@ def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int
 
 def _unknown_field(message: Any, owner: str, field: str) -> str:
     descriptor = message.DESCRIPTOR.file.pool.FindMessageTypeByName(owner)
-    found = f"'{_clip(field)}' is no field of {descriptor.name}"
+    found = f"'{shown(field)}' is no field of {descriptor.name}"
     holders = [f.name for f in descriptor.fields if _holds(f.message_type, field)]
     if holders and descriptor.name != "SolverParameter":
         return f"{found}; it belongs in {', '.join(holders)}"
@@ -73,9 +74,9 @@ def _unknown_value(message: Any, owner: str, value: str) -> str:
     descriptor = message.DESCRIPTOR.file.pool.FindEnumTypeByName(owner)
     bare, known = value.strip("\"'"), list(descriptor.values_by_name)
     if bare in known:
-        return f"found {_clip(value)}, expected {bare}, without quotes"
+        return f"found {shown(value)}, expected {bare}, without quotes"
     hint = f"; known are {', '.join(known)}" if len(known) < 10 else ""
-    return f"'{_clip(bare)}' is no value of {descriptor.name}{did_you_mean(bare, known) or hint}"
+    return f"'{shown(bare)}' is no value of {descriptor.name}{did_you_mean(bare, known) or hint}"
 
 
 def _unexpected(sentence: str, source: str, column: int) -> str:
@@ -83,15 +84,11 @@ def _unexpected(sentence: str, source: str, column: int) -> str:
     token = match[0] if match else ""
     wanted = next((text for start, text in _EXPECTED.items() if start in sentence), "")
     if not wanted:
-        wanted = sentence.removeprefix("Expected ").rstrip(".").replace("\n", " ")
+        wanted = sentence.removeprefix("Expected ").rstrip(".")
     field = re.search(r"(\w+)\s*:\s*$", source[: column - 1])
     context = f" for '{field[1]}'" if field else ""
-    found = f"'{_clip(token)}'" if token else "the end of the line"
+    found = f"'{shown(token)}'" if token else "the end of the line"
     fix = ""
     if wanted == "a string in quotes" and token.isidentifier():
         fix = f'; write "{V1_TYPES.get(token, token)}"'
-    return f"found {found}, expected {_clip(wanted, 80)}{context}{fix}"
-
-
-def _clip(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return f"found {found}, expected {shown(wanted, 80)}{context}{fix}"

@@ -38,6 +38,12 @@ def position(text: str, offset: int) -> str:
     return f"{text.count(chr(10), 0, offset) + 1}:{offset - text.rfind(chr(10), 0, offset)}"
 
 
+def shown(text: str, limit: int = 40) -> str:
+    """`text` fit for an error message: cut to `limit` characters, on one line."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def scan(text: str, name: str) -> Scan:
     """What `text` looks like to a reader who knows brackets, strings and comments only.
 
@@ -59,9 +65,7 @@ def scan(text: str, name: str) -> Scan:
                 word_at = -1
             opened.append(at)
             if len(opened) > MAX_DEPTH:
-                raise ForceregError(
-                    f"{name}:{position(text, at)}: blocks are nested more than {MAX_DEPTH} deep"
-                )
+                raise ForceregError(f"{name}:{position(text, at)}: blocks are nested more than {MAX_DEPTH} deep")
         elif kind == "close" and opened:
             opened.pop()
     return Scan(_lines(text, starts), _lines(text, opened[-1:])[0] if opened else None)
@@ -72,7 +76,7 @@ def _check_escapes(string: str, start: int, text: str, name: str) -> None:
         if match["octal"] or match["other"]:
             where = position(text, start + match.start())
             raise ForceregError(
-                f'{name}:{where}: "{match[0]}" is no escape sequence; write "\\\\" for a backslash'
+                f'{name}:{where}: "{shown(match[0])}" is no escape sequence; write "\\\\" for a backslash'
             )
 
 

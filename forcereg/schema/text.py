@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
-from forcereg.schema.scan import Scan, position, scan
+from forcereg.schema.scan import Scan, position, scan, shown
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M")
@@ -46,7 +46,7 @@ class NetFile:
     def where(self, i: int) -> str:
         """'net.prototxt:41: layer 'conv1'', the beginning of every error about layer `i`."""
         line = f":{self.lines[i]}" if self.lines[i] else ""
-        return f"{self.name}{line}: layer '{self.message.layer[i].name}'"
+        return f"{self.name}{line}: layer '{shown(self.message.layer[i].name, 80)}'"
 
 
 @dataclass(frozen=True)

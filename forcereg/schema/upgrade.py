@@ -12,6 +12,7 @@ from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import NetParameter, SolverParameter, V1LayerParameter
+from forcereg.schema.scan import shown
 
 Lines = tuple[int | None, ...]
 
@@ -20,9 +21,7 @@ def _camel(enum_name: str) -> str:
     return "".join(word.capitalize() for word in enum_name.split("_"))
 
 
-V1_TYPES: dict[str, str] = {
-    name: _camel(name) for name in V1LayerParameter.LayerType.DESCRIPTOR.values_by_name
-} | {
+V1_TYPES: dict[str, str] = {name: _camel(name) for name in V1LayerParameter.LayerType.DESCRIPTOR.values_by_name} | {
     "NONE": "",
     "ABSVAL": "AbsVal",
     "ARGMAX": "ArgMax",
@@ -139,7 +138,7 @@ def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
         old = SolverParameter.SolverType.Name(result.solver_type)
         if result.HasField("type"):
             raise ForceregError(
-                f'{name}: solver_type {old} and type "{result.type}" are both set; remove solver_type'
+                f'{name}: solver_type {old} and type "{shown(result.type)}" are both set; remove solver_type'
             )
         result.type = SOLVER_TYPES[old]
         result.ClearField("solver_type")
@@ -161,11 +160,9 @@ def _from_v0(net: Any, name: str, lines: Sequence[int | None]) -> tuple[Any, lis
     kept = []
     paddings: dict[str, Any] = {}  # top of a padding layer -> that layer
     for old, line in zip(net.layers, lines, strict=True):
-        where = f"{name}{f':{line}' if line else ''}: layer '{old.layer.name or old.name}'"
+        where = f"{name}{f':{line}' if line else ''}: layer '{shown(old.layer.name or old.name, 80)}'"
         if not old.HasField("layer"):
-            raise ForceregError(
-                f"{where}: has no `layer` block inside, unlike others; two old forms are mixed"
-            )
+            raise ForceregError(f"{where}: has no `layer` block inside, unlike others; two old forms are mixed")
         padding = _padding_before(old, paddings, where)
         for top in old.top:
             paddings.pop(top, None)
@@ -200,7 +197,7 @@ def _take_over(padding: Any, layer: Any, param: str) -> None:
 
 def _from_v0_layer(old: Any, new: Any, where: str) -> None:
     if old.type not in _V0_TYPES:
-        raise ForceregError(f"{where}: unknown layer type '{old.type}'{did_you_mean(old.type, _V0_TYPES)}")
+        raise ForceregError(f"{where}: unknown layer type '{shown(old.type)}'{did_you_mean(old.type, _V0_TYPES)}")
     kind, param, options = _V0_TYPES[old.type]
     new.type = V1LayerParameter.LayerType.Value(kind)
     for field, value in old.ListFields():
@@ -210,9 +207,7 @@ def _from_v0_layer(old: Any, new: Any, where: str) -> None:
             renamed = _V0_RENAMED.get(field.name, field.name.removeprefix("det_"))
             _put(getattr(new, param), renamed, value)
         elif field.name not in ("name", "type"):
-            raise ForceregError(
-                f"{where}: '{field.name}' is no option of a layer of type '{old.type}'; remove it"
-            )
+            raise ForceregError(f"{where}: '{field.name}' is no option of a '{old.type}' layer; remove it")
 
 
 def _from_v1(old: Any, new: Any) -> None:

@@ -1,8 +1,8 @@
 """HDF5 files as one image: composed in memory, written in one step with a checksum, checked when read.
 
 HDF5 itself does not notice a changed weight, and some damaged structures make it loop for ever. So 16 bytes
-follow what HDF5 looks at: `forcereg` and the CRC-32 of all before, in hex. Other readers ignore them, and HDF5
-drops them when it edits a file. Files without them, as Caffe's are, are read unchecked.
+follow what HDF5 looks at: `forcereg` and the CRC-32 of all before, in hex. Other readers ignore them, HDF5
+drops them when it edits a file, and a file without them, as Caffe's are, is read unchecked.
 """
 
 from __future__ import annotations
@@ -47,13 +47,11 @@ def write(path: str | Path, fill: Callable[[h5py.File], None]) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file; what is wrong with it, found now or in the block, raises ForceregError (one line)."""
+    """Open an HDF5 file; what is wrong with it, found now or in the block, raises ForceregError."""
     try:
         raw = path.open("rb")
     except OSError as exc:
-        raise ForceregError(
-            f"cannot read {path}: {(exc.strerror or str(exc)).lower()}; check the path"
-        ) from exc
+        raise ForceregError(f"cannot read {path}: {(exc.strerror or str(exc)).lower()}; check the path") from exc
     with raw:  # h5py reads through it: no file locks, which read-only and network file systems refuse
         _check_signature(raw.read(4096), path)
         _check_footer(raw, path)

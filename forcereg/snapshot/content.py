@@ -130,9 +130,7 @@ def read_state(path: str | Path) -> StateFile:
                 raise _wrong_kind(file, path, "solver state", name)
         history = _get_numbered(file["history"], "history", path)
         if list(history) != list(range(len(history))):
-            raise ForceregError(
-                f"{path}: history has datasets {list(history)}, expected 0 to {len(history) - 1}"
-            )
+            raise ForceregError(f"{path}: history has datasets {list(history)}, expected 0 to {len(history) - 1}")
         return StateFile(
             path,
             iteration=int(np.ravel(file["iter"][()])[0]),
@@ -204,10 +202,9 @@ def _get_numbered(group: h5py.Group, where: str, path: Path) -> dict[int, np.nda
     for name, item in group.items():
         if isinstance(item, h5py.Group):
             continue
-        if not re.fullmatch(r"0|[1-9][0-9]*", name) or item.dtype.kind != "f":
-            raise ForceregError(
-                f"{path}: {where} has a dataset {name!r} of type {item.dtype}, expected numbered floats"
-            )
+        dtype = getattr(item, "dtype", np.dtype(np.void))  # None where a link leads nowhere
+        if not re.fullmatch(r"0|[1-9][0-9]*", name) or dtype.kind != "f":
+            raise ForceregError(f"{path}: {where} has a dataset {name!r} of type {dtype}, expected numbered floats")
         found[int(name)] = np.asarray(item[()], np.float32)
     return dict(sorted(found.items()))
 
@@ -218,7 +215,5 @@ def _wrong_kind(file: h5py.File, path: Path, expected: str, lacks: str) -> Force
         return ForceregError(f"{path}: this is a model, expected a {expected}; give the *.solverstate.h5")
     if expected == "model" and "learned_net" in file:
         model = os.fsdecode(np.ravel(file["learned_net"][()])[0])
-        return ForceregError(
-            f"{path}: this is a solver state, expected a {expected}; give its model, {model}"
-        )
+        return ForceregError(f"{path}: this is a solver state, expected a {expected}; give its model, {model}")
     return ForceregError(f"{path}: this is not a Caffe {expected}: it lacks {lacks!r}")

@@ -25,17 +25,13 @@ class LoadReport:
     def lines(self) -> list[str]:
         """What to print: Caffe's line for every ignored layer, then one line each for the other two kinds."""
         lines = [f"Ignoring source layer {name}" for name in self.ignored]
-        lines.append(
-            f"Loaded layers: {', '.join(self.loaded) or 'none; no layer of the file has weights here'}"
-        )
+        lines.append(f"Loaded layers: {', '.join(self.loaded) or 'none; no layer of the file has weights here'}")
         if self.fresh:
             lines.append(f"Layers left as initialised: {', '.join(self.fresh)}")
         return lines
 
 
-def load_into(
-    params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]
-) -> LoadReport:
+def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]) -> LoadReport:
     """Copy a model's blobs by layer name into `params` (every layer of the net), in place.
 
     Caffe's HDF5 rules: in a layer that the file has, only a blob borrowed from another layer may be missing
@@ -77,7 +73,5 @@ def _matched(
             found, expected = blobs[index].shape, tuple(target.shape)
             raise ForceregError(f"{where}: shape {found} in the file, {expected} in the net; {rename}")
         if index not in blobs and f"{layer}/{index}" not in shared:
-            raise ForceregError(
-                f"{where}: not in the file (has {sorted(blobs)}), and not shared in the net; {rename}"
-            )
+            raise ForceregError(f"{where}: not in the file (has {sorted(blobs)}), and not shared in the net; {rename}")
     return [(targets[index], values) for index, values in blobs.items()]

@@ -193,7 +193,7 @@ class Solver:
     # -- finite losses
 
     def check_finite(self) -> None:
-        """Raises ForceregError naming the first iteration with a non-finite loss, if there was one (reads the device)."""
+        """Raises ForceregError naming the first iteration with a non-finite loss, if any. Reads the device."""
         bad = self.updater.first_bad()
         if bad >= 0:
             raise self._not_finite(f"the loss is not finite at iteration {bad}; no update was made from there on")
@@ -373,6 +373,8 @@ class Solver:
 
 
 def _read(solver: Any) -> SolverFile:
+    if isinstance(solver, SolverFile):
+        return solver
     if isinstance(solver, SolverParameter):
         return parse_solver(to_text(solver), "<SolverParameter>")
     if isinstance(solver, str) and ("\n" in solver or ":" in solver) and not Path(solver).exists():
