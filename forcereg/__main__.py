@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {message}\n"
     try:
         sys.exit(cli.main(args, prog_name="forcereg", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

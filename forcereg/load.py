@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def load_net(
     file = net_file(model)
     device = torch.device(device)
     spec = net_spec(file, phase, level, stages)
+    for text in spec.warnings:
+        warnings.warn(text, stacklevel=2)
     prepare(device)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget)
@@ -49,7 +52,7 @@ def load_net(
     if weights is None:
         return net
     for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
-        snapshot.load_into(net.params, snapshot.read_model(path), net.shared)
+        snapshot.load_into(net.params, snapshot.read_model(os.fspath(path)), net.shared)
     return net
 
 
@@ -63,7 +66,7 @@ def net_file(model: str | os.PathLike[str] | Any) -> NetFile:
         return parse_net(model)
     if not isinstance(model, str | os.PathLike):
         raise ForceregError(f"model is a {type(model).__name__}; expected a path, prototxt text or NetParameter")
-    return read_net(model)
+    return read_net(os.fspath(model))
 
 
 def net_spec(file: NetFile, phase: str | int, level: int = 0, stages: Sequence[str] = ()) -> NetSpec:

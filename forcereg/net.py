@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-import forcereg.data.sources
+import forcereg.data.sources  # noqa: F401  (registers the data layers)
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.errors import ForceregError, did_you_mean
@@ -71,12 +71,15 @@ class Net(nn.Module):
         self.feeds: dict[str, Feed] = {}
         self.inputs: tuple[str, ...] = ()
         self._keys: dict[str, str] = {}
+        self._built: list[tuple[LayerSpec, str]] = []
         self._owners = Owners()
+        given = input_shapes or {}
         for layer_spec in spec.layers:
-            if layer_spec.type in registry.source:
-                self._add_source(layer_spec, context, input_shapes or {})
+            is_given = layer_spec.tops and all(top in given for top in layer_spec.tops)
+            if layer_spec.type in registry.source or (layer_spec.type == "Input" and is_given):
+                self._add_source(layer_spec, context, given)
             else:
-                self._add_layer(layer_spec, input_shapes or {}, generator)
+                self._add_layer(layer_spec, given, generator)
         self._owners.check_finished(self.module)
         self._steps = self._plan()
         self._losses = tuple(
@@ -91,8 +94,13 @@ class Net(nn.Module):
     # -- building
 
     def _add_source(self, spec: LayerSpec, context: FeedContext | None, given: Mapping[str, Any]) -> None:
-        if all(top in given for top in spec.tops):
+        if self._spec_of(spec.name) is not spec:
+            raise spec.fail(f"the name is taken by {self._spec_of(spec.name).where}; rename one of them")
+        lacking = [top for top in spec.tops if top not in given]
+        if spec.tops and not lacking:
             shapes = [tuple(given[top]) for top in spec.tops]
+        elif len(lacking) < len(spec.tops):
+            raise spec.fail(f"input_shapes lacks {', '.join(lacking)}; give the shapes of all its tops or of none")
         else:
             if context is None:
                 context = FeedContext(root=self.spec.root, device=torch.device("cpu"), seed=None)
@@ -115,9 +123,14 @@ class Net(nn.Module):
                 with torch.no_grad():
                     blob.copy_(fill(filler, tuple(blob.shape), generator, spec))
         module.fillers = []
+        if spec.name in self._keys and (module.blobs or self.module(spec.name).blobs):
+            raise spec.fail(
+                f"the name is taken by {self._spec_of(spec.name).where}; layers with weights need their own"
+            )
         key = self._key(spec.name)
         self.layers.add_module(key, module)
-        self._keys[spec.name] = key
+        self._keys.setdefault(spec.name, key)
+        self._built.append((spec, key))
         self._owners.add(spec, module)
         if spec.type == "Input":
             self.inputs += spec.tops
@@ -133,22 +146,22 @@ class Net(nn.Module):
 
     def _plan(self) -> tuple[Step, ...]:
         last_use: dict[str, str] = {}
-        producer: dict[str, Layer | None] = {}
+        producer: dict[str, Layer] = {}
         steps = []
-        specs = [spec for spec in self.spec.layers if spec.name in self._keys and spec.type != "Input"]
-        for spec in specs:
-            last_use.update(dict.fromkeys(spec.bottoms, spec.name))
-        keep = {top for spec in specs for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
+        built = [(spec, key) for spec, key in self._built if spec.type != "Input"]
+        for spec, key in built:
+            last_use.update(dict.fromkeys(spec.bottoms, key))
+        keep = {top for spec, _ in built for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
         keep.update(self.spec.outputs)
-        for spec in specs:
-            module = self.module(spec.name)
+        for spec, key in built:
+            module = getattr(self.layers, key)
             previous = producer.get(spec.bottoms[0]) if spec.bottoms else None
             if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
                 module.overwrite = previous.overwritable and spec.tops[0] not in self._explicit_losses()
             producer.update(dict.fromkeys(spec.tops, module))
             blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
-            dead = {b for b in spec.bottoms if last_use[b] == spec.name and b not in spec.tops} - keep
-            steps.append(Step(spec, self._keys[spec.name], tuple(sorted(blocked | module.labels)), tuple(dead)))
+            dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
+            steps.append(Step(spec, key, tuple(sorted(blocked | module.labels)), tuple(dead)))
         return tuple(steps)
 
     def _explicit_losses(self) -> set[str]:
@@ -234,7 +247,18 @@ class Net(nn.Module):
         if device.type == "cpu":
             for parameter in self.parameters():
                 if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                    # not .contiguous(): with one input channel it keeps strides that make torch's
+                    # convolution answer in the slow layout
+                    data = torch.empty_like(parameter, memory_format=torch.channels_last)
+                    parameter.data = data.copy_(parameter.detach())
+        return self
+
+    def train(self, mode: bool = True) -> Net:
+        """As torch's, but a layer whose `phase` is written in the file stays in that phase."""
+        super().train(mode)
+        for spec, key in self._built:
+            if spec.message.HasField("phase"):
+                getattr(self.layers, key).train(spec.phase == TRAIN)
         return self
 
     # -- running
@@ -246,7 +270,8 @@ class Net(nn.Module):
 
         Inputs go by keyword or, for names that aren't identifiers, in a dict.
         """
-        return self._select(self._run({**(inputs or {}), **named}, tuple(blobs)), tuple(blobs))
+        extra = (blobs,) if isinstance(blobs, str) else tuple(blobs)
+        return self._select(self._run({**(inputs or {}), **named}, extra), extra)
 
     def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
@@ -257,6 +282,8 @@ class Net(nn.Module):
         """The weighted sum over every element of every loss blob in `env`, 0-d."""
         total: Tensor | None = None
         for name, weight in self._losses:
+            if name not in env:
+                raise ForceregError(f"total_loss needs blob '{name}', not an output; add it by blobs=['{name}']")
             blob = env[name]
             term = blob if blob.dim() == 0 else blob.sum()
             term = term if weight == 1 else term * weight
@@ -313,7 +340,10 @@ class Net(nn.Module):
             if name not in self.inputs:
                 hint = did_you_mean(name, self.inputs) or f"; inputs are {', '.join(self.inputs)}"
                 raise ForceregError(f"net '{self.spec.name}' has no input blob '{name}'{hint}")
-            value = torch.as_tensor(value)
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise ForceregError(f"input '{name}' is a {type(value).__name__}; expected a tensor") from None
             if value.dim() != len(self.shapes[name]):
                 raise ForceregError(
                     f"input '{name}' has shape {list(value.shape)}; expected {len(self.shapes[name])} axes "

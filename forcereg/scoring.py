@@ -49,16 +49,18 @@ def score(
     iterations: int,
     before: Callable[[int], bool] = lambda index: True,
     after: Callable[[int, Mapping[str, Tensor]], None] = lambda index, outputs: None,
+    inputs: Callable[[int], Mapping[str, Tensor] | None] = lambda index: None,
 ) -> Score:
-    """Runs `iterations` batches from the net's own data layers; sums stay on the device until the end.
+    """Runs `iterations` batches; sums stay on the device until the end.
 
-    `before(index)` is asked before each batch and ends the run by returning False; `after` sees its outputs.
+    `before(index)` is asked before each batch and ends the run by returning False; `after` sees its outputs;
+    `inputs` gives what the net's own data layers don't.
     """
     sums: dict[str, Tensor] = {}
     total: Tensor | None = None
     done = 0
     while done < iterations and before(done):
-        loss, outputs = net.forward_loss()
+        loss, outputs = net.forward_loss(inputs(done))
         total = loss.clone() if total is None else total.add_(loss)
         for name, blob in outputs.items():
             sums[name] = blob.clone() if name not in sums else sums[name].add_(blob)

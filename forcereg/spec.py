@@ -124,7 +124,6 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
     if not layers:
         phase = "TRAIN" if state.phase == TRAIN else "TEST"
         raise ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules")
-    _check_names(layers)
     sources = _check_blobs(layers)
     warnings = _consumed_losses(layers, sources)
     layers = insert_splits(layers)
@@ -165,14 +164,6 @@ def _layer_spec(message: Any, where: str, phase: int) -> LayerSpec:
     return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights)
 
 
-def _check_names(layers: Sequence[LayerSpec]) -> None:
-    seen: dict[str, LayerSpec] = {}
-    for spec in layers:
-        if spec.name in seen:
-            raise spec.fail(f"the name is taken by {seen[spec.name].where}; layer names must differ")
-        seen[spec.name] = spec
-
-
 def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
     """For each layer the (layer, top) index that writes each of its bottoms; errors for unknown blobs."""
     writer: dict[str, tuple[int, int]] = {}
@@ -204,7 +195,7 @@ def _consumed_losses(layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[
     read = {source for of_layer in sources for source in of_layer}
     for index, spec in enumerate(layers):
         for slot, weight in enumerate(spec.loss_weights):
-            if weight and (index, slot) in read:
+            if weight and is_loss(spec.type) and (index, slot) in read:
                 yield (
                     f"{spec.where}: loss blob '{spec.tops[slot]}' is read by another layer too; "
                     "counted once, with its gradient (Caffe drops the gradient or counts it twice)"
@@ -230,8 +221,13 @@ def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
     result: list[LayerSpec] = []
     for index, spec in enumerate(layers):
         bottoms = []
-        for bottom, source in zip(spec.bottoms, sources[index], strict=True):
+        for slot, (bottom, source) in enumerate(zip(spec.bottoms, sources[index], strict=True)):
             if uses[source] > 1:
+                if bottom in spec.tops[slot : slot + 1]:
+                    raise spec.fail(
+                        f"changes blob '{bottom}' in place, but that is also read elsewhere or weighted as a loss; "
+                        "give the top a name of its own"
+                    )
                 bottom = f"{_split_name(layers, source)}_{taken[source]}"
                 taken[source] += 1
             bottoms.append(bottom)

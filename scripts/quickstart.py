@@ -1,6 +1,6 @@
 """The quickstart's table: what `quickstart.sh` left in the working directory, and measured forward times.
 
-python quickstart.py ERROR ITERATIONS TUNING DATA
+python quickstart.py ERROR ITERATIONS TUNING TEST_IMAGES DATA
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Row:
 
 
 def main() -> None:
-    error, iterations, tuning, data = sys.argv[1:]
+    error, iterations, tuning, images, data = sys.argv[1:]
     accuracies = read_accuracies(Path("accuracies.tsv"))
     nets = {name: load(name, int(iterations)) for name in accuracies if not name.endswith("_tuned")}
     rows = {name: make_row(name, net, accuracies, float(error)) for name, net in nets.items()}
@@ -42,7 +42,7 @@ def main() -> None:
         rows[name].milliseconds = 1000 * seconds
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(make_table(list(rows.values()), iterations, tuning, data))
-    console.print(conclusion(rows, float(error)))
+    console.print(conclusion(rows, float(error), int(images)))
 
 
 def read_accuracies(path: Path) -> dict[str, float]:
@@ -107,8 +107,7 @@ def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Tabl
     table = Table(title=f"LeNet after {iterations} iterations on {data}", title_justify="left")
     for heading in ("trained", "convolutions"):
         table.add_column(heading)
-    per_batch = "ms for 100 images"
-    for heading in ("rank of conv1/conv2", "million MACs", per_batch, "accuracy", f"after {tuning} more"):
+    for heading in ("rank of conv1/conv2", "million MACs", "ms/batch", "accuracy", f"{tuning} iterations later"):
         table.add_column(heading, justify="right")
     for row in rows:
         name = "without force" if row.kind == "plain" else "with force"
@@ -118,20 +117,28 @@ def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Tabl
     return table
 
 
-def conclusion(rows: dict[str, Row], error: float) -> str:
-    """What the table says, in words; the numbers decide which words."""
-    plain, force = rows["plain_error"], rows["force_error"]
-    shared_plain, shared_force = rows["plain_ranks"], rows["force_ranks"]
-    return (
-        f"With force the filters line up: rank {force.ranks} holds all but {error:.0%} of their weights, "
-        f"against {plain.ranks} without.\n"
-        f"But that bound speaks of weights, not of answers. Cut there, the net trained with force goes from "
-        f"{rows['force'].accuracy:.1%} to {force.accuracy:.1%} and needs fine-tuning to come to "
-        f"{force.tuned:.1%}: what tells classes apart sits in the small remainder.\n"
-        f"At equal cost (rank {shared_force.ranks}) it keeps {shared_force.accuracy:.1%}, the net trained "
-        f"without force {shared_plain.accuracy:.1%}; fine-tuned, {shared_force.tuned:.1%} and "
-        f"{shared_plain.tuned:.1%}."
+def conclusion(rows: dict[str, Row], error: float, images: int) -> str:
+    """What the table says, in words; the numbers decide which words. Accuracies are of `images` images."""
+    whole, cut, same, plain = (rows[name] for name in ("force", "force_error", "force_ranks", "plain_ranks"))
+    noise = 2 * (whole.accuracy * (1 - whole.accuracy) / images) ** 0.5
+    lines = [
+        f"Filters: rank {cut.ranks} holds all but {error:.0%} of the weights' energy with force, "
+        f"rank {rows['plain_error'].ranks} without."
+    ]
+    if cut.accuracy < whole.accuracy - noise:
+        lines.append(
+            f"That bound speaks of weights, not of answers: cut there, the net trained with force falls from "
+            f"{whole.accuracy:.1%} to {cut.accuracy:.1%}, because what tells classes apart sits in the small "
+            f"remainder; fine-tuning brings it to {cut.tuned:.1%}."
+        )
+    else:
+        lines.append(f"Cut there, it keeps {cut.accuracy:.1%} of {whole.accuracy:.1%}; fine-tuned, {cut.tuned:.1%}.")
+    lines.append(
+        f"At equal cost (rank {same.ranks}) it has {same.accuracy:.1%}, fine-tuned {same.tuned:.1%}; the net "
+        f"trained without force {plain.accuracy:.1%}, fine-tuned {plain.tuned:.1%}."
     )
+    lines.append(f"{images:,} test images: differences below {100 * noise:.1f} points may be chance.")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ iterations=1000
 tuning=400
 error=0.05  # each convolution keeps the rank that leaves this share of its weights' energy out
 ranks=4,4   # a rank for conv1 and conv2 that both nets are cut to, to compare them at equal cost
-test_batches=3
+test_batches=3 # of 100 images
 [[ -z $mnist ]] || test_batches=100
 
+exec 3>&2 # the commands are shown even where their own messages are kept in a file
 forcereg() {
-  echo "\$ forcereg $*" >&2
+  echo "\$ forcereg $*" >&3
   "$bin/forcereg" "$@"
 }
 
@@ -71,8 +72,8 @@ END
 # accuracy NAME NET WEIGHTS: measure on the test images and note under NAME.
 accuracy() {
   local value
-  value=$(forcereg test --model "$2" --weights "$3" --iterations "$test_batches" \
-    2> >(grep -v '] Batch ' >&2) | sed -n 's/.*] accuracy = //p')
+  value=$(forcereg test --model "$2" --weights "$3" --iterations "$test_batches" 2>test.log |
+    sed -n 's/.*] accuracy = //p') || { cat test.log >&2; exit 1; }
   echo "$1: accuracy $value"
   printf '%s\t%s\n' "$1" "$value" >>accuracies.tsv
 }
@@ -106,5 +107,6 @@ for kind in plain force; do
   cut_and_tune ${kind}_ranks "$weights" --ranks $ranks
 done
 
-"$bin/python" "$scripts/quickstart.py" "$error" "$iterations" "$tuning" "${mnist:-the digits of scikit-learn}"
+"$bin/python" "$scripts/quickstart.py" "$error" "$iterations" "$tuning" $((100 * test_batches)) \
+  "${mnist:-the digits of scikit-learn}"
 echo "Everything is in $PWD: solvers and nets (*.prototxt), weights (*.caffemodel.h5), ranks (*.json)."

@@ -44,20 +44,29 @@ def test_quickstart_counts_multiply_accumulates() -> None:
     assert [quickstart.rank(net, layer) for layer in ("conv1", "conv2")] == [20, 50]
 
 
-def test_quickstart_conclusion_tells_the_table() -> None:
-    def row(kind: str, cut: str, ranks: str, accuracy: float, tuned: float | None) -> quickstart.Row:
+def rows(force_at_error: float) -> dict[str, quickstart.Row]:
+    def row(kind: str, cut: str, ranks: str, accuracy: float, tuned: float | None = None) -> quickstart.Row:
         return quickstart.Row(kind, cut, ranks, 1.0, accuracy, tuned)
 
-    text = quickstart.conclusion(
-        {
-            "plain": row("plain", "as trained", "20/50", 0.971, None),
-            "plain_error": row("plain", "5% error", "14/45", 0.962, 0.963),
-            "plain_ranks": row("plain", "same ranks", "4/4", 0.911, 0.952),
-            "force": row("force", "as trained", "20/50", 0.974, None),
-            "force_error": row("force", "5% error", "2/1", 0.225, 0.946),
-            "force_ranks": row("force", "same ranks", "4/4", 0.983, 0.985),
-        },
-        0.05,
-    )
-    for told in ("rank 2/1", "14/45", "97.4% to 22.5%", "94.6%", "rank 4/4", "98.3%", "91.1%", "98.5%", "95.2%"):
-        assert told in text
+    return {
+        "plain": row("plain", "as trained", "20/50", 0.971),
+        "plain_error": row("plain", "5% error", "14/45", 0.962, 0.963),
+        "plain_ranks": row("plain", "same ranks", "4/4", 0.911, 0.952),
+        "force": row("force", "as trained", "20/50", 0.974),
+        "force_error": row("force", "5% error", "2/1", force_at_error, 0.946),
+        "force_ranks": row("force", "same ranks", "4/4", 0.983, 0.985),
+    }
+
+
+@pytest.mark.parametrize(
+    ("force_at_error", "told"),
+    [
+        pytest.param(0.225, "falls from 97.4% to 22.5%", id="falls"),
+        pytest.param(0.972, "it keeps 97.2% of 97.4%", id="keeps"),
+    ],
+)
+def test_quickstart_conclusion_tells_the_table(force_at_error: float, told: str) -> None:
+    text = quickstart.conclusion(rows(force_at_error), 0.05, 300)
+    for number in (told, "rank 2/1", "14/45", "94.6%", "rank 4/4", "98.3%", "91.1%", "98.5%", "95.2%", "300 test"):
+        assert number in text
+    assert "below 1.8 points" in text

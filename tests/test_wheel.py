@@ -27,9 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_the_modules_and_configs_only(installed: Path) -> None:
-    found = {
-        path.relative_to(installed / "forcereg").as_posix() for path in (installed / "forcereg").rglob("*.*")
-    }
+    found = {path.relative_to(installed / "forcereg").as_posix() for path in (installed / "forcereg").rglob("*.*")}
     modules = {path.relative_to(TOP / "forcereg").as_posix() for path in (TOP / "forcereg").rglob("*.py")}
     assert modules <= found
     assert {"schema/caffe.desc", "schema/caffe.proto"} <= found

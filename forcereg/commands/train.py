@@ -51,7 +51,7 @@ def command(
 
     log = GlogWriter()
     file = read_solver(solver)
-    if weights is not None:
+    if snapshot or weights is not None:
         del file.message.weights[:]
     run = Solver(
         file,

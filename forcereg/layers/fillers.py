@@ -24,10 +24,14 @@ def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpe
     return make(message, shape, generator, spec)
 
 
+def _rows(shape: Shape) -> int:
+    return shape[0] if shape else 1
+
+
 def fan(message: Any, shape: Shape) -> float:
     """The count that scaled fillers divide by: fan_in = count/dim0, fan_out = count/dim1, or their mean."""
     total = count(shape)
-    fan_in = total / shape[0]
+    fan_in = total / _rows(shape)
     fan_out = total / shape[1] if len(shape) > 1 else total
     norms = FillerParameter.VarianceNorm
     if message.variance_norm == norms.Value("FAN_OUT"):
@@ -53,21 +57,22 @@ def uniform(message: Any, shape: Shape, generator: Generator | None, spec: Layer
 
 @filler("gaussian")
 def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
-    """N(mean 0, std 1); with `sparse` >= 0 an entry is kept with probability sparse/dim0."""
-    if message.std < 0:
-        raise spec.fail(f"gaussian filler has std {message.std:g}; expected >= 0")
+    """N(mean 0, std 1); std > 0; with `sparse` >= 0 an entry is kept with probability sparse/dim0."""
+    if message.std <= 0:
+        raise spec.fail(f"gaussian filler has std {message.std:g}; expected > 0")
     values = torch.empty(shape).normal_(message.mean, message.std, generator=generator)
     if message.sparse >= 0:
-        if message.sparse > shape[0]:
-            raise spec.fail(f"gaussian filler has sparse {message.sparse}, more than the {shape[0]} outputs")
-        values *= torch.empty(shape).bernoulli_(message.sparse / shape[0], generator=generator)
+        rows = _rows(shape)
+        if message.sparse > rows:
+            raise spec.fail(f"gaussian filler has sparse {message.sparse}, more than the {rows} outputs")
+        values *= torch.empty(shape).bernoulli_(message.sparse / rows, generator=generator)
     return values
 
 
 @filler("positive_unitball")
 def positive_unitball(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """U(0,1), each row of dim 0 divided by its sum."""
-    rows = torch.empty(shape[0], count(shape) // shape[0]).uniform_(generator=generator)
+    rows = torch.empty(_rows(shape), count(shape) // _rows(shape)).uniform_(generator=generator)
     return (rows / rows.sum(1, keepdim=True)).reshape(shape)
 
 

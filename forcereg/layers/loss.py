@@ -85,7 +85,8 @@ class Softmax(Elementwise):
 class SoftmaxWithLoss(ClassScores):
     """-(1/Z) sum of log softmax at the label, each term at most 87.3365; the second top is the softmax.
 
-    The gradient is probability minus one-hot also where the loss is clamped (Caffe's).
+    The gradient is probability minus one-hot also where the loss is clamped, and none flows back
+    from the second top (both Caffe's).
     """
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
@@ -98,10 +99,10 @@ class SoftmaxWithLoss(ClassScores):
         aligned, target = self.aligned(scores, labels)
         ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
         nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
-        nll = nll - (nll.detach() - MAX_NLL).clamp(min=0)
+        nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
         loss = nll.sum() / self._normalizer(aligned, target)
         if self.give_softmax:
-            return loss, F.softmax(scores, self.axis)
+            return loss, F.softmax(scores.detach(), self.axis)
         return loss
 
     def _normalizer(self, scores: Tensor, target: Tensor) -> Tensor | int:
@@ -155,7 +156,7 @@ class Accuracy(ClassScores):
             target = torch.where(valid, target, 0)
         true = aligned.gather(1, target.unsqueeze(1))
         not_below = (~(aligned < true)).sum(1) - 1
-        correct = ((not_below < self.top_k) & valid).to(scores.dtype)
+        correct = ((not_below < self.top_k) & ~true.isnan().squeeze(1) & valid).to(scores.dtype)
         total = correct.sum() / valid.sum().clamp(min=1)
         if not self.per_class:
             return total

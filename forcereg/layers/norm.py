@@ -77,7 +77,8 @@ class Scale(Layer):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.scale_param
-        self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
+        scalar = shapes[1:] and not shapes[1]  # a 0-axis multiplier fits anywhere
+        self.axis = 0 if scalar else canonical_axis(spec, message.axis, len(shapes[0]))
         if len(shapes) == 1:
             span = len(shapes[0]) - self.axis if message.num_axes == -1 else message.num_axes
             if span < 0 or self.axis + span > len(shapes[0]):

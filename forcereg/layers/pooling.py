@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,6 +44,11 @@ class Windows:
         )
         return height, width
 
+    @property
+    def torch_pads(self) -> bool:
+        """Whether torch's own padding does: it takes at most half a kernel."""
+        return all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
+
     def empty(self, size: tuple[int, int]) -> tuple[int, int]:
         """Per axis how many zeros to append so that a last window beyond the input reads zeros only.
 
@@ -61,7 +67,8 @@ class Windows:
 class Pooling(Layer):
     """MAX (first maximum in raster order) or AVE (divisor: the window's area within the padded extent).
 
-    A second top of MAX gives each maximum's index within its input plane, as float.
+    A second top of MAX gives each maximum's index within its input plane, as float. A window beyond the
+    input (stride > kernel) gives 0, index -1. NaN propagates (Caffe's maximum never picks it).
     """
 
     tops = (1, 2)
@@ -82,32 +89,45 @@ class Pooling(Layer):
         self.windows = _global(spec, size) if self.is_global else _windows(spec, size)
         out = (*shapes[0][:2], *self.windows.out(size))
         if min(out) < 1 and min(shapes[0]) >= 1:
-            raise spec.fail(f"kernel {list(self.windows.kernel)} leaves nothing of its input {list(size)}")
+            raise spec.fail(
+                f"kernel {list(self.windows.kernel)} with pad {list(self.windows.pad)} leaves nothing of its "
+                f"input {list(size)}; use a smaller kernel"
+            )
         self.out_shapes = (out,) * len(spec.tops)
 
     def forward(self, x: Tensor) -> Any:
         if self.is_global and self.method == "AVE":
             return x.mean((2, 3), keepdim=True)
         size = (x.shape[2], x.shape[3])
-        windows = self.windows
-        if self.is_global:
-            windows = Windows(size, (1, 1), (0, 0), True)
+        windows = Windows(size, (1, 1), (0, 0), True) if self.is_global else self.windows
         pad, (below, right) = windows.pad, windows.empty(size)
-        top, left = 0, 0
-        if any(2 * p > k for p, k in zip(pad, windows.kernel, strict=True)):
-            # torch pads at most half a kernel by itself
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
+        if not windows.torch_pads:
             (top, left), pad = pad, (0, 0)
-            below, right = below + top, right + left
-        if below or right or top or left:
-            outside = 0.0 if not (top or left) or self.method == "AVE" else -math.inf
-            x = F.pad(x, (left, right, top, below), value=outside)
+            x = F.pad(x, (left, left, top, top), value=0.0 if self.method == "AVE" else -math.inf)
+        tops = self._pool(x, windows, pad)
+        if self.mask:
+            origin = (0, 0) if windows.torch_pads else windows.pad
+            tops = (tops[0], _index_in_plane(tops[1], x.shape[3], origin, size).to(x.dtype))
+        if not windows.torch_pads:
+            height, width = windows.out(size)
+            tops = tuple(top[..., :height, :width] for top in tops)
+        return tops if self.mask else tops[0]
+
+    def _pool(self, x: Tensor, windows: Windows, pad: tuple[int, int]) -> tuple[Tensor, ...]:
+        kernel, stride, ceil = windows.kernel, windows.stride, windows.ceil
         if self.method == "AVE":
-            return F.avg_pool2d(x, windows.kernel, windows.stride, pad, windows.ceil)
-        if not self.mask:
-            return F.max_pool2d(x, windows.kernel, windows.stride, pad, 1, windows.ceil)
-        values, index = F.max_pool2d(x, windows.kernel, windows.stride, pad, 1, windows.ceil, return_indices=True)
-        row, column = index // x.shape[3] - top, index % x.shape[3] - left
-        return values, (row * size[1] + column).to(values.dtype)
+            return (F.avg_pool2d(x, kernel, stride, pad, ceil),)
+        if self.mask:
+            return F.max_pool2d(x, kernel, stride, pad, 1, ceil, return_indices=True)
+        return (F.max_pool2d(x, kernel, stride, pad, 1, ceil),)
+
+
+def _index_in_plane(index: Tensor, width: int, origin: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """An index into a padded plane of `width` as one into the plane of `size` at `origin`; -1 outside."""
+    row, column = index // width - origin[0], index % width - origin[1]
+    return torch.where((row < size[0]) & (column < size[1]), row * size[1] + column, -1)
 
 
 def _global(spec: LayerSpec, size: tuple[int, int]) -> Windows:
@@ -115,7 +135,8 @@ def _global(spec: LayerSpec, size: tuple[int, int]) -> Windows:
     for name in ("kernel_size", "kernel_h", "kernel_w"):
         if message.HasField(name):
             raise spec.fail(f"gives {name} with global_pooling; use one of them")
-    if message.pad or message.pad_h or message.pad_w or message.stride != 1:
+    strides = {getattr(message, name) for name in ("stride_h", "stride_w") if message.HasField(name)}
+    if message.pad or message.pad_h or message.pad_w or {message.stride, *strides} != {1}:
         raise spec.fail("global_pooling needs pad 0 and stride 1")
     return Windows(size, (1, 1), (0, 0), True)
 
@@ -131,8 +152,6 @@ def _windows(spec: LayerSpec, size: tuple[int, int]) -> Windows:
         raise spec.fail(f"kernel {list(kernel)} and stride {list(stride)} must be >= 1")
     if any(p >= k for p, k in zip(pad, kernel, strict=True)):
         raise spec.fail(f"pad {list(pad)} must be smaller than the kernel {list(kernel)}")
-    if any(k > n + 2 * p for k, n, p in zip(kernel, size, pad, strict=True)):
-        raise spec.fail(f"kernel {list(kernel)} is larger than its input {list(size)} with pad {list(pad)}")
     ceil = PoolingParameter.RoundMode.Name(message.round_mode) == "CEIL"
     return Windows(kernel, stride, pad, ceil)
 

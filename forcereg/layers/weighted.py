@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
+from forcereg.layers.convolve import conv2d
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -102,8 +103,13 @@ class _ConvolutionBase(Layer):
     def forward(self, *bottoms: Tensor) -> Any:
         if len(bottoms) == 1 and self.axis == 1:
             return self._run(bottoms[0])
-        tops = tuple(self._run(x.flatten(0, self.axis - 1)).unflatten(0, x.shape[: self.axis]) for x in bottoms)
+        tops = tuple(self._run_at_axis(x) for x in bottoms)
         return tops if len(tops) > 1 else tops[0]
+
+    def _run_at_axis(self, x: Tensor) -> Tensor:
+        if self.axis == 0:
+            return self._run(x[None])[0]
+        return self._run(x.flatten(0, self.axis - 1)).unflatten(0, x.shape[: self.axis])
 
     def _run(self, x: Tensor) -> Tensor:
         raise AssertionError("each convolution defines its own")
@@ -114,7 +120,7 @@ class Convolution(_ConvolutionBase):
     """Cross-correlation, 1 to 3 spatial axes, weight (num_output, C/group, k...), bias (num_output)."""
 
     def _run(self, x: Tensor) -> Tensor:
-        run = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        run = (F.conv1d, conv2d, F.conv3d)[len(self.kernel) - 1]
         return run(x, self.weight_blob(), self.blob("bias"), self.stride, self.pad, self.dilation, self.group)
 
 
@@ -136,7 +142,7 @@ class Deconvolution(_ConvolutionBase):
     def _run(self, x: Tensor) -> Tensor:
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.kernel) - 1]
         bias, weight = self.blob("bias"), self.weight_blob()
-        return run(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)  # type: ignore[operator]
+        return run(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
 @layer("InnerProduct")

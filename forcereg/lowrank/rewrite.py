@@ -92,24 +92,23 @@ def split_weights(name: str, blobs: Mapping[int, np.ndarray], factors: Factors) 
 
 def reason_to_skip(net: Any, name: str, weights: Weights) -> str | None:
     """Why the convolution `name` has to stay whole, None if it can be split."""
-    if 0 not in weights.get(name, {}):
-        return "the snapshot has no weights for it"
-    shared = {spec.name for layer in _called(net, name) for spec in layer.param[:1] if spec.name}
+    own = [layer for layer in net.layer if layer.name == name]
     others = [layer for layer in net.layer if layer.name != name]
+    if any(layer.type != "Convolution" for layer in own):
+        return "its name also stands for a layer of another type"
+    shared = {spec.name for layer in own for spec in layer.param[:1] if spec.name}
     for layer in others:
         if shared & {spec.name for spec in layer.param}:
             return f"its weights are shared with layer '{layer.name}'"
+    if 0 not in weights.get(name, {}):
+        return "the snapshot has no weights for it"
     made = {lowrank_name(name), linear_name(name)}
     if taken := made & {layer.name for layer in others}:
         return f"the net has a layer '{min(taken)}' already"
-    tops = {lowrank_name(top) for layer in _called(net, name) for top in layer.top}
+    tops = {lowrank_name(top) for layer in own for top in layer.top}
     if taken := tops & {blob for layer in others for blob in layer.top}:
         return f"the net has a blob '{min(taken)}' already"
     return None
-
-
-def _called(net: Any, name: str) -> list[Any]:
-    return [layer for layer in net.layer if layer.name == name]
 
 
 def _array(tensor: Tensor) -> np.ndarray:

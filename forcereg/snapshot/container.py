@@ -67,7 +67,8 @@ def _check_signature(head: bytes, path: Path) -> None:
         return
     if not head:
         raise ForceregError(f"{path}: the file is empty; use another snapshot")
-    if path.suffix in (".caffemodel", ".solverstate") or (b"\0" in head and head[0] in b"\x08\x0a\xa2"):
+    # a message's first tag, and bytes that text does not have
+    if path.suffix in (".caffemodel", ".solverstate") or (head[0] in b"\x08\x0a\xa2" and min(head) < 9):
         raise ForceregError(
             f"{path}: this is a binaryproto file, and only HDF5 is read for now; "
             "write it with `snapshot_format: HDF5` (*.h5)"

@@ -49,7 +49,7 @@ def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: 
             fresh.append(name)
     with torch.no_grad():
         for target, values in copies:
-            target.copy_(torch.from_numpy(np.array(values, np.float32, order="C")))
+            target.copy_(torch.from_numpy(np.array(values, np.float32)))
     return LoadReport(tuple(loaded), tuple(name for name in model.layers if name not in params), tuple(fresh))
 
 

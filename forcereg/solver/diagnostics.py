@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.lowrank.ranks import rank_at_error, spectrum
+from forcereg.lowrank.factor import smallest_rank, spectrum
 
 ERROR = 0.05
 """The relative squared error at which ranks are reported."""
@@ -33,7 +33,7 @@ def force_report(
     return [
         {
             "layer": name,
-            "rank": rank_at_error(spectrum(weight), ERROR),
+            "rank": smallest_rank(spectrum(weight), ERROR),
             "cosine": float(mean_cosine(weight)),
             "ratio": float((with_force - gradient).norm() / gradient.norm().clamp(min=1e-30)),
         }

@@ -16,8 +16,8 @@ class Event:
     """One record: `kind` says which of `fields` there are.
 
     start(net) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
-    train(iteration, loss, outputs, rate, speed, seconds, interval) · final(iteration, loss, outputs) ·
-    step(iteration, current_step) · force(iteration, layers) · snapshot(model, state, iteration) ·
+    train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
+    rate(iteration, rate) · final(iteration, loss) · force(iteration, layers) · snapshot(model, state, iteration) ·
     restore(state, iteration) · weights(file, report) · progress(iteration, max_iter) · note(text) ·
     warning(text) · stopped() · done()
     """

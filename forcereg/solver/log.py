@@ -71,11 +71,12 @@ class GlogWriter:
         pace = f"({event.speed:g} iter/s, {event.seconds:g}s/{event.interval} iters)"
         self.line(f"Iteration {event.iteration} {pace}, loss = {event.loss:g}")
         self._outputs("Train", event.outputs)
+
+    def on_rate(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, lr = {event.rate:g}")
 
     def on_final(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss = {event.loss:g}")
-        self._outputs("Train", event.outputs)
 
     def on_step(self, event: Event) -> None:
         self.line(f"MultiStep Status: Iteration {event.iteration}, step = {event.current_step}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -19,13 +20,12 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import find_learned_net, resolve
-from forcereg.schema import SolverParameter
-from forcereg.schema.text import SolverFile, parse_solver, read_solver, to_text
+from forcereg.schema.text import to_text
 from forcereg.scoring import Score, read_outputs, score
 from forcereg.solver import policy
 from forcereg.solver.events import Event, Observer
 from forcereg.solver.force import check_force
-from forcereg.solver.setup import solver_specs
+from forcereg.solver.setup import complete_prefix, probe_prefix, solver_file, solver_specs
 from forcereg.solver.state import extra_state, pack, unpack
 from forcereg.solver.update import check_regularization
 from forcereg.solver.updater import Updater
@@ -39,7 +39,7 @@ class Solver:
 
     `solver`: a path, prototxt text or SolverParameter. `device`: "auto", "cpu", "cuda" or "cuda:N";
     None follows solver_mode. `.net` and `.test_nets` share their weights; `.iter` counts iterations,
-    `.lr` is the rate of the last (before the first: of the coming) one; `observers` are called with `Event`s.
+    `.lr` is the rate of the coming one; `observers` are called with `Event`s.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
     """
 
@@ -54,13 +54,14 @@ class Solver:
         keep: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.file = _read(solver)
+        self.file = solver_file(solver)
         self.param = self.file.message
         self.observers = list(observers)
         self.keep = keep
         self._check()
         specs = solver_specs(self.file, level, stages)
         self.root = specs.root
+        complete_prefix(self.file, self.root)
         self.device = choose_device(device, self.param, self._warn)
         prepare(self.device)
         seed = self.param.random_seed
@@ -80,10 +81,11 @@ class Solver:
         self._losses = torch.zeros(self.param.average_loss, device=self.device)
         self._loss_count = 0
         self._clock = (0, time.perf_counter())
+        self._inputs: Inputs = None
         self.last_snapshot: Path | None = None
         self._warn_of_no_force()
-        for file in self.param.weights:
-            for path in file.split(","):
+        for path in ",".join(self.param.weights).split(","):
+            if path.strip():
                 self.load_weights(resolve(self.root, path.strip()))
 
     # -- construction
@@ -91,7 +93,8 @@ class Solver:
     def _check(self) -> None:
         p, name = self.param, self.file.name
         policy.check(p, name)
-        check_regularization(p.regularization_type, name)
+        if p.weight_decay:
+            check_regularization(p.regularization_type, name)
         check_force(p.force_type, p.force_decay_type, p.force_direction)
         for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
             if getattr(p, field) < least:
@@ -129,9 +132,12 @@ class Solver:
         return policy.rate(self.param, self.iter, policy.advance(self.param, self.iter, self.current_step))
 
     def load_weights(self, path: str | Path) -> snapshot.LoadReport:
-        """Loads a model by layer name into the train net (and so the test nets). Raises ForceregError."""
+        """Loads a model by layer name into the train net and, for layers of their own, the test nets.
+
+        Raises ForceregError; the report is the train net's.
+        """
         model = snapshot.read_model(path)
-        report = snapshot.load_into(self.net.params, model, self.net.shared)
+        report, *_ = [snapshot.load_into(net.params, model, net.shared) for net in (self.net, *self.test_nets)]
         self.emit("weights", file=str(path), report=report)
         return report
 
@@ -208,7 +214,7 @@ class Solver:
         """Trains to max_iter with all tests and snapshots, and Caffe's end-of-run actions."""
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
-            self._probe_prefix()
+            probe_prefix(self.prefix(), self.file.name)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         p = self.param
@@ -218,18 +224,19 @@ class Solver:
             self.snapshot()
         if self.stop_requested:
             self.emit("stopped")
-        else:
-            self._final_display(inputs)
-            if p.test_interval > 0 and self.iter % p.test_interval == 0:
-                self.test_all()
+            return
+        self._final_display()
+        if p.test_interval > 0 and self.iter % p.test_interval == 0:
+            self.test_all()
         self.emit("done")
 
     def step(self, n: int, inputs: Inputs = None) -> Tensor:
         """Runs `n` iterations (with the tests, displays and snapshots due in them); the smoothed loss, 0-d.
 
-        `inputs` feeds a net with Input layers: a dict of blobs, or a callable of (iteration, sub_iteration).
+        `inputs` feeds nets with Input layers: a dict of blobs, or a callable of (iteration, sub_iteration)
+        (in a test: of the iteration and the batch).
         """
-        p = self.param
+        p, self._inputs = self.param, inputs
         self._clock = (self.iter, time.perf_counter())
         for _ in range(n):
             if self._due_for_test():
@@ -237,7 +244,7 @@ class Solver:
                 if self.stop_requested:
                     break
             display = p.display > 0 and self.iter % p.display == 0
-            self._iterate(inputs, display)
+            self._iterate(display)
             self.iter += 1
             if self.device.type == "cpu":
                 self.check_finite()
@@ -254,35 +261,45 @@ class Solver:
         due = p.test_interval > 0 and self.iter % p.test_interval == 0
         return due and bool(self.test_nets) and (self.iter > 0 or p.test_initialization)
 
-    def _iterate(self, inputs: Inputs, display: bool) -> None:
+    def _iterate(self, display: bool) -> None:
         p = self.param
-        loss, outputs = self._accumulate(inputs)
+        loss, outputs = self._accumulate()
         self._losses[self._loss_count % p.average_loss] = loss
         self._loss_count += 1
-        step = policy.advance(p, self.iter, self.current_step)
-        if step != self.current_step:
-            self.current_step = step
-            if p.lr_policy == "multistep":
-                self.emit("step", iteration=self.iter, current_step=step)
-        rate = policy.rate(p, self.iter, step)
+        before, self.current_step = self.current_step, policy.advance(p, self.iter, self.current_step)
+        rate = policy.rate(p, self.iter, self.current_step)
         if display:
             self._display(outputs, rate)
+        if self.current_step != before and p.lr_policy == "multistep":
+            self.emit("step", iteration=self.iter, current_step=self.current_step)
+        if display:
+            self.emit("rate", iteration=self.iter, rate=rate)
         measure = self._measure if self.measure_force and self._due_for_test() else None
         self.updater.apply(self.iter, rate, loss, measure)
 
-    def _accumulate(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and backward of all sub-batches: the mean loss, the last sub-batch's outputs, gradients summed."""
         self.updater.clear_gradients()
         total: Tensor | None = None
         outputs: dict[str, Tensor] = {}
         for sub in range(self.param.iter_size):
-            fed = inputs(self.iter, sub) if callable(inputs) else inputs
-            loss, outputs = self.net.forward_loss(fed)
+            loss, outputs = self.net.forward_loss(self._fed(self.net, sub))
             if loss.requires_grad:
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return (total if self.param.iter_size == 1 else total / self.param.iter_size), outputs
+
+    def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
+        """The user's inputs for one batch of `net`, on the device; None if its data layers supply all."""
+        if self._inputs is None:
+            return None
+        supplied = {top for feed in net.feeds.values() for top in feed.tops}
+        if net is not self.net and supplied.issuperset(net.inputs):
+            return None
+        given = self._inputs(self.iter, sub) if callable(self._inputs) else self._inputs
+        names = given if net is self.net else [name for name in net.inputs if name in given and name not in supplied]
+        return {name: torch.as_tensor(given[name], device=self.device) for name in names}
 
     def _measure(self, weights: list[Tensor], before: list[Tensor], after: list[Tensor], names: list[str]) -> None:
         from forcereg.solver.diagnostics import force_report
@@ -309,7 +326,8 @@ class Solver:
         """
         net = self.test_nets[index]
         self.emit("test_start", net=index, iteration=self.iter)
-        result = score(net, self.param.test_iter[index], before=self._between_batches)
+        fed = functools.partial(self._fed, net)
+        result = score(net, self.param.test_iter[index], before=self._between_batches, inputs=fed)
         if not self.stop_requested:
             loss = result.loss if self.param.test_compute_loss else None
             self.emit("test", net=index, iteration=self.iter, outputs=result.outputs, loss=loss)
@@ -339,44 +357,22 @@ class Solver:
         self._clock = (self.iter, now)
 
     @torch.no_grad()
-    def _final_display(self, inputs: Inputs) -> None:
-        """One more forward for the last line; BatchNorm statistics and the data position stay as saved."""
+    def _final_display(self) -> None:
+        """One more forward for the last line; statistics, data position, randomness and loss window stay as saved."""
         if not self.param.display or self.iter % self.param.display:
             return
         self.check_finite()
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        fed = inputs(self.iter, 0) if callable(inputs) else inputs
-        loss, outputs = self.net.forward_loss(fed)
+        extra = extra_state(self._feeds(), self._losses, self._loss_count, self.device)
+        loss, _ = self.net.forward_loss(self._fed(self.net, 0))
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
         self._losses[self._loss_count % self.param.average_loss] = loss
         self._loss_count += 1
-        read = read_outputs(outputs, self.net.loss_weights)
-        self.emit("final", iteration=self.iter, loss=float(self._smoothed()), outputs=read)
+        self.emit("final", iteration=self.iter, loss=float(self._smoothed()))
+        self._loss_count = unpack(extra, self._feeds(), self._losses, self.device, self._warn)
 
     def _smoothed(self) -> Tensor:
         filled = min(self._loss_count, self.param.average_loss)
         return self._losses[:filled].mean() if filled else self._losses.new_tensor(float("nan"))
-
-    def _probe_prefix(self) -> None:
-        prefix = self.prefix()
-        probe = Path(f"{prefix}_iter_{self.iter}.tempfile")
-        try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ForceregError(
-                f"{self.file.name}: cannot write snapshots to '{prefix}': {error.strerror}; "
-                f"make the folder {prefix.parent} or correct snapshot_prefix"
-            ) from None
-
-
-def _read(solver: Any) -> SolverFile:
-    if isinstance(solver, SolverFile):
-        return solver
-    if isinstance(solver, SolverParameter):
-        return parse_solver(to_text(solver), "<SolverParameter>")
-    if isinstance(solver, str) and ("\n" in solver or ":" in solver) and not Path(solver).exists():
-        return parse_solver(solver)
-    return read_solver(solver)

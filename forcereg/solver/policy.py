@@ -40,10 +40,16 @@ def advance(p: Any, iteration: int, current_step: int) -> int:
 
 
 def catch_up(p: Any, iteration: int, current_step: int) -> int:
-    """current_step on resuming at `iteration`: all steps that lie behind, not one per iteration."""
+    """current_step on resuming at `iteration`: at least what a run from the start would have there.
+
+    So a state without it, or edited stepvalues, don't catch up one step per iteration at too high a rate.
+    """
     if p.lr_policy == "multistep":
-        while current_step < len(p.stepvalue) and iteration > p.stepvalue[current_step]:
-            current_step += 1
+        taken_at = -1
+        for index, value in enumerate(p.stepvalue):
+            taken_at = max(value, taken_at + 1)
+            if taken_at < iteration:
+                current_step = max(current_step, index + 1)
     return current_step
 
 
@@ -79,11 +85,12 @@ def multistep(p: Any, iteration: int, current_step: int) -> float:
 
 @lr_policy("poly")
 def poly(p: Any, iteration: int, current_step: int) -> float:
-    """base_lr * (1 - iteration / max_iter) ^ power"""
-    return p.base_lr * (1 - iteration / p.max_iter) ** p.power
+    """base_lr * (1 - iteration / max_iter) ^ power; 0 behind max_iter, where the power has no real value"""
+    return p.base_lr * max(0.0, 1 - iteration / p.max_iter) ** p.power
 
 
 @lr_policy("sigmoid")
 def sigmoid(p: Any, iteration: int, current_step: int) -> float:
     """base_lr / (1 + exp(-gamma * (iteration - stepsize)))"""
-    return p.base_lr / (1 + math.exp(-p.gamma * (iteration - p.stepsize)))
+    exponent = -p.gamma * (iteration - p.stepsize)
+    return p.base_lr / (1 + math.exp(exponent)) if exponent < 700 else 0.0  # exp would overflow

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.paths import find_root, resolve
-from forcereg.schema import TEST, TRAIN, NetParameter
-from forcereg.schema.text import NetFile, SolverFile, read_net, to_text
+from forcereg.paths import find_root, resolve, snapshot_prefix
+from forcereg.schema import TEST, TRAIN, NetParameter, SolverParameter
+from forcereg.schema.text import NetFile, SolverFile, parse_solver, read_net, read_solver, to_text
 from forcereg.spec import NetSpec, build_spec, net_state
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
@@ -23,6 +24,17 @@ class SolverSpecs:
     root: Path
     train: NetSpec
     tests: tuple[NetSpec, ...]
+
+
+def solver_file(solver: Any) -> SolverFile:
+    """A path, prototxt text (anything with a line break, or a colon if no such file exists) or message, read."""
+    if isinstance(solver, SolverFile):
+        return solver
+    if isinstance(solver, SolverParameter):
+        return parse_solver(to_text(solver), "<SolverParameter>")
+    if isinstance(solver, str) and ("\n" in solver or ":" in solver) and not os.path.exists(solver):
+        return parse_solver(solver)
+    return read_solver(solver)
 
 
 def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:
@@ -45,6 +57,28 @@ def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[st
     state.stage.extend(stage for stage in stages if stage)
     train = build_spec(train_file, state, root)
     return SolverSpecs(root, train, tuple(_test_specs(file, root)))
+
+
+def complete_prefix(file: SolverFile, root: Path) -> None:
+    """Gives a snapshot_prefix that is a folder the solver file's stem as its last part, as Caffe does."""
+    written = file.message.snapshot_prefix
+    if written and not file.name.startswith("<"):
+        completed = snapshot_prefix(root, written, file.name)
+        if completed != resolve(root, written):
+            file.message.snapshot_prefix = str(Path(written) / completed.name)
+
+
+def probe_prefix(prefix: Path, name: str) -> None:
+    """Raises ForceregError if snapshots can't be written under `prefix`; `name` is the solver's file."""
+    probe = Path(f"{prefix}_iter_0.tempfile")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ForceregError(
+            f"{name}: cannot write snapshots to '{prefix}': {error.strerror}; "
+            f"make the folder {prefix.parent} or correct snapshot_prefix"
+        ) from None
 
 
 def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:

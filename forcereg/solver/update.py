@@ -18,7 +18,7 @@ from forcereg.errors import ForceregError
 from forcereg.registry import solver_type
 from forcereg.solver.force import regularize
 
-Tensors = Sequence[Tensor]
+Tensors = list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def clip(grads: Tensors, threshold: float) -> None:
     if threshold < 0:
         return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    torch._foreach_mul_(grads, (threshold / norm).clamp(max=1.0))
+    torch._foreach_mul_(grads, torch.where(norm > threshold, threshold / norm, 1.0))
 
 
 def by_value(factors: Sequence[float], *lists: Tensors) -> list[tuple[float, list[list[Tensor]]]]:

@@ -36,7 +36,7 @@ class Updater:
         self._rule = solver_type.get(p.type, name)()
         self.weights: list[Tensor] = [every[i].blob for i in live]
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
-        self._values: Sequence[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
         self._rate = torch.zeros((), device=device)
         self._bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._on_host = device.type == "cpu"

@@ -169,9 +169,7 @@ def test_memory_stays_quadratic(kind: str, rows: int, columns: int) -> None:
     assert held.max() <= 8 * 6 * max(rows * columns, rows * rows)
 
 
-def straight_regularize(
-    grad: np.ndarray, force: np.ndarray, factor: float, decay: str, same: bool
-) -> np.ndarray:
+def straight_regularize(grad: np.ndarray, force: np.ndarray, factor: float, decay: str, same: bool) -> np.ndarray:
     """`regularize` by its description, on float64 arrays."""
     grad, force = grad.astype(np.float64), np.array(force, np.float64)
     if same:

@@ -1,0 +1,143 @@
+"""forcereg decompose as a command: files written, table, JSON, one clear line for each error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forcereg import __main__ as cli
+from forcereg.load import load_net
+from forcereg.net import Net
+from forcereg.snapshot import read_model, write_model, write_state
+
+NET = """
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+  data_param { source: "absent_lmdb" batch_size: 4 backend: LMDB } }
+layer { name: "data" type: "Input" top: "data" include { phase: TEST }
+  input_param { shape { dim: 2 dim: 3 dim: 12 dim: 12 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" param { force_mult: 1 }
+  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2"
+  convolution_param { num_output: 6 kernel_size: 5 group: 2 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "conv2" top: "ip"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" include { phase: TRAIN } }
+"""
+INPUTS = {"data": [4, 3, 12, 12], "label": [4]}
+
+
+def run(*args: str | Path) -> int:
+    """The command line in this process; its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["decompose", *map(str, args)])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def net() -> Net:
+    return load_net(NET, seed=1)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, net: Net) -> Path:
+    """A snapshot as `forcereg train` writes it."""
+    path = tmp_path / "snap_iter_7.caffemodel.h5"
+    blobs = {name: {i: b.detach().numpy() for i, b in enumerate(held)} for name, held in net.params.items()}
+    attrs = {"forcereg_net": NET, "forcereg_input_shapes": json.dumps(INPUTS), "forcereg_seed": "1"}
+    write_model(path, blobs, attrs=attrs)
+    return path
+
+
+def test_writes_both_files_and_equals_the_original(snapshot: Path, net: Net, capsys) -> None:
+    assert run("--snapshot", snapshot, "--error", "0") == 0
+    prefix = snapshot.with_name("snap_iter_7_lowrank")
+    model, weights = Path(f"{prefix}.prototxt"), Path(f"{prefix}.caffemodel.h5")
+    batch = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = net(data=batch)["ip"], load_net(model, weights)(data=batch)["ip"]
+    assert (found - expected).abs().max() <= 1e-5
+    attrs = read_model(weights).attrs
+    assert attrs["forcereg_net"] == model.read_text() and attrs["forcereg_seed"] == "1"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"wrote {model} and {weights}"
+    (total,) = (line for line in lines if "total" in line)
+    assert "14" in total and sorted(p.name for p in snapshot.parent.iterdir()) == sorted(
+        [snapshot.name, model.name, weights.name]
+    )
+
+
+def test_json_is_one_object(snapshot: Path, capsys) -> None:
+    assert run("--snapshot", snapshot, "--ranks", "4,2", "--json", "--out", snapshot.with_name("out")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == str(snapshot.with_name("out.prototxt"))
+    assert printed["weights"] == str(snapshot.with_name("out.caffemodel.h5"))
+    first, second = printed["layers"]
+    before, after = 100 * 8 * 27, 100 * (4 * 27 + 8 * 4)
+    expected = {"name": "conv1", "type": "Convolution", "full_rank": 8, "rank": 4, "error": first["error"]}
+    assert first == {**expected, "macs_before": before, "macs_after": after, "speedup": before / after}
+    assert (second["full_rank"], second["rank"]) == (6, 2)
+    assert second["macs_after"] == 36 * (2 * 100 + 6 * 2 // 2)
+    assert printed["totals"]["macs_before"] == before + second["macs_before"]
+    assert printed["skipped"] == []
+
+
+def test_decomposed_layers_carry_the_error_bound(snapshot: Path, capsys) -> None:
+    assert run("--snapshot", snapshot, "--error", "0.2", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    old, new = read_model(snapshot).layers, read_model(printed["weights"]).layers
+    weight = old["conv1"][0].reshape(8, -1)
+    rebuilt = new["conv1_linear"][0].reshape(8, -1) @ new["conv1_lowrank"][0].reshape(-1, 27)
+    error = np.square(weight - rebuilt).sum() / np.square(weight).sum()
+    assert error == pytest.approx(printed["layers"][0]["error"], abs=1e-6) and error <= 0.2
+    assert np.array_equal(new["conv1_linear"][1], old["conv1"][1])
+    assert np.array_equal(new["ip"][0], old["ip"][0])
+
+
+def test_a_state_leads_to_its_model(snapshot: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(snapshot.parent.parent)
+    state = snapshot.with_name("snap_iter_7.solverstate.h5")
+    write_state(state, 7, 0, f"gone/{snapshot.name}", [])  # the folder was moved since
+    assert run("--snapshot", state, "--error", "0.1") == 0
+    assert snapshot.with_name("snap_iter_7_lowrank.prototxt").is_file()
+
+
+def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, capsys) -> None:
+    write_model(snapshot, read_model(snapshot).layers)
+    assert run("--snapshot", snapshot, "--error", "0.1") == 1
+    assert "give it by --model" in capsys.readouterr().err
+    model = tmp_path / "net.prototxt"
+    model.write_text(NET)
+    assert run("--snapshot", snapshot, "--error", "0.1", "--model", model, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        pytest.param([], 2, "exactly one of --error and --ranks", id="neither"),
+        pytest.param(["--error", "0.1", "--ranks", "1,1"], 2, "exactly one of --error and --ranks", id="both"),
+        pytest.param(["--error", "1.5"], 2, "error bound is 1.5", id="error"),
+        pytest.param(["--error", "nan"], 2, "error bound is nan", id="nan"),
+        pytest.param(["--ranks", "1,x"], 2, "expected whole numbers", id="ranks-text"),
+        pytest.param(["--ranks", "1"], 2, "1 ranks given; the net has 2 layers", id="ranks-count"),
+        pytest.param(["--ranks", "9,1"], 1, "layer 'conv1': cannot be decomposed: rank is 9", id="rank-range"),
+        pytest.param(["--error", "0.1", "--model", "no.prototxt"], 1, "no.prototxt: no such file", id="model"),
+    ],
+)
+def test_errors_are_one_line(snapshot: Path, options: list[str], code: int, message: str, capsys) -> None:
+    assert run("--snapshot", snapshot, *options) == code
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert [path.name for path in snapshot.parent.iterdir()] == [snapshot.name]
+
+
+def test_the_snapshot_is_never_overwritten(snapshot: Path, capsys) -> None:
+    before = snapshot.read_bytes()
+    assert run("--snapshot", snapshot, "--error", "0.1", "--out", snapshot.with_name("snap_iter_7")) == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert snapshot.read_bytes() == before and len(list(snapshot.parent.iterdir())) == 1
