@@ -242,15 +242,10 @@ class Net(nn.Module):
         return self
 
     def place(self, device: torch.device) -> Net:
-        """Moves the net to `device`, 4-axis weights in the memory layout that is fastest there."""
+        """Moves the net to `device` and its weights into the memory layout that is fastest there."""
         self.to(device)
-        if device.type == "cpu":
-            for parameter in self.parameters():
-                if parameter.dim() == 4:
-                    # not .contiguous(): with one input channel it keeps strides that make torch's
-                    # convolution answer in the slow layout
-                    data = torch.empty_like(parameter, memory_format=torch.channels_last)
-                    parameter.data = data.copy_(parameter.detach())
+        for name in self._keys:
+            self.module(name).lay_out(device)
         return self
 
     def train(self, mode: bool = True) -> Net:

@@ -104,10 +104,16 @@ def forward_times(nets: dict[str, forcereg.Net]) -> dict[str, float]:
 
 def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Table:
     """One line per net, in percent, millions and milliseconds."""
-    table = Table(title=f"LeNet after {iterations} iterations on {data}", title_justify="left")
+    place = "GPU" if torch.cuda.is_available() else "CPU"
+    caption = (
+        "ranks: of conv1/conv2; MACs: multiply-accumulates for one image; "
+        f"ms: forward pass of a batch of 100 on the {place}"
+    )
+    title = f"LeNet after {iterations} iterations on {data}"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("trained", "convolutions"):
         table.add_column(heading)
-    for heading in ("rank of conv1/conv2", "million MACs", "ms/batch", "accuracy", f"{tuning} iterations later"):
+    for heading in ("ranks", "million MACs", "ms", "accuracy", f"fine-tuned for {tuning}"):
         table.add_column(heading, justify="right")
     for row in rows:
         name = "without force" if row.kind == "plain" else "with force"

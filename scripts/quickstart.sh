@@ -34,7 +34,7 @@ cd "$out"
 : >accuracies.tsv
 
 iterations=1000
-tuning=400
+tuning=300
 error=0.05  # each convolution keeps the rank that leaves this share of its weights' energy out
 ranks=4,4   # a rank for conv1 and conv2 that both nets are cut to, to compare them at equal cost
 test_batches=3 # of 100 images

@@ -56,6 +56,9 @@ class Layer(nn.Module):
         """The blobs in Caffe's order."""
         return tuple(getattr(self, name) for name in self.blob_names)
 
+    def lay_out(self, device: torch.device) -> None:
+        """Puts the blobs into the memory layout that is best on `device`; called once they are there."""
+
     def share_blob(self, index: int, owner: Tensor) -> None:
         """Makes blob `index` the very tensor `owner`; a PERMISSIVE share may differ in shape."""
         name = self.blob_names[index]

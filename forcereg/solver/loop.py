@@ -217,6 +217,7 @@ class Solver:
             probe_prefix(self.prefix(), self.file.name)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
+        self.check_finite()
         p = self.param
         at_snapshot = p.snapshot > 0 and self.iter % p.snapshot == 0
         wanted = p.snapshot_after_train or self.stop_requested
@@ -291,7 +292,7 @@ class Solver:
         return (total if self.param.iter_size == 1 else total / self.param.iter_size), outputs
 
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
-        """The user's inputs for one batch of `net`, on the device; None if its data layers supply all."""
+        """The user's inputs for one batch of `net`, as float32 on the device; None if its data layers supply all."""
         if self._inputs is None:
             return None
         supplied = {top for feed in net.feeds.values() for top in feed.tops}
@@ -299,7 +300,7 @@ class Solver:
             return None
         given = self._inputs(self.iter, sub) if callable(self._inputs) else self._inputs
         names = given if net is self.net else [name for name in net.inputs if name in given and name not in supplied]
-        return {name: torch.as_tensor(given[name], device=self.device) for name in names}
+        return {name: torch.as_tensor(given[name], dtype=torch.float32, device=self.device) for name in names}
 
     def _measure(self, weights: list[Tensor], before: list[Tensor], after: list[Tensor], names: list[str]) -> None:
         from forcereg.solver.diagnostics import force_report

@@ -26,9 +26,7 @@ def direct_convolution(
     """Cross-correlation by its definition, one output position and group at a time."""
     kernel = weight.shape[2:]
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in pad)])
-    size = [
-        (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
-    ]
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
     inputs, outputs = x.shape[1] // group, weight.shape[0] // group
     y = np.zeros((x.shape[0], weight.shape[0], *size))
     for g, position in itertools.product(range(group), np.ndindex(*size)):
@@ -49,9 +47,7 @@ def geometries(draw: Any) -> dict[str, Any]:
     sizes = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(spatial))  # noqa: E731
     kernel, dilation, pad = sizes(1, 3), sizes(1, 2), sizes(0, 3)
     extra = sizes(0, 3)
-    size = tuple(
-        max(1, d * (k - 1) + 1 - 2 * p + e) for k, d, p, e in zip(kernel, dilation, pad, extra, strict=True)
-    )
+    size = tuple(max(1, d * (k - 1) + 1 - 2 * p + e) for k, d, p, e in zip(kernel, dilation, pad, extra, strict=True))
     return {
         "kernel": kernel,
         "dilation": dilation,

@@ -23,6 +23,11 @@ layer {
 layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" }
 """
 
+TESTED = REGRESSION.replace('name: "loss"', 'name: "loss" include { phase: TRAIN }') + (
+    'layer { name: "test_loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "test_loss" '
+    "include { phase: TEST } }"
+)
+
 IMAGES = """
 name: "images"
 layer {

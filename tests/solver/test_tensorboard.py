@@ -1,0 +1,92 @@
+"""TensorBoard curves: loss, rate, scores, and per forced layer rank, cosine and force ratio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from forcereg.errors import ForceregError
+from forcereg.solver.diagnostics import force_report, mean_cosine
+from forcereg.solver.loop import Solver
+from tests.solver.nets import Recorder, write_images, write_solver
+
+pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+
+EXTRA = (
+    "max_iter: 6 display: 2 test_iter: 2 test_interval: 3 force_decay: 0.01 weight_decay: 0.1 "
+    'force_type: "Degradation" snapshot_after_train: false'
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, dict[str, list[tuple[int, float]]]]:
+    """The events of a run and, by tag, what TensorBoard reads back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from forcereg.solver.tensorboard import TensorBoard
+
+    root = write_images(tmp_path_factory.mktemp("board"))
+    recorder, board = Recorder(), TensorBoard(root / "logs")
+    solver = Solver(write_solver(root, EXTRA), observers=[recorder, board])
+    solver.measure_force = True
+    solver.solve()
+    board.close()
+    reader = EventAccumulator(str(root / "logs"))
+    reader.Reload()
+    return recorder, {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_curves(run: tuple[Recorder, dict[str, list[tuple[int, float]]]]) -> None:
+    recorder, curves = run
+    assert curves.keys() == {
+        *("train/loss", "train/lr", "train/output/loss"),
+        *("test_0/accuracy", "test_0/loss"),
+        *(f"force/conv/{name}" for name in ("rank", "cosine", "ratio")),
+    }
+    assert curves["train/loss"] == [(e.iteration, pytest.approx(e.loss)) for e in recorder.of("train")]
+    assert curves["train/lr"] == [(i, pytest.approx(0.1)) for i in (0, 2, 4)]
+    tests = recorder.of("test")
+    assert curves["test_0/accuracy"] == [(e.iteration, pytest.approx(e.outputs[0].value)) for e in tests]
+    assert [e.iteration for e in tests] == [0, 3, 6]
+
+
+def test_force_curves_at_each_test(run: tuple[Recorder, dict[str, list[tuple[int, float]]]]) -> None:
+    _, curves = run
+    for name in ("rank", "cosine", "ratio"):
+        assert [step for step, _ in curves[f"force/conv/{name}"]] == [0, 3]
+    assert all(1 <= value <= 4 for _, value in curves["force/conv/rank"])
+    assert all(-1 <= value <= 1 for _, value in curves["force/conv/cosine"])
+    assert all(0 < value < 10 for _, value in curves["force/conv/ratio"])
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    from forcereg.solver.tensorboard import TensorBoard
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ForceregError, match=r"--log-dir .*file/logs"):
+        TensorBoard(tmp_path / "file" / "logs")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param([[1.0, 0], [2, 0], [3, 0]], 1, id="parallel"),
+        pytest.param([[1.0, 0], [0, 2]], 0, id="orthogonal"),
+        pytest.param([[1.0, 0], [-2, 0]], -1, id="opposite"),
+        pytest.param([[1.0, 2]], 0, id="single"),
+        pytest.param([[0.0, 0], [1, 0], [1, 0]], 1 / 3, id="zero-row"),
+    ],
+)
+def test_mean_cosine(rows: list[list[float]], expected: float) -> None:
+    assert float(mean_cosine(torch.tensor(rows))) == pytest.approx(expected)
+
+
+def test_report() -> None:
+    weight = torch.diag(torch.tensor([10.0, 3.0, 0.1]))
+    gradient = torch.full((3, 3), 2.0)
+    (report,) = force_report(["conv"], [weight], [gradient], [gradient * 1.5])
+    assert report == {"layer": "conv", "rank": 2, "cosine": pytest.approx(0), "ratio": pytest.approx(0.5)}
+    (zero,) = force_report(["conv"], [weight], [torch.zeros(3, 3)], [torch.zeros(3, 3)])
+    assert zero["ratio"] == 0

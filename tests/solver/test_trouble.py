@@ -1,0 +1,227 @@
+"""Losses that are not finite, what the solver warns of, and requests to save or stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forcereg.errors import ForceregError, UsageError
+from forcereg.solver.loop import Solver
+from tests.solver.nets import (
+    REGRESSION,
+    TESTED,
+    Recorder,
+    batch,
+    batches,
+    blobs_of,
+    regression,
+    write_solver,
+)
+
+# -- losses that are not finite
+
+
+def poisoned(at: int):
+    def inputs(iteration: int, sub: int) -> dict[str, torch.Tensor]:
+        data = batch(iteration)
+        if iteration == at:
+            data["x"][0, 0] = float("inf")
+        return data
+
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("bad", "saved"), [(0, None), (1, None), (3, 2), (5, 4)], ids=["first", "second", "fourth", "sixth"]
+)
+def test_loss_that_is_not_finite(bad: int, saved: int | None, tmp_path: Path) -> None:
+    solver, recorder = regression(tmp_path, 'max_iter: 20 snapshot: 2 momentum: 0.9 snapshot_prefix: "s"')
+    with pytest.raises(ForceregError) as caught:
+        solver.solve(poisoned(bad))
+    text = str(caught.value)
+    assert f"the loss is not finite at iteration {bad};" in text
+    last = "there is no snapshot yet" if saved is None else f"last good snapshot is {tmp_path}/s_iter_{saved}.caffe"
+    assert last in text
+    assert "\n" not in text
+    assert all(bool(blob.isfinite().all()) for blob in blobs_of(solver).values())
+    assert [event.iteration for event in recorder.of("snapshot")] == list(range(2, bad + 1, 2))
+    with pytest.raises(ForceregError, match=f"not finite at iteration {bad};"):
+        solver.snapshot()
+    if saved:
+        solver.restore(tmp_path / f"s_iter_{saved}.solverstate.h5")
+        solver.solve(batches)
+        assert solver.iter == 20
+
+
+def test_update_that_never_reads_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's way of updating, on CPU tensors: same weights while all is well, none changed from then on."""
+    extra = 'momentum: 0.9 weight_decay: 0.01 clip_gradients: 1 lr_policy: "exp" gamma: 0.9'
+    host, _ = regression(tmp_path, extra)
+    device, _ = regression(tmp_path, extra)
+    device.updater._on_host = False
+    monkeypatch.setattr(device, "check_finite", lambda: None)
+    host.step(3, batch())
+    device.step(3, batch())
+    good = blobs_of(device)
+    for found, wanted in zip(good.values(), blobs_of(host).values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    device.step(3, poisoned(4))
+    first, at_bad = blobs_of(device), device.updater.first_bad()
+    device.step(3, batch())
+    assert (at_bad, device.updater.first_bad()) == (4, 4)
+    for name, blob in blobs_of(device).items():
+        assert torch.equal(blob, first[name])
+        assert not torch.equal(blob, good[name])  # iteration 3 was still good
+    assert device.updater.all_finite()
+
+
+def test_weights_that_turn_non_finite_are_not_saved(tmp_path: Path) -> None:
+    """A finite loss can have a gradient that overflows: the next loss would tell, but the snapshot comes first."""
+    solver, recorder = regression(tmp_path, 'max_iter: 9 snapshot: 1 snapshot_prefix: "s"')
+
+    def inputs(iteration: int, sub: int) -> dict[str, torch.Tensor]:
+        data = batch(iteration)
+        if iteration == 2:
+            data = {"x": torch.full((4, 3), 2e38), "y": torch.full((4, 2), 3.0)}
+            with torch.no_grad():
+                solver.net.params["ip"][0].copy_(torch.tensor([[1.0, -1.0, 0.0]] * 2))
+                solver.net.params["ip"][1].fill_(-2e3)
+        return data
+
+    with pytest.raises(ForceregError) as caught:
+        solver.solve(inputs)
+    assert "weights are not finite at iteration 3; no snapshot is written" in str(caught.value)
+    assert "s_iter_2.caffemodel.h5" in str(caught.value)
+    assert [event.iteration for event in recorder.of("snapshot")] == [1, 2]
+    assert not list(tmp_path.glob("s_iter_3*"))
+
+
+def test_last_display_shows_the_bad_loss(tmp_path: Path) -> None:
+    solver, recorder = regression(tmp_path, "display: 1 max_iter: 5")
+    with pytest.raises(ForceregError):
+        solver.solve(poisoned(1))
+    assert not np.isfinite(recorder.of("train")[-1].loss)
+    assert recorder.story()[-1] == "rate 1"
+
+
+# -- warnings
+
+
+@pytest.mark.parametrize(
+    ("extra", "params", "warned"),
+    [
+        pytest.param("force_decay: 0.1", "", True, id="no-force-mult"),
+        pytest.param("force_decay: -0.1", "", True, id="discrimination"),
+        pytest.param("force_decay: 0.1", "param { lr_mult: 1 } param { force_mult: 1 }", True, id="only-a-bias"),
+        pytest.param("force_decay: 0.1", "param { force_mult: 1 }", False, id="weights"),
+        pytest.param("", "param { force_mult: 1 }", False, id="no-decay"),
+        pytest.param("", "", False, id="neither"),
+    ],
+)
+def test_warning_that_nothing_is_regularized(extra: str, params: str, warned: bool, tmp_path: Path) -> None:
+    _, recorder = regression(tmp_path, extra, params)
+    assert any("NOTHING IS REGULARIZED" in text for text in recorder.texts()) == warned
+
+
+def test_warnings_without_observers_are_pythons(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(REGRESSION.replace("PARAMS", ""))
+    path = write_solver(tmp_path, "force_decay: 0.1")
+    with pytest.warns(UserWarning, match="NOTHING IS REGULARIZED"):
+        Solver(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "warned"),
+    [
+        pytest.param("solver_mode: GPU", None, "solver's solver_mode", id="solver-mode"),
+        pytest.param("solver_mode: GPU", "cpu", None, id="cpu-wins"),
+        pytest.param("solver_mode: GPU", "auto", None, id="auto"),
+        pytest.param("solver_mode: CPU", "cuda", "asked for on the command line", id="asked"),
+        pytest.param("solver_mode: CPU", "cuda:1", "asked for on the command line", id="asked-number"),
+        pytest.param("", None, None, id="nothing-written"),
+    ],
+)
+def test_gpu_without_cuda_is_one_warning(
+    mode: str, device: str | None, warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "net.prototxt").write_text(REGRESSION.replace("PARAMS", ""))
+    path = write_solver(tmp_path)
+    path.write_text(path.read_text().replace("solver_mode: CPU", mode))
+    recorder = Recorder()
+    solver = Solver(path, device=device, observers=[recorder])
+    assert solver.device.type == "cpu"
+    assert len(recorder.texts()) == (warned is not None)
+    if warned:
+        assert warned in recorder.texts()[0]
+        assert "running on the CPU" in recorder.texts()[0]
+
+
+def test_unknown_device(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown device 'gpu'; expected auto, cpu, cuda or cuda:N"):
+        regression(tmp_path, device="gpu")
+
+
+def test_loss_read_by_another_layer_is_warned_of(tmp_path: Path) -> None:
+    net = REGRESSION + 'layer { name: "more" type: "Sigmoid" bottom: "loss" top: "more" }'
+    _, recorder = regression(tmp_path, net=net)
+    assert any("counted once" in text for text in recorder.texts())
+
+
+# -- requests while training
+
+
+def test_stop_request_saves_and_stops(tmp_path: Path) -> None:
+    solver, recorder = regression(
+        tmp_path, 'max_iter: 50 display: 1 snapshot: 20 snapshot_prefix: "s" test_iter: 1 test_interval: 50', net=TESTED
+    )
+
+    def stop(event) -> None:
+        solver.stop_requested |= event.kind == "train" and event.iteration == 6
+
+    solver.observers.append(stop)
+    solver.solve(batches)
+    assert solver.iter == 7
+    assert recorder.story()[-2:] == ["snapshot 7", "stopped"]
+
+
+def test_stop_request_abandons_a_test(tmp_path: Path) -> None:
+    solver, recorder = regression(
+        tmp_path, 'max_iter: 50 test_iter: 5 test_interval: 4 snapshot_prefix: "s"', net=TESTED
+    )
+
+    def stop(event) -> None:
+        solver.stop_requested |= event.kind == "test_start" and event.iteration == 4
+
+    solver.observers.append(stop)
+    solver.solve(batches)
+    assert recorder.story()[-3:] == ["test_start 4", "snapshot 4", "stopped"]
+
+
+def test_snapshot_request_is_served_once(tmp_path: Path) -> None:
+    solver, recorder = regression(tmp_path, 'max_iter: 6 display: 3 snapshot_prefix: "s"')
+
+    def save(event) -> None:
+        solver.snapshot_requested |= event.kind == "train" and event.iteration == 3
+
+    solver.observers.append(save)
+    solver.solve(batches)
+    assert [event.iteration for event in recorder.of("snapshot")] == [4, 6]
+    assert solver.iter == 6
+
+
+def test_snapshot_request_during_a_test_is_served_at_once(tmp_path: Path) -> None:
+    solver, recorder = regression(
+        tmp_path, 'max_iter: 4 test_iter: 3 test_interval: 2 snapshot_prefix: "s"', net=TESTED
+    )
+
+    def save(event) -> None:
+        solver.snapshot_requested |= event.kind == "test_start" and event.iteration == 2
+
+    solver.observers.append(save)
+    solver.solve(batches)
+    story = recorder.story()
+    assert story[story.index("test_start 2") :][:3] == ["test_start 2", "snapshot 2", "test 2"]
