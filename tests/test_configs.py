@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from forcereg.load import load_net, net_file, net_spec
+from forcereg.net import Net
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.text import read_net, read_solver
 from forcereg.shipped import configs_dir, shipped_configs
@@ -126,3 +129,102 @@ def test_readme_solver() -> None:
     assert (message.base_lr, message.momentum, message.weight_decay) == pytest.approx((0.01, 0.9, 0.0005))
     assert list(message.stepvalue) == [5000, 7000, 8000, 9000, 9500]
     assert (message.force_type, message.force_decay) == ("Constant", pytest.approx(0.001))
+
+
+# -- as nets
+
+# (channels, height, width) of what a net sees, and its number of classes.
+FACTS = {
+    "examples/mnist/lenet": ((1, 28, 28), 10),
+    "examples/cifar10/cifar10_full": ((3, 32, 32), 10),
+    "examples/cifar10/cifar10_resnet20": ((3, 32, 32), 10),
+    "models/alexnet/": ((3, 227, 227), 1000),
+    "models/googlenet/": ((3, 224, 224), 1000),
+}
+LEARNED = {
+    "examples/mnist/lenet.prototxt": 431_080,
+    "examples/cifar10/cifar10_full.prototxt": 89_578,
+    "models/alexnet/deploy.prototxt": 60_965_224,
+    "models/googlenet/deploy.prototxt": 6_998_552,
+}
+
+
+def facts(name: str) -> tuple[tuple[int, ...], int]:
+    return next(value for prefix, value in FACTS.items() if name.startswith(prefix))
+
+
+def shape_only(name: str, phase: str, batch: int = 2) -> Net:
+    """The net without memory for its weights, and without its data."""
+    image, _ = facts(name)
+    with torch.device("meta"):
+        spec = net_spec(net_file(configs_dir() / name), phase)
+        return Net(spec, input_shapes={"data": (batch, *image), "label": (batch,)})
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("name", NETS)
+def test_net_builds(name: str, phase: str) -> None:
+    built = shape_only(name, phase)
+    image, classes = facts(name)
+    assert not built.spec.warnings and built.training == (phase == "TRAIN")
+    assert built.shapes["data"] == (2, *image)
+    outputs = built.spec.outputs
+    if name in DEPLOYS:
+        assert outputs == ("prob",) and built.shapes["prob"] == (2, classes)
+    else:
+        assert built.inputs == ("data", "label") and built.loss_weights
+        assert any("accuracy" in output or "top-1" in output for output in outputs) or phase == "TRAIN"
+        assert set(built.loss_weights) <= set(outputs)
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in DEPLOYS])
+def test_force_multipliers_as_built(name: str) -> None:
+    found = {(p.layer, p.index): p.force_mult for p in shape_only(name, "TRAIN").learnable if p.force_mult}
+    assert found == {(layer, 0): 1 for layer in FORCED.get(name, [])}
+
+
+@pytest.mark.parametrize(("name", "count"), LEARNED.items(), ids=LEARNED)
+def test_parameter_count(name: str, count: int) -> None:
+    assert sum(p.numel() for p in shape_only(name, "TEST").parameters()) == count
+
+
+@pytest.mark.parametrize("name", DEPLOYS)
+def test_deploy_net_runs(name: str) -> None:
+    image, classes = facts(name)
+    built = load_net(configs_dir() / name, seed=0)
+    data = torch.rand(1, *image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        built.train()(data=data)  # without statistics each BatchNorm would divide by sqrt(eps) alone
+        out = built.eval()(data=data)
+    assert list(out) == ["prob"] and out["prob"].shape == (1, classes)
+    assert out["prob"].sum().item() == pytest.approx(1, abs=1e-5)
+    assert out["prob"].min() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in DEPLOYS and "models" not in name])
+def test_small_net_takes_a_gradient_everywhere(name: str) -> None:
+    image, classes = facts(name)
+    shapes = {"data": (4, *image), "label": (4,)}
+    built = load_net(configs_dir() / name, phase="TRAIN", seed=0, input_shapes=shapes)
+    data = torch.rand(shapes["data"], generator=torch.Generator().manual_seed(0))
+    loss, _ = built.forward_loss({"data": data, "label": torch.arange(4.0)})
+    assert 0 < loss.item() < 3 * torch.tensor(float(classes)).log()
+    loss.backward()
+    dead = [p.layer for p in built.learnable if p.lr_mult and not p.blob.grad.isfinite().all()]
+    assert not dead
+    assert all(p.blob.grad.any() for p in built.learnable if p.lr_mult and p.index == 0 and "scale" not in p.layer)
+
+
+def test_resnet_shapes_and_scales() -> None:
+    built = load_net(
+        configs_dir() / "examples/cifar10/cifar10_resnet20_train_test_force.prototxt",
+        phase="TRAIN",
+        seed=0,
+        input_shapes={"data": (2, 3, 32, 32), "label": (2,)},
+    )
+    kinds = [spec.type for spec in built.spec.layers]
+    weights = {spec.name: built.params[spec.name] for spec in built.spec.layers if spec.type == "Convolution"}
+    assert sum(blobs[0].shape[2:] == (3, 3) for blobs in weights.values()) == 19
+    assert kinds.count("InnerProduct") == 1
+    scales = [built.params[spec.name] for spec in built.spec.layers if spec.type == "Scale"]
+    assert scales and all(bool((blobs[0] == 1).all()) and not blobs[1].any() for blobs in scales)

@@ -96,9 +96,7 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
             while stream.read(1 << 20):  # to the very end: tarfile takes a cut file for a shorter one
                 pass
     except FileNotFoundError:
-        raise ForceregError(
-            f"{source}: no such file or folder; expected CIFAR-10 as a folder or tar"
-        ) from None
+        raise ForceregError(f"{source}: no such file or folder; expected CIFAR-10 as a folder or tar") from None
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         raise ForceregError(f"{source}: not a readable folder or tar file ({error})") from error
 
@@ -127,9 +125,7 @@ def _from_batches(source: Path, batches: dict[str, bytes]) -> tuple[Labelled, La
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     missing = [f"{name}.bin" for name in names if name not in batches]
     if missing:
-        raise ForceregError(
-            f"{source}: {', '.join(missing)} missing; expected data_batch_1..5 and test_batch"
-        )
+        raise ForceregError(f"{source}: {', '.join(missing)} missing; expected data_batch_1..5 and test_batch")
     size = 1 + int(np.prod(SHAPE))
     for name in names:
         if not batches[name] or len(batches[name]) % size:

@@ -108,14 +108,10 @@ def check_free(paths: Iterable[Path], force: bool) -> None:
         if not force:
             raise ForceregError(f"{path} exists; give --force to replace it, or another folder")
         if path.is_dir() and not set(os.listdir(path)) <= {"data.mdb", "lock.mdb"}:
-            raise ForceregError(
-                f"{path} is not an LMDB (it holds other files); remove it or choose another folder"
-            )
+            raise ForceregError(f"{path} is not an LMDB (it holds other files); remove it or choose another folder")
 
 
 def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise ForceregError unless the image called `name` has the `expected` shape."""
     if shape != expected:
-        raise ForceregError(
-            f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image"
-        )
+        raise ForceregError(f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image")

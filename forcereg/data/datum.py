@@ -14,9 +14,7 @@ from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
 Color = Literal["native", "color", "gray"]
-Map = Callable[
-    [Callable[[bytes], "tuple[np.ndarray, int]"], Iterable[bytes]], Iterable["tuple[np.ndarray, int]"]
-]
+Map = Callable[[Callable[[bytes], "tuple[np.ndarray, int]"], Iterable[bytes]], Iterable["tuple[np.ndarray, int]"]]
 
 # Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
 _NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}

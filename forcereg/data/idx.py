@@ -32,9 +32,7 @@ def convert_mnist(folder: Path, out: Path, force: bool = False, track: Track = s
     ]
     for stem, (images, labels) in zip(("train", "t10k"), sets, strict=True):
         if len(images) != len(labels):
-            raise ForceregError(
-                f"{folder}: {len(images)} {stem} images but {len(labels)} labels; expected as many"
-            )
+            raise ForceregError(f"{folder}: {len(images)} {stem} images but {len(labels)} labels; expected as many")
     return [
         write_set(path, images[:, None], labels, KEY_DIGITS, force, track)
         for path, (images, labels) in zip(targets, sets, strict=True)
@@ -83,9 +81,7 @@ def read_idx(folder: Path, stem: str, magic: int) -> np.ndarray:
     shape = struct.unpack_from(f">{axes}I", data, 4)
     values = len(data) - start
     if values != math.prod(shape) or values == 0:
-        raise ForceregError(
-            f"{path}: holds {values} values, its header promises {math.prod(shape)}; get it again"
-        )
+        raise ForceregError(f"{path}: holds {values} values, its header promises {math.prod(shape)}; get it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

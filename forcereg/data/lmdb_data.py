@@ -42,9 +42,7 @@ def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
         raise spec.fail("data_param.source is missing; expected the path of an LMDB")
     if transform_param.force_color and transform_param.force_gray:
         raise spec.fail("has force_color and force_gray; give one")
-    color: Color = (
-        "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
-    )
+    color: Color = "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
     path = resolve(ctx.root, param.source)
     try:
         records = _find(path, param.source)
@@ -62,14 +60,10 @@ def _find(path: Path, named: str) -> LmdbRecords:
     if os.path.isfile(path):
         raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb")
     if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
-        raise ForceregError(
-            f"source '{named}' is a LevelDB, which is not read; convert it to LMDB (backend: LMDB)"
-        )
+        raise ForceregError(f"source '{named}' is a LevelDB, which is not read; convert it to LMDB (backend: LMDB)")
     if not os.path.lexists(path):
         maker = "cifar10 SRC" if "cifar" in named else "mnist IDX_DIR"
-        raise ForceregError(
-            f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker} {path.parent}`"
-        )
+        raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker} {path.parent}`")
     return LmdbRecords(path)
 
 

@@ -68,9 +68,7 @@ def _environment(path: Path) -> Any:
         raise ForceregError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
     except lmdb.Error as error:
         if not os.access(file, os.R_OK):
-            raise ForceregError(
-                f"{path}: no permission to read data.mdb; check its owner and mode"
-            ) from error
+            raise ForceregError(f"{path}: no permission to read data.mdb; check its owner and mode") from error
         raise _damaged(path, str(error)) from error
     # Reading mapped pages beyond the file's end would kill the process, so a cut file must be found here.
     promised = (env.info()["last_pgno"] + 1) * env.stat()["psize"]

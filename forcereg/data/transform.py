@@ -96,9 +96,7 @@ def crop_and_mirror(images: Tensor, draws: Tensor, rows: int, columns: int) -> T
     return flat.gather(2, position.expand(-1, channels, -1)).view(count, channels, rows, columns)
 
 
-def read_transform(
-    param: Any, phase: int, image: tuple[int, ...], root: Path, device: torch.device
-) -> Transform:
+def read_transform(param: Any, phase: int, image: tuple[int, ...], root: Path, device: torch.device) -> Transform:
     """The Transform of a TransformationParameter for images of shape (C, H, W).
 
     Relative mean files are taken from `root`. Raises ForceregError (without the layer's name).
@@ -134,7 +132,5 @@ def _mean(param: Any, image: tuple[int, ...], root: Path) -> Tensor | None:
     if not values:
         return None
     if len(values) not in (1, image[0]):
-        raise ForceregError(
-            f"has {len(values)} mean_value entries for {image[0]} channels; give one or {image[0]}"
-        )
+        raise ForceregError(f"has {len(values)} mean_value entries for {image[0]} channels; give one or {image[0]}")
     return torch.tensor(values, dtype=torch.float32).expand(image[0]).reshape(-1, 1, 1).clone()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
+from forcereg.layers.convolve import conv2d
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -42,7 +43,6 @@ class _ConvolutionBase(Layer):
     bottoms = (1, None)
     tops = (1, None)
     overwritable = True
-    _blocked = False
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -121,24 +121,15 @@ class Convolution(_ConvolutionBase):
     """Cross-correlation, 1 to 3 spatial axes, weight (num_output, C/group, k...), bias (num_output)."""
 
     def lay_out(self, device: torch.device) -> None:
-        """On the CPU 2-D weights go channels_last, which then runs through pooling too (its kernels are faster).
-
-        Not where the channels don't fill oneDNN's blocks of 16: there its channels_last kernel gains least,
-        and its one long float32 sum (the blocked kernel starts anew every 16 channels, a third less rounding
-        error) decides near-ties of LeNet's MAX pooling differently from Caffe's recorded run.
-        """
+        """On the CPU 2-D weights go channels_last: pooling and convolution are faster there, and follow."""
         weight = self.weight_blob()
-        self._blocked = device.type == "cpu" and weight.shape[1] > 16 and weight.shape[1] % 16 != 0
-        if device.type == "cpu" and weight.dim() == 4 and not self._blocked:
+        if device.type == "cpu" and weight.dim() == 4:
             # not .contiguous(): with one input channel it keeps strides that torch doesn't take for channels_last
             weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight.detach())
 
     def _run(self, x: Tensor) -> Tensor:
-        run = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        if self._blocked:
-            x = x.contiguous()
-        y = run(x, self.weight_blob(), self.blob("bias"), self.stride, self.pad, self.dilation, self.group)
-        return y.contiguous(memory_format=torch.channels_last) if self._blocked and y.dim() == 4 else y
+        run = (F.conv1d, conv2d, F.conv3d)[len(self.kernel) - 1]
+        return run(x, self.weight_blob(), self.blob("bias"), self.stride, self.pad, self.dilation, self.group)
 
 
 @layer("Deconvolution")
