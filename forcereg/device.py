@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -43,5 +44,22 @@ def prepare(device: torch.device, tf32: bool = False, deterministic: bool = Fals
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = not deterministic
+    else:
+        keep_freed_memory()
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed activations for the next iteration instead of giving them back to the system.
+
+    Otherwise every iteration faults the same pages in again: 1,200 faults or a fifth of the time of a LeNet
+    step. Applies to the process; does nothing where the C library is another one.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(m_mmap_threshold, 32 << 20)  # glibc's maximum
+    mallopt(m_trim_threshold, 2**31 - 1)

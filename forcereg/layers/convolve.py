@@ -27,9 +27,12 @@ class TwoHalves(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.has_bias = (stride, pad, dilation), bias is not None
-        half = x.shape[1] // 2
-        y = F.conv2d(x[:, :half], weight[:, :half], bias, stride, pad, dilation)
-        return y.add_(F.conv2d(x[:, half:], weight[:, half:], None, stride, pad, dilation))
+        # as two groups of one convolution: no copies of x, and oneDNN is as fast as with one
+        count, half = weight.shape[0], x.shape[1] // 2
+        halves = torch.cat((weight[:, :half], weight[:, half:]))
+        biases = None if bias is None else F.pad(bias, (0, count))
+        y = F.conv2d(x, halves, biases, stride, pad, dilation, 2)
+        return y[:, :count] + y[:, count:]
 
     @staticmethod
     @once_differentiable
@@ -45,7 +48,7 @@ class TwoHalves(torch.autograd.Function):
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any, dilation: Any, group: int) -> Tensor:
     """torch's conv2d; on the CPU in float32 with long sums in two halves."""
-    long_sum = weight[0].numel() > LONG_SUM and weight.shape[1] > 1
+    long_sum = weight[0].numel() > LONG_SUM and weight.shape[1] % 2 == 0
     if long_sum and group == 1 and x.device.type == "cpu" and x.dtype == torch.float32:
         return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.registry import solver_type
-from forcereg.solver.force import regularize
 
 Tensors = list[Tensor]
 
@@ -77,13 +76,6 @@ def check_regularization(kind: str, name: str) -> None:
     """Raises ForceregError for an unknown regularization_type."""
     if kind not in ("L1", "L2"):
         raise ForceregError(f"{name}: unknown regularization_type {kind!r}; expected L1 or L2")
-
-
-def force(grads: Tensors, weights: Tensors, factors: Sequence[float], p: Any) -> None:
-    """Adds each regularized weight's force to its gradient; factor = force_decay * force_mult."""
-    for grad, weight, factor in zip(grads, weights, factors, strict=True):
-        if factor and weight.dim() >= 2:
-            regularize(grad, weight, factor, p.force_type, p.force_decay_type, p.force_direction)
 
 
 @solver_type("SGD")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.registry import solver_type
 from forcereg.solver import update
+from forcereg.solver.force import ForceField
 
 Measure = Callable[[list[Tensor], list[Tensor], list[Tensor], list[str]], None]
 
@@ -37,9 +39,11 @@ class Updater:
         self.weights: list[Tensor] = [every[i].blob for i in live]
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
         self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self._field = ForceField(self.weights, self._forces, p.force_type, p.force_decay_type, p.force_direction)
         self._rate = torch.zeros((), device=device)
         self._bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._on_host = device.type == "cpu"
+        self._host_bad = -1
 
     @property
     def regularizes(self) -> bool:
@@ -59,11 +63,11 @@ class Updater:
         `measure` is shown the forced weights' gradients before and after the force.
         """
         p, weights = self.p, self.weights
-        finite = loss.isfinite()
-        if self._on_host and (not bool(finite) or int(self._bad) >= 0):
-            if int(self._bad) < 0:
-                self._bad.fill_(iteration)
-            return
+        if self._on_host:
+            if self._host_bad < 0 and not math.isfinite(loss.item()):
+                self._host_bad = iteration
+            if self._host_bad >= 0:
+                return
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -80,21 +84,21 @@ class Updater:
             self._values = self._rule(p, grads, self.history, rate, self._lr_mults)
             torch._foreach_sub_(weights, self._values)
         else:
-            live = update.suppress(grads, finite, self._bad, iteration)
+            live = update.suppress(grads, loss.isfinite(), self._bad, iteration)
             self._values = self._rule(p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
             torch._foreach_sub_(weights, torch._foreach_mul(self._values, live))
 
     def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
         forced = [i for i, factor in enumerate(self._forces) if factor]
         before = [grads[i].clone() for i in forced] if measure is not None else []
-        update.force(grads, self.weights, self._forces, self.p)
+        self._field.add_to(grads)
         if measure is not None:
             names = [self._owners[self._live[i]][0] for i in forced]
             measure([self.weights[i] for i in forced], before, [grads[i] for i in forced], names)
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
-        return int(self._bad)
+        return self._host_bad if self._on_host else int(self._bad)
 
     def all_finite(self) -> bool:
         """Whether every weight, statistic and history value is finite. Reads the device."""
@@ -135,6 +139,7 @@ class Updater:
         for tensor, position in targets:
             tensor.copy_(torch.from_numpy(np.array(arrays[position])))
         self._bad.fill_(-1)
+        self._host_bad = -1
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from forcereg.schema.text import read_solver
 from forcereg.shipped import configs_dir
-from forcereg.solver import update
+from forcereg.solver.force import ForceField
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
 
@@ -63,7 +63,7 @@ def plain_force(weight: Tensor) -> Tensor:
 
 def plain(images: Tensor, labels: Tensor, device: torch.device, layout: torch.memory_format) -> Callable[[int], None]:
     """A training loop that a PyTorch user would write; runs n iterations per call."""
-    net = plain_net().to(device, memory_format=layout)
+    net = plain_net().to(device).to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=True)
     forced = [m.weight for m in net if isinstance(m, nn.Conv2d)]
     images = images.to(memory_format=layout)
@@ -131,12 +131,12 @@ def force_time(solver: Solver, rounds: int) -> float:
     """Median seconds of one iteration's force, by itself."""
     up = solver.updater
     grads = [torch.zeros_like(weight) for weight in up.weights]
-    factors = [1e-3 if weight.dim() == 4 else 0.0 for weight in up.weights]
+    field = ForceField(up.weights, [1e-3 * (weight.dim() == 4) for weight in up.weights], "Constant")
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
         for _ in range(BLOCK):
-            update.force(grads, up.weights, factors, solver.param)
+            field.add_to(grads)
         if solver.device.type == "cuda":
             torch.cuda.synchronize()
         times.append((time.perf_counter() - started) / BLOCK)

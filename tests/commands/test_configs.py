@@ -62,9 +62,7 @@ def test_copy_twice_is_fine_unless_edited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "hint"),
     [
-        pytest.param(
-            "examples/mnist/lenet_slver.prototxt", 'did you mean "examples/mnist/lenet_', id="typo"
-        ),
+        pytest.param("examples/mnist/lenet_slver.prototxt", 'did you mean "examples/mnist/lenet_', id="typo"),
         pytest.param("zzz", "`forcereg configs` lists them", id="far-off"),
     ],
 )

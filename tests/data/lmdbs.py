@@ -39,9 +39,7 @@ def raw(image: np.ndarray, label: int = 0) -> bytes:
     return datum.SerializeToString()
 
 
-def numbered(
-    count: int, shape: tuple[int, int, int] = (1, 4, 5), classes: int = 10
-) -> list[tuple[bytes, bytes]]:
+def numbered(count: int, shape: tuple[int, int, int] = (1, 4, 5), classes: int = 10) -> list[tuple[bytes, bytes]]:
     """`count` records of seeded noise; labels count up."""
     random = np.random.default_rng(count)
     images = random.integers(0, 256, (count, *shape), np.uint8)

@@ -76,9 +76,7 @@ def test_an_in_memory_batch_belongs_to_the_caller(db: Path) -> None:
 @pytest.mark.parametrize("count", [1, 10, 700])
 def test_streamed_equals_in_memory(batch: int, count: int, tmp_path: Path) -> None:
     put_lmdb(tmp_path / "db", numbered(count))
-    one, other = (
-        make_feed(tmp_path, AUGMENTED, batch, "TRAIN", budget=budget) for budget in (1 << 20, STREAM)
-    )
+    one, other = (make_feed(tmp_path, AUGMENTED, batch, "TRAIN", budget=budget) for budget in (1 << 20, STREAM))
     for expected, found in zip(batches(one, 80), batches(other, 80), strict=True):
         for a, b in zip(expected, found, strict=True):
             assert torch.equal(a, b)

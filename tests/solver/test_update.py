@@ -12,7 +12,7 @@ from torch import Tensor
 from forcereg.errors import ForceregError
 from forcereg.schema.text import parse_solver
 from forcereg.solver import update
-from forcereg.solver.force import force_gradient
+from forcereg.solver.force import ForceField, force_gradient
 
 
 def some(seed: int = 0) -> list[Tensor]:
@@ -64,9 +64,8 @@ def test_unknown_regularization() -> None:
 
 
 def test_force_skips_vectors_and_factor_zero() -> None:
-    p = parse_solver('force_type: "Degradation"').message
     weights, grads = some(1), some(2)
-    update.force(grads, weights, (0.5, 0.5, 0.0), p)
+    ForceField(weights, (0.5, 0.5, 0.0), "Degradation").add_to(grads)
     before = some(2)
     torch.testing.assert_close(grads[0], before[0] + 0.5 * force_gradient(weights[0], "Degradation"))
     assert torch.equal(grads[1], before[1])
