@@ -170,7 +170,7 @@ class Net(nn.Module):
         }
 
     def _limit_labels(self) -> None:
-        origin = {top: (name, top) for name in self.feeds for top in self._spec_of(name).tops}
+        origin = {top: (name, top) for name, feed in self.feeds.items() for top in feed.tops}
         for spec in self.spec.layers:
             if spec.type == "Split" and spec.bottoms[0] in origin:
                 origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
@@ -298,10 +298,9 @@ class Net(nn.Module):
 
     def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str]) -> dict[str, Tensor]:
         env = self._checked(inputs)
-        for name, feed in self.feeds.items():
-            tops = self._spec_of(name).tops
-            if not any(top in inputs for top in tops):
-                env.update(zip(tops, feed.next(), strict=True))
+        for feed in self.feeds.values():
+            if not any(top in inputs for top in feed.tops):
+                env.update(zip(feed.tops, feed.next(), strict=True))
         missing = [name for name in self.inputs if name not in env]
         if missing:
             raise ForceregError(f"net '{self.spec.name}' needs input blobs {', '.join(missing)}; give one tensor each")

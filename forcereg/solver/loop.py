@@ -20,6 +20,7 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import find_learned_net, resolve
+from forcereg.schema import SolverParameter
 from forcereg.schema.text import to_text
 from forcereg.scoring import Score, read_outputs, score
 from forcereg.solver import policy
@@ -215,6 +216,8 @@ class Solver:
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
             probe_prefix(self.prefix(), self.file.name)
+            if self.param.snapshot_format != SolverParameter.SnapshotFormat.Value("HDF5"):
+                self.emit("note", text="snapshot_format is BINARYPROTO: snapshots are written as HDF5 (.h5) all the same")
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
