@@ -17,7 +17,7 @@ from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import find_root
 from forcereg.schema import NetParameter, NetState
-from forcereg.schema.text import NetFile, parse_net, read_net, to_text
+from forcereg.schema.text import NetFile, net_from_message, parse_net, read_net
 from forcereg.spec import NetSpec, build_spec, net_state, phase_number
 
 
@@ -61,7 +61,7 @@ def net_file(model: str | os.PathLike[str] | Any) -> NetFile:
     if isinstance(model, NetFile):
         return model
     if isinstance(model, NetParameter):
-        return parse_net(to_text(model), "<NetParameter>")
+        return net_from_message(model, "<NetParameter>")
     if isinstance(model, str) and ("{" in model or "\n" in model):
         return parse_net(model)
     if not isinstance(model, str | os.PathLike):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import forcereg.data.sources  # noqa: F401  (registers the data layers)
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.layers import Layer, check_arity
+from forcereg.layers import Layer, check_arity, unknown_type
 from forcereg.layers.fillers import fill
 from forcereg.layers.loss import ClassScores
 from forcereg.layers.neuron import ReLU
@@ -112,9 +112,7 @@ class Net(nn.Module):
 
     def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any], generator: Generator | None) -> None:
         if spec.type not in registry.layer:
-            known = [*registry.layer, *registry.source]
-            hint = did_you_mean(spec.type, known) or f"; known are {', '.join(known)}"
-            raise spec.fail(f"unknown layer type '{spec.type}'{hint}")
+            raise unknown_type(spec)
         cls = registry.layer.get(spec.type)
         check_arity(spec, cls)
         module: Layer = cls(spec, [self.shapes[bottom] for bottom in spec.bottoms])
@@ -365,10 +363,3 @@ def infer_shapes(
     spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
     with torch.device("meta"):
         return Net(spec, input_shapes=input_shapes).shapes
-
-
-def named_blobs(net: Net) -> Iterator[tuple[str, Tensor]]:
-    """("layer/index", blob) for every blob the net holds, borrowed ones included."""
-    for name, blobs in net.params.items():
-        for index, blob in enumerate(blobs):
-            yield f"{name}/{index}", blob

@@ -19,7 +19,7 @@ fi
 failed=()
 step() {
   echo "== $*"
-  "$python" -m "$@" || failed+=("$1 $2")
+  "$python" -m "$@" || failed+=("$*")
 }
 step ruff check .
 step ruff format --check .

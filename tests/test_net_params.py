@@ -12,7 +12,6 @@ import torch
 
 from forcereg.errors import ForceregError
 from forcereg.load import load_net
-from forcereg.net import named_blobs
 from forcereg.snapshot import write_model
 from tests.golden_cases import Case, golden_cases
 from tests.small_nets import NET, batch, fails, inputs, ip, module_copies
@@ -25,7 +24,6 @@ def test_params_are_in_caffes_order_and_cover_every_layer() -> None:
     assert list(net.params) == [spec.name for spec in net.spec.layers]
     shapes = {name: [tuple(blob.shape) for blob in blobs] for name, blobs in net.params.items() if blobs}
     assert shapes == {"conv": [(3, 2, 3, 3), (3,)], "bn": [(3,), (3,), (1,)], "ip": [(5, 48), (5,)]}
-    assert [name for name, _ in named_blobs(net)] == [f"{n}/{i}" for n, b in shapes.items() for i in range(len(b))]
     assert net.params["conv"][0] is net.params["conv"][0]
 
 
@@ -87,7 +85,7 @@ def test_moving_to_float64() -> None:
     net = load_net(NET, seed=4)
     expected = net(batch(), blobs=["ip"])["ip"]
     net.to(torch.float64)
-    assert {blob.dtype for _, blob in named_blobs(net)} == {torch.float64}
+    assert {blob.dtype for blobs in net.params.values() for blob in blobs} == {torch.float64}
     given = {name: value.double() for name, value in batch().items()}
     out = net(given, blobs=["ip"])["ip"]
     assert out.dtype == torch.float64
@@ -204,8 +202,8 @@ def test_sharing_survives(how: str) -> None:
 def test_share_params_takes_the_trained_layers_by_name() -> None:
     train, test = load_net(NET, phase="TRAIN", seed=0), load_net(NET, seed=1)
     assert test.share_params(train) == ["conv_relu_0_split", "drop"]
-    for (name, mine), (_, theirs) in zip(named_blobs(test), named_blobs(train), strict=True):
-        assert mine is theirs, name
+    for name, blobs in test.params.items():
+        assert all(mine is theirs for mine, theirs in zip(blobs, train.params.get(name, ()), strict=True)), name
     other = load_net(NET.replace("num_output: 5", "num_output: 6"))
     with pytest.raises(ForceregError, match=r"layer 'ip': has blobs .*the training net's are"):
         other.share_params(train)

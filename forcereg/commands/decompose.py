@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ MODEL_END, STATE_END = ".caffemodel.h5", ".solverstate.h5"
 
 @click.command(epilog="Example: forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05")
 @click.option("--snapshot", required=True, metavar="FILE", help="*.caffemodel.h5, or a *.solverstate.h5 of it.")
-@click.option("--error", type=float, metavar="E", help="Bound on each layer's relative squared error, 0 <= E < 1.")
+@click.option("--error", type=float, metavar="E", help="Bound on each layer's relative squared error, 0 <= E <= 1.")
 @click.option("--ranks", metavar="A,B,..", help="Or one rank per convolution, in the net file's order.")
 @click.option("--model", metavar="FILE", help="Net prototxt.  [default: the net that the snapshot holds]")
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_lowrank beside it]")
@@ -42,6 +43,9 @@ def command(
     file, root = asked_net(model, weights)
     shapes = net_shapes(file, weights.attrs.get("forcereg_input_shapes"), root)
     result = decompose(file, weights.layers, criterion, shapes)
+    if not result.layers:
+        reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in result.report()["skipped"])
+        raise ForceregError(f"{snapshot}: nothing to decompose in {file.name} ({reasons or 'it has no convolution'})")
     written = write(result, prefix, weights, model)
     if as_json:
         click.echo(json.dumps({**result.report(), **written}))
@@ -122,9 +126,9 @@ def show(result: Decomposition, written: dict[str, str]) -> None:
     """Print the table, what was left whole and why, and where the files are."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("layer")
+    table = Table(Column("layer", overflow="fold"))
     for heading in ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up"):
         table.add_column(heading, justify="right")
     for layer in result.layers:
@@ -133,7 +137,8 @@ def show(result: Decomposition, written: dict[str, str]) -> None:
     table.add_section()
     full, kept = (sum(getattr(layer, key) for layer in result.layers) for key in ("full_rank", "rank"))
     table.add_row("total", str(full), str(kept), "", *costs(result.totals))
-    Console().print(table)
+    # behind a pipe rich takes 80 columns for granted, and would cut names and numbers to fit
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
     for name, reason in result.skipped.items():
         click.echo(f"left whole: {name}: {reason}")
     if result.layers and result.totals.macs_before is None:

@@ -24,6 +24,7 @@ from forcereg.errors import UsageError
 @click.option("--data-budget", type=click.IntRange(min=1), metavar="MIB", default=2048, show_default=True,
               help="Memory that one decoded data set may take; larger ones stream.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic operations on the GPU too.")
+@click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products on the GPU.")
 def command(
     solver: str,
     snapshot: str | None,
@@ -36,6 +37,7 @@ def command(
     keep: int | None,
     data_budget: int,
     deterministic: bool,
+    tf32: bool,
 ) -> None:
     """Train the net of a solver prototxt.
 
@@ -62,8 +64,8 @@ def command(
         keep=keep,
         observers=[log],
     )
-    if deterministic:
-        prepare(run.device, deterministic=True)
+    if deterministic or tf32:
+        prepare(run.device, tf32, deterministic)
     for path in (weights or "").split(","):
         if path:
             run.load_weights(path.strip())

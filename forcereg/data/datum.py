@@ -20,6 +20,10 @@ Map = Callable[[Callable[[bytes], "tuple[np.ndarray, int]"], Iterable[bytes]], I
 _NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
 
 
+class SizeDiffers(ForceregError):
+    """An image is not as high and wide as the set's first one, which only matters where nothing is cropped."""
+
+
 def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
     """Image (C, H, W), uint8 or float32, and label of one serialized Datum; image files come as BGR(A).
 
@@ -42,12 +46,14 @@ def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
 
 def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
     """(C, H, W) uint8 of an image file: B, G, R[, A] or one grey channel. Raises ForceregError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode = _target_mode(image, color)
             pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    except UnidentifiedImageError as error:
+        raise ForceregError("the image inside cannot be decoded (no image format that Pillow knows)") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ForceregError(f"the image inside cannot be decoded ({error})") from error
     if mode == "L":
@@ -73,13 +79,17 @@ def shape_text(shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """What every record of a set must look like: `shape` (C, H, W) and `dtype`, as in its first record."""
+    """What every record of a set must look like: `shape` (C, H, W) and `dtype`, as in its first record.
+
+    `least`: if not 0, images may be of any size from `least` x `least` on.
+    """
 
     source: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     color: Color
     encoded: bool
+    least: int = 0
 
     @classmethod
     def of(cls, source: str, key: bytes, value: bytes, color: Color) -> Layout:
@@ -96,11 +106,16 @@ class Layout:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def fill(
-        self, records: Sequence[tuple[bytes, bytes]], images: np.ndarray, labels: np.ndarray, run: Map = map
+        self,
+        records: Sequence[tuple[bytes, bytes]],
+        images: np.ndarray | list[np.ndarray],
+        labels: np.ndarray,
+        run: Map = map,
     ) -> None:
-        """Decode `records` into images (n, C, H, W) and labels (n,); `run` may map in parallel.
+        """Decode `records` into images (n, C, H, W), or a list if sizes differ, and labels (n,).
 
-        Raises ForceregError naming source and key of a damaged or differently shaped record.
+        `run` may map in parallel. Raises ForceregError naming source and key of a damaged or differently shaped
+        record, SizeDiffers if only its size is another.
         """
         decoded = iter(run(self._decode, [value for _, value in records]))
         for row, (key, _) in enumerate(records):
@@ -108,19 +123,24 @@ class Layout:
                 image, label = next(decoded)
             except ForceregError as error:
                 raise record_error(self.source, key, str(error)) from error
-            if image.shape != self.shape or image.dtype != self.dtype:
-                raise record_error(self.source, key, self._differs(image))
+            self._check(key, image)
             images[row] = image
             labels[row] = label
 
     def _decode(self, value: bytes) -> tuple[np.ndarray, int]:
         return decode(value, self.color)
 
-    def _differs(self, image: np.ndarray) -> str:
-        return (
-            f"is {shape_text(image.shape)} {image.dtype}, expected {shape_text(self.shape)} {self.dtype} "
-            "as in the first record; write the set with one size"
-        )
+    def _check(self, key: bytes, image: np.ndarray) -> None:
+        if image.dtype == self.dtype and image.shape == self.shape:
+            return
+        text = f"is {shape_text(image.shape)} {image.dtype}, expected {shape_text(self.shape)} {self.dtype}"
+        error = record_error(self.source, key, f"{text} as in the first record; write the set with one size")
+        if image.dtype != self.dtype or image.shape[0] != self.shape[0]:
+            raise error
+        if not self.least:
+            raise SizeDiffers(str(error))
+        if min(image.shape[1:]) < self.least:
+            raise record_error(self.source, key, f"is {shape_text(image.shape)}, smaller than crop_size {self.least}")
 
 
 def record_error(source: str, key: bytes, text: str) -> ForceregError:

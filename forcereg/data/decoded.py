@@ -22,15 +22,16 @@ from forcereg.errors import ForceregError
 
 CHUNK = 256  # records per step of the background thread
 Check = Callable[[int, np.ndarray], None]  # (index of the first record, labels) -> raises
+Item = tuple[np.ndarray | list[np.ndarray], np.ndarray] | Exception
 
 
 class Source(Protocol):
     """Undistorted batches by position."""
 
-    def take(self, start: int, batch: int, check: Check) -> tuple[Tensor, Tensor]:
+    def take(self, start: int, batch: int, check: Check) -> tuple[Tensor | list[Tensor], Tensor]:
         """Records start, start+1, ... (wrapping): images (batch, C, H, W) and float32 labels, on the device.
 
-        Labels not yet seen by this source go through `check` first.
+        Images that may differ in size come as a list. Labels not yet seen by this source go through `check` first.
         """
 
     def close(self) -> None:
@@ -134,9 +135,9 @@ class Stream:
         self._records, self._layout, self._ahead, self._device = records, layout, max(1, ahead), device
         self._position: int | None = None
         self._stop = threading.Event()
-        self._queue: queue.Queue[tuple[np.ndarray, np.ndarray] | Exception] = queue.Queue()
+        self._queue: queue.Queue[Item] = queue.Queue()
 
-    def take(self, start: int, batch: int, check: Check) -> tuple[Tensor, Tensor]:
+    def take(self, start: int, batch: int, check: Check) -> tuple[Tensor | list[Tensor], Tensor]:
         """See Source."""
         if self._position != start:
             self._restart(start, batch)
@@ -147,6 +148,9 @@ class Stream:
         images, labels = item
         check(start, labels)
         self._position = (start + batch) % len(self._records)
+        if isinstance(images, list):
+            one_by_one = [torch.tensor(image, device=self._device) for image in images]
+            return one_by_one, torch.from_numpy(labels).float().to(self._device)
         return to_device(torch.from_numpy(images), torch.from_numpy(labels).float(), self._device)
 
     def _restart(self, start: int, batch: int) -> None:
@@ -170,9 +174,10 @@ def _read_ahead(
     reader = chain.from_iterable(records.read(start if turn == 0 else 0) for turn in count())
     with _mapper(layout) as run:
         while not stop.is_set():
-            images = np.empty((batch, *layout.shape), layout.dtype)
+            image = np.empty((0,), layout.dtype)
+            images = [image] * batch if layout.least else np.empty((batch, *layout.shape), layout.dtype)
             labels = np.empty(batch, np.int64)
-            item: tuple[np.ndarray, np.ndarray] | Exception = (images, labels)
+            item: Item = (images, labels)
             try:
                 layout.fill(list(islice(reader, batch)), images, labels, run)
             except Exception as error:
@@ -206,7 +211,7 @@ def to_device(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Ten
 
 def _again(error: Exception) -> Exception:
     """A fresh exception for one that was caught in a thread, so that its traceback does not grow."""
-    return ForceregError(str(error)) if isinstance(error, ForceregError) else error
+    return type(error)(str(error)) if isinstance(error, ForceregError) else error
 
 
 _shared: weakref.WeakValueDictionary[tuple, DecodedSet] = weakref.WeakValueDictionary()

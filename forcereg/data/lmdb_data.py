@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.datum import Color, Layout, record_error
+from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, Stream, shared_set
 from forcereg.data.feed import Feed, FeedContext, LabelRange
 from forcereg.data.records import LmdbRecords
@@ -70,9 +71,9 @@ def _find(path: Path, named: str) -> LmdbRecords:
 class LmdbFeed(Feed):
     """Batches of one LMDB; made by `lmdb_feed`.
 
-    A set within the budget is decoded once into one tensor (shared by feeds over the same file), a
-    larger one is read ahead by `prefetch` batches. `cursor` counts what was handed out, so resuming
-    does not depend on what was decoded ahead.
+    A set within the budget is decoded once into one tensor (shared by feeds over the same file). A larger one,
+    or one of images of several sizes that are cropped, is read ahead by `prefetch` batches. `cursor` counts
+    what was handed out, so resuming does not depend on what was decoded ahead.
     """
 
     def __init__(
@@ -105,18 +106,34 @@ class LmdbFeed(Feed):
         try:
             if self._source is None:
                 self._source = self._start()
-            images, labels = self._source.take(self.cursor, self.batch, self._check_labels)
+            images, labels = self._take(self._source)
         except ForceregError as error:
             raise ForceregError(f"{self.where}: {error}") from error
         self.cursor = (self.cursor + self.batch) % self.count
-        images = self.transform(images, self._generator)
+        if isinstance(images, list):
+            images = torch.cat([self.transform(image[None], self._generator) for image in images])
+        else:
+            images = self.transform(images, self._generator)
         return (images,) if len(self.tops) == 1 else (images, labels.clone())
+
+    def _take(self, source: Source) -> tuple[Tensor | list[Tensor], Tensor]:
+        try:
+            return source.take(self.cursor, self.batch, self._check_labels)
+        except SizeDiffers:
+            mean = self.transform.mean
+            if not self.transform.crop or (mean is not None and mean.shape[1:] != (1, 1)):
+                raise
+        # crops of one size, out of images of several: such a set cannot become one tensor
+        self.layout = replace(self.layout, least=self.transform.crop)
+        source.close()
+        self._source = self._start()
+        return self._source.take(self.cursor, self.batch, self._check_labels)
 
     def _start(self) -> Source:
         records = LmdbRecords(self.path)
         self.count = len(records)
         self.cursor %= self.count
-        if self.count * self.layout.record_bytes <= self.budget:
+        if not self.layout.least and self.count * self.layout.record_bytes <= self.budget:
             return Resident(shared_set(records, self.layout, self.device))
         return Stream(records, self.layout, self.ahead, self.device)
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from forcereg.errors import ForceregError
 
-_environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
-_lock = threading.Lock()
+FileId = tuple[int, int]
+
+
+@dataclass
+class _Open:
+    """An environment and how many `LmdbRecords` read it."""
+
+    env: Any
+    users: int = 0
+
+
+_open: dict[FileId, _Open] = {}
+_lock = threading.RLock()  # reentrant: the collector may end one reader while the same thread makes another
 
 
 class LmdbRecords:
@@ -23,7 +35,9 @@ class LmdbRecords:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._env = _environment(path)
+        key, self._env = _acquire(path)
+        # not at exit: a decoding thread may still be inside the environment then
+        weakref.finalize(self, _release, key).atexit = False
         self._count = int(self._env.stat()["entries"])
         if self._count == 0:
             raise ForceregError(f"{path}: the LMDB is empty; expected at least one record, write it again")
@@ -50,18 +64,19 @@ class LmdbRecords:
         return next(self.read(index))[0]
 
 
-def _environment(path: Path) -> Any:
-    """The open environment, shared within the process because LMDB refuses to open a file twice."""
+def _acquire(path: Path) -> tuple[FileId, Any]:
+    """The open environment and its key for `_release`; shared, as LMDB refuses to open a file twice in a process."""
     import lmdb
 
     file = path / "data.mdb"
     try:
         stat = os.stat(file)
+        key = stat.st_dev, stat.st_ino
         with _lock:
-            env = _environments.get((stat.st_dev, stat.st_ino))
-            if env is None:
-                env = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4)
-                _environments[(stat.st_dev, stat.st_ino)] = env
+            if key not in _open:
+                _open[key] = _Open(lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4))
+            _open[key].users += 1
+            env = _open[key].env
     except FileNotFoundError:
         raise ForceregError(f"no LMDB at {path} (no data.mdb there)") from None
     except OSError as error:
@@ -73,8 +88,17 @@ def _environment(path: Path) -> Any:
     # Reading mapped pages beyond the file's end would kill the process, so a cut file must be found here.
     promised = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if stat.st_size < promised:
+        _release(key)
         raise _damaged(path, f"data.mdb has {stat.st_size} bytes, its header promises {promised}")
-    return env
+    return key, env
+
+
+def _release(key: FileId) -> None:
+    """One user less; the last one closes, under the lock, so that nobody opens what is still half open."""
+    with _lock:
+        _open[key].users -= 1
+        if not _open[key].users:
+            _open.pop(key).env.close()
 
 
 def _damaged(path: Path, found: str) -> ForceregError:

@@ -13,10 +13,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+import forcereg.registry as registry
+from forcereg.errors import ForceregError, did_you_mean
 from forcereg.spec import LayerSpec
 
 Shape = tuple[int, ...]
 Arity = tuple[int, int | None]
+
+CAFFE_TYPES = (
+    "AbsVal Accuracy ArgMax BatchNorm BatchReindex Bias BNLL Clip Concat ContrastiveLoss Convolution Crop Data "
+    "Deconvolution Dropout DummyData Eltwise ELU Embed EuclideanLoss Exp Filter Flatten HDF5Data HDF5Output HingeLoss "
+    "Im2col ImageData InfogainLoss InnerProduct Input Log LRN LSTM LSTMUnit MemoryData MultinomialLogisticLoss MVN "
+    "Parameter Pooling Power PReLU Python Reduction ReLU Reshape RNN Scale Sigmoid SigmoidCrossEntropyLoss Silence "
+    "Slice Softmax SoftmaxWithLoss Sparsify Split SPP Swish SymmetricRectify TanH Threshold Tile WindowData"
+)
+"""The layer types of both Caffe trees, so that one that isn't here yet is told from a misspelt one."""
 
 
 class Layer(nn.Module):
@@ -89,6 +100,17 @@ def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") ->
     if not -rank <= axis < rank:
         raise spec.fail(f"{what} {axis} is outside its {rank}-axis bottom; expected {-rank} to {rank - 1}")
     return axis % rank
+
+
+def unknown_type(spec: LayerSpec) -> ForceregError:
+    """The error for a layer whose type nobody has registered: missing, not here yet, or misspelt."""
+    known = [*registry.layer, *registry.source]
+    listed = ", ".join(known)
+    if not spec.type:
+        return spec.fail('type is missing; set for example type: "Convolution"')
+    if spec.type in CAFFE_TYPES.split():
+        return spec.fail(f"layer type '{spec.type}' is Caffe's but doesn't run here yet; those that do are {listed}")
+    return spec.fail(f"unknown layer type '{spec.type}'{did_you_mean(spec.type, known) or f'; known are {listed}'}")
 
 
 def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:

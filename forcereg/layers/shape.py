@@ -79,7 +79,7 @@ class Concat(Layer):
 
 @layer("Eltwise")
 class Eltwise(Layer):
-    """PROD, SUM (weighted by `coeff`) or MAX of bottoms of one shape.
+    """PROD, SUM (weighted by `coeff`) or MAX (where `coeff` has no effect, as in Caffe) of bottoms of one shape.
 
     PROD always uses the gradient that is right at zeros (Caffe's stable form). On a MAX tie of the first
     two bottoms the second wins; a later one must be strictly greater.
@@ -94,8 +94,8 @@ class Eltwise(Layer):
             raise spec.fail(f"bottoms {', '.join(str(list(shape)) for shape in shapes)} must have one shape")
         self.operation = EltwiseParameter.EltwiseOp.Name(message.operation)
         self.coeff = tuple(message.coeff)
-        if self.coeff and self.operation != "SUM":
-            raise spec.fail(f"coeff goes with operation SUM only; found {self.operation}")
+        if self.coeff and self.operation == "PROD":
+            raise spec.fail("coeff does not go with operation PROD; use SUM or remove it")
         if self.coeff and len(self.coeff) != len(shapes):
             raise spec.fail(f"has {len(self.coeff)} coeff entries for {len(shapes)} bottoms; give one each or none")
         self.out_shapes = (shapes[0],)

@@ -51,6 +51,8 @@ class _ConvolutionBase(Layer):
             raise spec.fail(f"has {len(spec.bottoms)} bottoms and {len(spec.tops)} tops; give one top per bottom")
         if any(shape != shapes[0] for shape in shapes):
             raise spec.fail(f"bottoms differ in shape ({', '.join(map(str, shapes))}); they must be equal")
+        if message.num_output < 1:
+            raise spec.fail("num_output is missing; set convolution_param { num_output: N } with N >= 1")
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
         spatial = len(shapes[0]) - self.axis - 1
         if spatial not in (1, 2, 3):
@@ -60,8 +62,6 @@ class _ConvolutionBase(Layer):
         self._geometry(spec, spatial)
         self.group = message.group
         self.channels, self.num_output = shapes[0][self.axis], message.num_output
-        if self.num_output < 1:
-            raise spec.fail("num_output is missing; set convolution_param { num_output: N } with N >= 1")
         if self.group < 1 or self.channels % self.group or self.num_output % self.group:
             raise spec.fail(
                 f"group {self.group} must divide its {self.channels} input channels and num_output {self.num_output}"

@@ -57,8 +57,8 @@ def pca(weight: Any, rank: int | None = None, error: float | None = None, groups
     """
     if (rank is None) == (error is None):
         raise ValueError("give exactly one of rank and error")
-    if error is not None and not 0 <= error < 1:
-        raise ValueError(f"error is {error}; expected 0 <= error < 1")
+    if error is not None and not 0 <= error <= 1:
+        raise ValueError(f"error is {error}; expected 0 <= error <= 1")
     weight, blocks = _blocks(weight, groups)
     full = groups * min(blocks.shape[1:])
     if rank is not None and not 1 <= operator.index(rank) <= full:

@@ -12,9 +12,9 @@ Criterion = Callable[[Sequence[str]], dict[str, dict[str, Any]]]
 
 
 def by_error(error: float) -> Criterion:
-    """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1)."""
-    if not 0 <= error < 1:
-        raise UsageError(f"the error bound is {error:g}; expected 0 or more, and less than 1")
+    """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1]."""
+    if not 0 <= error <= 1:
+        raise UsageError(f"the error bound is {error:g}; expected 0 to 1")
     return lambda names: {name: {"error": error} for name in names}
 
 

@@ -54,6 +54,8 @@ def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int
 def _unknown_field(message: Any, owner: str, field: str) -> str:
     descriptor = message.DESCRIPTOR.file.pool.FindMessageTypeByName(owner)
     found = f"'{shown(field)}' is no field of {descriptor.name}"
+    if field in ("layer", "layers") and descriptor.name != "SolverParameter":
+        return f"{found}; is the block above closed? a }} may be missing"
     holders = [f.name for f in descriptor.fields if _holds(f.message_type, field)]
     if holders and descriptor.name != "SolverParameter":
         return f"{found}; it belongs in {', '.join(holders)}"

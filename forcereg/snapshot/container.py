@@ -77,7 +77,7 @@ def _check_signature(head: bytes, path: Path) -> None:
 
 
 def _check_footer(raw: BinaryIO, path: Path) -> None:
-    """Compare the checksum where there is one, and notice a footer that was cut."""
+    """Compare the checksum where there is one, and notice a footer that was cut or overwritten."""
     length = raw.seek(0, os.SEEK_END) - _FOOTER
     footer = _read_at(raw, max(length, 0), _FOOTER)
     if footer.startswith(_MARK):
@@ -85,9 +85,8 @@ def _check_footer(raw: BinaryIO, path: Path) -> None:
             raise _damaged(path, "its checksum is wrong")
         return
     end = int.from_bytes(_read_at(raw, _END_OF_CONTENTS, 8), "little")
-    rest = _read_at(raw, end, len(_MARK)) if end < length + _FOOTER else b""
-    if rest and _MARK.startswith(rest):
-        raise _damaged(path, "its last bytes are missing")
+    if 0 < length + _FOOTER - end <= _FOOTER:
+        raise _damaged(path, "its last bytes are missing or overwritten")
 
 
 def _checksum(raw: BinaryIO, length: int) -> int:

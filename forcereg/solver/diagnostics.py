@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,19 +23,17 @@ def mean_cosine(weight: Tensor) -> Tensor:
     return pairs / max(1, count * (count - 1))
 
 
-def force_report(
-    names: Sequence[str], weights: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]
-) -> list[dict[str, Any]]:
-    """Per layer its rank at 5 % error, mean pairwise cosine and ||force|| / ||gradient||.
-
-    `before` and `after` are the layers' gradients (with decay) without and with the force.
-    """
+def coordination(layers: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Rank at 5 % error and mean pairwise cosine of each layer's weight."""
     return [
-        {
-            "layer": name,
-            "rank": smallest_rank(spectrum(weight), ERROR),
-            "cosine": float(mean_cosine(weight)),
-            "ratio": float((with_force - gradient).norm() / gradient.norm().clamp(min=1e-30)),
-        }
-        for name, weight, gradient, with_force in zip(names, weights, before, after, strict=True)
+        {"layer": name, "rank": smallest_rank(spectrum(weight), ERROR), "cosine": float(mean_cosine(weight))}
+        for name, weight in layers.items()
+    ]
+
+
+def force_ratios(layers: Iterable[str], before: Iterable[Tensor], after: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """||force|| / ||gradient|| of each layer from its gradients (with decay) `before` and `after` the force."""
+    return [
+        {"layer": name, "ratio": float((with_force - gradient).norm() / gradient.norm().clamp(min=1e-30))}
+        for name, gradient, with_force in zip(layers, before, after, strict=True)
     ]

@@ -115,16 +115,16 @@ def inverse_of(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def check_force(force_type: str, decay_type: str = "fixed", direction: str = "all") -> None:
-    """Raise ForceregError, listing the known names, unless all three solver strings are known."""
-    registry.get(force_type)
+def check_force(force_type: str, decay_type: str = "fixed", direction: str = "all", where: str = "") -> None:
+    """Raise ForceregError, opened by `where`, listing the known names, unless all three solver strings are known."""
+    registry.get(force_type, where)
     for field, found, known in (
         ("force_decay_type", decay_type, DECAY_TYPES),
         ("force_direction", direction, DIRECTIONS),
     ):
         if found not in known:
-            hint = did_you_mean(found, known)
-            raise ForceregError(f"unknown {field} {found!r}{hint} (known are {', '.join(known)})")
+            hint, prefix = did_you_mean(found, known), f"{where}: " if where else ""
+            raise ForceregError(f"{prefix}unknown {field} {found!r}{hint} (known are {', '.join(known)})")
 
 
 def apply_force(grad: Tensor, force: Tensor, factor: float, decay_type: str, direction: str) -> None:
@@ -142,24 +142,6 @@ def apply_force(grad: Tensor, force: Tensor, factor: float, decay_type: str, dir
     size = torch.linalg.vector_norm(force)
     scale = factor * torch.linalg.vector_norm(grad) / size
     grad.addcmul_(force, torch.where(size < MIN_FORCE, 0.0, scale))
-
-
-@torch.no_grad()
-def regularize(
-    grad: Tensor,
-    weight: Tensor,
-    factor: float,
-    force_type: str = "Degradation",
-    decay_type: str = "fixed",
-    direction: str = "all",
-    groups: int = 1,
-) -> None:
-    """Add the force on one weight to its gradient in place; the settings are `apply_force`'s.
-
-    Raises ForceregError for unknown strings and as `force_gradient` does.
-    """
-    check_force(force_type, decay_type, direction)
-    apply_force(grad, force_gradient(weight, force_type, groups), factor, decay_type, direction)
 
 
 class ForceField:

@@ -24,6 +24,7 @@ from forcereg.schema import SolverParameter
 from forcereg.schema.text import to_text
 from forcereg.scoring import Score, read_outputs, score
 from forcereg.solver import policy
+from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.events import Event, Observer
 from forcereg.solver.force import check_force
 from forcereg.solver.setup import complete_prefix, probe_prefix, solver_file, solver_specs
@@ -83,6 +84,7 @@ class Solver:
         self._loss_count = 0
         self._clock = (0, time.perf_counter())
         self._inputs: Inputs = None
+        self._before_tests: dict[str, Any] | None = None
         self.last_snapshot: Path | None = None
         self._warn_of_no_force()
         for path in ",".join(self.param.weights).split(","):
@@ -96,7 +98,7 @@ class Solver:
         policy.check(p, name)
         if p.weight_decay:
             check_regularization(p.regularization_type, name)
-        check_force(p.force_type, p.force_decay_type, p.force_direction)
+        check_force(p.force_type, p.force_decay_type, p.force_direction, name)
         for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
             if getattr(p, field) < least:
                 raise ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
@@ -160,7 +162,8 @@ class Solver:
         snapshot.write_model(model, pack(self.net), diffs, self._provenance())
         learned = str(snapshot.model_path(self.param.snapshot_prefix, self.iter))
         history = self.updater.saved_history()
-        extra = extra_state(self._feeds(), self._losses, self._loss_count, self.device)
+        # among tests: as before them, because resuming runs them all again
+        extra = self._before_tests or self._extra_state()
         snapshot.write_state(state, self.iter, self.current_step, learned, history, extra)
         self.last_snapshot = model
         if self.keep:
@@ -174,6 +177,7 @@ class Solver:
         model = snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path)))
         self.updater.load_history(state.history, str(path))
         snapshot.load_into(self.net.params, model, self.net.shared)
+        self._before_tests = None
         self.iter = state.iteration
         self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
         self.last_snapshot = model.path
@@ -182,6 +186,9 @@ class Solver:
             self._loss_count = 0
         else:
             self._loss_count = unpack(state.extra, self._feeds(), self._losses, self.device, self._warn)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return extra_state(self._feeds(), self._losses, self._loss_count, self.device)
 
     def _feeds(self) -> dict[str, Any]:
         nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
@@ -217,14 +224,17 @@ class Solver:
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
             probe_prefix(self.prefix(), self.file.name)
             if self.param.snapshot_format != SolverParameter.SnapshotFormat.Value("HDF5"):
-                self.emit("note", text="snapshot_format is BINARYPROTO: snapshots are written as HDF5 (.h5) all the same")
+                self.emit(
+                    "note", text="snapshot_format is BINARYPROTO: snapshots are written as HDF5 (.h5) all the same"
+                )
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
         p = self.param
-        at_snapshot = p.snapshot > 0 and self.iter % p.snapshot == 0
         wanted = p.snapshot_after_train or self.stop_requested
-        if wanted and not at_snapshot and (self.iter > start or start == 0):
+        # a stop in the tests before iteration 0 comes when the schedule has saved nothing yet
+        saved = p.snapshot > 0 and self.iter % p.snapshot == 0 and (self.iter > 0 or not self.stop_requested)
+        if wanted and not saved and (self.iter > start or start == 0):
             self.snapshot()
         if self.stop_requested:
             self.emit("stopped")
@@ -305,10 +315,8 @@ class Solver:
         names = given if net is self.net else [name for name in net.inputs if name in given and name not in supplied]
         return {name: torch.as_tensor(given[name], dtype=torch.float32, device=self.device) for name in names}
 
-    def _measure(self, weights: list[Tensor], before: list[Tensor], after: list[Tensor], names: list[str]) -> None:
-        from forcereg.solver.diagnostics import force_report
-
-        self.emit("force", iteration=self.iter, layers=force_report(names, weights, before, after))
+    def _measure(self, before: list[Tensor], after: list[Tensor]) -> None:
+        self.emit("force", iteration=self.iter, layers=force_ratios(self.updater.forced, before, after))
 
     # -- tests and displays
 
@@ -316,10 +324,15 @@ class Solver:
         """Runs every test net over its test_iter batches; emits the mean of every output element."""
         self.check_finite()
         started = time.perf_counter()
+        self._before_tests = self._extra_state()
         for index in range(len(self.test_nets)):
             self.test(index)
             if self.stop_requested:
                 break
+        else:
+            self._before_tests = None
+            if self.measure_force:
+                self.emit("force", iteration=self.iter, layers=coordination(self.updater.forced))
         first, clock = self._clock  # tests don't count in the pace of training
         self._clock = (first, clock + time.perf_counter() - started)
 
@@ -368,7 +381,7 @@ class Solver:
         self.check_finite()
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        extra = extra_state(self._feeds(), self._losses, self._loss_count, self.device)
+        extra = self._extra_state()
         loss, _ = self.net.forward_loss(self._fed(self.net, 0))
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)

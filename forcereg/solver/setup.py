@@ -10,8 +10,8 @@ from typing import Any
 
 from forcereg.errors import ForceregError
 from forcereg.paths import find_root, resolve, snapshot_prefix
-from forcereg.schema import TEST, TRAIN, NetParameter, SolverParameter
-from forcereg.schema.text import NetFile, SolverFile, parse_solver, read_net, read_solver, to_text
+from forcereg.schema import TEST, TRAIN, SolverParameter
+from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.spec import NetSpec, build_spec, net_state
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
@@ -91,19 +91,12 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
                 "(the working directory or a folder above the solver); correct the path or change folder"
             )
         return read_net(path)
-    return inline_net(value, f"{file.name}: {field}")
-
-
-def inline_net(message: Any, name: str) -> NetFile:
-    """A NetFile for a net that has no file of its own."""
-    copy = NetParameter()
-    copy.CopyFrom(message)
-    return NetFile(copy, name, to_text(copy), (None,) * len(copy.layer))
+    return net_from_message(value, f"{file.name}: {field}")
 
 
 def _test_specs(file: SolverFile, root: Path) -> list[NetSpec]:
     p = file.message
-    files = [inline_net(net, f"{file.name}: test_net_param") for net in p.test_net_param]
+    files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
         path = resolve(root, value)
         if not path.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
 
 from forcereg.errors import ForceregError
@@ -10,7 +12,10 @@ from forcereg.solver.events import Event
 
 
 class TensorBoard:
-    """Observer that writes to `folder`. Raises ForceregError if the tensorboard package is missing."""
+    """Observer that writes to `folder`.
+
+    Raises ForceregError if the tensorboard package is missing or the folder cannot be written, also later.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -19,12 +24,21 @@ class TensorBoard:
             raise ForceregError(
                 '--log-dir needs the tensorboard package; install it with pip install "forcereg[tensorboard]"'
             ) from None
+        self._folder, self._hook = folder, threading.excepthook
+        threading.excepthook = self._on_thread_error
         try:
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
-            raise ForceregError(f"--log-dir {folder}: {error.strerror}; choose a folder that can be written") from None
+            threading.excepthook = self._hook
+            raise self._refused(error) from None
 
     def __call__(self, event: Event) -> None:
+        try:
+            self._write(event)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _write(self, event: Event) -> None:
         if event.kind == "train":
             self._writer.add_scalar("train/loss", event.loss, event.iteration)
             self._writer.add_scalar("train/lr", event.rate, event.iteration)
@@ -33,7 +47,7 @@ class TensorBoard:
             self._outputs(f"test_{event.net}", event.outputs, event.iteration)
         elif event.kind == "force":
             for layer in event.layers:
-                for name in ("rank", "cosine", "ratio"):
+                for name in layer.keys() - {"layer"}:
                     self._writer.add_scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
         elif event.kind == "done":
             self._writer.flush()
@@ -44,6 +58,16 @@ class TensorBoard:
             suffix = f"_{index}" if names.count(output.name) > 1 else ""
             self._writer.add_scalar(f"{group}/{output.name}{suffix}", output.value, iteration)
 
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        # the writer's thread hands its error to the next call here, which tells it in one line
+        if not issubclass(args.exc_type, OSError):
+            self._hook(args)
+
+    def _refused(self, error: OSError) -> ForceregError:
+        return ForceregError(f"--log-dir {self._folder}: {error.strerror}; choose a folder that can be written")
+
     def close(self) -> None:
-        """Writes what is left."""
-        self._writer.close()
+        """Writes what is left; an error here has been told, or comes after all else is done."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        threading.excepthook = self._hook

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,15 +17,6 @@ from forcereg.errors import ForceregError
 from forcereg.registry import solver_type
 
 Tensors = list[Tensor]
-
-
-@dataclass(frozen=True)
-class Multipliers:
-    """Per parameter: learning rate, weight decay and force multipliers."""
-
-    lr: tuple[float, ...]
-    decay: tuple[float, ...]
-    force: tuple[float, ...]
 
 
 class Rule(Protocol):

@@ -16,7 +16,7 @@ from forcereg.registry import solver_type
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
 
-Measure = Callable[[list[Tensor], list[Tensor], list[Tensor], list[str]], None]
+Measure = Callable[[list[Tensor], list[Tensor]], None]
 
 
 class Updater:
@@ -49,6 +49,12 @@ class Updater:
     def regularizes(self) -> bool:
         """Whether any weight feels a force."""
         return any(self._forces)
+
+    @property
+    def forced(self) -> dict[str, Tensor]:
+        """Layer name (with "/index" unless it is the first blob) -> each weight that feels a force."""
+        chosen = [(self._owners[self._live[i]], self.weights[i]) for i, factor in enumerate(self._forces) if factor]
+        return {f"{layer}/{index}" if index else layer: weight for (layer, index), weight in chosen}
 
     def clear_gradients(self) -> None:
         """Forgets the gradients of the last iteration."""
@@ -93,8 +99,7 @@ class Updater:
         before = [grads[i].clone() for i in forced] if measure is not None else []
         self._field.add_to(grads)
         if measure is not None:
-            names = [self._owners[self._live[i]][0] for i in forced]
-            measure([self.weights[i] for i in forced], before, [grads[i] for i in forced], names)
+            measure(before, [grads[i] for i in forced])
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""

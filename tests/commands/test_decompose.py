@@ -71,6 +71,19 @@ def test_writes_both_files_and_equals_the_original(snapshot: Path, net: Net, cap
     )
 
 
+def test_piped_table_cuts_no_name(tmp_path: Path, capsys) -> None:
+    name = "inception_3a/a_layer_with_a_name_that_is_far_longer_than_any_column_of_eighty_characters/3x3_reduce"
+    text = NET.replace('"conv1"', f'"{name}"')
+    path = tmp_path / "n.caffemodel.h5"
+    blobs = {
+        layer: {i: b.detach().numpy() for i, b in enumerate(held)} for layer, held in load_net(text).params.items()
+    }
+    write_model(path, blobs, attrs={"forcereg_net": text, "forcereg_input_shapes": json.dumps(INPUTS)})
+    assert run("--snapshot", path, "--error", "0") == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "3x3_reduce" in line)
+    assert name in row and "21,600" in row
+
+
 def test_json_is_one_object(snapshot: Path, capsys) -> None:
     assert run("--snapshot", snapshot, "--ranks", "4,2", "--json", "--out", snapshot.with_name("out")) == 0
     printed = json.loads(capsys.readouterr().out)

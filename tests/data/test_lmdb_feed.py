@@ -15,6 +15,7 @@ import torch
 from forcereg.data.decoded import Resident, Stream
 from forcereg.data.feed import FeedContext
 from forcereg.data.lmdb_data import LmdbFeed, lmdb_feed
+from forcereg.data.mean import write_mean
 from forcereg.errors import ForceregError
 from forcereg.registry import source
 from forcereg.schema import Datum
@@ -225,7 +226,11 @@ BAD_RECORDS = {
     "empty": (Datum(channels=1, height=4, width=5).SerializeToString(), "0 floats", "1x4x5"),
     "other shape": (raw(np.zeros((1, 5, 4), np.uint8)), "1x5x4 uint8", "1x4x5 uint8"),
     "floats among bytes": (raw(np.zeros((1, 4, 5), np.float32)), "float32", "uint8"),
-    "no image": (Datum(encoded=True, data=b"GIF8").SerializeToString(), "image", "cannot be decoded"),
+    "no image": (
+        Datum(encoded=True, data=b"GIF8").SerializeToString(),
+        "image",
+        "cannot be decoded (no image format that Pillow knows)",
+    ),
 }
 
 
@@ -235,6 +240,40 @@ def test_a_bad_record_is_named(name: str, budget: int, db: Path) -> None:
     value, *expected = BAD_RECORDS[name]
     put_lmdb(db / "db", [(b"00000007", value)])
     fails(db, "db: record '00000007'", *expected, budget=budget)
+
+
+@pytest.mark.parametrize("budget", [1 << 30, STREAM], ids=["in-memory", "streamed"])
+def test_images_of_several_sizes_are_cropped_to_one(budget: int, tmp_path: Path) -> None:
+    sizes = [(4, 5), (4, 5), (7, 4), (6, 6)]
+    images = [np.full((1, *size), 10 * i, np.uint8) for i, size in enumerate(sizes)]
+    for i, (height, width) in enumerate(sizes):
+        images[i][:, (height - 3) // 2 : (height + 3) // 2, (width - 3) // 2 : (width + 3) // 2] += 1
+    put_lmdb(tmp_path / "db", [(b"%d" % i, raw(image, i)) for i, image in enumerate(images)])
+    feed = make_feed(tmp_path, "crop_size: 3 mean_value: 1", batch=3, budget=budget)
+    got = batches(feed, 3)
+    assert [labels.tolist() for _, labels in got] == [[0, 1, 2], [3, 0, 1], [2, 3, 0]]
+    for data, labels in got:
+        assert torch.equal(data, (10 * labels).reshape(3, 1, 1, 1).expand(3, 1, 3, 3))
+    again = copy.deepcopy(feed)
+    assert torch.equal(again.next()[0], feed.next()[0])
+    feed.close()
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("transform", "parts"),
+    [
+        ("", ("1x9x9 uint8", "expected 1x4x5")),
+        ("crop_size: 3", ("1x2x9, smaller than crop_size 3",)),
+        ("crop_size: 3 mean_file: 'mean'", ("1x9x9 uint8", "expected 1x4x5")),
+    ],
+    ids=["uncropped", "too small", "mean image"],
+)
+def test_sizes_that_cannot_be_made_one(transform: str, parts: tuple[str, ...], db: Path) -> None:
+    write_mean(db / "mean", np.zeros((1, 4, 5), np.float32))
+    size = (1, 2, 9) if "smaller" in parts[0] else (1, 9, 9)
+    put_lmdb(db / "db", [(b"00000007", raw(np.zeros(size, np.uint8)))])
+    fails(db, "db: record '00000007'", *parts, transform=transform)
 
 
 def test_batches_before_a_bad_record_are_served_when_streaming(db: Path) -> None:

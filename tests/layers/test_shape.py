@@ -86,13 +86,20 @@ def test_max_ties() -> None:
     assert [b.grad.tolist() for b in bottoms] == [[0, 0], [1, 1], [0, 0]]
 
 
+def test_eltwise_max_ignores_coeff() -> None:
+    net = layer_net("Eltwise", "eltwise_param { operation: MAX coeff: [-3, 5] }", (3,), (3,))
+    (y,) = run(net, torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1]))
+    assert y.tolist() == [3, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("param", "shapes", "message"),
     [
         ("", ((2, 3), (3, 2)), "bottoms [2, 3], [3, 2] must have one shape"),
         ("", ((2, 3),), "has 1 bottom blobs; type Eltwise takes at least 2"),
-        ("operation: PROD coeff: 1 coeff: 1", ((2, 3), (2, 3)), "coeff goes with operation SUM only; found PROD"),
+        ("operation: PROD coeff: 1 coeff: 1", ((2, 3), (2, 3)), "coeff does not go with operation PROD"),
         ("coeff: 1", ((2, 3), (2, 3)), "has 1 coeff entries for 2 bottoms"),
+        ("operation: MAX coeff: 1", ((2, 3), (2, 3)), "has 1 coeff entries for 2 bottoms"),
     ],
 )
 def test_bad_eltwise(param: str, shapes: tuple[tuple[int, ...], ...], message: str) -> None:

@@ -171,6 +171,7 @@ def test_convolution_gradients(kind: str, more: str) -> None:
 
 ERRORS = [
     ("kernel_size: 3", (1, 2, 8, 8), "num_output is missing"),
+    ("", (1, 2, 8, 8), "num_output is missing"),
     ("num_output: 0 kernel_size: 3", (1, 2, 8, 8), "num_output is missing"),
     ("num_output: 2", (1, 2, 8, 8), "kernel_size is missing"),
     ("num_output: 2 kernel_size: 0", (1, 2, 8, 8), "kernel_size is missing"),

@@ -130,7 +130,7 @@ def test_a_bound_met_but_for_rounding_counts() -> None:
         pytest.param({"rank": 0}, "expected 1 to 4", id="rank-zero"),
         pytest.param({"rank": 5}, "expected 1 to 4", id="rank-too-large"),
         pytest.param({"error": -0.1}, "error is -0.1", id="negative-error"),
-        pytest.param({"error": 1.0}, "0 <= error < 1", id="error-one"),
+        pytest.param({"error": 1.5}, "0 <= error <= 1", id="error-above-one"),
         pytest.param({"error": float("nan")}, "error is nan", id="nan-error"),
         pytest.param({"rank": 1, "groups": 3}, "groups = 3", id="groups"),
     ],

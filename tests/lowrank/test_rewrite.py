@@ -232,9 +232,9 @@ def test_what_does_not_fit(weight: np.ndarray, criterion, message: str) -> None:
         decompose(file, {"c": {0: weight.astype(np.float32)}}, criterion)
 
 
-@pytest.mark.parametrize("error", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("error", [-0.1, 1.1, float("nan")])
 def test_error_bounds_out_of_range(error: float) -> None:
-    with pytest.raises(UsageError, match="expected 0 or more"):
+    with pytest.raises(UsageError, match="expected 0 to 1"):
         by_error(error)
 
 

@@ -137,6 +137,10 @@ def test_solver_errors(text: str, error: str) -> None:
             "convolution_param, embed_param, inner_product_param, recurrent_param",
         ),
         (
+            'layer { name: "a"\nlayer { name: "b" }',
+            "2:1: 'layer' is no field of LayerParameter; is the block above closed? a } may be missing",
+        ),
+        (
             "layer { convolution_param { kernelsize: 3 } }",
             "1:29: 'kernelsize' is no field of ConvolutionParameter; did you mean \"kernel_size\"?",
         ),

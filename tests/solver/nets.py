@@ -82,7 +82,7 @@ def write_images(root: Path, net: str = IMAGES) -> Path:
 
 def write_solver(root: Path, extra: str = "", name: str = "solver.prototxt", net: str = 'net: "net.prototxt"') -> Path:
     """A solver file over `root`/net.prototxt: `extra` fields, and what they don't set of the usual ones."""
-    usual = ("base_lr: 0.1", 'lr_policy: "fixed"', "random_seed: 7", "solver_mode: CPU")
+    usual = ("base_lr: 0.1", 'lr_policy: "fixed"', "random_seed: 7", "solver_mode: CPU", "snapshot_format: HDF5")
     unset = [line for line in usual if line.split()[0] not in extra]
     path = root / name
     path.write_text("\n".join([net, *unset, extra, ""]))

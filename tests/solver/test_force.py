@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.schema.text import parse_net, parse_solver
-from forcereg.solver.force import DECAY_TYPES, DIRECTIONS, force_gradient, regularize
+from forcereg.solver.force import DECAY_TYPES, DIRECTIONS, ForceField, force_gradient
 from tests.golden_cases import Case, golden_cases
 
 POWERS = {"Degradation": 0, "Constant": 1, "Linear": 2, "Gravity": 3}
@@ -167,6 +167,13 @@ def test_memory_stays_quadratic(kind: str, rows: int, columns: int) -> None:
     assert largest <= 8 * max(rows * columns, rows * rows)
     held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     assert held.max() <= 8 * 6 * max(rows * columns, rows * rows)
+
+
+def regularize(
+    grad: Tensor, weight: Tensor, factor: float, kind: str, decay: str = "fixed", direction: str = "all"
+) -> None:
+    """Adds the force on one weight to its gradient, as the solver does."""
+    ForceField([weight], [factor], kind, decay, direction).add_to([grad])
 
 
 def straight_regularize(grad: np.ndarray, force: np.ndarray, factor: float, decay: str, same: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -71,6 +72,37 @@ def test_resume_is_bit_for_bit(at: int, budget: int, tmp_path: Path) -> None:
     assert len(told(resumed, at)) >= 18
     for kind in ("caffemodel", "solverstate"):
         assert_same(tmp_path / f"s_iter_14.{kind}.h5", tmp_path / f"again_iter_14.{kind}.h5")
+
+
+@pytest.mark.parametrize("request_", ["snapshot_requested", "stop_requested"])
+def test_resume_from_the_middle_of_a_test_runs_it_again(request_: str, tmp_path: Path) -> None:
+    """The state has the test data where the test began, not where the request found it."""
+    write_images(tmp_path)
+    extra = EXTRA.replace("test_iter: 1", "test_iter: 3 test_iter: 2") + "0"
+    path = write_solver(tmp_path, extra)
+
+    def train(request: str | None, resume: Path | None = None) -> Recorder:
+        recorder = Recorder()
+        solver = Solver(path, observers=[recorder])
+        if resume is not None:
+            solver.restore(resume)
+        seen = [0]
+
+        def at_second_batch(index: int, between: Callable[[int], bool] = solver._between_batches) -> bool:
+            seen[0] += solver.iter == 6
+            if request is not None and seen[0] == 5:  # the second batch of the second net
+                setattr(solver, request, True)
+            return between(index)
+
+        solver._between_batches = at_second_batch  # type: ignore[method-assign]
+        solver.solve()
+        return recorder
+
+    whole = train(None)
+    interrupted = train(request_)
+    assert interrupted.of("snapshot")[0].iteration == 6
+    resumed = train(None, tmp_path / "s_iter_6.solverstate.h5")
+    assert told(resumed, 6) == told(whole, 6)
 
 
 def test_seed_of_the_resuming_run_does_not_matter(tmp_path: Path) -> None:

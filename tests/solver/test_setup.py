@@ -193,9 +193,13 @@ def test_what_a_solver_may_be(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
         pytest.param("snapshot: -1", "snapshot is -1; expected >= 0", id="snapshot"),
         pytest.param('weight_decay: 0.1 regularization_type: "L3"', "unknown regularization_type 'L3'", id="decay"),
         pytest.param('type: "SDG"', "unknown solver type 'SDG'; did you mean \"SGD\"?", id="type"),
-        pytest.param('force_type: "Degradaton"', 'did you mean "Degradation"?', id="force_type"),
-        pytest.param('force_decay_type: "x"', "force_decay_type", id="force_decay_type"),
-        pytest.param('force_direction: "x"', "force_direction", id="force_direction"),
+        pytest.param(
+            'force_type: "Degradaton"',
+            "solver.prototxt: unknown force_type 'Degradaton'; did you mean",
+            id="force_type",
+        ),
+        pytest.param('force_decay_type: "x"', "solver.prototxt: unknown force_decay_type 'x'", id="force_decay_type"),
+        pytest.param('force_direction: "x"', "solver.prototxt: unknown force_direction 'x'", id="force_direction"),
         pytest.param('weights: "none.caffemodel.h5"', "none.caffemodel.h5", id="weights"),
     ],
 )

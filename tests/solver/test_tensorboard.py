@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.solver.diagnostics import force_report, mean_cosine
+from forcereg.solver.diagnostics import coordination, force_ratios, mean_cosine
 from forcereg.solver.loop import Solver
+from tests.conftest import TOP
 from tests.solver.nets import Recorder, write_images, write_solver
 
 pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
@@ -54,8 +59,9 @@ def test_curves(run: tuple[Recorder, dict[str, list[tuple[int, float]]]]) -> Non
 
 def test_force_curves_at_each_test(run: tuple[Recorder, dict[str, list[tuple[int, float]]]]) -> None:
     _, curves = run
-    for name in ("rank", "cosine", "ratio"):
-        assert [step for step, _ in curves[f"force/conv/{name}"]] == [0, 3]
+    """But for the last test, where no update follows whose force could be measured."""
+    for name, steps in {"rank": [0, 3, 6], "cosine": [0, 3, 6], "ratio": [0, 3]}.items():
+        assert [step for step, _ in curves[f"force/conv/{name}"]] == steps
     assert all(1 <= value <= 4 for _, value in curves["force/conv/rank"])
     assert all(-1 <= value <= 1 for _, value in curves["force/conv/cosine"])
     assert all(0 < value < 10 for _, value in curves["force/conv/ratio"])
@@ -67,6 +73,27 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ForceregError, match=r"--log-dir .*file/logs"):
         TensorBoard(tmp_path / "file" / "logs")
+
+
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk; the curves outgrow it while training."""
+    path = write_solver(write_images(tmp_path), "max_iter: 100000 display: 1 snapshot_after_train: false")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "forcereg", "train", "--solver", path, "--log-dir", tmp_path / "logs"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 1
+    *log, last = done.stderr.splitlines()
+    assert last == f"forcereg: --log-dir {tmp_path}/logs: File too large; choose a folder that can be written"
+    assert all("] " in line for line in log)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +110,12 @@ def test_mean_cosine(rows: list[list[float]], expected: float) -> None:
     assert float(mean_cosine(torch.tensor(rows))) == pytest.approx(expected)
 
 
-def test_report() -> None:
+def test_coordination() -> None:
     weight = torch.diag(torch.tensor([10.0, 3.0, 0.1]))
-    gradient = torch.full((3, 3), 2.0)
-    (report,) = force_report(["conv"], [weight], [gradient], [gradient * 1.5])
-    assert report == {"layer": "conv", "rank": 2, "cosine": pytest.approx(0), "ratio": pytest.approx(0.5)}
-    (zero,) = force_report(["conv"], [weight], [torch.zeros(3, 3)], [torch.zeros(3, 3)])
-    assert zero["ratio"] == 0
+    assert coordination({"conv": weight}) == [{"layer": "conv", "rank": 2, "cosine": pytest.approx(0)}]
+
+
+def test_force_ratios() -> None:
+    gradient, zero = torch.full((3, 3), 2.0), torch.zeros(3, 3)
+    ratios = force_ratios(["conv", "still"], [gradient, zero], [gradient * 1.5, zero])
+    assert ratios == [{"layer": "conv", "ratio": pytest.approx(0.5)}, {"layer": "still", "ratio": 0}]

@@ -225,3 +225,16 @@ def test_snapshot_request_during_a_test_is_served_at_once(tmp_path: Path) -> Non
     solver.solve(batches)
     story = recorder.story()
     assert story[story.index("test_start 2") :][:3] == ["test_start 2", "snapshot 2", "test 2"]
+
+
+def test_stop_request_before_the_first_iteration_saves(tmp_path: Path) -> None:
+    """In the initial test, when the schedule (which counts 0 as its own) has saved nothing yet."""
+    extra = 'max_iter: 50 snapshot: 10 test_iter: 5 test_interval: 4 snapshot_prefix: "s"'
+    solver, recorder = regression(tmp_path, extra, net=TESTED)
+
+    def stop(event) -> None:
+        solver.stop_requested |= event.kind == "test_start"
+
+    solver.observers.append(stop)
+    solver.solve(batches)
+    assert recorder.story()[-3:] == ["test_start 0", "snapshot 0", "stopped"]
