@@ -206,7 +206,7 @@ class _Batch:
     def __init__(self, weights: Sequence[Tensor], factors: Sequence[float], chosen: list[int]) -> None:
         self.chosen = chosen
         self.factors = [factors[i] for i in chosen]
-        self._weights = [weights[i].detach() for i in chosen]
+        self._weights = [weights[i] for i in chosen]  # not detached: somebody may replace their `data`
         device, n = self._weights[0].device, self._weights[0].shape[0]
         self.scale = torch.tensor(self.factors, dtype=torch.float64, device=device).unsqueeze(1)
         self._gram = torch.zeros((len(chosen), n, n), dtype=torch.float64, device=device)

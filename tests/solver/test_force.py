@@ -249,3 +249,17 @@ def test_equals_caffe(case: Case) -> None:
         expected = group["iter_0001/update/l/0"][()] if "iter_0001/update/l/0" in group else weight - after
     tolerance = 2e-3 if case.id.endswith("rows_near_above") else 2e-5
     assert np.abs(update - expected).max() <= tolerance * np.abs(expected).max() + 1e-6
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_field_follows_replaced_data(layout: torch.memory_format) -> None:
+    """Users set `param.data`; the kept buffers must not go on with the old values or layout."""
+    draw = torch.Generator().manual_seed(3)
+    weights = [torch.nn.Parameter(torch.randn(n, 4, 3, 3, generator=draw)) for n in (6, 9)]
+    field = ForceField(weights, (0.5, 0.25), "Constant")
+    for weight in weights:
+        weight.data = torch.randn(weight.shape, generator=draw).contiguous(memory_format=layout)
+    grads = [torch.zeros_like(weight) for weight in weights]
+    field.add_to(grads)
+    for grad, weight, factor in zip(grads, weights, (0.5, 0.25), strict=True):
+        torch.testing.assert_close(grad, factor * force_gradient(weight, "Constant"))
