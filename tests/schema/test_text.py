@@ -181,7 +181,8 @@ def test_long_tokens_are_cut(length: int) -> None:
 
 scalars: dict[str, st.SearchStrategy[Any]] = {
     "string": st.text(max_size=20),
-    "float": st.floats(width=32, allow_nan=False),
+    # not up to the largest float: protobuf 4.25 in pure Python prints that one rounded up, and reads it back as inf
+    "float": st.floats(-(2.0**127), 2.0**127, width=32) | st.sampled_from([float("inf"), -float("inf")]),
     "int32": st.integers(-(2**31), 2**31 - 1),
     "int64": st.integers(-(2**63), 2**63 - 1),
     "bool": st.booleans(),
