@@ -56,7 +56,7 @@ def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[st
         state.level = level
     state.stage.extend(stage for stage in stages if stage)
     train = build_spec(train_file, state, root)
-    return SolverSpecs(root, train, tuple(_test_specs(file, root)))
+    return SolverSpecs(root, train, tuple(_test_specs(file, root, train_file)))
 
 
 def complete_prefix(file: SolverFile, root: Path) -> None:
@@ -94,7 +94,7 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
     return net_from_message(value, f"{file.name}: {field}")
 
 
-def _test_specs(file: SolverFile, root: Path) -> list[NetSpec]:
+def _test_specs(file: SolverFile, root: Path, train_file: NetFile) -> list[NetSpec]:
     p = file.message
     files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
@@ -102,14 +102,14 @@ def _test_specs(file: SolverFile, root: Path) -> list[NetSpec]:
         if not path.exists():
             raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
         files.append(read_net(path))
-    generic = next((field for field in ("net", "net_param") if p.HasField(field)), None)
+    generic = train_file if p.HasField("net") or p.HasField("net_param") else None
     left = len(p.test_iter) - len(files)
     if left < 0 or (left > 0 and generic is None):
         raise ForceregError(
             f"{file.name}: has {len(p.test_iter)} test_iter entries for {len(files)} test nets; give one each"
         )
     if generic is not None:
-        files += [_net_file(file, generic, root)] * left
+        files += [generic] * left
     if files and p.test_interval <= 0:
         raise ForceregError(f"{file.name}: test nets need test_interval > 0; found {p.test_interval}")
     if p.test_state and len(p.test_state) != len(files):

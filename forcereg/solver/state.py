@@ -21,7 +21,7 @@ def pack(net: Net, values: Mapping[tuple[str, int], Tensor] | None = None) -> di
     shared, packed = net.shared, {}
     for name, blobs in net.params.items():
         packed[name] = {
-            index: _array(blob if values is None else values[_owner(shared, name, index)])
+            index: to_array(blob if values is None else values[_owner(shared, name, index)])
             for index, blob in enumerate(blobs)
             if values is not None or f"{name}/{index}" not in shared
         }
@@ -33,7 +33,8 @@ def _owner(shared: Mapping[str, str], name: str, index: int) -> tuple[str, int]:
     return layer, int(position)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A tensor of any device and layout as a contiguous array."""
     return tensor.detach().cpu().contiguous().numpy()
 
 
@@ -48,7 +49,7 @@ def extra_state(feeds: Mapping[str, Feed], losses: Tensor, loss_count: int, devi
             for number, (name, feed) in enumerate(sorted(feeds.items()))
         },
         "random": random,
-        "losses": _array(losses),
+        "losses": to_array(losses),
         "loss_count": loss_count,
     }
 
@@ -82,7 +83,7 @@ def unpack(
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return _array(value) if isinstance(value, Tensor) else value
+    return to_array(value) if isinstance(value, Tensor) else value
 
 
 def _tensors(value: Any) -> Any:

@@ -15,6 +15,7 @@ from forcereg.net import Net
 from forcereg.registry import solver_type
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
+from forcereg.solver.state import to_array
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
 
@@ -34,12 +35,13 @@ class Updater:
         self._live = live
         self._lr_mults = [every[i].lr_mult for i in live]
         self._decays = [p.weight_decay * every[i].decay_mult for i in live]
-        self._forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
+        forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
+        self._forced = [position for position, factor in enumerate(forces) if factor]
         self._rule = solver_type.get(p.type, name)()
         self.weights: list[Tensor] = [every[i].blob for i in live]
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
         self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
-        self._field = ForceField(self.weights, self._forces, p.force_type, p.force_decay_type, p.force_direction)
+        self._field = ForceField(self.weights, forces, p.force_type, p.force_decay_type, p.force_direction)
         self._rate = torch.zeros((), device=device)
         self._bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._on_host = device.type == "cpu"
@@ -48,12 +50,12 @@ class Updater:
     @property
     def regularizes(self) -> bool:
         """Whether any weight feels a force."""
-        return any(self._forces)
+        return bool(self._forced)
 
     @property
     def forced(self) -> dict[str, Tensor]:
         """Layer name (with "/index" unless it is the first blob) -> each weight that feels a force."""
-        chosen = [(self._owners[self._live[i]], self.weights[i]) for i, factor in enumerate(self._forces) if factor]
+        chosen = [(self._owners[self._live[i]], self.weights[i]) for i in self._forced]
         return {f"{layer}/{index}" if index else layer: weight for (layer, index), weight in chosen}
 
     def clear_gradients(self) -> None:
@@ -95,11 +97,10 @@ class Updater:
             torch._foreach_sub_(weights, torch._foreach_mul(self._values, live))
 
     def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
-        forced = [i for i, factor in enumerate(self._forces) if factor]
-        before = [grads[i].clone() for i in forced] if measure is not None else []
+        before = [grads[i].clone() for i in self._forced] if measure is not None else []
         self._field.add_to(grads)
         if measure is not None:
-            measure(before, [grads[i] for i in forced])
+            measure(before, [grads[i] for i in self._forced])
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
@@ -112,7 +113,7 @@ class Updater:
 
     def saved_history(self) -> list[np.ndarray]:
         """History of every learnable blob in Caffe's order; zeros for those that never learn."""
-        return [_array(tensor) for slot in self.history for tensor in self._spread(slot)]
+        return [to_array(tensor) for slot in self.history for tensor in self._spread(slot)]
 
     def last_update(self) -> dict[tuple[str, int], Tensor]:
         """(layer, index) -> what the last iteration subtracted."""
@@ -145,7 +146,3 @@ class Updater:
             tensor.copy_(torch.from_numpy(np.array(arrays[position])))
         self._bad.fill_(-1)
         self._host_bad = -1
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().numpy()
