@@ -32,12 +32,14 @@ def load_net(
     device: str | torch.device = "cpu",
     seed: int | None = None,
     budget: int = DEFAULT_BUDGET,
+    allow_python_layers: bool = False,
 ) -> Net:
     """A net as a torch module.
 
     `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel.h5 or several, later ones
     override; without them the fillers' values (drawn from `seed`). `input_shapes` gives data layers' top
-    shapes, so that their sources need not exist; feed such a net by `net(data=...)`.
+    shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `allow_python_layers`: run
+    code that the net names in Python layers.
     Raises ForceregError, one line, for anything wrong in either file.
     """
     file = net_file(model)
@@ -48,7 +50,7 @@ def load_net(
     prepare(device)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget)
-    net = Net(spec, context, input_shapes, generator).place(device)
+    net = Net(spec, context, input_shapes, generator, allow_python_layers).place(device)
     if weights is None:
         return net
     for path in [weights] if isinstance(weights, str | os.PathLike) else weights:

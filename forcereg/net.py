@@ -55,6 +55,7 @@ class Net(nn.Module):
     by layer name (called for a batch when their blobs aren't given), `params` every layer's blobs.
     `train()` and `eval()` switch Dropout and BatchNorm as in torch; the phase sets the initial mode.
     `input_shapes` gives shapes of data layers' tops, whose sources are then not opened.
+    `allow_python_layers`: run code that the net file names (Python layers).
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class Net(nn.Module):
         context: FeedContext | None = None,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         generator: Generator | None = None,
+        allow_python_layers: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self._allow_python_layers = allow_python_layers
         self.layers = nn.Module()
         self.shapes: dict[str, Shape] = {}
         self.feeds: dict[str, Feed] = {}
@@ -79,7 +82,8 @@ class Net(nn.Module):
             if layer_spec.type in registry.source or (layer_spec.type == "Input" and is_given):
                 self._add_source(layer_spec, context, given)
             else:
-                self._add_layer(layer_spec, given, generator)
+                self._add_layer(layer_spec, given)
+        self._fill(generator)
         self._owners.check_finished(self.module)
         self._steps = self._plan()
         self._losses = tuple(
@@ -107,20 +111,22 @@ class Net(nn.Module):
             feed = registry.source.get(spec.type)(spec, context)
             self.feeds[spec.name] = feed
             shapes = list(feed.shapes)
+        for top, shape in zip(spec.tops, shapes, strict=True):
+            spec.check_size(f"top '{top}'", shape)
         self.inputs += spec.tops
         self.shapes.update(zip(spec.tops, shapes, strict=True))
 
-    def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any], generator: Generator | None) -> None:
+    def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any]) -> None:
         if spec.type not in registry.layer:
             raise unknown_type(spec)
         cls = registry.layer.get(spec.type)
+        if cls.runs_code and not self._allow_python_layers:
+            raise spec.fail(
+                f"type {spec.type} runs code that the net names; if you trust the net, give --allow-python-layers "
+                "(allow_python_layers=True in Python)"
+            )
         check_arity(spec, cls)
         module: Layer = cls(spec, [self.shapes[bottom] for bottom in spec.bottoms])
-        for blob, filler in zip(module.blobs, module.fillers, strict=True):
-            if not blob.is_meta and filler is not None:
-                with torch.no_grad():
-                    blob.copy_(fill(filler, tuple(blob.shape), generator, spec))
-        module.fillers = []
         if spec.name in self._keys and (module.blobs or self.module(spec.name).blobs):
             raise spec.fail(
                 f"the name is taken by {self._spec_of(spec.name).where}; layers with weights need their own"
@@ -133,7 +139,18 @@ class Net(nn.Module):
         if spec.type == "Input":
             self.inputs += spec.tops
         for top, shape in zip(spec.tops, module.out_shapes, strict=True):
+            spec.check_size(f"top '{top}'", shape)
             self.shapes[top] = tuple(given.get(top, shape)) if spec.type == "Input" else shape
+
+    @torch.no_grad()
+    def _fill(self, generator: Generator | None) -> None:
+        """Draws the initial values of every owned blob, once all shapes are known to be right."""
+        for spec, key in self._built:
+            module: Layer = getattr(self.layers, key)
+            for index, (blob, filler) in enumerate(zip(module.blobs, module.fillers, strict=True)):
+                if filler is not None and not blob.is_meta and f"{spec.name}/{index}" not in self._owners.borrowed:
+                    blob.copy_(fill(filler, tuple(blob.shape), generator, spec))
+            module.fillers = []
 
     def _key(self, name: str) -> str:
         """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
@@ -358,8 +375,9 @@ def infer_shapes(
     phase: int,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     root: Path | None = None,
+    allow_python_layers: bool = False,
 ) -> dict[str, Shape]:
     """Blob -> shape without allocating or filling anything. Raises ForceregError, also for absent data."""
     spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
     with torch.device("meta"):
-        return Net(spec, input_shapes=input_shapes).shapes
+        return Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers).shapes

@@ -7,11 +7,20 @@ decomposition is one function or class with one decorator; nothing else needs to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from forcereg.errors import ForceregError, did_you_mean
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What users are told of a registered thing: the LayerParameter fields it reads, and its limits in a phrase."""
+
+    params: tuple[str, ...] = ()
+    limits: str = ""
 
 
 class Registry(Generic[T]):
@@ -23,12 +32,16 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._known: dict[str, T] = {}
+        self._about: dict[str, About] = {}
 
-    def __call__(self, name: str) -> Callable[[T], T]:
+    def __call__(self, name: str, params: str = "", limits: str = "") -> Callable[[T], T]:
+        """The decorator. `params` (space separated) and `limits` go into the support table."""
+
         def register(item: T) -> T:
             if name in self._known:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._known[name] = item
+            self._about[name] = About(tuple(params.split()), limits)
             return item
 
         return register
@@ -40,6 +53,10 @@ class Registry(Generic[T]):
         prefix = f"{where}: " if where else ""
         hint = did_you_mean(name, self._known) or f"; known are {', '.join(sorted(self._known))}"
         raise ForceregError(f"{prefix}unknown {self.kind} {name!r}{hint}")
+
+    def about(self, name: str) -> About:
+        """What was said of `name` when it was registered."""
+        return self._about[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self._known

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import TEST, TRAIN, LayerParameter, NetState
 from forcereg.schema.text import NetFile
+
+MAX_AXES = 32
+MAX_COUNT = 2**31 - 1
+"""Caffe's limits of a blob: its number of axes, and of values."""
 
 PHASES = {"TRAIN": TRAIN, "TEST": TEST}
 
@@ -23,7 +28,7 @@ PHASES = {"TRAIN": TRAIN, "TEST": TEST}
 class LayerSpec:
     """One layer that the net will hold. `where` (file, line, name) opens every error about it.
 
-    `loss_weights` has one entry per top; `message` is read-only.
+    `loss_weights` has one entry per top; `message` is read-only. Relative paths in it are taken from `root`.
     """
 
     name: str
@@ -34,10 +39,22 @@ class LayerSpec:
     where: str
     phase: int
     loss_weights: tuple[float, ...] = ()
+    root: Path = Path()
 
     def fail(self, text: str) -> ForceregError:
         """The error to raise about this layer: its file, line and name, then `text`."""
         return ForceregError(f"{self.where}: {text}")
+
+    def check_size(self, what: str, shape: Sequence[int]) -> None:
+        """Raises ForceregError if a blob of `shape` exceeds Caffe's limits; to be called before it is allocated."""
+        if len(shape) > MAX_AXES:
+            raise self.fail(f"{what} would have {len(shape)} axes; a blob has at most {MAX_AXES}")
+        total = prod(shape)
+        if min(shape, default=0) < 0 or total > MAX_COUNT:
+            raise self.fail(
+                f"{what} would have shape {list(shape)}, {total:,} values; a blob holds 0 to {MAX_COUNT:,}, "
+                "use smaller sizes"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "message": self.message.SerializeToString()}
@@ -116,11 +133,12 @@ def included(message: Any, state: Any, where: str) -> bool:
 
 def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
     """The layers of `file` that `state` keeps, checked and with splits. Raises ForceregError."""
+    root = root if root is not None else Path.cwd()
     layers = []
     for index, message in enumerate(file.message.layer):
         where = file.where(index)
         if included(message, state, where):
-            layers.append(_layer_spec(message, where, state.phase))
+            layers.append(_layer_spec(message, where, state.phase, root))
     if not layers:
         phase = "TRAIN" if state.phase == TRAIN else "TEST"
         raise ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules")
@@ -134,7 +152,7 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
         phase=state.phase,
         text=file.text,
         filename=file.name,
-        root=root if root is not None else Path.cwd(),
+        root=root,
         warnings=tuple(warnings),
     )
 
@@ -144,7 +162,7 @@ def is_loss(type_name: str) -> bool:
     return type_name.endswith("Loss")
 
 
-def _layer_spec(message: Any, where: str, phase: int) -> LayerSpec:
+def _layer_spec(message: Any, where: str, phase: int, root: Path) -> LayerSpec:
     tops = tuple(message.top)
     if is_loss(message.type) and not tops:
         tops = (f"({message.name})",)
@@ -161,7 +179,7 @@ def _layer_spec(message: Any, where: str, phase: int) -> LayerSpec:
             "give none or one per bottom"
         )
     own_phase = message.phase if message.HasField("phase") else phase
-    return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights)
+    return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights, root)
 
 
 def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
@@ -253,7 +271,7 @@ def _split_layer(spec: LayerSpec, slot: int, name: str, count: int, weight: floa
     tops = tuple(f"{name}_{k}" for k in range(count))
     weights = (weight, *[0.0] * (count - 1))
     message = LayerParameter(name=name, type="Split", bottom=[spec.tops[slot]], top=tops)
-    return LayerSpec(name, "Split", (spec.tops[slot],), tops, message, spec.where, spec.phase, weights)
+    return LayerSpec(name, "Split", (spec.tops[slot],), tops, message, spec.where, spec.phase, weights, spec.root)
 
 
 def _outputs(layers: Sequence[LayerSpec]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-@source("Data")
+@source("Data", "data_param transform_param")
 def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
     """The feed of a Data layer: tops data (batch, C, H, W) and, if asked for, label (batch,).
 

@@ -1,8 +1,8 @@
 """What a layer is: a torch module that knows its blobs, their fillers and its output shapes.
 
-Adding a layer type: subclass `Layer` in the family's file, decorate it with `@layer("Type")`,
-read the parameters in `__init__` (raise `spec.fail(...)` for bad ones), set `out_shapes`, and
-write `forward`. The gradient is autograd's unless Caffe's differs.
+Adding a layer type: subclass `Layer` in the family's file, decorate it with
+`@layer("Type", params="its_param")`, read the parameters in `__init__` (raise `spec.fail(...)` for
+bad ones), set `out_shapes`, and write `forward`. The gradient is autograd's unless Caffe's differs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Layer(nn.Module):
 
     `blob_names` are the module's parameters and buffers in Caffe's blob order; `out_shapes` has one
     shape per top. `forward` takes one tensor per bottom and returns one per top (a bare tensor for one).
+    `macs` are the multiply-accumulates of one forward at the declared shapes, biases not counted.
     """
 
     bottoms: ClassVar[Arity] = (1, 1)
@@ -43,24 +44,42 @@ class Layer(nn.Module):
     """Bottoms that never get a gradient (class labels and the like)."""
     overwritable: ClassVar[bool] = False
     """Whether backward does without this layer's output, so that an in-place ReLU may overwrite it."""
+    runs_code: ClassVar[bool] = False
+    """Whether the net file names code to run, which needs the user's permission."""
 
     out_shapes: tuple[Shape, ...]
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__()
+        self.spec = spec
+        self.macs = 0
         self.blob_names: list[str] = []
         self.fillers: list[Any] = []
         self._views: dict[str, Shape] = {}
 
     def add_blob(self, name: str, shape: Shape, filler: Any = None, buffer: bool = False) -> None:
-        """Declares the next blob; the net fills it (`filler`: a FillerParameter, None for zeros)."""
-        data = torch.zeros(shape)
+        """Declares the next blob; the net fills it (`filler`: a FillerParameter, None for zeros).
+
+        Raises ForceregError if it is larger than a blob may be, or than memory.
+        """
+        self.spec.check_size(f"blob '{name}'", shape)
+        try:
+            data = torch.zeros(shape)
+        except RuntimeError as error:
+            raise self.spec.fail(
+                f"blob '{name}' {list(shape)} needs {4 * count(shape) / 2**30:.1f} GiB, more memory than there is; "
+                "use smaller sizes"
+            ) from error
         if buffer:
             self.register_buffer(name, data)
         else:
             self.register_parameter(name, nn.Parameter(data))
         self.blob_names.append(name)
         self.fillers.append(filler)
+
+    def carried(self) -> dict[str, Tensor]:
+        """What one forward hands to the next, by name: recurrent hidden state. Restored by copying into it."""
+        return {}
 
     @property
     def blobs(self) -> tuple[Tensor, ...]:

@@ -69,7 +69,7 @@ class ClassScores(Layer):
         return scores, labels.detach().reshape(shape).long()
 
 
-@layer("Softmax")
+@layer("Softmax", "softmax_param")
 class Softmax(Elementwise):
     """exp(x) normalised along `axis` (1)."""
 
@@ -81,7 +81,7 @@ class Softmax(Elementwise):
         return F.softmax(x, self.axis)
 
 
-@layer("SoftmaxWithLoss")
+@layer("SoftmaxWithLoss", "softmax_param loss_param")
 class SoftmaxWithLoss(ClassScores):
     """-(1/Z) sum of log softmax at the label, each term at most 87.3365; the second top is the softmax.
 
@@ -129,7 +129,7 @@ class EuclideanLoss(Layer):
         return (a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0])
 
 
-@layer("Accuracy")
+@layer("Accuracy", "accuracy_param")
 class Accuracy(ClassScores):
     """Share of items for which fewer than `top_k` other classes score at least the label's score.
 

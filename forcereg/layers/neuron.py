@@ -21,7 +21,7 @@ class Elementwise(Layer):
         self.out_shapes = (shapes[0],)
 
 
-@layer("ReLU")
+@layer("ReLU", "relu_param")
 class ReLU(Elementwise):
     """max(x, 0) + negative_slope * min(x, 0); the gradient at 0 is the slope.
 
@@ -39,7 +39,7 @@ class ReLU(Elementwise):
         return F.relu(x, inplace=self.overwrite)
 
 
-@layer("Sigmoid")
+@layer("Sigmoid", "sigmoid_param")
 class Sigmoid(Elementwise):
     """1 / (1 + exp(-x))."""
 
@@ -47,7 +47,7 @@ class Sigmoid(Elementwise):
         return torch.sigmoid(x)
 
 
-@layer("TanH")
+@layer("TanH", "tanh_param")
 class TanH(Elementwise):
     """tanh(x)."""
 
@@ -55,7 +55,7 @@ class TanH(Elementwise):
         return torch.tanh(x)
 
 
-@layer("Dropout")
+@layer("Dropout", "dropout_param")
 class Dropout(Elementwise):
     """In training keeps with probability 1 - ratio and scales by 1/(1 - ratio); in testing the identity."""
 

@@ -15,7 +15,7 @@ from forcereg.schema import FillerParameter, LRNParameter
 from forcereg.spec import LayerSpec
 
 
-@layer("BatchNorm")
+@layer("BatchNorm", "batch_norm_param")
 class BatchNorm(Layer):
     """(x - mean) / sqrt(variance + eps) per channel, without affine part.
 
@@ -65,7 +65,7 @@ class BatchNorm(Layer):
         return y
 
 
-@layer("Scale")
+@layer("Scale", "scale_param")
 class Scale(Layer):
     """x times a multiplier spanning `num_axes` axes from `axis`, plus an optional bias of its shape.
 
@@ -106,7 +106,7 @@ class Scale(Layer):
         return torch.addcmul(bias.reshape(weight.shape), x, weight)
 
 
-@layer("LRN")
+@layer("LRN", "lrn_param")
 class LRN(Elementwise):
     """Local response normalisation across channels, or within one (where `k` has no effect, as in Caffe)."""
 

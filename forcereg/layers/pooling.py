@@ -63,7 +63,7 @@ class Windows:
         return height, width
 
 
-@layer("Pooling")
+@layer("Pooling", "pooling_param")
 class Pooling(Layer):
     """MAX (first maximum in raster order) or AVE (divisor: the window's area within the padded extent).
 

@@ -14,7 +14,7 @@ from forcereg.schema import EltwiseParameter
 from forcereg.spec import LayerSpec
 
 
-@layer("Input")
+@layer("Input", "input_param")
 class Input(Layer):
     """Declares blobs that the caller feeds; one shape for all tops or one each."""
 
@@ -52,7 +52,7 @@ class Split(Layer):
         return (x,) * self.copies if self.copies > 1 else x
 
 
-@layer("Concat")
+@layer("Concat", "concat_param")
 class Concat(Layer):
     """The bottoms one after the other along `axis` (1); the other axes must be equal."""
 
@@ -77,7 +77,7 @@ class Concat(Layer):
         return torch.cat(bottoms, self.axis)
 
 
-@layer("Eltwise")
+@layer("Eltwise", "eltwise_param")
 class Eltwise(Layer):
     """PROD, SUM (weighted by `coeff`) or MAX (where `coeff` has no effect, as in Caffe) of bottoms of one shape.
 
@@ -124,7 +124,7 @@ class Eltwise(Layer):
         return result
 
 
-@layer("Flatten")
+@layer("Flatten", "flatten_param")
 class Flatten(Layer):
     """Axes `axis` (1) to `end_axis` (-1) become one."""
 

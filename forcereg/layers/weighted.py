@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class _ConvolutionBase(Layer):
     bottoms = (1, None)
     tops = (1, None)
     overwritable = True
+    transposed: ClassVar[bool] = False
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -74,6 +75,8 @@ class _ConvolutionBase(Layer):
             for axis in zip(shapes[0][self.axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
         )
         self.out_shapes = ((*shapes[0][: self.axis], self.num_output, *size),) * len(shapes)
+        dense = count(shapes[0] if self.transposed else self.out_shapes[0])
+        self.macs = len(shapes) * dense * count(self.weight_blob().shape[1:])
 
     def _geometry(self, spec: LayerSpec, spatial: int) -> None:
         self.kernel = _per_axis(spec, "kernel_size", spatial, 0)
@@ -116,7 +119,7 @@ class _ConvolutionBase(Layer):
         raise AssertionError("each convolution defines its own")
 
 
-@layer("Convolution")
+@layer("Convolution", "convolution_param")
 class Convolution(_ConvolutionBase):
     """Cross-correlation, 1 to 3 spatial axes, weight (num_output, C/group, k...), bias (num_output)."""
 
@@ -132,9 +135,11 @@ class Convolution(_ConvolutionBase):
         return run(x, self.weight_blob(), self.blob("bias"), self.stride, self.pad, self.dilation, self.group)
 
 
-@layer("Deconvolution")
+@layer("Deconvolution", "convolution_param")
 class Deconvolution(_ConvolutionBase):
     """Convolution's transpose, weight (C, num_output/group, k...), bias (num_output)."""
+
+    transposed = True
 
     def _weight_shape(self) -> Shape:
         return (self.channels, self.num_output // self.group, *self.kernel)
@@ -153,7 +158,7 @@ class Deconvolution(_ConvolutionBase):
         return run(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
 
 
-@layer("InnerProduct")
+@layer("InnerProduct", "inner_product_param")
 class InnerProduct(Layer):
     """Fully connected: weight (num_output, K), or (K, num_output) with `transpose`; K = the axes from `axis`."""
 
@@ -171,6 +176,7 @@ class InnerProduct(Layer):
         if message.bias_term:
             self.add_blob("bias", (outputs,), message.bias_filler)
         self.out_shapes = ((*shapes[0][: self.axis], outputs),)
+        self.macs = count(shapes[0]) * outputs
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_blob()

@@ -41,7 +41,8 @@ class Solver:
 
     `solver`: a path, prototxt text or SolverParameter. `device`: "auto", "cpu", "cuda" or "cuda:N";
     None follows solver_mode. `.net` and `.test_nets` share their weights; `.iter` counts iterations,
-    `.lr` is the rate of the coming one; `observers` are called with `Event`s.
+    `.lr` is the rate of the coming one; `observers` are called with `Event`s. `allow_python_layers`: run
+    code that the net names in Python layers.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
     """
 
@@ -55,11 +56,13 @@ class Solver:
         budget: int = DEFAULT_BUDGET,
         keep: int | None = None,
         observers: Sequence[Observer] = (),
+        allow_python_layers: bool = False,
     ) -> None:
         self.file = solver_file(solver)
         self.param = self.file.message
         self.observers = list(observers)
         self.keep = keep
+        self._allow_python_layers = allow_python_layers
         self._check()
         specs = solver_specs(self.file, level, stages)
         self.root = specs.root
@@ -107,7 +110,7 @@ class Solver:
         for text in spec.warnings:
             self._warn(text)
         generator = torch.Generator().manual_seed(self.seed)
-        return Net(spec, context, generator=generator).place(self.device)
+        return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
 
     def _warn_of_no_force(self) -> None:
         if self.param.force_decay and not self.updater.regularizes:
