@@ -21,7 +21,10 @@ DEPLOYS = {
     "examples/cifar10/cifar10_full.prototxt": "examples/cifar10/cifar10_full_train_test.prototxt",
     "examples/cifar10/cifar10_resnet20.prototxt": "examples/cifar10/cifar10_resnet20_train_test.prototxt",
     "models/alexnet/deploy.prototxt": "models/alexnet/train_val.prototxt",
+    "models/caffenet/deploy.prototxt": "models/caffenet/train_val.prototxt",
     "models/googlenet/deploy.prototxt": "models/googlenet/train_val.prototxt",
+    "models/resnet50/deploy.prototxt": "models/resnet50/train_val.prototxt",
+    "models/vgg16/deploy.prototxt": "models/vgg16/train_val.prototxt",
 }
 # The weights that the force acts on, by net.
 FORCED = {
@@ -55,7 +58,7 @@ def weighted(message: NetParameter) -> dict[str, object]:
 
 
 def test_counts() -> None:
-    assert (len(NETS), len(SOLVERS)) == (13, 8)
+    assert (len(NETS), len(SOLVERS)) == (19, 11)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -139,13 +142,19 @@ FACTS = {
     "examples/cifar10/cifar10_full": ((3, 32, 32), 10),
     "examples/cifar10/cifar10_resnet20": ((3, 32, 32), 10),
     "models/alexnet/": ((3, 227, 227), 1000),
+    "models/caffenet/": ((3, 227, 227), 1000),
     "models/googlenet/": ((3, 224, 224), 1000),
+    "models/resnet50/": ((3, 224, 224), 1000),
+    "models/vgg16/": ((3, 224, 224), 1000),
 }
 LEARNED = {
     "examples/mnist/lenet.prototxt": 431_080,
     "examples/cifar10/cifar10_full.prototxt": 89_578,
     "models/alexnet/deploy.prototxt": 60_965_224,
+    "models/caffenet/deploy.prototxt": 60_965_224,
     "models/googlenet/deploy.prototxt": 6_998_552,
+    "models/resnet50/deploy.prototxt": 25_557_096,
+    "models/vgg16/deploy.prototxt": 138_357_544,
 }
 
 
