@@ -4,6 +4,7 @@
     net = forcereg.load_net("deploy.prototxt", "net_iter_10000.caffemodel.h5"); net(data=images)["prob"]
     factors = forcereg.lowrank.pca(weight, error=0.05)
     grad += force_decay * forcereg.force_gradient(weight, "Constant")
+    forcereg.layer("Mish")(torch.nn.Mish)  # a layer type of one's own
 
 Names are imported when first used, so that the command line starts without torch.
 """
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forcereg import lowrank
     from forcereg.errors import ForceregError
+    from forcereg.layers.base import Layer
+    from forcereg.layers.module import layer
     from forcereg.load import load_net
     from forcereg.net import Net
     from forcereg.solver.force import force_gradient
@@ -24,14 +27,26 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ForceregError": "forcereg.errors",
+    "Layer": "forcereg.layers.base",
     "Net": "forcereg.net",
     "Solver": "forcereg.solver.loop",
     "__version__": "forcereg.version",
     "force_gradient": "forcereg.solver.force",
+    "layer": "forcereg.layers.module",
     "load_net": "forcereg.load",
 }
 
-__all__ = ["ForceregError", "Net", "Solver", "__version__", "force_gradient", "load_net", "lowrank"]
+__all__ = [
+    "ForceregError",
+    "Layer",
+    "Net",
+    "Solver",
+    "__version__",
+    "force_gradient",
+    "layer",
+    "load_net",
+    "lowrank",
+]
 
 
 def __getattr__(name: str) -> Any:

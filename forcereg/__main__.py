@@ -15,7 +15,11 @@ COMMANDS = {
     "train": "Train a net from a solver prototxt.",
     "test": "Score a net: the mean of each output.",
     "decompose": "Replace convolutions by low-rank pairs.",
-    "data": "Make LMDBs: mnist, digits, cifar10.",
+    "data": "Make LMDBs (mnist, digits, cifar10, images) and mean images.",
+    "check": "Look for everything that would go wrong, without running.",
+    "summary": "Print a net's layers: shapes, parameters, MACs, memory.",
+    "draw": "Draw a net as svg, png or text.",
+    "layers": "List the layer types that run, with their parameters.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }
 """Name -> help line; the command itself is `command` in forcereg.commands.<name>."""

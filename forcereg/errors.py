@@ -6,13 +6,28 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 1000
+"""Characters of an error; of a longer one the middle is left out."""
+
+
 class ForceregError(Exception):
     """Bad input, stated in one line: where (file, line or layer), what was found, what was expected.
 
-    The command line prints it without a traceback and exits with `exit_code`.
+    Whatever the input was: what would break the line is escaped, and what is too long is cut. The command line prints
+    it without a traceback and exits with `exit_code`.
     """
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST - 300]} ... {text[-290:]}"
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """`text` on one line: line breaks, control characters and the like as backslash sequences."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class UsageError(ForceregError):
@@ -23,6 +38,8 @@ class UsageError(ForceregError):
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' for the nearest known name, or '' if none is near."""
+    if len(found) > LONGEST:  # no slip of the pen, and comparing takes a hundred times its memory
+        return ""
     known = list(known)
     folded = {name.lower(): name for name in known}
     near = difflib.get_close_matches(found.lower(), folded, n=1, cutoff=0.6)

@@ -43,7 +43,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     except OSError as exc:
         if exc.filename not in (None, str(temp), str(target), str(target.parent)):
             raise  # something else in the block failed
-        raise _refused(path, exc) from exc
+        raise refused(path, exc) from exc
     finally:
         with contextlib.suppress(OSError):
             temp.unlink()
@@ -71,8 +71,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(path: str | Path, exc: OSError) -> ForceregError:
-    """One line: the path, what the system said, what to do."""
+def refused(path: str | Path, exc: OSError) -> ForceregError:
+    """The error for a file that the system won't let us write: the path, what it said, what to do."""
     cause = exc.strerror or " ".join(str(exc).split())
     fix = _FIXES.get(exc.errno or 0, "check the disk or write elsewhere")
     return ForceregError(f"cannot write {path}: {cause[:1].lower()}{cause[1:]}; {fix}")

@@ -32,14 +32,16 @@ def load_net(
     device: str | torch.device = "cpu",
     seed: int | None = None,
     budget: int = DEFAULT_BUDGET,
+    workers: int = 0,
     allow_python_layers: bool = False,
 ) -> Net:
     """A net as a torch module.
 
     `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel.h5 or several, later ones
     override; without them the fillers' values (drawn from `seed`). `input_shapes` gives data layers' top
-    shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `allow_python_layers`: run
-    code that the net names in Python layers.
+    shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `budget`: bytes of
+    a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
+    layer. `allow_python_layers`: run code that the net names in Python layers.
     Raises ForceregError, one line, for anything wrong in either file.
     """
     file = net_file(model)
@@ -49,13 +51,31 @@ def load_net(
         warnings.warn(text, stacklevel=2)
     prepare(device)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget)
+    context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget, workers=workers)
     net = Net(spec, context, input_shapes, generator, allow_python_layers).place(device)
     if weights is None:
         return net
     for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
         snapshot.load_into(net.params, snapshot.read_model(os.fspath(path)), net.shared)
     return net
+
+
+def shape_net(
+    model: str | os.PathLike[str] | Any,
+    phase: str | int = "TEST",
+    level: int = 0,
+    stages: Sequence[str] = (),
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_python_layers: bool = False,
+) -> Net:
+    """The net on the meta device: all shapes and blobs, but no memory and no values. Arguments as for `load_net`.
+
+    Data layers whose shapes aren't given have their sources opened. Raises ForceregError.
+    """
+    spec = net_spec(net_file(model), phase, level, stages)
+    with torch.device("meta"):
+        return Net(spec, None, input_shapes, allow_python_layers=allow_python_layers)
 
 
 def net_file(model: str | os.PathLike[str] | Any) -> NetFile:

@@ -13,9 +13,10 @@ from torch import Generator, Tensor, nn
 import forcereg.data.sources  # noqa: F401  (registers the data layers)
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext
+from forcereg.data.memory_data import memory_feed
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.layers import Layer, check_arity, unknown_type
-from forcereg.layers.fillers import fill
+from forcereg.layers import Layer, make_layer
+from forcereg.layers.fillers import fill_blobs
 from forcereg.layers.loss import ClassScores
 from forcereg.layers.neuron import ReLU
 from forcereg.schema import TRAIN
@@ -117,16 +118,8 @@ class Net(nn.Module):
         self.shapes.update(zip(spec.tops, shapes, strict=True))
 
     def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any]) -> None:
-        if spec.type not in registry.layer:
-            raise unknown_type(spec)
-        cls = registry.layer.get(spec.type)
-        if cls.runs_code and not self._allow_python_layers:
-            raise spec.fail(
-                f"type {spec.type} runs code that the net names; if you trust the net, give --allow-python-layers "
-                "(allow_python_layers=True in Python)"
-            )
-        check_arity(spec, cls)
-        module: Layer = cls(spec, [self.shapes[bottom] for bottom in spec.bottoms])
+        bottoms = [self.shapes[bottom] for bottom in spec.bottoms]
+        module = make_layer(spec, bottoms, self._allow_python_layers)
         if spec.name in self._keys and (module.blobs or self.module(spec.name).blobs):
             raise spec.fail(
                 f"the name is taken by {self._spec_of(spec.name).where}; layers with weights need their own"
@@ -139,18 +132,14 @@ class Net(nn.Module):
         if spec.type == "Input":
             self.inputs += spec.tops
         for top, shape in zip(spec.tops, module.out_shapes, strict=True):
-            spec.check_size(f"top '{top}'", shape)
             self.shapes[top] = tuple(given.get(top, shape)) if spec.type == "Input" else shape
 
-    @torch.no_grad()
     def _fill(self, generator: Generator | None) -> None:
         """Draws the initial values of every owned blob, once all shapes are known to be right."""
         for spec, key in self._built:
             module: Layer = getattr(self.layers, key)
-            for index, (blob, filler) in enumerate(zip(module.blobs, module.fillers, strict=True)):
-                if filler is not None and not blob.is_meta and f"{spec.name}/{index}" not in self._owners.borrowed:
-                    blob.copy_(fill(filler, tuple(blob.shape), generator, spec))
-            module.fillers = []
+            borrowed = {index for index in range(len(module.blobs)) if f"{spec.name}/{index}" in self._owners.borrowed}
+            fill_blobs(spec, module, borrowed, generator)
 
     def _key(self, name: str) -> str:
         """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
@@ -176,7 +165,8 @@ class Net(nn.Module):
             producer.update(dict.fromkeys(spec.tops, module))
             blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
             dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
-            steps.append(Step(spec, key, tuple(sorted(blocked | module.labels)), tuple(dead)))
+            cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
+            steps.append(Step(spec, key, tuple(sorted(cut)), tuple(dead)))
         return tuple(steps)
 
     def _explicit_losses(self) -> set[str]:
@@ -190,13 +180,14 @@ class Net(nn.Module):
             if spec.type == "Split" and spec.bottoms[0] in origin:
                 origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
         readers = [s for s in self.spec.layers if s.name in self._keys and len(s.bottoms) > 1]
-        limited: set[str] = set()
+        limited: set[tuple[str, str]] = set()
         for spec in sorted(readers, key=lambda s: not is_loss(s.type)):
             module = self.module(spec.name)
             source = origin.get(spec.bottoms[1])
-            if isinstance(module, ClassScores) and source is not None and source[0] not in limited:
-                self.feeds[source[0]].limit_labels(module.classes, module.ignore_label, spec.where)
-                limited.add(source[0])
+            if isinstance(module, ClassScores) and source is not None and source not in limited:
+                name, top = source
+                self.feeds[name].limit_labels(module.classes, module.ignore_label, spec.where, top)
+                limited.add(source)
 
     def _spec_of(self, name: str) -> LayerSpec:
         return next(spec for spec in self.spec.layers if spec.name == name)
@@ -208,6 +199,12 @@ class Net(nn.Module):
         if layer not in self._keys:
             raise ForceregError(f"net has no layer '{layer}'{did_you_mean(layer, self._keys)}")
         return getattr(self.layers, self._keys[layer])
+
+    @property
+    def built(self) -> list[tuple[LayerSpec, Layer | None]]:
+        """Every layer in net order with its module; None for a layer whose tops are fed."""
+        modules = {id(spec): getattr(self.layers, key) for spec, key in self._built}
+        return [(spec, modules.get(id(spec))) for spec in self.spec.layers]
 
     @property
     def params(self) -> dict[str, tuple[Tensor, ...]]:
@@ -272,6 +269,12 @@ class Net(nn.Module):
         return self
 
     # -- running
+
+    def reset_state(self) -> None:
+        """Zeros what layers carry from one forward to the next (recurrent hidden state), as in a new net."""
+        for _, key in self._built:
+            for tensor in getattr(self.layers, key).carried().values():
+                tensor.zero_()
 
     def forward(
         self, inputs: Mapping[str, Tensor] | None = None, /, *, blobs: Iterable[str] = (), **named: Tensor
@@ -363,6 +366,13 @@ class Net(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.spec.name!r}, inputs={list(self.inputs)}, outputs={list(self.spec.outputs)}"
+
+    def set_input_arrays(self, data: Any, labels: Any, layer: str | None = None) -> None:
+        """Arrays (n, C, H, W) and n labels for the MemoryData layer `layer` (None: the only one), as pycaffe's.
+
+        n is a multiple of its batch_size. Raises ForceregError if there is no such layer or something doesn't fit.
+        """
+        memory_feed(self.feeds, layer).set_arrays(data, labels)
 
     def close(self) -> None:
         """Stops the data layers' readers."""

@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class About:
-    """What users are told of a registered thing: the LayerParameter fields it reads, and its limits in a phrase."""
+    """What users are told of a registered thing: the LayerParameter messages it reads, and its limits in a phrase.
+
+    One of `params` is the name of a message, or `message.field,field` where only some of its fields are read.
+    """
 
     params: tuple[str, ...] = ()
     limits: str = ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forcereg.errors import ForceregError
 from forcereg.net import Net
 
 
@@ -54,7 +55,7 @@ def score(
     """Runs `iterations` batches; sums stay on the device until the end.
 
     `before(index)` is asked before each batch and ends the run by returning False; `after` sees its outputs;
-    `inputs` gives what the net's own data layers don't.
+    `inputs` gives what the net's own data layers don't. Raises ForceregError if an output changes its shape.
     """
     sums: dict[str, Tensor] = {}
     total: Tensor | None = None
@@ -63,6 +64,11 @@ def score(
         loss, outputs = net.forward_loss(inputs(done))
         total = loss.clone() if total is None else total.add_(loss)
         for name, blob in outputs.items():
+            if name in sums and sums[name].shape != blob.shape:  # behind a Filter; add_ might broadcast
+                raise ForceregError(
+                    f"net '{net.spec.name}': output '{name}' has shape {list(sums[name].shape)}, then "
+                    f"{list(blob.shape)} in batch {done + 1}, so its elements have no mean; give it to a Silence layer"
+                )
             sums[name] = blob.clone() if name not in sums else sums[name].add_(blob)
         after(done, outputs)
         done += 1

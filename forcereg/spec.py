@@ -6,8 +6,9 @@ a layer, reads data or imports torch.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -28,7 +29,8 @@ PHASES = {"TRAIN": TRAIN, "TEST": TEST}
 class LayerSpec:
     """One layer that the net will hold. `where` (file, line, name) opens every error about it.
 
-    `loss_weights` has one entry per top; `message` is read-only. Relative paths in it are taken from `root`.
+    `loss_weights` has one entry per top; `message` is read-only. Relative paths in it are taken from `root`;
+    `folder` is the net file's, the working directory for text.
     """
 
     name: str
@@ -40,6 +42,7 @@ class LayerSpec:
     phase: int
     loss_weights: tuple[float, ...] = ()
     root: Path = Path()
+    folder: Path = Path()
 
     def fail(self, text: str) -> ForceregError:
         """The error to raise about this layer: its file, line and name, then `text`."""
@@ -134,15 +137,10 @@ def included(message: Any, state: Any, where: str) -> bool:
 def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
     """The layers of `file` that `state` keeps, checked and with splits. Raises ForceregError."""
     root = root if root is not None else Path.cwd()
-    layers = []
-    for index, message in enumerate(file.message.layer):
-        where = file.where(index)
-        if included(message, state, where):
-            layers.append(_layer_spec(message, where, state.phase, root))
-    if not layers:
-        phase = "TRAIN" if state.phase == TRAIN else "TEST"
-        raise ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules")
-    sources = _check_blobs(layers)
+    layers = kept_layers(file, state, root, _raise)
+    for problem in blob_problems(layers):
+        raise problem
+    sources = _sources(layers)
     warnings = _consumed_losses(layers, sources)
     layers = insert_splits(layers)
     return NetSpec(
@@ -157,12 +155,33 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
     )
 
 
+def _raise(error: ForceregError) -> None:
+    raise error
+
+
+def kept_layers(file: NetFile, state: Any, root: Path, report: Callable[[ForceregError], None]) -> list[LayerSpec]:
+    """The layers of `file` that `state` keeps, without Splits; `report` gets what is wrong with single ones."""
+    layers = []
+    folder = Path.cwd() if file.name.startswith("<") else Path(os.path.abspath(file.name)).parent
+    for index, message in enumerate(file.message.layer):
+        where = file.where(index)
+        try:
+            if included(message, state, where):
+                layers.append(_layer_spec(message, where, state.phase, root, folder))
+        except ForceregError as error:
+            report(error)
+    if not layers:
+        phase = "TRAIN" if state.phase == TRAIN else "TEST"
+        report(ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules"))
+    return layers
+
+
 def is_loss(type_name: str) -> bool:
     """Loss layers, by Caffe's naming rule: they carry weight 1 and may omit their top."""
     return type_name.endswith("Loss")
 
 
-def _layer_spec(message: Any, where: str, phase: int, root: Path) -> LayerSpec:
+def _layer_spec(message: Any, where: str, phase: int, root: Path, folder: Path) -> LayerSpec:
     tops = tuple(message.top)
     if is_loss(message.type) and not tops:
         tops = (f"({message.name})",)
@@ -179,13 +198,12 @@ def _layer_spec(message: Any, where: str, phase: int, root: Path) -> LayerSpec:
             "give none or one per bottom"
         )
     own_phase = message.phase if message.HasField("phase") else phase
-    return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights, root)
+    return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights, root, folder)
 
 
-def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
-    """For each layer the (layer, top) index that writes each of its bottoms; errors for unknown blobs."""
-    writer: dict[str, tuple[int, int]] = {}
-    sources = []
+def blob_problems(layers: Sequence[LayerSpec]) -> Iterator[ForceregError]:
+    """What is wrong with the blobs' names: bottoms that nobody has written, tops written twice."""
+    writer: dict[str, LayerSpec] = {}
     for index, spec in enumerate(layers):
         for bottom in spec.bottoms:
             if bottom not in writer:
@@ -195,17 +213,24 @@ def _check_blobs(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...
                     if bottom in later
                     else did_you_mean(bottom, writer) or f"; known here are {', '.join(writer) or 'none'}"
                 )
-                raise spec.fail(f"unknown bottom blob '{bottom}'{hint}")
-        sources.append(tuple(writer[bottom] for bottom in spec.bottoms))
+                yield spec.fail(f"unknown bottom blob '{bottom}'{hint}")
         for slot, top in enumerate(spec.tops):
             in_place = slot < len(spec.bottoms) and spec.bottoms[slot] == top
             if not in_place and top in writer:
-                other = layers[writer[top][0]]
-                raise spec.fail(
-                    f"top blob '{top}' is already written by layer '{other.name}'; rename one of them "
+                yield spec.fail(
+                    f"top blob '{top}' is already written by layer '{writer[top].name}'; rename one of them "
                     "(only an in-place layer may reuse its own bottom)"
                 )
-            writer[top] = (index, slot)
+            writer[top] = spec
+
+
+def _sources(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
+    """For each layer the (layer, top) index that writes each of its bottoms."""
+    writer: dict[str, tuple[int, int]] = {}
+    sources = []
+    for index, spec in enumerate(layers):
+        sources.append(tuple(writer[bottom] for bottom in spec.bottoms))
+        writer.update({top: (index, slot) for slot, top in enumerate(spec.tops)})
     return sources
 
 
@@ -225,7 +250,7 @@ def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
 
     An explicit loss weight counts as a use and moves to the split's first top.
     """
-    sources = _check_blobs(layers)
+    sources = _sources(layers)
     uses = Counter(source for of_layer in sources for source in of_layer)
     explicit = {
         (index, slot)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from forcereg import registry
 
 # the same examples on every run of a commit: a rare one found by chance would fail somebody else's change
 settings.register_profile("forcereg", derandomize=True, deadline=None)
@@ -63,3 +66,26 @@ def run_cli() -> RunCli:
         )
 
     return run
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """`user_module("mylayers", source)` writes mylayers.py into the working directory, which is a fresh folder.
+
+    What such modules leave behind is undone: the path, imported modules, registered layer types.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for table in ("_known", "_about"):
+        monkeypatch.setattr(registry.layer, table, dict(getattr(registry.layer, table)))
+    before = set(sys.modules)
+
+    def write(name: str, source: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(textwrap.dedent(source))
+        return path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -18,6 +18,7 @@ ORDER = (
     "errors",
     "version",
     "registry",
+    "plugins",
     "schema",
     "paths",
     "shipped",
@@ -32,14 +33,30 @@ ORDER = (
     "load",
     "scoring",
     "lowrank",
+    "summary",
+    "draw",
+    "support",
     "solver",
+    "check",
     "report",
     "__init__",
     "commands",
     "__main__",
 )
 PURE = ("solver/force.py", "lowrank/factor.py")  # mathematics: these import torch, errors and the registry
-LIGHT = ("errors", "version", "registry", "schema", "paths", "shipped", "files", "__init__", "commands", "__main__")
+LIGHT = (
+    "errors",
+    "version",
+    "registry",
+    "plugins",
+    "schema",
+    "paths",
+    "shipped",
+    "files",
+    "__init__",
+    "commands",
+    "__main__",
+)
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

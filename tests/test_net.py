@@ -52,16 +52,12 @@ def test_a_model_of_another_kind(model: Any) -> None:
     [
         (NET.replace('"Dropout"', '"Dropuot"').replace("TRAIN", "TEST"), "unknown layer type 'Dropuot'; did you mean"),
         (NET.replace('"ReLU"', '"Zzzzzz"'), "unknown layer type 'Zzzzzz'; known are"),
-        (
-            NET.replace('"ReLU"', '"PReLU"'),
-            "layer type 'PReLU' is Caffe's but doesn't run here yet; those that do are Acc",
-        ),
         (NET.replace('type: "ReLU"', ""), "type is missing; set for example type:"),
         (NET.replace("num_output: 3", ""), "<text>:5: layer 'conv': num_output is missing"),
         (NET.replace('bottom: "ip" ', 'bottom: "pi" ', 1), "unknown bottom blob 'pi'"),
         (NET.replace("{ lr_mult: 2 }", "{} param {}"), "<text>:5: layer 'conv': has 3 param entries for 2 blobs"),
     ],
-    ids=["type", "type_far", "type_later", "no_type", "num_output", "bottom", "params"],
+    ids=["type", "type_far", "no_type", "num_output", "bottom", "params"],
 )
 def test_errors_name_file_line_and_layer(text: str, message: str) -> None:
     found = fails(text)

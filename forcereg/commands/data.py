@@ -1,4 +1,4 @@
-"""`forcereg data`: LMDBs from MNIST, scikit-learn's digits, CIFAR-10."""
+"""`forcereg data`: LMDBs from MNIST, scikit-learn's digits, CIFAR-10 and lists of images; mean images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forcereg.errors import UsageError
+
 if TYPE_CHECKING:
     from forcereg.data.convert import Written
 
 _force = click.option("--force", "-f", is_flag=True, help="Replace what is there.")
 _folder = click.Path(file_okay=False, path_type=Path)
+_pixels = click.IntRange(1, 65_500)  # the largest size of a JPEG
 
 
 @click.group()
 def command() -> None:
-    """Prepare data sets as LMDBs, with the names and keys that Caffe's converters give."""
+    """Prepare data sets as LMDBs, with the names and keys that Caffe's converters give, and mean images."""
 
 
 @command.command()
@@ -70,6 +73,71 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     from forcereg.data.cifar import convert_cifar10
 
     _report(convert_cifar10(src, out_dir, force, _track))
+
+
+@command.command()
+@click.argument("listing", metavar="LIST", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT_LMDB", type=_folder)
+@click.option("--root", metavar="FOLDER", type=_folder, help="Folder that the list's paths start from [default: here].")
+@click.option("--resize-height", metavar="N", type=_pixels, help="Resize to N rows (with --resize-width).")
+@click.option("--resize-width", metavar="N", type=_pixels, help="Resize to N columns (with --resize-height).")
+@click.option("--gray", is_flag=True, help="Store one grey channel.")
+@click.option("--shuffle", is_flag=True, help="Store in random order, decided by --seed.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of --shuffle.")
+@click.option("--encoded", is_flag=True, help="Store image files instead of raw pixels, unchanged where possible.")
+@click.option("--encode-type", type=click.Choice(["jpg", "png"]), help="Store all as such files; implies --encoded.")
+@click.option("--check-size", is_flag=True, help="Refuse images of different sizes.")
+@_force
+def images(
+    listing: Path,
+    out: Path,
+    root: Path | None,
+    resize_height: int | None,
+    resize_width: int | None,
+    force: bool,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Images that LIST names, in lines of a path and a label -> LMDB (Caffe's convert_imageset).
+
+    Keys are the line's number, from 00000000 on, and the path; planes are stored B, G, R. Images that can't be read
+    are named and left out. With --encoded a file is stored as it is unless it is resized, has other colours or is of
+    another kind than --encode-type.
+
+    \b
+    Example:
+      forcereg data images train.txt train_lmdb --root ~/photos --resize-height 256 --resize-width 256 --shuffle
+    """
+    from forcereg.data.image_set import ImageSetOptions, convert_images
+
+    if (resize_height is None) != (resize_width is None):
+        raise UsageError("--resize-height and --resize-width go together; give both or neither")
+    size = None if resize_height is None or resize_width is None else (resize_height, resize_width)
+    wanted = ImageSetOptions(root=root, size=size, seed=seed, **options)
+    written = convert_images(listing, out, wanted, force, _track, lambda text: click.echo(f"warning: {text}", err=True))
+    shape = "x".join(map(str, written.shape)) or "several sizes (train with crop_size, or give --resize-height/-width)"
+    order = f", shuffled with seed {seed}" if wanted.shuffle else ""
+    left_out = f"; unreadable and left out: {written.skipped:,}" if written.skipped else ""
+    click.echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")
+
+
+@command.command()
+@click.argument("source", metavar="LMDB_OR_LEVELDB", type=_folder)
+@click.argument("out", metavar="OUT.binaryproto", type=click.Path(path_type=Path))
+@_force
+def mean(source: Path, out: Path, force: bool) -> None:
+    """The mean image of an LMDB or LevelDB, as a mean_file (Caffe's compute_image_mean), and the mean of each channel.
+
+    \b
+    Example:
+      forcereg data mean train_lmdb mean.binaryproto
+    """
+    from forcereg.data.set_mean import convert_mean
+
+    image, count = convert_mean(source, out, force, _track)
+    click.echo(f"wrote {out}: the mean of {count:,} images of {'x'.join(map(str, image.shape))}")
+    for number, channel in enumerate(image):
+        click.echo(f"mean of channel {number}: {channel.mean(dtype='float64'):g}")
 
 
 def _track(items: Iterable[Any], description: str, total: int | None) -> Iterable[Any]:

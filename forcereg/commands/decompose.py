@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forcereg.commands.options import code_options
 from forcereg.errors import ForceregError, UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +28,15 @@ MODEL_END, STATE_END = ".caffemodel.h5", ".solverstate.h5"
 @click.option("--model", metavar="FILE", help="Net prototxt.  [default: the net that the snapshot holds]")
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_lowrank beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@code_options
 def command(
-    snapshot: str, error: float | None, ranks: str | None, model: str | None, out: str | None, as_json: bool
+    snapshot: str,
+    error: float | None,
+    ranks: str | None,
+    model: str | None,
+    out: str | None,
+    as_json: bool,
+    allow_python_layers: bool,
 ) -> None:
     """Replace every convolution by a low-rank pair: fewer filters, then a 1x1 convolution that combines them.
 
@@ -41,7 +49,7 @@ def command(
     prefix = Path(out) if out else default_prefix(snapshot)
     weights = read_weights(snapshot)
     file, root = asked_net(model, weights)
-    shapes = net_shapes(file, weights.attrs.get("forcereg_input_shapes"), root)
+    shapes = net_shapes(file, weights.attrs.get("forcereg_input_shapes"), root, allow_python_layers)
     result = decompose(file, weights.layers, criterion, shapes)
     if not result.layers:
         reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in result.report()["skipped"])
@@ -51,6 +59,8 @@ def command(
         click.echo(json.dumps({**result.report(), **written}))
     else:
         show(result, written)
+        if shapes is None and not allow_python_layers and any(layer.type == "Python" for layer in file.message.layer):
+            click.echo("the net has Python layers, which run with --allow-python-layers only")
 
 
 def asked_ranks(error: float | None, ranks: str | None) -> Criterion:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from forcereg.errors import UsageError
+from forcereg.errors import ForceregError, UsageError
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,6 +16,42 @@ def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--device", metavar="auto|cpu|cuda", help="Where to run; wins over the solver's solver_mode.")(
         function
     )
+
+
+def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--data-budget (MiB) and --workers."""
+    function = click.option(
+        "--workers", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
+        help="Threads that decode for each data layer; 0: as many as there are cores, at most 8.",
+    )(function)  # fmt: skip
+    return click.option(
+        "--data-budget", type=click.IntRange(min=1), metavar="MIB", default=2048, show_default=True,
+        help="Memory that one decoded data set may take; larger ones stream.",
+    )(function)  # fmt: skip
+
+
+def code_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--allow-python-layers and --import."""
+    option = click.option("--allow-python-layers", is_flag=True, help="Run the code that a net's Python layers name.")
+    return option(import_option(function))
+
+
+def import_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--import: modules that are imported while the command line is read."""
+    return click.option(
+        "--import", multiple=True, metavar="MODULE", expose_value=False, callback=_import,
+        help="Import this Python module first: it registers layer types of your own; repeatable.",
+    )(function)  # fmt: skip
+
+
+def _import(ctx: click.Context, param: click.Parameter, modules: tuple[str, ...]) -> None:
+    from forcereg.plugins import import_module
+
+    for module in modules:
+        try:
+            import_module(module)
+        except ForceregError as error:
+            raise ForceregError(f"--import {module}: {error}") from error
 
 
 def asked_device(gpu: str | None, device: str | None) -> str | None:
@@ -32,3 +68,31 @@ def asked_device(gpu: str | None, device: str | None) -> str | None:
 def stage_list(stages: str) -> tuple[str, ...]:
     """--stage a,b as a tuple, without empty ones."""
     return tuple(stage for stage in stages.split(",") if stage)
+
+
+def net_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--phase, --level, --stage and --input-shape: which layers of a net to look at, and of what size."""
+    options = (
+        click.option("--phase", default="TEST", show_default=True, metavar="TRAIN|TEST", help="Phase to look at."),
+        click.option("--level", type=int, default=0, help="Level of the net's state."),
+        click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated."),
+        click.option("--input-shape", multiple=True, metavar="BLOB=N,C,H,W",
+                     help="Shape of an input or of a data layer's top, whose source is then not opened; repeatable."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """--input-shape data=10,3,227,227 ... as a dict. Raises UsageError."""
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            name = ""
+        if not name or min(shapes[name]) < 0:
+            raise UsageError(f"--input-shape is '{text}'; expected BLOB=N,C,H,W as in data=10,3,227,227")
+    return shapes

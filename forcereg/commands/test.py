@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from forcereg.commands.options import asked_device, device_options, stage_list
+from forcereg.commands.options import asked_device, code_options, data_options, device_options, stage_list
 
 
 @click.command(
@@ -20,8 +20,19 @@ from forcereg.commands.options import asked_device, device_options, stage_list
 @device_options
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated.")
+@data_options
+@code_options
 def command(
-    model: str, weights: str, iterations: int, gpu: str | None, device: str | None, level: int, stage: str
+    model: str,
+    weights: str,
+    iterations: int,
+    gpu: str | None,
+    device: str | None,
+    level: int,
+    stage: str,
+    data_budget: int,
+    workers: int,
+    allow_python_layers: bool,
 ) -> None:
     """Score a net: each batch's outputs on standard error, then the mean of each output on standard output."""
     from forcereg.device import choose_device
@@ -31,7 +42,17 @@ def command(
 
     batches, means = GlogWriter(), GlogWriter(sys.stdout)
     target = choose_device(asked_device(gpu, device), None, lambda text: batches.line(text, "W", "test.py"))
-    net = load_net(model, weights, "TEST", level, stage_list(stage), device=target)
+    net = load_net(
+        model,
+        weights,
+        "TEST",
+        level,
+        stage_list(stage),
+        device=target,
+        budget=data_budget << 20,
+        workers=workers,
+        allow_python_layers=allow_python_layers,
+    )
 
     def show(index: int, outputs: Mapping[str, Any]) -> None:
         for output in read_outputs(outputs, {}):

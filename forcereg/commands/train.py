@@ -6,7 +6,7 @@ import contextlib
 
 import click
 
-from forcereg.commands.options import asked_device, device_options, stage_list
+from forcereg.commands.options import asked_device, code_options, data_options, device_options, stage_list
 from forcereg.errors import UsageError
 
 
@@ -21,10 +21,10 @@ from forcereg.errors import UsageError
 @click.option("--stage", default="", metavar="A,B", help="Stages of the training net's state, comma separated.")
 @click.option("--log-dir", metavar="DIR", help="Also write TensorBoard curves there.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep only the newest N snapshots.")
-@click.option("--data-budget", type=click.IntRange(min=1), metavar="MIB", default=2048, show_default=True,
-              help="Memory that one decoded data set may take; larger ones stream.")  # fmt: skip
+@data_options
 @click.option("--deterministic", is_flag=True, help="Deterministic operations on the GPU too.")
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products on the GPU.")
+@code_options
 def command(
     solver: str,
     snapshot: str | None,
@@ -36,8 +36,10 @@ def command(
     log_dir: str | None,
     keep: int | None,
     data_budget: int,
+    workers: int,
     deterministic: bool,
     tf32: bool,
+    allow_python_layers: bool,
 ) -> None:
     """Train the net of a solver prototxt.
 
@@ -61,8 +63,10 @@ def command(
         level=level,
         stages=stage_list(stage),
         budget=data_budget << 20,
+        workers=workers,
         keep=keep,
         observers=[log],
+        allow_python_layers=allow_python_layers,
     )
     if deterministic or tf32:
         prepare(run.device, tf32, deterministic)

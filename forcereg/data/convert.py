@@ -10,20 +10,23 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forcereg.data.datum import shape_text
+from forcereg.data.prefetch import default_workers
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
-COMMIT = 1000  # records per transaction, as Caffe's converters
-MAP_SIZE = 1 << 36  # address space only; the file grows with its records
+COMMIT = 1000  # records per transaction, as Caffe's converters,
+COMMIT_BYTES = 1 << 26  # unless they are large: a transaction is held in memory
+MAP_SIZE = 1 << 36  # address space only, doubled when it is full; the file grows with its records
 
 Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
 
@@ -88,16 +91,35 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) 
 def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]], target: Path) -> None:
     import lmdb
 
-    reader = iter(records)
+    def put(chunk: list[tuple[bytes, bytes]]) -> None:
+        try:
+            with env.begin(write=True) as txn:
+                for key, value in chunk:
+                    txn.put(key, value, append=True)
+        except lmdb.MapFullError:
+            env.set_mapsize(2 * env.info()["map_size"])
+            put(chunk)
+
     try:
         with contextlib.closing(lmdb.open(str(folder), map_size=MAP_SIZE, sync=False)) as env:
-            while chunk := list(islice(reader, COMMIT)):
-                with env.begin(write=True) as txn:
-                    for key, value in chunk:
-                        txn.put(key, value, append=True)
+            for chunk in _chunks(records):
+                put(chunk)
             env.sync(True)
     except lmdb.Error as error:
         raise ForceregError(f"cannot write {target}: {error}; check space and permissions") from error
+
+
+def _chunks(records: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    chunk: list[tuple[bytes, bytes]] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += len(record[1])
+        if len(chunk) == COMMIT or size >= COMMIT_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def check_free(paths: Iterable[Path], force: bool) -> None:
@@ -115,3 +137,19 @@ def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, .
     """Raise ForceregError unless the image called `name` has the `expected` shape."""
     if shape != expected:
         raise ForceregError(f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image")
+
+
+def in_order(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`function` of each item, in order, worked out by several threads a bounded number of items ahead."""
+    workers = default_workers()
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

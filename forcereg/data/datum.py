@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
 Color = Literal["native", "color", "gray"]
-Map = Callable[[Callable[[bytes], "tuple[np.ndarray, int]"], Iterable[bytes]], Iterable["tuple[np.ndarray, int]"]]
 
 # Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
 _NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
@@ -45,7 +44,7 @@ def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
 
 
 def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
-    """(C, H, W) uint8 of an image file: B, G, R[, A] or one grey channel. Raises ForceregError."""
+    """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel. Raises ForceregError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -58,8 +57,7 @@ def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
         raise ForceregError(f"the image inside cannot be decoded ({error})") from error
     if mode == "L":
         return pixels[None]
-    order = [2, 1, 0, 3] if mode == "RGBA" else [2, 1, 0]
-    return pixels[:, :, order].transpose(2, 0, 1)
+    return (pixels[:, :, [2, 1, 0, 3]] if mode == "RGBA" else pixels[:, :, ::-1]).transpose(2, 0, 1)
 
 
 def _target_mode(image: Any, color: Color) -> str:
@@ -105,30 +103,18 @@ class Layout:
         """Bytes of one decoded record."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def fill(
-        self,
-        records: Sequence[tuple[bytes, bytes]],
-        images: np.ndarray | list[np.ndarray],
-        labels: np.ndarray,
-        run: Map = map,
-    ) -> None:
-        """Decode `records` into images (n, C, H, W), or a list if sizes differ, and labels (n,).
+    def decode(self, key: bytes, value: bytes) -> tuple[np.ndarray, int]:
+        """Image and label of the record (key, value).
 
-        `run` may map in parallel. Raises ForceregError naming source and key of a damaged or differently shaped
-        record, SizeDiffers if only its size is another.
+        Raises ForceregError naming source and key if it is damaged or differently shaped, SizeDiffers if only its
+        size is another.
         """
-        decoded = iter(run(self._decode, [value for _, value in records]))
-        for row, (key, _) in enumerate(records):
-            try:
-                image, label = next(decoded)
-            except ForceregError as error:
-                raise record_error(self.source, key, str(error)) from error
-            self._check(key, image)
-            images[row] = image
-            labels[row] = label
-
-    def _decode(self, value: bytes) -> tuple[np.ndarray, int]:
-        return decode(value, self.color)
+        try:
+            image, label = decode(value, self.color)
+        except ForceregError as error:
+            raise record_error(self.source, key, str(error)) from error
+        self._check(key, image)
+        return image, label
 
     def _check(self, key: bytes, image: np.ndarray) -> None:
         if image.dtype == self.dtype and image.shape == self.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,26 @@ class FeedContext:
     """Where a feed looks for files, where its batches go, and what it may use.
 
     `root`: relative paths are taken from here. `seed`: of the transform's randomness (None: OS entropy).
-    `budget`: bytes that a set may take once decoded; larger sets are streamed.
+    `budget`: bytes that a set may take once decoded; larger sets are streamed. `workers`: threads that decode for
+    each feed (0: as many as there are cores, at most 8).
     """
 
     root: Path
     device: torch.device
     seed: int | None = None
     budget: int = DEFAULT_BUDGET
+    workers: int = 0
+
+
+def seed_of(ctx: FeedContext) -> int:
+    """The context's seed, or one from the system's entropy; fits the int64 of a snapshot."""
+    return (int.from_bytes(os.urandom(4), "little") if ctx.seed is None else ctx.seed) % (1 << 63)
+
+
+def seeded(device: torch.device, *numbers: int) -> torch.Generator:
+    """A generator on `device` for exactly these numbers, so that a position is all that resuming needs to know."""
+    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(words[0]))
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class LabelRange:
 
     def first_bad(self, labels: np.ndarray) -> int | None:
         """Position of the first label out of range, None if all are fine."""
-        bad = (labels < 0) | (labels >= self.count)
+        bad = ~((labels >= 0) & (labels < self.count))  # so that NaN is bad too
         if self.ignore is not None:
             bad &= labels != self.ignore
         return int(bad.argmax()) if bad.any() else None
@@ -62,8 +76,11 @@ class Feed(ABC):
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, one tensor per top. Raises ForceregError for a bad record."""
 
-    def limit_labels(self, count: int, ignore: int | None, consumer: str) -> None:  # noqa: B027
-        """Accept only labels in [0, count) or equal to `ignore`, checked on the host when decoded."""
+    def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:  # noqa: B027
+        """Accept only labels in [0, count) or equal to `ignore` in top `top`, checked on the host when decoded.
+
+        An empty `top` means the last one.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with exactly the batches that would have come next."""

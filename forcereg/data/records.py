@@ -1,33 +1,42 @@
-"""Key/value pairs of an LMDB in the byte order of their keys, read-only."""
+"""Key/value pairs of databases in the byte order of their keys, read-only; databases are opened once per process."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
 
-FileId = tuple[int, int]
+
+class Records(ABC):
+    """The records of the database folder `path`.
+
+    `identity` is equal for equal content, as far as the file system tells.
+    """
+
+    path: Path
+    identity: Hashable
+
+    @abstractmethod
+    def count(self, most: int | None = None) -> int | None:
+        """How many there are; None if more than `most`, where that is faster to find out."""
+
+    @abstractmethod
+    def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of record `start` (modulo their number) and all that follow. Raises ForceregError."""
+
+    def key(self, index: int) -> bytes:
+        """The key of record `index`."""
+        return next(self.read(index))[0]
 
 
-@dataclass
-class _Open:
-    """An environment and how many `LmdbRecords` read it."""
-
-    env: Any
-    users: int = 0
-
-
-_open: dict[FileId, _Open] = {}
-_lock = threading.RLock()  # reentrant: the collector may end one reader while the same thread makes another
-
-
-class LmdbRecords:
+class LmdbRecords(Records):
     """The records of the LMDB folder `path`; `len()` is their number.
 
     Raises ForceregError if the folder is missing, unreadable, damaged or empty.
@@ -35,9 +44,9 @@ class LmdbRecords:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        key, self._env = _acquire(path)
-        # not at exit: a decoding thread may still be inside the environment then
-        weakref.finalize(self, _release, key).atexit = False
+        self._env = _open_lmdb(self, path)
+        stat = os.stat(path / "data.mdb")
+        self.identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         self._count = int(self._env.stat()["entries"])
         if self._count == 0:
             raise ForceregError(f"{path}: the LMDB is empty; expected at least one record, write it again")
@@ -45,38 +54,72 @@ class LmdbRecords:
     def __len__(self) -> int:
         return self._count
 
+    def count(self, most: int | None = None) -> int:
+        """See Records; known at once."""
+        return self._count
+
     def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) of record `start` and all that follow."""
+        """See Records."""
         import lmdb
 
         try:
             with self._env.begin() as txn, txn.cursor() as cursor:
                 found = cursor.first()
-                for _ in range(start):
+                for _ in range(start % self._count):
                     found = cursor.next()
                 if found:
                     yield from cursor.iternext()
         except lmdb.Error as error:
             raise _damaged(self.path, str(error)) from error
 
-    def key(self, index: int) -> bytes:
-        """The key of record `index`."""
-        return next(self.read(index))[0]
+
+@dataclass
+class _Open:
+    """An open database, how many readers use it, and how it is closed."""
+
+    handle: Any
+    close: Callable[[], None]
+    users: int = 0
 
 
-def _acquire(path: Path) -> tuple[FileId, Any]:
-    """The open environment and its key for `_release`; shared, as LMDB refuses to open a file twice in a process."""
+_open: dict[Hashable, _Open] = {}
+_lock = threading.RLock()  # reentrant: the collector may end one reader while the same thread makes another
+
+
+def shared_handle(user: object, key: Hashable, opener: Callable[[], tuple[Any, Callable[[], None]]]) -> Any:
+    """The open database `key`, opened by `opener` (handle and how to close it) unless it is open already.
+
+    It is closed when the last `user` is gone.
+    """
+    with _lock:
+        if key not in _open:
+            _open[key] = _Open(*opener())
+        _open[key].users += 1
+        # not at exit: a decoding thread may still be inside the database then
+        weakref.finalize(user, _release, key).atexit = False
+        return _open[key].handle
+
+
+def _release(key: Hashable) -> None:
+    """One user less; the last one closes, under the lock, so that nobody opens what is still half open."""
+    with _lock:
+        _open[key].users -= 1
+        if not _open[key].users:
+            _open.pop(key).close()
+
+
+def _open_lmdb(user: object, path: Path) -> Any:
+    """The environment; shared, as LMDB refuses to open a file twice in a process."""
     import lmdb
+
+    def opener() -> tuple[Any, Callable[[], None]]:
+        env = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4)
+        return env, env.close
 
     file = path / "data.mdb"
     try:
         stat = os.stat(file)
-        key = stat.st_dev, stat.st_ino
-        with _lock:
-            if key not in _open:
-                _open[key] = _Open(lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4))
-            _open[key].users += 1
-            env = _open[key].env
+        env = shared_handle(user, (stat.st_dev, stat.st_ino), opener)
     except FileNotFoundError:
         raise ForceregError(f"no LMDB at {path} (no data.mdb there)") from None
     except OSError as error:
@@ -88,17 +131,8 @@ def _acquire(path: Path) -> tuple[FileId, Any]:
     # Reading mapped pages beyond the file's end would kill the process, so a cut file must be found here.
     promised = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if stat.st_size < promised:
-        _release(key)
         raise _damaged(path, f"data.mdb has {stat.st_size} bytes, its header promises {promised}")
-    return key, env
-
-
-def _release(key: FileId) -> None:
-    """One user less; the last one closes, under the lock, so that nobody opens what is still half open."""
-    with _lock:
-        _open[key].users -= 1
-        if not _open[key].users:
-            _open.pop(key).env.close()
+    return env
 
 
 def _damaged(path: Path, found: str) -> ForceregError:

@@ -6,10 +6,12 @@ crop; a mean image belongs to the uncropped, unmirrored position.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class Transform:
 
     `mean`: None, (C, 1, 1) or the mean image (C, H, W), on the batches' device. `crop`: output rows and
     columns, 0 for all. `random_crop`: anywhere (TRAIN) instead of the centre. `mirror`: every second image.
+    Calling it is draw, place, crop and finish in one; a stream crops elsewhere.
     """
 
     scale: float = 1.0
@@ -39,55 +42,111 @@ class Transform:
         """Whether batches depend on a generator."""
         return self.mirror or self.random_crop
 
+    @property
+    def one_size(self) -> bool:
+        """Whether images must all be of one size."""
+        return not self.crop or self._mean_image
+
+    @property
+    def _mean_image(self) -> bool:
+        return self.mean is not None and self.mean.shape[1:] != (1, 1)
+
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
         """(C, H, W) before -> after."""
         return (image[0], self.crop, self.crop) if self.crop else image
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (N, C, H, W), uint8 or float32 -> a new float32 tensor; `generator` (CPU) if `random`."""
-        if self.mean is not None and self.mean.shape[1:] != (1, 1):
-            images = _float_copy(images).sub_(self.mean)
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None, out: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W), uint8 or float32 -> a new float32 tensor, or `out`; `generator` (CPU) if `random`."""
+        height, width = images.shape[2:]
+        _, rows, columns = self.shape((0, height, width))
+        places = None
         if self.random:
-            images = self._gather(images, generator)
+            places = torch.stack(self.place(self.draw(len(images), generator).unbind(1), height, width))
+            images = crop_and_mirror(images, places, rows, columns, out)
         elif self.crop:
             images = centre_crop(images, self.crop)
-        if self.mean is not None and self.mean.shape[1:] == (1, 1):
-            images = _float_copy(images).sub_(self.mean)
-        return images * self.scale
+        return self.finish(images, places, out)
 
-    def _gather(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        height, width = images.shape[2:]
-        rows, columns = (self.crop, self.crop) if self.crop else (height, width)
+    def draw(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """What decides the crops of `count` images, int64 (count, 3), for `place`; nothing is drawn unless `random`."""
+        if not self.random:
+            return torch.zeros((count, 3), dtype=torch.int64)
         # A fixed number of draws per image: the sequence does not depend on how images are batched.
-        mirrored, top, left = torch.randint(1 << 62, (len(images), 3), generator=generator).unbind(1)
-        mirrored = mirrored.remainder(2) if self.mirror else torch.zeros_like(mirrored)
+        return torch.randint(1 << 62, (count, 3), generator=generator)
+
+    def place(self, draw: Sequence[Any], height: int, width: int) -> tuple[Any, Any, Any]:
+        """Top, left and mirrored (0 or 1) of the crop of a height x width image, all ints or all tensors as `draw`."""
+        mirrored, top, left = draw
+        _, rows, columns = self.shape((0, height, width))
         if self.random_crop:
-            top, left = top.remainder(height - rows + 1), left.remainder(width - columns + 1)
+            top, left = top % (height - rows + 1), left % (width - columns + 1)
         else:
-            top = torch.full_like(top, (height - rows) // 2)
-            left = torch.full_like(left, (width - columns) // 2)
-        draws = torch.stack((top, left, mirrored)).to(images.device, non_blocking=True)
-        return crop_and_mirror(images, draws, rows, columns)
+            top, left = top % 1 + (height - rows) // 2, left % 1 + (width - columns) // 2
+        return top, left, mirrored % (2 if self.mirror else 1)
 
+    def finish(self, images: Tensor, places: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """Subtracts and scales images (N, C, rows, columns), cropped at `places` (3, N) or, if None, in the centre.
 
-def _float_copy(images: Tensor) -> Tensor:
-    # A subtraction of mixed types would be thirty times slower on the CPU.
-    return images.to(torch.float32, copy=True)
+        Returns a new float32 tensor, or `out`, which `images` may already be.
+        """
+        mean = self.mean
+        if mean is None and out is None:
+            return images * self.scale
+        if images is not out:
+            # A subtraction of mixed types would be thirty times slower on the CPU.
+            images = images.to(torch.float32, copy=True) if out is None else out.copy_(images)
+        if mean is not None and self._mean_image and places is not None:
+            subtract_crops(images, mean, places)
+        elif mean is not None:
+            images.sub_(centre_crop(mean, self.crop) if self._mean_image and self.crop else mean)
+        return images if self.scale == 1 else images.mul_(self.scale)
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The middle size x size of images (N, C, H, W), rounded towards the top left; a view."""
-    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
-    return images[:, :, top : top + size, left : left + size]
+    """The middle size x size of images (..., H, W), rounded towards the top left; a view."""
+    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
+    return images[..., top : top + size, left : left + size]
 
 
-def crop_and_mirror(images: Tensor, draws: Tensor, rows: int, columns: int) -> Tensor:
-    """Image n of images (N, C, H, W) from draws[0, n], draws[1, n] on, mirrored where draws[2, n] is 1.
+def crop_view(image: np.ndarray, top: int, left: int, mirrored: int, rows: int, columns: int) -> np.ndarray:
+    """The crop of `image` (C, H, W) that begins at `top`, `left`, mirrored or not; a view."""
+    view = image[:, top : top + rows, left : left + columns]
+    return view[:, :, ::-1] if mirrored else view
 
-    `draws` is int64 (3, N): top, left, mirrored. Returns (N, C, rows, columns) of the images' type.
+
+def crop_and_mirror(images: Tensor, places: Tensor, rows: int, columns: int, out: Tensor | None = None) -> Tensor:
+    """Image n of images (N, C, H, W) from places[0, n], places[1, n] on, mirrored where places[2, n] is 1.
+
+    `places` is int64 (3, N), on the CPU: top, left, mirrored. Returns (N, C, rows, columns) of the images' type,
+    or `out`, of any type, if given.
     """
+    if images.device.type != "cpu":
+        found = gather_crops(images, places.to(images.device, non_blocking=True), rows, columns)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = images.new_empty((*images.shape[:2], rows, columns))
+    # Image by image is four times faster than one gather by computed positions.
+    for image, (top, left, mirrored), target in zip(images.numpy(), places.t().tolist(), out.numpy(), strict=True):
+        target[:] = crop_view(image, top, left, mirrored, rows, columns)
+    return out
+
+
+def subtract_crops(images: Tensor, mean: Tensor, places: Tensor) -> None:
+    """Subtracts from each of images (N, C, rows, columns), float32, the crop of `mean` (C, H, W) at its place."""
+    rows, columns = images.shape[2:]
+    if images.device.type != "cpu":
+        means = mean.expand(len(images), -1, -1, -1)
+        images.sub_(gather_crops(means, places.to(images.device, non_blocking=True), rows, columns))
+        return
+    mean_image = mean.numpy()
+    for image, (top, left, mirrored) in zip(images.numpy(), places.t().tolist(), strict=True):
+        image -= crop_view(mean_image, top, left, mirrored, rows, columns)
+
+
+def gather_crops(images: Tensor, places: Tensor, rows: int, columns: int) -> Tensor:
+    """As `crop_and_mirror`, in a few operations on the images' device, where `places` must be too."""
     count, channels, height, width = images.shape
-    top, left, mirrored = draws.unsqueeze(2)
+    top, left, mirrored = places.unsqueeze(2)
     row = top + torch.arange(rows, device=images.device)
     column = torch.arange(columns, device=images.device)
     column = left + torch.where(mirrored.bool(), columns - 1 - column, column)

@@ -1,17 +1,43 @@
 """Caffe's layers as torch modules; importing this package registers them all."""
 
-from forcereg.layers import fillers, loss, neuron, norm, pooling, shape, weighted
-from forcereg.layers.base import Layer, check_arity, unknown_type
+from forcereg.layers import (
+    class_loss,
+    fillers,
+    loss,
+    neuron,
+    norm,
+    output,
+    pair_loss,
+    pooling,
+    python,
+    rectify,
+    recurrent,
+    reduce,
+    select,
+    shape,
+    spp,
+    weighted,
+)
+from forcereg.layers.base import Layer
+from forcereg.layers.make import make_layer
 
 __all__ = [
     "Layer",
-    "check_arity",
+    "class_loss",
     "fillers",
     "loss",
+    "make_layer",
     "neuron",
     "norm",
+    "output",
+    "pair_loss",
     "pooling",
+    "python",
+    "rectify",
+    "recurrent",
+    "reduce",
+    "select",
     "shape",
-    "unknown_type",
+    "spp",
     "weighted",
 ]

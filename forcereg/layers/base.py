@@ -20,15 +20,6 @@ from forcereg.spec import LayerSpec
 Shape = tuple[int, ...]
 Arity = tuple[int, int | None]
 
-CAFFE_TYPES = (
-    "AbsVal Accuracy ArgMax BatchNorm BatchReindex Bias BNLL Clip Concat ContrastiveLoss Convolution Crop Data "
-    "Deconvolution Dropout DummyData Eltwise ELU Embed EuclideanLoss Exp Filter Flatten HDF5Data HDF5Output HingeLoss "
-    "Im2col ImageData InfogainLoss InnerProduct Input Log LRN LSTM LSTMUnit MemoryData MultinomialLogisticLoss MVN "
-    "Parameter Pooling Power PReLU Python Reduction ReLU Reshape RNN Scale Sigmoid SigmoidCrossEntropyLoss Silence "
-    "Slice Softmax SoftmaxWithLoss Sparsify Split SPP Swish SymmetricRectify TanH Threshold Tile WindowData"
-)
-"""The layer types of both Caffe trees, so that one that isn't here yet is told from a misspelt one."""
-
 
 class Layer(nn.Module):
     """One Caffe layer.
@@ -57,25 +48,34 @@ class Layer(nn.Module):
         self.fillers: list[Any] = []
         self._views: dict[str, Shape] = {}
 
+    @classmethod
+    def build(cls, spec: LayerSpec, shapes: Sequence[Shape]) -> Layer:
+        """The layer of `spec`; a type of several kinds chooses here. Raises ForceregError."""
+        return cls(spec, shapes)
+
     def add_blob(self, name: str, shape: Shape, filler: Any = None, buffer: bool = False) -> None:
         """Declares the next blob; the net fills it (`filler`: a FillerParameter, None for zeros).
 
         Raises ForceregError if it is larger than a blob may be, or than memory.
         """
-        self.spec.check_size(f"blob '{name}'", shape)
-        try:
-            data = torch.zeros(shape)
-        except RuntimeError as error:
-            raise self.spec.fail(
-                f"blob '{name}' {list(shape)} needs {4 * count(shape) / 2**30:.1f} GiB, more memory than there is; "
-                "use smaller sizes"
-            ) from error
+        data = self.zeros(f"blob '{name}'", shape)
         if buffer:
             self.register_buffer(name, data)
         else:
             self.register_parameter(name, nn.Parameter(data))
         self.blob_names.append(name)
         self.fillers.append(filler)
+
+    def zeros(self, what: str, shape: Shape) -> Tensor:
+        """Zeros for a blob or state, which `what` names in the ForceregError if they are more than fit."""
+        self.spec.check_size(what, shape)
+        try:
+            return torch.zeros(shape)
+        except RuntimeError as error:
+            raise self.spec.fail(
+                f"{what} {list(shape)} needs {4 * count(shape) / 2**30:.1f} GiB, more memory than there is; "
+                "use smaller sizes"
+            ) from error
 
     def carried(self) -> dict[str, Tensor]:
         """What one forward hands to the next, by name: recurrent hidden state. Restored by copying into it."""
@@ -127,9 +127,8 @@ def unknown_type(spec: LayerSpec) -> ForceregError:
     listed = ", ".join(known)
     if not spec.type:
         return spec.fail('type is missing; set for example type: "Convolution"')
-    if spec.type in CAFFE_TYPES.split():
-        return spec.fail(f"layer type '{spec.type}' is Caffe's but doesn't run here yet; those that do are {listed}")
-    return spec.fail(f"unknown layer type '{spec.type}'{did_you_mean(spec.type, known) or f'; known are {listed}'}")
+    hint = did_you_mean(spec.type, known) or f"; known are {listed}"
+    return spec.fail(f"unknown layer type '{spec.type}'{hint} (for a type of your own give --import MODULE)")
 
 
 def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:

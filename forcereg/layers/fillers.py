@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from forcereg.layers.base import Shape, count
+from forcereg.layers.base import Layer, Shape, count
 from forcereg.registry import filler
 from forcereg.schema import FillerParameter
+from forcereg.schema.blobs import blob_array
 from forcereg.spec import LayerSpec
 
 
@@ -22,6 +24,26 @@ def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpe
     if message.sparse >= 0 and message.type != "gaussian":
         raise spec.fail(f"filler '{message.type}' takes no `sparse`; only gaussian does")
     return make(message, shape, generator, spec)
+
+
+@torch.no_grad()
+def fill_blobs(spec: LayerSpec, module: Layer, borrowed: Container[int], generator: Generator | None) -> None:
+    """Gives a layer's own blobs the values written in the net (`blobs`), else those of their fillers.
+
+    `borrowed`: positions of blobs that another layer owns. Raises ForceregError.
+    """
+    given = [blob_array(blob, f"{spec.where}: blob {index}") for index, blob in enumerate(spec.message.blobs)]
+    shapes = [list(values.shape) for values in given]
+    if given and shapes != [list(blob.shape) for blob in module.blobs]:
+        raise spec.fail(f"gives blobs {shapes}; expected {[list(blob.shape) for blob in module.blobs]}, or none")
+    for index, (blob, message) in enumerate(zip(module.blobs, module.fillers, strict=True)):
+        if blob.is_meta or index in borrowed:
+            continue
+        if given:
+            blob.copy_(torch.from_numpy(given[index]))
+        elif message is not None:
+            blob.copy_(fill(message, tuple(blob.shape), generator, spec))
+    module.fillers = []
 
 
 def _rows(shape: Shape) -> int:

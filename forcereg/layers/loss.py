@@ -1,4 +1,4 @@
-"""Losses and scores: Softmax, SoftmaxWithLoss, EuclideanLoss, Accuracy."""
+"""Class scores and labels: Softmax, SoftmaxWithLoss, Accuracy, and what the other losses share."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def normalization_mode(spec: LayerSpec, default: str) -> str:
     if message.HasField("normalize"):
         return "VALID" if message.normalize else "BATCH_SIZE"
     return default
+
+
+def normalizer(mode: str, items: Tensor, valid: Tensor | None) -> Tensor | int:
+    """Z, at least 1: what the sum over `items` (N, ...) is divided by; `valid` says which count (None: all)."""
+    if mode == "VALID" and valid is not None:
+        return valid.sum().clamp(min=1)
+    if mode in ("VALID", "FULL"):
+        return max(1, items.numel())
+    return max(1, items.shape[0]) if mode == "BATCH_SIZE" else 1
 
 
 def check_labels(spec: LayerSpec, scores: Shape, labels: Shape, axis: int) -> None:
@@ -100,33 +109,11 @@ class SoftmaxWithLoss(ClassScores):
         ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
         nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
         nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
-        loss = nll.sum() / self._normalizer(aligned, target)
+        valid = None if self.ignore_label is None else target != self.ignore_label
+        loss = nll.sum() / normalizer(self.mode, target, valid)
         if self.give_softmax:
             return loss, F.softmax(scores.detach(), self.axis)
         return loss
-
-    def _normalizer(self, scores: Tensor, target: Tensor) -> Tensor | int:
-        if self.mode == "VALID" and self.ignore_label is not None:
-            return (target != self.ignore_label).sum().clamp(min=1)
-        if self.mode in ("VALID", "FULL"):
-            return max(1, target.numel())
-        return max(1, target.shape[0]) if self.mode == "BATCH_SIZE" else 1
-
-
-@layer("EuclideanLoss")
-class EuclideanLoss(Layer):
-    """sum((a - b)^2) / (2N), N = size of axis 0; both bottoms get a gradient."""
-
-    bottoms = (2, 2)
-
-    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
-        super().__init__(spec, shapes)
-        if count(shapes[0]) != count(shapes[1]) or shapes[0][:1] != shapes[1][:1]:
-            raise spec.fail(f"bottoms {list(shapes[0])} and {list(shapes[1])} must hold the same number of values")
-        self.out_shapes = ((),)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0])
 
 
 @layer("Accuracy", "accuracy_param")

@@ -1,7 +1,8 @@
-"""Elementwise layers: ReLU, Sigmoid, TanH, Dropout."""
+"""Elementwise layers without blobs: ReLU, ELU, Exp, Power, Clip, Dropout, ..."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -67,3 +68,137 @@ class Dropout(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.ratio, self.training)
+
+
+@layer("AbsVal")
+class AbsVal(Elementwise):
+    """|x|; the gradient at 0 is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+@layer("BNLL")
+class BNLL(Elementwise):
+    """log(1 + exp(x)), without overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x, threshold=50)
+
+
+@layer("ELU", "elu_param")
+class ELU(Elementwise):
+    """x above 0, alpha * (exp(x) - 1) elsewhere; the gradient at 0 is alpha."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.alpha = spec.message.elu_param.alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x, self.alpha)
+
+
+def log_of_base(spec: LayerSpec, base: float) -> float:
+    """The natural logarithm of `base`, where -1 stands for e. Raises ForceregError for another base <= 0."""
+    if base == -1:
+        return 1.0
+    if not 0 < base < math.inf:
+        raise spec.fail(f"base is {base:g}; expected a positive number, or -1 for e")
+    return math.log(base)
+
+
+@layer("Exp", "exp_param")
+class Exp(Elementwise):
+    """base ^ (shift + scale * x); base -1 (the default) is e."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.exp_param
+        log_base = log_of_base(spec, message.base)
+        self.scale, self.shift = log_base * message.scale, log_base * message.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.scale, self.shift).exp()
+
+
+@layer("Log", "log_param")
+class Log(Elementwise):
+    """Logarithm to `base` of shift + scale * x; base -1 (the default) is e."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.log_param
+        self.log_base = log_of_base(spec, message.base)
+        if self.log_base == 0:
+            raise spec.fail("base is 1, to which there is no logarithm; expected another positive number, or -1 for e")
+        self.scale, self.shift = message.scale, message.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = linear(x, self.scale, self.shift).log()
+        return y if self.log_base == 1 else y / self.log_base
+
+
+@layer("Power", "power_param")
+class Power(Elementwise):
+    """(shift + scale * x) ^ power; a constant, without gradient, if scale or power is 0."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.power_param
+        self.power, self.scale, self.shift = message.power, message.scale, message.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale * self.power == 0:
+            return torch.full_like(x, self.shift).pow(self.power)
+        y = linear(x, self.scale, self.shift)
+        return y if self.power == 1 else y.pow(self.power)
+
+
+def linear(x: Tensor, scale: float, shift: float) -> Tensor:
+    """scale * x + shift, without the steps that change nothing."""
+    x = x if scale == 1 else x * scale
+    return x if shift == 0 else x + shift
+
+
+@layer("Swish", "swish_param")
+class Swish(Elementwise):
+    """x * sigmoid(beta * x)."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.beta = spec.message.swish_param.beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x) if self.beta == 1 else x * torch.sigmoid(self.beta * x)
+
+
+@layer("Clip", "clip_param")
+class Clip(Elementwise):
+    """x limited to [min, max], both of which must be given; the gradient is 1 on the closed interval."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.clip_param
+        missing = [name for name in ("min", "max") if not message.HasField(name)]
+        if missing:
+            raise spec.fail(f"clip_param lacks {' and '.join(missing)}; set for example clip_param {{ min: 0 max: 6 }}")
+        self.low, self.high = message.min, message.max
+        if not self.low <= self.high:
+            raise spec.fail(f"clip_param has min {self.low:g} and max {self.high:g}; expected min <= max")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(self.low, self.high)
+
+
+@layer("Threshold", "threshold_param")
+class Threshold(Elementwise):
+    """1 where x > threshold, else 0; no gradient."""
+
+    labels = frozenset({0})
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.threshold = spec.message.threshold_param.threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.threshold).to(x.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from forcereg.layers.base import Layer, Shape
 from forcereg.registry import layer
 from forcereg.schema import PoolingParameter
-from forcereg.spec import LayerSpec
+from forcereg.spec import MAX_COUNT, LayerSpec
 
 
 def out_size(size: int, kernel: int, stride: int, pad: int, any_pad: bool, ceil: bool) -> int:
@@ -49,23 +49,10 @@ class Windows:
         """Whether torch's own padding does: it takes at most half a kernel."""
         return all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
 
-    def empty(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Per axis how many zeros to append so that a last window beyond the input reads zeros only.
 
-        Without padding and with stride > kernel Caffe keeps such a window (and fills it with -FLT_MAX).
-        """
-        if any(self.pad):
-            return 0, 0
-        last = [(n - 1) * s for n, s in zip(self.out(size), self.stride, strict=True)]
-        height, width = (
-            start + k - n if start >= n else 0 for start, k, n in zip(last, self.kernel, size, strict=True)
-        )
-        return height, width
-
-
-@layer("Pooling", "pooling_param")
+@layer("Pooling", "pooling_param", limits="a NaN propagates, where Caffe's maximum passes over it")
 class Pooling(Layer):
-    """MAX (first maximum in raster order) or AVE (divisor: the window's area within the padded extent).
+    """MAX (first maximum in raster order), AVE (divisor: the window's area within the padded extent) or STOCHASTIC.
 
     A second top of MAX gives each maximum's index within its input plane, as float. A window beyond the
     input (stride > kernel) gives 0, index -1. NaN propagates (Caffe's maximum never picks it).
@@ -79,14 +66,14 @@ class Pooling(Layer):
         if len(shapes[0]) != 4:
             raise spec.fail(f"bottom {list(shapes[0])} must have 4 axes (N, C, H, W)")
         self.method = PoolingParameter.PoolMethod.Name(message.pool)
-        if self.method == "STOCHASTIC":
-            raise spec.fail("pool STOCHASTIC is not supported; expected MAX or AVE")
         if len(spec.tops) > 1 and self.method != "MAX":
             raise spec.fail(f"a second top (the mask) goes with MAX only; found {self.method}")
         self.mask = len(spec.tops) > 1
         size = (shapes[0][2], shapes[0][3])
         self.is_global = message.global_pooling
         self.windows = _global(spec, size) if self.is_global else _windows(spec, size)
+        if self.method == "STOCHASTIC" and any(self.windows.pad):
+            raise spec.fail(f"pool STOCHASTIC takes no padding; found pad {list(self.windows.pad)}, use MAX or AVE")
         out = (*shapes[0][:2], *self.windows.out(size))
         if min(out) < 1 and min(shapes[0]) >= 1:
             raise spec.fail(
@@ -98,30 +85,59 @@ class Pooling(Layer):
     def forward(self, x: Tensor) -> Any:
         if self.is_global and self.method == "AVE":
             return x.mean((2, 3), keepdim=True)
-        size = (x.shape[2], x.shape[3])
-        windows = Windows(size, (1, 1), (0, 0), True) if self.is_global else self.windows
-        pad, (below, right) = windows.pad, windows.empty(size)
-        if below or right:
-            x = F.pad(x, (0, right, 0, below))
-        if not windows.torch_pads:
-            (top, left), pad = pad, (0, 0)
-            x = F.pad(x, (left, left, top, top), value=0.0 if self.method == "AVE" else -math.inf)
-        tops = self._pool(x, windows, pad)
-        if self.mask:
-            origin = (0, 0) if windows.torch_pads else windows.pad
-            tops = (tops[0], _index_in_plane(tops[1], x.shape[3], origin, size).to(x.dtype))
-        if not windows.torch_pads:
-            height, width = windows.out(size)
-            tops = tuple(top[..., :height, :width] for top in tops)
+        windows = Windows((x.shape[2], x.shape[3]), (1, 1), (0, 0), True) if self.is_global else self.windows
+        tops = pool(x, windows, self.method, self.training, self.mask)
         return tops if self.mask else tops[0]
 
-    def _pool(self, x: Tensor, windows: Windows, pad: tuple[int, int]) -> tuple[Tensor, ...]:
-        kernel, stride, ceil = windows.kernel, windows.stride, windows.ceil
-        if self.method == "AVE":
-            return (F.avg_pool2d(x, kernel, stride, pad, ceil),)
-        if self.mask:
-            return F.max_pool2d(x, kernel, stride, pad, 1, ceil, return_indices=True)
-        return (F.max_pool2d(x, kernel, stride, pad, 1, ceil),)
+
+def pool(x: Tensor, windows: Windows, method: str, training: bool, mask: bool = False) -> tuple[Tensor, ...]:
+    """x (N, C, H, W) pooled by MAX, AVE or STOCHASTIC; with `mask` also the maxima's indices in their planes."""
+    kernel, stride, pad, ceil = windows.kernel, windows.stride, windows.pad, windows.ceil
+    size, origin = (x.shape[2], x.shape[3]), (0, 0)
+    if not windows.torch_pads:
+        origin, pad = pad, (0, 0)
+        x = F.pad(x, (origin[1],) * 2 + (origin[0],) * 2, value=-math.inf if method == "MAX" else 0.0)
+    # torch leaves out a last window beyond the input, and gives more windows where the padding is done here
+    out = windows.out(size)
+    if mask:
+        values, index = F.max_pool2d(x, kernel, stride, pad, 1, ceil, return_indices=True)
+        place = _index_in_plane(index, x.shape[3], origin, size).to(x.dtype)
+        return _resized(values, out, 0), _resized(place, out, -1)
+    if method == "MAX":
+        values = F.max_pool2d(x, kernel, stride, pad, 1, ceil)
+    elif method == "AVE":
+        values = F.avg_pool2d(x, kernel, stride, pad, ceil)
+    else:
+        values = (_draw if training else _expectation)(x, kernel, stride, ceil)
+    return (_resized(values, out, 0),)
+
+
+def _draw(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> Tensor:
+    """One element of each window, drawn with probability proportional to its value; the first if all are 0."""
+    size = (x.shape[2], x.shape[3])
+    kernel = (min(kernel[0], size[0]), min(kernel[1], size[1]))
+    if ceil:  # zeros complete the last windows: they are never drawn
+        height, width = (-(n - k) % s for n, k, s in zip(size, kernel, stride, strict=True))
+        x = F.pad(x, (0, width if width < kernel[1] else 0, 0, height if height < kernel[0] else 0))
+    values = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(-2)
+    with torch.no_grad():
+        sums = values.cumsum(-1)
+        goal = (1 - torch.rand_like(sums[..., :1])) * sums[..., -1:]
+        place = (sums >= goal).byte().argmax(-1, keepdim=True)
+    return values.gather(-1, place)[..., 0]
+
+
+def _expectation(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> Tensor:
+    """What `_draw` gives on average: sum(x^2) / sum(x) of each window, 0 where the sum is 0."""
+    total = F.avg_pool2d(x, kernel, stride, 0, ceil, divisor_override=1)
+    squares = F.avg_pool2d(x * x, kernel, stride, 0, ceil, divisor_override=1)
+    positive = total > 0
+    return torch.where(positive, squares / torch.where(positive, total, 1), 0)
+
+
+def _resized(top: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    height, width = size[0] - top.shape[2], size[1] - top.shape[3]
+    return F.pad(top, (0, width, 0, height), value=value) if height or width else top
 
 
 def _index_in_plane(index: Tensor, width: int, origin: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -148,10 +164,11 @@ def _windows(spec: LayerSpec, size: tuple[int, int]) -> Windows:
         raise spec.fail("kernel_size is missing; set kernel_size, or kernel_h and kernel_w, or global_pooling")
     stride = _pair(spec, "stride", message.stride if message.HasField("stride") else None) or (1, 1)
     pad = _pair(spec, "pad", message.pad if message.HasField("pad") else None) or (0, 0)
-    if min(kernel) < 1 or min(stride) < 1:
-        raise spec.fail(f"kernel {list(kernel)} and stride {list(stride)} must be >= 1")
+    if min(*kernel, *stride) < 1 or max(*kernel, *stride) > MAX_COUNT:
+        raise spec.fail(f"kernel {list(kernel)} and stride {list(stride)} must be >= 1 and at most {MAX_COUNT:,}")
     if any(p >= k for p, k in zip(pad, kernel, strict=True)):
         raise spec.fail(f"pad {list(pad)} must be smaller than the kernel {list(kernel)}")
+    spec.check_size("its padded input", [n + 2 * p for n, p in zip(size, pad, strict=True)])
     ceil = PoolingParameter.RoundMode.Name(message.round_mode) == "CEIL"
     return Windows(kernel, stride, pad, ceil)
 

@@ -1,4 +1,4 @@
-"""Layers that join, split or reshape blobs: Concat, Eltwise, Flatten, Split, and the net's inputs."""
+"""Layers that join, copy or reshape blobs (Concat, Eltwise, Flatten, Reshape, Split, Tile), inputs and Parameter."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ class Input(Layer):
         self.out_shapes = tuple(declared)
 
 
+@layer("Parameter", "parameter_param")
+class Parameter(Layer):
+    """A learnable blob of the declared shape as a top; zeros at first (Caffe has no filler for it)."""
+
+    bottoms = (0, 0)
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.parameter_param
+        if not message.HasField("shape"):
+            raise spec.fail("has no shape; give parameter_param { shape { dim: ... } }")
+        self.add_blob("weight", tuple(message.shape.dim))
+        self.out_shapes = (tuple(message.shape.dim),)
+
+    def forward(self) -> Tensor:
+        return self.weight_blob()
+
+
 @layer("Split")
 class Split(Layer):
     """The bottom, once per top; gradients add up."""
@@ -62,13 +80,14 @@ class Concat(Layer):
         super().__init__(spec, shapes)
         message = spec.message.concat_param
         if message.HasField("axis") and message.HasField("concat_dim"):
-            raise spec.fail("gives both axis and concat_dim; use axis")
+            raise spec.fail("gives both axis and concat_dim (its old name); use axis")
         axis = message.concat_dim if message.HasField("concat_dim") else message.axis
         self.axis = canonical_axis(spec, axis, len(shapes[0]))
         rest = {shape[: self.axis] + shape[self.axis + 1 :] for shape in shapes}
         if len(rest) > 1 or len({len(shape) for shape in shapes}) > 1:
             raise spec.fail(
-                f"bottoms {', '.join(str(list(shape)) for shape in shapes)} differ outside axis {self.axis}"
+                f"bottoms {listed(shapes)} differ outside axis {self.axis}; make all other axes equal, "
+                "or join them along the one that differs"
             )
         joined = sum(shape[self.axis] for shape in shapes)
         self.out_shapes = ((*shapes[0][: self.axis], joined, *shapes[0][self.axis + 1 :]),)
@@ -90,8 +109,7 @@ class Eltwise(Layer):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.eltwise_param
-        if any(shape != shapes[0] for shape in shapes):
-            raise spec.fail(f"bottoms {', '.join(str(list(shape)) for shape in shapes)} must have one shape")
+        self._check_shapes(shapes)
         self.operation = EltwiseParameter.EltwiseOp.Name(message.operation)
         self.coeff = tuple(message.coeff)
         if self.coeff and self.operation == "PROD":
@@ -100,7 +118,15 @@ class Eltwise(Layer):
             raise spec.fail(f"has {len(self.coeff)} coeff entries for {len(shapes)} bottoms; give one each or none")
         self.out_shapes = (shapes[0],)
 
+    def _check_shapes(self, shapes: Sequence[Shape]) -> None:
+        if any(shape != shapes[0] for shape in shapes):
+            raise self.spec.fail(
+                f"bottoms {listed(shapes)} must have one shape; check the layers that make them, "
+                "or use Scale or Bias to spread a smaller blob over a larger one"
+            )
+
     def forward(self, *bottoms: Tensor) -> Tensor:
+        self._check_shapes([x.shape for x in bottoms])  # torch would broadcast
         if self.operation == "SUM":
             return self._sum(bottoms)
         result = bottoms[0]
@@ -134,10 +160,105 @@ class Flatten(Layer):
         self.start = canonical_axis(spec, message.axis, rank)
         self.end = canonical_axis(spec, message.end_axis, rank, "end_axis")
         if self.end < self.start:
-            raise spec.fail(f"end_axis {message.end_axis} comes before axis {message.axis}")
+            raise spec.fail(
+                f"end_axis {message.end_axis} comes before axis {message.axis} of bottom {list(shapes[0])}; "
+                "name the first axis and the last one to join"
+            )
         shape = shapes[0]
         joined = count(shape[self.start : self.end + 1])
         self.out_shapes = ((*shape[: self.start], joined, *shape[self.end + 1 :]),)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(self.start, self.end)
+
+
+@layer("Reshape", "reshape_param")
+class Reshape(Layer):
+    """Replaces the `num_axes` (-1: all) axes from `axis` (0) on by the dims of `shape`.
+
+    A dim 0 copies the bottom's at the same index after `axis`; one may be -1, inferred from the count. A negative
+    `axis` counts from behind the last one, so that -1 with num_axes 0 appends axes.
+    """
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.reshape_param
+        self.axis, self.num_axes, self.dims = message.axis, message.num_axes, tuple(message.shape.dim)
+        if self.dims.count(-1) > 1:
+            raise spec.fail(f"shape {list(self.dims)} has {self.dims.count(-1)} dims of -1; only one can be inferred")
+        if min(self.dims, default=0) < -1:
+            raise spec.fail(f"shape {list(self.dims)} has a negative dim; use sizes, 0 to copy or one -1 to infer")
+        if self.num_axes < -1:
+            raise spec.fail(f"num_axes is {self.num_axes}; expected the number of axes to replace, or -1 for all")
+        self.out_shapes = (self.top_shape(shapes[0]),)
+
+    def top_shape(self, bottom: Shape) -> Shape:
+        """The top's shape for a bottom of this one; raises ForceregError if the counts differ."""
+        start, end = self._span(bottom)
+        dims = list(self.dims)
+        for index, dim in enumerate(dims):
+            if dim == 0 and start + index >= len(bottom):
+                raise self.spec.fail(
+                    f"dim {index} of shape {list(self.dims)} is 0, to be copied from axis {start + index}, which "
+                    f"bottom {list(bottom)} lacks; give its size"
+                )
+            dims[index] = bottom[start + index] if dim == 0 else dim
+        if -1 in dims:
+            dims[dims.index(-1)] = self._inferred(bottom, bottom[start:end], dims)
+        top = (*bottom[:start], *dims, *bottom[end:])
+        if count(top) != count(bottom):
+            raise self.spec.fail(
+                f"shape {list(self.dims)} makes {list(top)}, {count(top)} values, of bottom {list(bottom)}, "
+                f"{count(bottom)} values; make the counts equal, or let one dim be -1"
+            )
+        return top
+
+    def _span(self, bottom: Shape) -> tuple[int, int]:
+        rank = len(bottom)
+        start = self.axis if self.axis >= 0 else self.axis + rank + 1
+        if not 0 <= start <= rank:
+            raise self.spec.fail(f"axis {self.axis} is outside bottom {list(bottom)}; expected {-rank - 1} to {rank}")
+        end = rank if self.num_axes == -1 else start + self.num_axes
+        if end > rank:
+            raise self.spec.fail(
+                f"num_axes {self.num_axes} from axis {start} on is more than bottom {list(bottom)} has; "
+                f"expected at most {rank - start}, or -1 for all"
+            )
+        return start, end
+
+    def _inferred(self, bottom: Shape, replaced: Shape, dims: Sequence[int]) -> int:
+        # dims copied from a replaced axis cancel out, so that there is an answer also for a bottom without rows
+        copied = {index for index, dim in enumerate(self.dims) if dim == 0 and index < len(replaced)}
+        total = count([size for index, size in enumerate(replaced) if index not in copied])
+        known = count([size for index, size in enumerate(dims) if index not in copied and size != -1])
+        if known == 0 or total % known:
+            raise self.spec.fail(
+                f"cannot infer the -1 in shape {list(self.dims)}: the {count(replaced)} values in axes "
+                f"{list(replaced)} of bottom {list(bottom)} aren't a multiple of the other dims; change these"
+            )
+        return total // known
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.top_shape(x.shape))
+
+
+@layer("Tile", "tile_param")
+class Tile(Layer):
+    """The bottom `tiles` times, one behind the other, along `axis` (1)."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message, shape = spec.message.tile_param, shapes[0]
+        if message.tiles < 1:
+            raise spec.fail(f"tiles is {message.tiles}; expected 1 or more, give tile_param {{ tiles: 2 }}")
+        axis = canonical_axis(spec, message.axis, len(shape))
+        self.repeats = tuple(message.tiles if index == axis else 1 for index in range(len(shape)))
+        self.out_shapes = (tuple(size * times for size, times in zip(shape, self.repeats, strict=True)),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(self.repeats)
+
+
+def listed(shapes: Sequence[Shape]) -> str:
+    """Shapes as an error shows them."""
+    return ", ".join(str(list(shape)) for shape in shapes)

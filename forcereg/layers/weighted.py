@@ -1,4 +1,4 @@
-"""Layers that multiply by learned weights: Convolution, Deconvolution, InnerProduct."""
+"""Layers with learned weights: Convolution, Deconvolution, InnerProduct, Embed; and Im2col, convolution's windows."""
 
 from __future__ import annotations
 
@@ -10,31 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
-from forcereg.layers.convolve import conv2d
+from forcereg.layers.convolve import Geometry, columns, convolve, deconvolve
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
-
-
-def _per_axis(spec: LayerSpec, name: str, spatial: int, default: int) -> Shape:
-    """One of kernel_size, stride, pad or dilation as a value per spatial axis."""
-    message = spec.message.convolution_param
-    values = list(getattr(message, name))
-    short = name.removesuffix("_size")
-    if name != "dilation":
-        height, width = f"{short}_h", f"{short}_w"
-        if message.HasField(height) or message.HasField(width):
-            if values:
-                raise spec.fail(f"gives both {name} and {height}/{width}; use one form")
-            if spatial != 2:
-                raise spec.fail(f"{height}/{width} need 2 spatial axes; this bottom has {spatial}")
-            return getattr(message, height), getattr(message, width)
-    if not values:
-        return (default,) * spatial
-    if len(values) == 1:
-        return tuple(values) * spatial
-    if len(values) != spatial:
-        raise spec.fail(f"has {len(values)} {name} entries; give 1 or one per spatial axis ({spatial})")
-    return tuple(values)
 
 
 class _ConvolutionBase(Layer):
@@ -55,12 +33,8 @@ class _ConvolutionBase(Layer):
         if message.num_output < 1:
             raise spec.fail("num_output is missing; set convolution_param { num_output: N } with N >= 1")
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
-        spatial = len(shapes[0]) - self.axis - 1
-        if spatial not in (1, 2, 3):
-            raise spec.fail(
-                f"bottom {list(shapes[0])} has {spatial} spatial axes after axis {self.axis}; expected 1 to 3"
-            )
-        self._geometry(spec, spatial)
+        before, size = shapes[0][: self.axis], shapes[0][self.axis + 1 :]
+        self.geometry = Geometry.read(spec, len(size))
         self.group = message.group
         self.channels, self.num_output = shapes[0][self.axis], message.num_output
         if self.group < 1 or self.channels % self.group or self.num_output % self.group:
@@ -70,39 +44,15 @@ class _ConvolutionBase(Layer):
         self.add_blob("weight", self._weight_shape(), message.weight_filler)
         if message.bias_term:
             self.add_blob("bias", (self.num_output,), message.bias_filler)
-        size = tuple(
-            self._out_size(spec, *axis)
-            for axis in zip(shapes[0][self.axis + 1 :], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        )
-        self.out_shapes = ((*shapes[0][: self.axis], self.num_output, *size),) * len(shapes)
+        self.out_shapes = ((*before, self.num_output, *self._out_size(size)),) * len(shapes)
         dense = count(shapes[0] if self.transposed else self.out_shapes[0])
         self.macs = len(shapes) * dense * count(self.weight_blob().shape[1:])
 
-    def _geometry(self, spec: LayerSpec, spatial: int) -> None:
-        self.kernel = _per_axis(spec, "kernel_size", spatial, 0)
-        self.stride = _per_axis(spec, "stride", spatial, 1)
-        self.pad = _per_axis(spec, "pad", spatial, 0)
-        self.dilation = _per_axis(spec, "dilation", spatial, 1)
-        for name, values, least in (
-            ("kernel_size", self.kernel, 1),
-            ("stride", self.stride, 1),
-            ("dilation", self.dilation, 1),
-        ):
-            if min(values) < least:
-                hint = "kernel_size is missing; set kernel_size, or kernel_h and kernel_w"
-                raise spec.fail(hint if name == "kernel_size" else f"{name} {list(values)} must be >= {least}")
-
     def _weight_shape(self) -> Shape:
-        return (self.num_output, self.channels // self.group, *self.kernel)
+        return (self.num_output, self.channels // self.group, *self.geometry.kernel)
 
-    def _out_size(self, spec: LayerSpec, size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
-        extent = dilation * (kernel - 1) + 1
-        if extent > size + 2 * pad:
-            raise spec.fail(
-                f"kernel extent {extent} is larger than its padded input {size + 2 * pad} "
-                f"(input {size}, pad {pad}); use a smaller kernel or more padding"
-            )
-        return (size + 2 * pad - extent) // stride + 1
+    def _out_size(self, size: Shape) -> Shape:
+        return self.geometry.out(self.spec, size)
 
     def forward(self, *bottoms: Tensor) -> Any:
         if len(bottoms) == 1 and self.axis == 1:
@@ -121,7 +71,7 @@ class _ConvolutionBase(Layer):
 
 @layer("Convolution", "convolution_param")
 class Convolution(_ConvolutionBase):
-    """Cross-correlation, 1 to 3 spatial axes, weight (num_output, C/group, k...), bias (num_output)."""
+    """Cross-correlation over the axes behind `axis`, weight (num_output, C/group, k...), bias (num_output)."""
 
     def lay_out(self, device: torch.device) -> None:
         """On the CPU 2-D weights go channels_last: pooling and convolution are faster there, and follow."""
@@ -131,8 +81,7 @@ class Convolution(_ConvolutionBase):
             weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight.detach())
 
     def _run(self, x: Tensor) -> Tensor:
-        run = (F.conv1d, conv2d, F.conv3d)[len(self.kernel) - 1]
-        return run(x, self.weight_blob(), self.blob("bias"), self.stride, self.pad, self.dilation, self.group)
+        return convolve(x, self.weight_blob(), self.blob("bias"), self.geometry, self.group)
 
 
 @layer("Deconvolution", "convolution_param")
@@ -142,20 +91,34 @@ class Deconvolution(_ConvolutionBase):
     transposed = True
 
     def _weight_shape(self) -> Shape:
-        return (self.channels, self.num_output // self.group, *self.kernel)
+        return (self.channels, self.num_output // self.group, *self.geometry.kernel)
 
-    def _out_size(self, spec: LayerSpec, size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
-        out = stride * (size - 1) + dilation * (kernel - 1) + 1 - 2 * pad
-        if out < 1:
-            raise spec.fail(
-                f"output would have size {out} (input {size}, kernel {kernel}, pad {pad}); use less padding"
-            )
-        return out
+    def _out_size(self, size: Shape) -> Shape:
+        return self.geometry.transposed_out(self.spec, size)
 
     def _run(self, x: Tensor) -> Tensor:
-        run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.kernel) - 1]
-        bias, weight = self.blob("bias"), self.weight_blob()
-        return run(x, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
+        return deconvolve(x, self.weight_blob(), self.blob("bias"), self.geometry, self.group)
+
+
+@layer(
+    "Im2col",
+    "convolution_param.kernel_size,kernel_h,kernel_w,stride,stride_h,stride_w,pad,pad_h,pad_w,dilation,axis",
+)
+class Im2col(Layer):
+    """What lies under a convolution's kernel at each position: (N, C*k*k, H', W'), kernel positions fastest."""
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.axis = canonical_axis(spec, spec.message.convolution_param.axis, len(shapes[0]))
+        size = shapes[0][self.axis + 1 :]
+        if not size:
+            raise spec.fail(f"bottom {list(shapes[0])} has no spatial axis behind axis {self.axis}; expected 1 or more")
+        self.geometry = Geometry.read(spec, len(size))
+        channels = shapes[0][self.axis] * count(self.geometry.kernel)
+        self.out_shapes = ((*shapes[0][: self.axis], channels, *self.geometry.out(spec, size)),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return columns(x, self.axis, self.geometry)
 
 
 @layer("InnerProduct", "inner_product_param")
@@ -181,3 +144,39 @@ class InnerProduct(Layer):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_blob()
         return F.linear(x.flatten(self.axis), weight.t() if self.transpose else weight, self.blob("bias"))
+
+
+@layer("Embed", "embed_param", limits="on a GPU a wrong index ends in torch's own assertion")
+class Embed(Layer):
+    """The weight's row (input_dim, num_output) at each index, plus the bias; top = bottom's axes + num_output.
+
+    Raises ForceregError for an index outside 0..input_dim-1 (Caffe reads past the table). On CUDA that check would
+    wait for the device, so there torch's own device-side assertion ends the run.
+    """
+
+    labels = frozenset({0})
+    overwritable = True
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        message = spec.message.embed_param
+        for name in ("num_output", "input_dim"):
+            if getattr(message, name) < 1:
+                raise spec.fail(f"{name} is missing; set embed_param {{ {name}: N }} with N >= 1")
+        self.rows = message.input_dim
+        self.add_blob("weight", (self.rows, message.num_output), message.weight_filler)
+        if message.bias_term:
+            self.add_blob("bias", (message.num_output,), message.bias_filler)
+        self.out_shapes = ((*shapes[0], message.num_output),)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        rows = indices.long()
+        if rows.device.type == "cpu":
+            wrong = (rows < 0) | (rows >= self.rows)
+            if wrong.any():
+                raise self.spec.fail(
+                    f"index {float(indices[wrong][0]):g} in '{self.spec.bottoms[0]}' has no row; expected 0 to "
+                    f"{self.rows - 1}; correct the data or input_dim ({self.rows})"
+                )
+        y, bias = F.embedding(rows, self.weight_blob()), self.blob("bias")
+        return y if bias is None else y + bias

@@ -50,7 +50,9 @@ def positions(layer: Any, shapes: Shapes | None) -> int | None:
     return total
 
 
-def net_shapes(file: NetFile, input_shapes: str | None = None, root: Path | None = None) -> Shapes | None:
+def net_shapes(
+    file: NetFile, input_shapes: str | None = None, root: Path | None = None, allow_python_layers: bool = False
+) -> Shapes | None:
     """Blob shapes of a net, of its test phase where both phases have the blob; None if they cannot be known.
 
     input_shapes: JSON, data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
@@ -61,7 +63,7 @@ def net_shapes(file: NetFile, input_shapes: str | None = None, root: Path | None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the net is trained
-                shapes.update(infer_shapes(file, phase, given, root))
+                shapes.update(infer_shapes(file, phase, given, root, allow_python_layers))
         except ForceregError:
-            continue  # a phase without layers, or a data source that is not here
+            continue  # a phase without layers, a data source that is not here, code that may not run
     return shapes or None

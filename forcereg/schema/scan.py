@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 
 MAX_DEPTH = 64  # Caffe's deepest message is 7 down; this only keeps hostile input from exhausting the stack
 
 _TOKEN = re.compile(
     r"""
       \#[^\n]*
-    | (?P<string> "[^"\\\n]*(?:\\.[^"\\\n]*)*"? | '[^'\\\n]*(?:\\.[^'\\\n]*)*'? )
+    | (?P<string> "[^"\\\n]*(?:\\.[^"\\\n]*)*+"? | '[^'\\\n]*(?:\\.[^'\\\n]*)*+'? )
     | (?P<word> [\w.+-]+ )
     | (?P<open> [{<] )
     | (?P<close> [}>] )
@@ -40,8 +40,7 @@ def position(text: str, offset: int) -> str:
 
 def shown(text: str, limit: int = 40) -> str:
     """`text` fit for an error message: cut to `limit` characters, on one line."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def scan(text: str, name: str) -> Scan:

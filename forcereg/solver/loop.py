@@ -26,10 +26,8 @@ from forcereg.scoring import Score, read_outputs, score
 from forcereg.solver import policy
 from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.events import Event, Observer
-from forcereg.solver.force import check_force
-from forcereg.solver.setup import complete_prefix, probe_prefix, solver_file, solver_specs
-from forcereg.solver.state import extra_state, pack, unpack
-from forcereg.solver.update import check_regularization
+from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
+from forcereg.solver.state import extra_state, pack, unpack, unpack_carried
 from forcereg.solver.updater import Updater
 from forcereg.version import __version__
 
@@ -41,8 +39,9 @@ class Solver:
 
     `solver`: a path, prototxt text or SolverParameter. `device`: "auto", "cpu", "cuda" or "cuda:N";
     None follows solver_mode. `.net` and `.test_nets` share their weights; `.iter` counts iterations,
-    `.lr` is the rate of the coming one; `observers` are called with `Event`s. `allow_python_layers`: run
-    code that the net names in Python layers.
+    `.lr` is the rate of the coming one; `observers` are called with `Event`s. `budget`: bytes of
+    a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
+    layer. `allow_python_layers`: run code that the net names in Python layers.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
     """
 
@@ -54,6 +53,7 @@ class Solver:
         level: int | None = None,
         stages: Sequence[str] = (),
         budget: int = DEFAULT_BUDGET,
+        workers: int = 0,
         keep: int | None = None,
         observers: Sequence[Observer] = (),
         allow_python_layers: bool = False,
@@ -63,7 +63,8 @@ class Solver:
         self.observers = list(observers)
         self.keep = keep
         self._allow_python_layers = allow_python_layers
-        self._check()
+        for problem in problems(self.param, self.file.name):
+            raise problem
         specs = solver_specs(self.file, level, stages)
         self.root = specs.root
         complete_prefix(self.file, self.root)
@@ -72,11 +73,12 @@ class Solver:
         seed = self.param.random_seed
         self.seed = int(seed) if seed >= 0 else int.from_bytes(os.urandom(4), "little")
         torch.manual_seed(self.seed)
-        context = FeedContext(root=self.root, device=self.device, seed=self.seed, budget=budget)
+        context = FeedContext(root=self.root, device=self.device, seed=self.seed, budget=budget, workers=workers)
         self.net = self._build(specs.train, context)
         self.test_nets = [self._build(spec, context) for spec in specs.tests]
         for test_net in self.test_nets:
             test_net.share_params(self.net)
+        self._nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
         self.iter = 0
         self.current_step = 0
         self.stop_requested = False
@@ -95,16 +97,6 @@ class Solver:
                 self.load_weights(resolve(self.root, path.strip()))
 
     # -- construction
-
-    def _check(self) -> None:
-        p, name = self.param, self.file.name
-        policy.check(p, name)
-        if p.weight_decay:
-            check_regularization(p.regularization_type, name)
-        check_force(p.force_type, p.force_decay_type, p.force_direction, name)
-        for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
-            if getattr(p, field) < least:
-                raise ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
 
     def _build(self, spec: Any, context: FeedContext) -> Net:
         for text in spec.warnings:
@@ -186,16 +178,13 @@ class Solver:
         self.last_snapshot = model.path
         if state.extra is None:
             self._warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
+            unpack_carried({}, self._nets, self._warn)
             self._loss_count = 0
         else:
-            self._loss_count = unpack(state.extra, self._feeds(), self._losses, self.device, self._warn)
+            self._loss_count = unpack(state.extra, self._nets, self._losses, self.device, self._warn)
 
     def _extra_state(self) -> dict[str, Any]:
-        return extra_state(self._feeds(), self._losses, self._loss_count, self.device)
-
-    def _feeds(self) -> dict[str, Any]:
-        nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
-        return {f"{key}/{name}": feed for key, net in nets.items() for name, feed in net.feeds.items()}
+        return extra_state(self._nets, self._losses, self._loss_count, self.device)
 
     def _provenance(self) -> dict[str, str]:
         inputs = {name: list(self.net.shapes[name]) for name in self.net.inputs}
@@ -386,12 +375,12 @@ class Solver:
         kept = [buffer.clone() for buffer in buffers]
         extra = self._extra_state()
         loss, _ = self.net.forward_loss(self._fed(self.net, 0))
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)
         self._losses[self._loss_count % self.param.average_loss] = loss
         self._loss_count += 1
         self.emit("final", iteration=self.iter, loss=float(self._smoothed()))
-        self._loss_count = unpack(extra, self._feeds(), self._losses, self.device, self._warn)
+        self._loss_count = unpack(extra, self._nets, self._losses, self.device, self._warn)
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
 
     def _smoothed(self) -> Tensor:
         filled = min(self._loss_count, self.param.average_loss)

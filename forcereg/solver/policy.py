@@ -6,23 +6,27 @@ Only multistep and step have a current_step; `advance` moves it, so that resumin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from forcereg.errors import ForceregError
 from forcereg.registry import lr_policy
 
 
-def check(p: Any, name: str) -> None:
-    """Raises ForceregError before iteration 0 for a policy that can't run; `name` is the solver's file."""
-    lr_policy.get(p.lr_policy, name)
+def problems(p: Any, name: str) -> Iterator[ForceregError]:
+    """What keeps a policy from running; `name` is the solver's file."""
+    try:
+        lr_policy.get(p.lr_policy, name)
+    except ForceregError as error:
+        yield error
     if not p.HasField("base_lr"):
-        raise ForceregError(f"{name}: base_lr is missing; set the learning rate, for example base_lr: 0.01")
+        yield ForceregError(f"{name}: base_lr is missing; set the learning rate, for example base_lr: 0.01")
     if p.lr_policy in ("step", "sigmoid") and p.stepsize <= 0:
-        raise ForceregError(f'{name}: stepsize is {p.stepsize}; lr_policy "{p.lr_policy}" needs stepsize > 0')
+        yield ForceregError(f'{name}: stepsize is {p.stepsize}; lr_policy "{p.lr_policy}" needs stepsize > 0')
     if p.lr_policy in ("step", "exp", "inv", "multistep") and p.gamma < 0:
-        raise ForceregError(f"{name}: gamma is {p.gamma:g}; expected >= 0")
+        yield ForceregError(f"{name}: gamma is {p.gamma:g}; expected >= 0")
     if p.lr_policy == "poly" and p.max_iter <= 0:
-        raise ForceregError(f'{name}: max_iter is missing; lr_policy "poly" falls to 0 at max_iter')
+        yield ForceregError(f'{name}: max_iter is missing; lr_policy "poly" falls to 0 at max_iter')
 
 
 def rate(p: Any, iteration: int, current_step: int) -> float:

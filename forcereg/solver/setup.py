@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
 from forcereg.paths import find_root, resolve, snapshot_prefix
+from forcereg.registry import solver_type
 from forcereg.schema import TEST, TRAIN, SolverParameter
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
+from forcereg.solver import policy
+from forcereg.solver.force import check_force
+from forcereg.solver.update import check_regularization
 from forcereg.spec import NetSpec, build_spec, net_state
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
+
+
+@dataclass(frozen=True)
+class NetChoice:
+    """A net file and the state that its layers' rules are matched against."""
+
+    file: NetFile
+    state: Any
+
+
+@dataclass(frozen=True)
+class SolverNets:
+    """What a solver names for training and testing, not yet built, and the root of its relative paths."""
+
+    root: Path
+    train: NetChoice
+    tests: tuple[NetChoice, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,33 @@ def solver_file(solver: Any) -> SolverFile:
     return read_solver(solver)
 
 
+def problems(p: Any, name: str) -> Iterator[ForceregError]:
+    """What is wrong with a solver's own settings; `name` is its file."""
+    checks: list[Callable[[], Any]] = [
+        lambda: solver_type.get(p.type, name),
+        lambda: check_force(p.force_type, p.force_decay_type, p.force_direction, name),
+    ]
+    if p.weight_decay:
+        checks.append(lambda: check_regularization(p.regularization_type, name))
+    for check in checks:
+        try:
+            check()
+        except ForceregError as error:
+            yield error
+    yield from policy.problems(p, name)
+    for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
+        if getattr(p, field) < least:
+            yield ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
+
+
 def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:
+    """The specs of `solver_nets`. Raises ForceregError."""
+    nets = solver_nets(file, level, stages)
+    train, *tests = [build_spec(one.file, one.state, nets.root) for one in (nets.train, *nets.tests)]
+    return SolverSpecs(nets.root, train, tuple(tests))
+
+
+def solver_nets(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverNets:
     """The train and test nets that the solver names. Raises ForceregError for contradictions.
 
     `level` and `stages` go to the train net's state, as Caffe's --level and --stage do.
@@ -55,8 +102,7 @@ def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[st
     if level is not None:
         state.level = level
     state.stage.extend(stage for stage in stages if stage)
-    train = build_spec(train_file, state, root)
-    return SolverSpecs(root, train, tuple(_test_specs(file, root, train_file)))
+    return SolverNets(root, NetChoice(train_file, state), tuple(_test_nets(file, root, train_file)))
 
 
 def complete_prefix(file: SolverFile, root: Path) -> None:
@@ -94,7 +140,7 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
     return net_from_message(value, f"{file.name}: {field}")
 
 
-def _test_specs(file: SolverFile, root: Path, train_file: NetFile) -> list[NetSpec]:
+def _test_nets(file: SolverFile, root: Path, train_file: NetFile) -> list[NetChoice]:
     p = file.message
     files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
@@ -118,6 +164,6 @@ def _test_specs(file: SolverFile, root: Path, train_file: NetFile) -> list[NetSp
         )
     states = list(p.test_state) or [None] * len(files)
     return [
-        build_spec(net, net_state(TEST, net.message.state, *([state] if state is not None else [])), root)
+        NetChoice(net, net_state(TEST, net.message.state, *([state] if state is not None else [])))
         for net, state in zip(files, states, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What a snapshot holds beside Caffe's fields, as plain data: data cursors, random state, the loss window."""
+"""What a snapshot holds beside Caffe's fields: data cursors, hidden states, random state, the loss window."""
 
 from __future__ import annotations
 
@@ -38,36 +38,51 @@ def to_array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
 
 
-def extra_state(feeds: Mapping[str, Feed], losses: Tensor, loss_count: int, device: torch.device) -> dict[str, Any]:
-    """Everything that an exact resume needs beyond weights and history."""
+def _feeds(nets: Mapping[str, Net]) -> dict[str, Feed]:
+    return {f"{key}/{name}": feed for key, net in nets.items() for name, feed in net.feeds.items()}
+
+
+def _carried(nets: Mapping[str, Net]) -> dict[str, dict[str, Tensor]]:
+    modules = {f"{key}/{spec.name}": module for key, net in nets.items() for spec, module in net.built}
+    carried = {name: module.carried() for name, module in modules.items() if module is not None}
+    return {name: tensors for name, tensors in carried.items() if tensors}
+
+
+def extra_state(nets: Mapping[str, Net], losses: Tensor, loss_count: int, device: torch.device) -> dict[str, Any]:
+    """Everything that an exact resume needs beyond weights and history; a copy. `nets` by the names used in it."""
     random = {"cpu": torch.get_rng_state().numpy()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(device).numpy()
     return {
         "feeds": {
             str(number): {"name": name, "state": _plain(feed.state_dict())}
-            for number, (name, feed) in enumerate(sorted(feeds.items()))
+            for number, (name, feed) in enumerate(sorted(_feeds(nets).items()))
+        },
+        "carried": {
+            name: {key: to_array(tensor.clone()) for key, tensor in tensors.items()}
+            for name, tensors in _carried(nets).items()
         },
         "random": random,
-        "losses": to_array(losses),
+        "losses": to_array(losses.clone()),
         "loss_count": loss_count,
     }
 
 
 def unpack(
     extra: Mapping[str, Any],
-    feeds: Mapping[str, Feed],
+    nets: Mapping[str, Net],
     losses: Tensor,
     device: torch.device,
     warn: Callable[[str], None],
 ) -> int:
-    """Puts `extra_state` back; the loss count. Warns of data layers that the state doesn't know."""
+    """Puts `extra_state` back; the loss count. Warns of data and recurrent layers that the state doesn't know."""
     saved = {entry["name"]: entry["state"] for entry in extra.get("feeds", {}).values()}
-    for name, feed in feeds.items():
+    for name, feed in _feeds(nets).items():
         if name in saved:
             feed.load_state_dict(_tensors(saved[name]))
         else:
             warn(f"the state holds no position for data layer '{name}'; it starts from the beginning")
+    unpack_carried(extra.get("carried", {}), nets, warn)
     random = extra.get("random", {})
     if "cpu" in random:
         torch.set_rng_state(torch.from_numpy(np.array(random["cpu"])))
@@ -78,6 +93,22 @@ def unpack(
         return 0
     losses.copy_(torch.from_numpy(window))
     return int(extra["loss_count"])
+
+
+def unpack_carried(
+    saved: Mapping[str, Mapping[str, np.ndarray]], nets: Mapping[str, Net], warn: Callable[[str], None]
+) -> None:
+    """Puts hidden states back, by layer name; where `saved` lacks a layer's they become zeros, with a warning."""
+    for name, tensors in _carried(nets).items():
+        arrays = {key: torch.from_numpy(np.array(array)) for key, array in saved.get(name, {}).items()}
+        known = all(key in arrays and arrays[key].shape[1:] == tensor.shape[1:] for key, tensor in tensors.items())
+        for key, tensor in tensors.items():
+            if known:  # with as many streams (axis 0) as were carried, and in place: the layer holds this tensor
+                tensor.resize_(arrays[key].shape).copy_(arrays[key])
+            else:
+                tensor.zero_()
+        if not known:
+            warn(f"the state holds no hidden state for layer '{name}'; it starts from zeros")
 
 
 def _plain(value: Any) -> Any:

@@ -1,18 +1,22 @@
-"""Small LMDBs and the feeds over them."""
+"""Small databases and the feeds over them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
+import plyvel
 import torch
 from google.protobuf import text_format
+from PIL import Image
 
+from forcereg.data.database import DatabaseFeed, database_feed
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
-from forcereg.data.lmdb_data import LmdbFeed, lmdb_feed
 from forcereg.schema import TEST, TRAIN, Datum, NetParameter
 from forcereg.spec import LayerSpec
 
@@ -26,6 +30,31 @@ def put_lmdb(path: Path, records: Records) -> Path:
         for key, value in records:
             txn.put(key, value)
     return path
+
+
+def put_leveldb(path: Path, records: Records) -> Path:
+    """Write records with plyvel alone; the first half ends up in a table, the rest in the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items = list(records)
+    for part in (items[: len(items) // 2], items[len(items) // 2 :]):
+        with closing(plyvel.DB(str(path), create_if_missing=True)) as db, db.write_batch() as batch:
+            for key, value in part:
+                batch.put(key, value)
+    return path
+
+
+def encoded(image: Image.Image, label: int = 0, kind: str = "JPEG") -> bytes:
+    """A serialized Datum with an image file inside."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return Datum(encoded=True, data=file.getvalue(), label=label).SerializeToString()
+
+
+def pictures(count: int, size: tuple[int, int] = (20, 16), classes: int = 10) -> list[tuple[bytes, bytes]]:
+    """`count` records of JPEGs of seeded noise, `size` = (height, width); labels count up."""
+    random = np.random.default_rng(count)
+    images = random.integers(0, 256, (count, *size, 3), np.uint8)
+    return [(b"%08d" % i, encoded(Image.fromarray(image), i % classes)) for i, image in enumerate(images)]
 
 
 def raw(image: np.ndarray, label: int = 0) -> bytes:
@@ -63,15 +92,16 @@ def make_feed(
     source: str = "db",
     tops: str = 'top: "data" top: "label"',
     data: str = "backend: LMDB",
-) -> LmdbFeed:
+    workers: int = 0,
+) -> DatabaseFeed:
     """The feed over root/`source` with the text `transform` inside transform_param."""
     text = (
         f'layer {{ name: "d" type: "Data" {tops} transform_param {{ {transform} }} '
         f'data_param {{ source: "{source}" batch_size: {batch} {data} }} }}'
     )
-    return lmdb_feed(data_spec(text, phase), FeedContext(root, torch.device("cpu"), seed, budget))
+    return database_feed(data_spec(text, phase), FeedContext(root, torch.device("cpu"), seed, budget, workers))
 
 
-def batches(feed: LmdbFeed, count: int) -> list[tuple[torch.Tensor, ...]]:
+def batches(feed: DatabaseFeed, count: int) -> list[tuple[torch.Tensor, ...]]:
     """The next `count` batches."""
     return [feed.next() for _ in range(count)]

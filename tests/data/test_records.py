@@ -14,7 +14,7 @@ def test_readers_of_one_file_share_an_environment_that_the_last_one_closes(tmp_p
     items = numbered(3)
     put_lmdb(tmp_path / "db", items)
     first, second = LmdbRecords(tmp_path / "db"), LmdbRecords(tmp_path / "db")
-    (opened,) = [entry for entry in records._open.values() if entry.env.path() == str(tmp_path / "db")]
+    (opened,) = [entry for entry in records._open.values() if entry.handle is first._env]
     assert opened.users == 2
     del first
     assert opened.users == 1 and list(second.read()) == items

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forcereg.data.mean import read_mean, write_mean
-from forcereg.data.transform import Transform, crop_and_mirror, read_transform
+from forcereg.data.transform import Transform, crop_and_mirror, crop_view, gather_crops, read_transform
 from forcereg.errors import ForceregError
 from forcereg.schema import TEST, TRAIN, BlobProto, TransformationParameter
 
@@ -110,6 +110,49 @@ def test_draws_say_where_and_which_way() -> None:
     images = torch.arange(24).reshape(2, 1, 3, 4)
     found = crop_and_mirror(images, torch.tensor([[0, 1], [0, 2], [1, 0]]), 2, 2)
     assert found.tolist() == [[[[1, 0], [5, 4]]], [[[18, 19], [22, 23]]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_gather_of_the_gpu_crops_alike(dtype: torch.dtype) -> None:
+    images, generator = pixels(20, 3, 7, 9).to(dtype), torch.Generator().manual_seed(4)
+    transform = Transform(1.0, None, 5, True, True)
+    places = torch.stack(transform.place(transform.draw(20, generator).unbind(1), 7, 9))
+    assert places[2].unique().tolist() == [0, 1] and len(places[:2].unique(dim=1)[0]) > 8
+    assert torch.equal(crop_and_mirror(images, places, 5, 5), gather_crops(images, places, 5, 5))
+
+
+@pytest.mark.parametrize("mean", [None, torch.full((3, 1, 1), 7.5), torch.rand(3, 7, 9)], ids=["no", "value", "image"])
+@pytest.mark.parametrize("crop", [0, 5])
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_memory_that_is_given_is_used(mean: Tensor | None, crop: int, random: bool, scale: float) -> None:
+    images = pixels(4, 3, 7, 9)
+    transform = Transform(scale, mean, crop, random and crop > 0, random)
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    expected = transform(images, one)
+    out = torch.full_like(expected, float("nan"))
+    assert transform(images, other, out) is out
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("crop", [0, 4])
+@pytest.mark.parametrize("image_mean", [False, True])
+def test_cropping_elsewhere_is_the_same(random: bool, crop: int, image_mean: bool) -> None:
+    """As a stream does it: draws as numbers, crops of single images, the rest for the batch."""
+    images = pixels(6, 3, 7, 9)
+    mean = torch.rand(3, 7, 9) if image_mean else torch.rand(3, 1, 1)
+    transform = Transform(0.5, mean, crop, random and crop > 0, random)
+    one, other = (torch.Generator().manual_seed(6) for _ in range(2))
+    draws = transform.draw(6, other)
+    _, rows, columns = transform.shape((3, 7, 9))
+    crops = [
+        crop_view(image.numpy(), *transform.place(draw, 7, 9), rows, columns)
+        for image, draw in zip(images, draws.tolist(), strict=True)
+    ]
+    places = torch.stack(transform.place(draws.unbind(1), 7, 9)) if random else None
+    found = transform.finish(torch.from_numpy(np.stack(crops)), places)
+    assert torch.equal(found, transform(images, one))
 
 
 def test_mean_survives_the_file(tmp_path: Path) -> None:

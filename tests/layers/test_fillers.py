@@ -123,3 +123,25 @@ def test_a_filler_of_a_0_axis_blob() -> None:
 def test_bad_fillers(filler: str, message: str) -> None:
     param = f"num_output: 4 kernel_h: 3 kernel_w: 2 weight_filler {{ {filler} }}"
     assert message in layer_error("Convolution", f"convolution_param {{ {param} }}", (1, 2, 5, 5))
+
+
+BLOBS = "blobs {{ shape {{ dim: 2 dim: 3 }} {data} }} blobs {{ shape {{ dim: 2 }} data: 7 data: 8 }}"
+
+
+def test_blobs_written_in_the_net_win_over_fillers() -> None:
+    values = " ".join(f"data: {i}" for i in range(6))
+    param = "inner_product_param { num_output: 2 weight_filler { type: 'gaussian' } }"
+    net = layer_net("InnerProduct", f"{BLOBS.format(data=values)} {param}", (1, 3))
+    assert net.params["l"][0].tolist() == [[0, 1, 2], [3, 4, 5]] and net.params["l"][1].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("data", "outputs", "message"),
+    [
+        ("data: 1 data: 2", 2, "blob 0 holds 2 values in shape [2, 3]; expected one value each"),
+        ("data: [1, 2, 3, 4, 5, 6]", 4, "gives blobs [[2, 3], [2]]; expected [[4, 3], [4]], or none"),
+    ],
+)
+def test_bad_blobs_in_the_net(data: str, outputs: int, message: str) -> None:
+    param = f"{BLOBS.format(data=data)} inner_product_param {{ num_output: {outputs} }}"
+    assert message in layer_error("InnerProduct", param, (1, 3))

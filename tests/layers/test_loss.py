@@ -1,4 +1,4 @@
-"""Softmax, SoftmaxWithLoss, EuclideanLoss and Accuracy against direct formulas."""
+"""Softmax, SoftmaxWithLoss and Accuracy against direct formulas."""
 
 from __future__ import annotations
 
@@ -133,8 +133,6 @@ def test_loss_gradient_with_a_weight() -> None:
         ("SoftmaxWithLoss", ((4, 3), (3,)), "labels [3] hold 3 values; scores [4, 3] with axis 1 need 4"),
         ("SoftmaxWithLoss", ((4, 3),), "has 1 bottom blobs; type SoftmaxWithLoss takes 2"),
         ("Accuracy", ((4, 3), (4, 3)), "hold 12 values"),
-        ("EuclideanLoss", ((4, 3), (4, 2)), "must hold the same number of values"),
-        ("EuclideanLoss", ((4, 3), (3, 4)), "must hold the same number of values"),
     ],
 )
 def test_bad_bottoms(kind: str, shapes: tuple[tuple[int, ...], ...], message: str) -> None:
@@ -154,22 +152,6 @@ def test_softmax(axis: int) -> None:
     e = (x - x.amax(axis, keepdim=True)).exp()
     torch.testing.assert_close(y, e / e.sum(axis, keepdim=True))
     assert gradcheck(net, x.requires_grad_())
-
-
-# -- EuclideanLoss
-
-
-def test_euclidean_loss() -> None:
-    a, b = noise(3, 4).requires_grad_(), noise(3, 4, seed=1).requires_grad_()
-    net = layer_net("EuclideanLoss", "", (3, 4), (3, 4)).double()
-    (loss,) = run(net, a, b)
-    assert loss.item() == pytest.approx(((a - b) ** 2).sum().item() / 6)
-    assert gradcheck(net, a, b)
-
-
-def test_euclidean_loss_of_equal_counts() -> None:
-    (loss,) = apply("EuclideanLoss", "", torch.ones(2, 4), torch.zeros(2, 2, 2))
-    assert loss.item() == 2
 
 
 # -- Accuracy

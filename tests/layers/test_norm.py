@@ -1,4 +1,4 @@
-"""LRN, BatchNorm and Scale against direct formulas."""
+"""LRN, MVN, BatchNorm, Scale and Bias against direct formulas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def direct_lrn(x: np.ndarray, size: int, alpha: float, beta: float, k: float, wi
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4)),
-    st.sampled_from([1, 3, 5, 7]),
+    st.sampled_from([1, 3, 5, 7, 101, 4294967295]),
     st.sampled_from([0.0, 0.5, 2.0]),
     st.sampled_from([0.25, 0.75, 1.0]),
     st.sampled_from([1.0, 2.0]),
@@ -57,6 +57,53 @@ def test_lrn_gradient(region: str) -> None:
 )
 def test_bad_lrn(param: str, shape: tuple[int, ...], message: str) -> None:
     assert message in layer_error("LRN", f"lrn_param {{ {param} }}", shape)
+
+
+# -- MVN
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4), (2, 3), (4,)], ids=str)
+@pytest.mark.parametrize("across", [False, True], ids=["channels", "across"])
+@pytest.mark.parametrize("eps", [1e-9, 0.5])
+def test_mvn(shape: tuple[int, ...], across: bool, eps: float) -> None:
+    x, grad = noise(*shape).requires_grad_(), noise(*shape, seed=1)
+    param = f"mvn_param {{ across_channels: {str(across).lower()} eps: {eps} }}"
+    (y,) = apply("MVN", param, x)
+    y.backward(grad)
+    rows = int(np.prod(shape[: 1 if across else 2]))
+    flat, g = x.detach().numpy().reshape(rows, -1), grad.numpy().reshape(rows, -1)
+    scale = flat.std(1, keepdims=True) + np.float32(eps)
+    expected = (flat - flat.mean(1, keepdims=True)) / scale
+    back = (g - g.mean(1, keepdims=True) - expected * (g * expected).mean(1, keepdims=True)) / scale
+    np.testing.assert_allclose(y.detach().numpy().reshape(rows, -1), expected, atol=1e-12)
+    np.testing.assert_allclose(x.grad.numpy().reshape(rows, -1), back, atol=1e-9)
+
+
+@pytest.mark.parametrize("across", ["true", "false"])
+def test_mvn_mean_alone(across: str) -> None:
+    net = layer_net("MVN", f"mvn_param {{ normalize_variance: false across_channels: {across} }}", (2, 3, 2, 2))
+    x = noise(2, 3, 2, 2).requires_grad_()
+    (y,) = run(net, x)
+    torch.testing.assert_close(y, x - x.mean((1, 2, 3) if across == "true" else (2, 3), keepdim=True))
+    assert gradcheck(net, x)
+
+
+def test_mvn_gradient_is_the_derivative_where_eps_is_small() -> None:
+    assert gradcheck(layer_net("MVN", "", (2, 3, 2, 2)), noise(2, 3, 2, 2).requires_grad_())
+
+
+def test_mvn_of_constants_and_of_no_images() -> None:
+    x = torch.full((1, 2, 3, 3), 7.0).requires_grad_()
+    net = layer_net("MVN", "", (1, 2, 3, 3))
+    (y,) = run(net, x)
+    assert y.tolist() == torch.zeros(1, 2, 3, 3).tolist()
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+    assert run(net, torch.ones(0, 2, 3, 3))[0].shape == (0, 2, 3, 3)
+
+
+def test_mvn_of_five_axes() -> None:
+    assert "must have at most 4 axes" in layer_error("MVN", "", (1, 2, 3, 3, 3))
 
 
 # -- BatchNorm
@@ -189,6 +236,65 @@ def test_scale_by_the_second_bottom(shapes: tuple[tuple[int, ...], ...], axis: i
     (y,) = run(net.double(), x, multiplier)
     torch.testing.assert_close(y, x * multiplier.reshape(view))
     assert gradcheck(net, x, multiplier)
+
+
+@pytest.mark.parametrize(
+    ("param", "beta"),
+    [
+        ("", (3,)),
+        ("axis: 0", (2,)),
+        ("axis: -1", (5,)),
+        ("axis: -3 num_axes: 2", (3, 4)),
+        ("axis: 0 num_axes: -1", (2, 3, 4, 5)),
+        ("num_axes: 0", ()),
+        ("axis: 2 num_axes: -1", (4, 5)),
+    ],
+)
+def test_bias(param: str, beta: tuple[int, ...]) -> None:
+    shape = (2, 3, 4, 5)
+    net = layer_net("Bias", f"bias_param {{ {param} filler {{ type: 'gaussian' }} }}", shape).double()
+    (blob,) = net.params["l"]
+    assert tuple(blob.shape) == beta
+    assert bool(blob.any())
+    x = noise(*shape).requires_grad_()
+    (y,) = run(net, x)
+    axis = {"axis: 0": 0, "axis: -1": 3, "axis: 2 num_axes: -1": 2, "axis: 0 num_axes: -1": 0}.get(param, 1)
+    expected = x + blob.detach().reshape(*beta, *(1 for _ in shape[axis + len(beta) :]))
+    torch.testing.assert_close(y, expected)
+    assert gradcheck(net, x)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "axis", "view"),
+    [
+        (((2, 3, 4), (2,)), 0, (2, 1, 1)),
+        (((2, 3, 4), (3, 4)), 1, (1, 3, 4)),
+        (((2, 3, 4), (3,)), -2, (1, 3, 1)),
+        (((2, 3, 4), ()), 1, (1, 1, 1)),
+        (((5,), ()), 1, (1,)),
+    ],
+    ids=str,
+)
+def test_bias_of_the_second_bottom(shapes: tuple[tuple[int, ...], ...], axis: int, view: tuple[int, ...]) -> None:
+    net = layer_net("Bias", f"bias_param {{ axis: {axis} }}", *shapes)
+    assert net.params["l"] == ()
+    x, beta = noise(*shapes[0]).requires_grad_(), noise(*shapes[1], seed=1).requires_grad_()
+    torch.testing.assert_close(run(net, x, beta)[0], x + beta.reshape(view))
+    assert gradcheck(net, x, beta)
+
+
+@pytest.mark.parametrize(
+    ("param", "shapes", "message"),
+    [
+        ("axis: 4", ((2, 3),), "axis 4 is outside its 2-axis bottom"),
+        ("num_axes: 3", ((2, 3),), "num_axes 3 from axis 1 exceeds its 2-axis bottom"),
+        ("num_axes: -2", ((2, 3),), "num_axes -2"),
+        ("", ((2, 3), (4,)), "bias [4] doesn't fit bottom [2, 3] from axis 1"),
+        ("", ((2, 3), (3, 4)), "bias [3, 4] doesn't fit"),
+    ],
+)
+def test_bad_bias(param: str, shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    assert message in layer_error("Bias", f"bias_param {{ {param} }}", *shapes)
 
 
 def test_scale_fillers() -> None:

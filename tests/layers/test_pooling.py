@@ -57,6 +57,11 @@ def windows(draw: Any) -> dict[str, Any]:
     }
 
 
+def out_sizes(w: dict[str, Any]) -> list[int]:
+    axes = zip(w["size"], w["kernel"], w["stride"], w["pad"], strict=True)
+    return [pooled(n, k, s, p, any(w["pad"]), w["floor"]) for n, k, s, p in axes]
+
+
 def text(w: dict[str, Any], method: str) -> str:
     sides = " ".join(
         f"{name}_{side}: {value}"
@@ -70,12 +75,8 @@ def text(w: dict[str, Any], method: str) -> str:
 @given(windows(), st.sampled_from(["MAX", "AVE"]), st.integers(0, 1000))
 def test_pooling_is_the_reference(w: dict[str, Any], method: str, seed: int) -> None:
     shape = (1, 2, *w["size"])
-    out = [
-        pooled(n, k, s, p, any(w["pad"]), w["floor"])
-        for n, k, s, p in zip(w["size"], w["kernel"], w["stride"], w["pad"], strict=True)
-    ]
     tops = 2 if method == "MAX" else 1
-    if min(out) < 1:
+    if min(out_sizes(w)) < 1:
         assert "leaves nothing of its input" in layer_error("Pooling", text(w, method), shape, tops=tops)
         return
     # few distinct values, so that maxima tie
@@ -92,8 +93,7 @@ def test_pooling_is_the_reference(w: dict[str, Any], method: str, seed: int) -> 
 @given(windows(), st.integers(0, 1000))
 def test_the_first_maximum_takes_the_gradient(w: dict[str, Any], seed: int) -> None:
     shape = (1, 1, *w["size"])
-    sizes = zip(w["size"], w["kernel"], w["stride"], w["pad"], strict=True)
-    if min(pooled(n, k, s, p, any(w["pad"]), w["floor"]) for n, k, s, p in sizes) < 1:
+    if min(out_sizes(w)) < 1:
         return
     x = np.random.default_rng(seed).integers(0, 2, shape).astype(np.float64)
     tensor = torch.from_numpy(x).requires_grad_()
@@ -185,11 +185,97 @@ def test_global_max_with_mask() -> None:
         ("global_pooling: true kernel_size: 2", "kernel_size with global_pooling"),
         ("global_pooling: true pad: 1", "global_pooling needs pad 0 and stride 1"),
         ("global_pooling: true stride_h: 2 stride_w: 2", "global_pooling needs pad 0 and stride 1"),
-        ("pool: STOCHASTIC kernel_size: 2", "STOCHASTIC"),
+        ("pool: STOCHASTIC kernel_size: 2 pad: 1", "pool STOCHASTIC takes no padding; found pad [1, 1]"),
+        ("kernel_size: 2 stride: 4294967295", "must be >= 1 and at most 2,147,483,647"),
+        ("kernel_size: 2000000000 pad: 1999999999 stride: 2000000000", "its padded input would have shape"),
     ],
 )
 def test_bad_settings(param: str, message: str) -> None:
     assert message in layer_error("Pooling", f"pooling_param {{ {param} }}", (1, 1, 4, 5))
+
+
+def test_a_huge_stride_costs_nothing() -> None:
+    """The windows beyond the input are neither read nor padded for."""
+    x = noise(1, 1, 4, 5)
+    for method, phase in (("MAX", "TEST"), ("AVE", "TEST"), ("STOCHASTIC", "TEST"), ("STOCHASTIC", "TRAIN")):
+        param = f"pooling_param {{ pool: {method} kernel_size: 1 stride: 2000000000 }}"
+        (y,) = apply("Pooling", param, x.abs(), phase=phase)
+        assert y[0, 0].tolist() == [[x.abs()[0, 0, 0, 0], 0], [0, 0]]
+
+
+# -- STOCHASTIC
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows(), st.integers(0, 1000))
+def test_stochastic_tests_with_the_expectation(w: dict[str, Any], seed: int) -> None:
+    w = {**w, "pad": (0, 0)}
+    if min(out_sizes(w)) < 1:
+        return
+    x = np.random.default_rng(seed).integers(0, 3, (1, 2, *w["size"])).astype(np.float64)
+    (y,) = apply("Pooling", text(w, "STOCHASTIC"), torch.from_numpy(x))
+    for n, c, i, j in np.ndindex(*y.shape):
+        top, left = i * w["stride"][0], j * w["stride"][1]
+        cells = x[n, c, top : top + w["kernel"][0], left : left + w["kernel"][1]]
+        assert y[n, c, i, j] == pytest.approx((cells**2).sum() / cells.sum() if cells.sum() else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows(), st.integers(0, 1000))
+def test_stochastic_trains_with_an_element_of_the_window(w: dict[str, Any], seed: int) -> None:
+    """It is positive if any is, and takes the gradient."""
+    w = {**w, "pad": (0, 0)}
+    if min(out_sizes(w)) < 1:
+        return
+    # distinct values, and zeros
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(np.prod(w["size"])).astype(np.float64) * rng.integers(0, 2, np.prod(w["size"]))
+    x = torch.from_numpy(values.reshape(1, 1, *w["size"])).requires_grad_()
+    torch.manual_seed(seed)
+    (y,) = apply("Pooling", text(w, "STOCHASTIC"), x, phase="TRAIN")
+    grad = noise(*y.shape)
+    y.backward(grad)
+    expected = torch.zeros_like(x)
+    zeros = 0.0
+    for i, j in np.ndindex(*y.shape[2:]):
+        top, left = i * w["stride"][0], j * w["stride"][1]
+        cells = x.detach()[0, 0, top : top + w["kernel"][0], left : left + w["kernel"][1]]
+        assert y[0, 0, i, j] in cells if cells.any() else y[0, 0, i, j] == 0
+        if cells.any():
+            assert y[0, 0, i, j] > 0
+            expected[x.detach() == y[0, 0, i, j]] += grad[0, 0, i, j]
+        elif cells.numel():
+            zeros += float(grad[0, 0, i, j])  # goes to some zero
+    positive = x.detach() > 0
+    torch.testing.assert_close(x.grad[positive], expected[positive])
+    assert x.grad[~positive].sum().item() == pytest.approx(zeros, abs=1e-9)
+
+
+def test_stochastic_draws_in_proportion_to_the_values() -> None:
+    x = torch.tensor([[1.0, 0.0, 5.0], [0.0, 4.0, 0.0]]).expand(4000, 1, 2, 3)
+    net = layer_net("Pooling", "pooling_param { pool: STOCHASTIC global_pooling: true }", (1, 1, 2, 3), phase="TRAIN")
+    torch.manual_seed(0)
+    (y,) = run(net, x)
+    shares = [(y == value).float().mean().item() for value in (1, 4, 5)]
+    assert shares == pytest.approx([0.1, 0.4, 0.5], abs=0.03)
+    torch.manual_seed(0)
+    assert torch.equal(run(net, x)[0], y)
+    assert not torch.equal(run(net, x)[0], y)
+
+
+@pytest.mark.parametrize("more", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 2", "global_pooling: true"])
+def test_stochastic_gradient_in_testing(more: str) -> None:
+    net = layer_net("Pooling", f"pooling_param {{ pool: STOCHASTIC {more} }}", (2, 2, 5, 4))
+    assert gradcheck(net, (noise(2, 2, 5, 4).abs() + 0.1).requires_grad_())
+
+
+def test_stochastic_of_zeros_is_zero_with_a_finite_gradient() -> None:
+    for phase in ("TRAIN", "TEST"):
+        x = torch.zeros(1, 1, 4, 4).requires_grad_()
+        (y,) = apply("Pooling", "pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 }", x, phase=phase)
+        y.sum().backward()
+        assert not y.any()
+        assert x.grad.isfinite().all()
 
 
 def test_bad_bottoms_and_tops() -> None:

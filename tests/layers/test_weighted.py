@@ -1,4 +1,4 @@
-"""Convolution, Deconvolution and InnerProduct against direct sums, and their checks."""
+"""Convolution, Deconvolution, Im2col and InnerProduct against direct sums, and their checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.layers.nets import gradcheck, layer_error, layer_net, noise, run
+from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 Sizes = tuple[int, ...]
 
@@ -41,12 +41,32 @@ def direct_convolution(
     return y + bias.reshape(-1, *(1 for _ in size))
 
 
+def direct_deconvolution(
+    x: np.ndarray, weight: np.ndarray, stride: Sizes, pad: Sizes, dilation: Sizes, group: int
+) -> np.ndarray:
+    """Each input value times the kernel, added up where the kernel lies; the padding is cut off at the end."""
+    kernel, size = weight.shape[2:], x.shape[2:]
+    extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    full = [s * (n - 1) + e for n, s, e in zip(size, stride, extent, strict=True)]
+    inputs, outputs = x.shape[1] // group, weight.shape[1]
+    y = np.zeros((x.shape[0], group * outputs, *full))
+    for g, position in itertools.product(range(group), np.ndindex(*size)):
+        window = tuple(
+            slice(i * s, i * s + e, d) for i, s, e, d in zip(position, stride, extent, dilation, strict=True)
+        )
+        rows = slice(g * inputs, (g + 1) * inputs)
+        values = x[:, rows][(slice(None), slice(None), *position)]
+        y[(slice(None), slice(g * outputs, (g + 1) * outputs), *window)] += np.tensordot(values, weight[rows], 1)
+    return y[(slice(None), slice(None), *(slice(p, n - p) for p, n in zip(pad, full, strict=True)))]
+
+
 @st.composite
 def geometries(draw: Any) -> dict[str, Any]:
-    spatial = draw(st.integers(1, 3))
+    spatial = draw(st.integers(0, 5))
     sizes = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(spatial))  # noqa: E731
-    kernel, dilation, pad = sizes(1, 3), sizes(1, 2), sizes(0, 3)
-    extra = sizes(0, 3)
+    most = 3 if spatial <= 3 else 1
+    kernel, dilation, pad = sizes(1, min(most + 1, 3)), sizes(1, 2), sizes(0, most)
+    extra = sizes(0, most)
     size = tuple(max(1, d * (k - 1) + 1 - 2 * p + e) for k, d, p, e in zip(kernel, dilation, pad, extra, strict=True))
     return {
         "kernel": kernel,
@@ -89,34 +109,88 @@ def test_convolution_is_the_direct_sum(g: dict[str, Any]) -> None:
     np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(geometries())
-def test_deconvolution_is_the_convolutions_transpose(g: dict[str, Any]) -> None:
-    """<conv(x), y> = <x, deconv(y)> where both have the same weights and conv loses no input at the end."""
-    settings_text = (
-        f"group: {g['group']} bias_term: false {listed('kernel_size', g['kernel'])} "
-        f"{listed('stride', g['stride'])} {listed('pad', g['pad'])} {listed('dilation', g['dilation'])}"
+def test_deconvolution_is_the_direct_sum(g: dict[str, Any]) -> None:
+    param = (
+        f"convolution_param {{ num_output: {g['group'] * g['out_per_group']} group: {g['group']} bias_term: false "
+        f"{listed('kernel_size', g['kernel'])} {listed('stride', g['stride'])} {listed('pad', g['pad'])} "
+        f"{listed('dilation', g['dilation'])} }}"
     )
-    inner, outer = g["group"] * g["out_per_group"], g["group"] * g["per_group"]
-    small = (1, inner, *(3 for _ in g["size"]))
-    extent = [d * (k - 1) + 1 for k, d in zip(g["kernel"], g["dilation"], strict=True)]
-    size = [2 * s + e - 2 * p for s, e, p in zip(g["stride"], extent, g["pad"], strict=True)]
-    if min(size) < 1:
-        assert "output would have size" in layer_error(
-            "Deconvolution", f"convolution_param {{ num_output: {outer} {settings_text} }}", small
-        )
+    size = tuple(min(n, 3) for n in g["size"])
+    shape = (2, g["group"] * g["per_group"], *size)
+    axes = zip(size, g["kernel"], g["stride"], g["pad"], g["dilation"], strict=True)
+    out = [s * (n - 1) + d * (k - 1) + 1 - 2 * p for n, k, s, p, d in axes]
+    if min(out, default=1) < 1:
+        assert "output would have size" in layer_error("Deconvolution", param, shape)
         return
-    up = layer_net("Deconvolution", f"convolution_param {{ num_output: {outer} {settings_text} }}", small).double()
-    assert up.shapes["y0"] == (1, outer, *size)
-    down = layer_net("Convolution", f"convolution_param {{ num_output: {inner} {settings_text} }}", up.shapes["y0"])
-    down = down.double()
-    assert up.params["l"][0].shape == down.params["l"][0].shape
+    net = layer_net("Deconvolution", param, shape).double()
+    (weight,) = net.params["l"]
     with torch.no_grad():
-        for net in (up, down):
-            net.params["l"][0].copy_(noise(*net.params["l"][0].shape, seed=1))
-    x, y = noise(*up.shapes["y0"], seed=2), noise(*small, seed=3)
-    left, right = (run(down, x)[0] * y).sum(), (x * run(up, y)[0]).sum()
-    torch.testing.assert_close(left, right)
+        weight.copy_(noise(*weight.shape, seed=1))
+    x = noise(*shape)
+    (y,) = run(net, x)
+    assert tuple(y.shape) == net.shapes["y0"] == (2, g["group"] * g["out_per_group"], *out)
+    expected = direct_deconvolution(
+        x.numpy(), weight.detach().numpy(), g["stride"], g["pad"], g["dilation"], g["group"]
+    )
+    np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(geometries())
+def test_im2col_times_the_weights_is_the_convolution(g: dict[str, Any]) -> None:
+    if not g["kernel"]:
+        return
+    window = (
+        f"{listed('kernel_size', g['kernel'])} {listed('stride', g['stride'])} {listed('pad', g['pad'])} "
+        f"{listed('dilation', g['dilation'])}"
+    )
+    shape = (2, g["per_group"], *g["size"])
+    net = layer_net("Im2col", f"convolution_param {{ {window} }}", shape)
+    x, weight = noise(*shape), noise(3, g["per_group"], *g["kernel"], seed=1)
+    (columns,) = run(net.double(), x)
+    assert tuple(columns.shape) == net.shapes["y0"]
+    found = np.tensordot(weight.reshape(3, -1).numpy(), columns.numpy(), (1, 1)).swapaxes(0, 1)
+    expected = direct_convolution(x.numpy(), weight.numpy(), np.zeros(3), g["stride"], g["pad"], g["dilation"], 1)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_im2col_order() -> None:
+    """Channels, then kernel rows, then kernel columns; axes before the channels stay."""
+    x = torch.arange(2 * 2 * 3 * 4).double().reshape(2, 2, 3, 4)
+    (y,) = apply("Im2col", "convolution_param { kernel_h: 2 kernel_w: 3 }", x)
+    assert tuple(y.shape) == (2, 12, 2, 2)
+    assert y[0, :, 0, 1].tolist() == [1, 2, 3, 5, 6, 7, 13, 14, 15, 17, 18, 19]
+    (nested,) = apply("Im2col", "convolution_param { kernel_h: 2 kernel_w: 3 axis: -3 }", x[None])
+    assert torch.equal(nested[0], y)
+    (first,) = apply("Im2col", "convolution_param { kernel_h: 2 kernel_w: 3 axis: 0 }", x[0])
+    assert torch.equal(first, y[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "more"),
+    [((2, 2, 4), ""), ((1, 2, 3, 4), "pad: 1 stride: 2 dilation: 2"), ((1, 1, 3, 2, 2, 2), "axis: 1 pad: 1")],
+    ids=str,
+)
+def test_im2col_gradient(shape: Sizes, more: str) -> None:
+    net = layer_net("Im2col", f"convolution_param {{ kernel_size: 2 {more} }}", shape)
+    assert gradcheck(net, noise(*shape).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("param", "shape", "message"),
+    [
+        ("", (1, 2, 8, 8), "kernel_size is missing"),
+        ("kernel_size: 3 stride: 0", (1, 2, 8, 8), "stride [0, 0] must be >= 1"),
+        ("kernel_size: 9", (1, 2, 8, 8), "kernel extent 9 is larger than its padded input 8"),
+        ("kernel_size: 3", (1, 2), "bottom [1, 2] has no spatial axis behind axis 1; expected 1 or more"),
+        ("kernel_size: 3 axis: 5", (1, 2, 8, 8), "axis 5 is outside its 4-axis bottom"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_im2col(param: str, shape: Sizes, message: str) -> None:
+    assert message in layer_error("Im2col", f"convolution_param {{ {param} }}", shape)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +243,37 @@ def test_convolution_gradients(kind: str, more: str) -> None:
     assert gradcheck(layer_net(kind, param, (2, 2, 3, 4)), noise(2, 2, 3, 4).requires_grad_())
 
 
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2, 4), (1, 2, 3, 2, 2), (1, 2, 2, 3, 2, 2)], ids=str)
+def test_gradients_over_any_number_of_axes(kind: str, shape: Sizes) -> None:
+    window = "kernel_size: 2 pad: 1 stride: 2" if len(shape) > 2 else ""
+    param = f"convolution_param {{ num_output: 2 group: 2 weight_filler {{ type: 'xavier' }} {window} }}"
+    assert gradcheck(layer_net(kind, param, shape), noise(*shape).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "param", "macs"),
+    [
+        ("Convolution", (2, 4, 5, 6), "num_output: 6 kernel_size: 3 group: 2", 2 * 6 * 3 * 4 * 2 * 9),
+        ("Convolution", (2, 4), "num_output: 6", 2 * 6 * 4),
+        ("Convolution", (1, 2, 3, 3, 3, 3), "num_output: 3 kernel_size: 2", 3 * 2**4 * 2 * 2**4),
+        ("Deconvolution", (2, 4, 5, 6), "num_output: 6 kernel_size: 3 group: 2", 2 * 4 * 5 * 6 * 3 * 9),
+    ],
+)
+def test_multiplications(kind: str, shape: Sizes, param: str, macs: int) -> None:
+    net = layer_net(kind, f"convolution_param {{ {param} }}", shape)
+    assert net.module("l").macs == macs
+
+
+@pytest.mark.parametrize("more", ["engine: CAFFE", "engine: CUDNN", "force_nd_im2col: true"])
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+def test_engine_settings_have_no_effect(kind: str, more: str) -> None:
+    x = noise(1, 2, 4, 4)
+    text = "num_output: 2 kernel_size: 2 weight_filler { type: 'constant' value: 2 }"
+    (plain,), (y,) = (apply(kind, f"convolution_param {{ {t} }}", x) for t in (text, f"{text} {more}"))
+    assert torch.equal(plain, y)
+
+
 ERRORS = [
     ("kernel_size: 3", (1, 2, 8, 8), "num_output is missing"),
     ("", (1, 2, 8, 8), "num_output is missing"),
@@ -188,7 +293,9 @@ ERRORS = [
     ("num_output: 2 kernel_size: 3 group: 2", (1, 3, 8, 8), "group 2 must divide its 3 input channels"),
     ("num_output: 3 kernel_size: 3 group: 2", (1, 2, 8, 8), "num_output 3"),
     ("num_output: 2 kernel_size: 3 axis: 4", (1, 2, 8, 8), "axis 4 is outside its 4-axis bottom"),
-    ("num_output: 2 kernel_size: 3", (1, 2), "0 spatial axes after axis 1"),
+    ("num_output: 2 kernel_h: 3 kernel_w: 3", (1, 2), "kernel_h/kernel_w need 2 spatial axes; this bottom has 0"),
+    ("num_output: 2 kernel_size: [3, 3]", (1, 2), "2 kernel_size entries"),
+    ("num_output: 2 kernel_size: 3 stride: 4294967295", (1, 2, 8, 8), "must be >= 1 and at most 2,147,483,647"),
 ]
 
 
@@ -206,6 +313,11 @@ def test_kernel_larger_than_its_padded_input(param: str, size: int) -> None:
     """Caffe truncates towards zero here and makes a 1x1 output out of nothing."""
     text = layer_error("Convolution", f"convolution_param {{ num_output: 2 {param} }}", (1, 2, size, size))
     assert "is larger than its padded input" in text
+
+
+def test_huge_padding() -> None:
+    param = "convolution_param { num_output: 2 kernel_size: 3 pad: 1000000000 stride: 1000000000 }"
+    assert "its padded input would have shape" in layer_error("Convolution", param, (1, 2, 8, 8))
 
 
 def test_convolution_bottoms_of_different_shape() -> None:

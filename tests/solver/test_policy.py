@@ -107,5 +107,5 @@ def test_rate_stays_a_number(text: str, iteration: int, expected: float) -> None
 )
 def test_bad_settings_are_told_before_the_first_iteration(text: str, says: str) -> None:
     with pytest.raises(ForceregError) as caught:
-        policy.check(settings_of(text), "s")
+        raise next(policy.problems(settings_of(text), "s"))
     assert str(caught.value).startswith(says)

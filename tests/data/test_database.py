@@ -6,20 +6,22 @@ import copy
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from forcereg.data.decoded import Resident, Stream
+from forcereg.data.database import DatabaseFeed, database_feed
+from forcereg.data.decoded import Resident
 from forcereg.data.feed import FeedContext
-from forcereg.data.lmdb_data import LmdbFeed, lmdb_feed
 from forcereg.data.mean import write_mean
+from forcereg.data.stream import Stream
 from forcereg.errors import ForceregError
 from forcereg.registry import source
 from forcereg.schema import Datum
-from tests.data.lmdbs import batches, data_spec, make_feed, numbered, put_lmdb, raw
+from tests.data.lmdbs import Records, batches, data_spec, make_feed, numbered, put_leveldb, put_lmdb, raw
 from tests.golden_cases import Case, golden_cases
 
 STREAM = 0  # a budget that nothing fits
@@ -33,24 +35,25 @@ def db(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def golden_feed(case: Case, root: Path, budget: int) -> LmdbFeed:
+def golden_feed(case: Case, root: Path, budget: int, put: Callable[[Path, Records], object]) -> DatabaseFeed:
     def pieces(name: str) -> list[bytes]:
         ends = np.cumsum(case.load(f"db/{name}_lengths"))
         whole = case.load(f"db/{name}_bytes").tobytes()
         return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
-    put_lmdb(root / "db_lmdb", zip(pieces("keys"), pieces("datums"), strict=True))
+    put(root / "db_lmdb", zip(pieces("keys"), pieces("datums"), strict=True))
     mean = case.tree("mean")
     if mean:
         (root / "mean.binaryproto").write_bytes(mean["binaryproto"].tobytes())
     spec = data_spec(case.attrs["prototxt"], case.attrs["phase"])
-    return lmdb_feed(spec, FeedContext(root, torch.device("cpu"), 1, budget))
+    return database_feed(spec, FeedContext(root, torch.device("cpu"), 1, budget))
 
 
+@pytest.mark.parametrize("put", [put_lmdb, put_leveldb])
 @pytest.mark.parametrize("budget", [1 << 30, STREAM], ids=["in-memory", "streamed"])
 @pytest.mark.parametrize("case", golden_cases("data", lambda case: case.id.startswith("lmdb_")))
-def test_batches_are_caffes(case: Case, budget: int, tmp_path: Path) -> None:
-    feed = golden_feed(case, tmp_path, budget)
+def test_batches_are_caffes(case: Case, budget: int, put: Callable[[Path, Records], object], tmp_path: Path) -> None:
+    feed = golden_feed(case, tmp_path, budget, put)
     for number in (1, 2, 3):
         for top, shape, tensor in zip(feed.tops, feed.shapes, feed.next(), strict=True):
             expected = case.load(f"pass_{number}/{top}")
@@ -61,7 +64,7 @@ def test_batches_are_caffes(case: Case, budget: int, tmp_path: Path) -> None:
 
 
 def test_data_layer_is_registered() -> None:
-    assert source.get("Data") is lmdb_feed
+    assert source.get("Data") is database_feed
 
 
 def test_an_in_memory_batch_belongs_to_the_caller(db: Path) -> None:
@@ -117,10 +120,11 @@ def test_a_streaming_feed_that_is_dropped_ends_its_thread(db: Path) -> None:
     before = set(threading.enumerate())
     feed = make_feed(db, budget=STREAM)
     feed.next()
-    (thread,) = set(threading.enumerate()) - before
+    threads = set(threading.enumerate()) - before
     del feed
-    thread.join(timeout=30)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert threads and not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("budget", [1 << 20, STREAM], ids=["in-memory", "streamed"])
@@ -178,7 +182,7 @@ def test_rand_skip_is_ignored_as_in_caffe(db: Path) -> None:
     assert make_feed(db, data="rand_skip: 1000").next()[1].tolist() == [0, 1, 2]
 
 
-def fails(feed_or_root: LmdbFeed | Path, *expected: str, **options) -> None:
+def fails(feed_or_root: DatabaseFeed | Path, *expected: str, **options) -> None:
     """Building or reading fails with one line that opens with the layer and holds all of `expected`."""
     with pytest.raises(ForceregError) as caught:
         feed = make_feed(feed_or_root, **options) if isinstance(feed_or_root, Path) else feed_or_root
@@ -339,12 +343,6 @@ def test_an_unreadable_lmdb_is_refused(db: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("os.stat", refuse)
     fails(db, "Permission denied", str(db / "db"))
-
-
-def test_a_leveldb_is_named_as_such(tmp_path: Path) -> None:
-    (tmp_path / "db").mkdir()
-    (tmp_path / "db" / "CURRENT").write_text("MANIFEST-000002\n")
-    fails(tmp_path, "is a LevelDB", "convert it to LMDB", data="")
 
 
 def test_a_file_in_place_of_the_folder_is_named(db: Path) -> None:

@@ -1,10 +1,11 @@
-"""The Data layer: Datum records of an LMDB, in key order, wrapping around at the end."""
+"""The Data layer: Datum records of an LMDB or LevelDB, in key order, wrapping around at the end."""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forcereg.data.buffers import LARGE, Recycled
 from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
-from forcereg.data.decoded import Resident, Source, Stream, shared_set
+from forcereg.data.decoded import Resident, Source, shared_set
 from forcereg.data.feed import Feed, FeedContext, LabelRange
-from forcereg.data.records import LmdbRecords
+from forcereg.data.leveldb_records import LevelDbRecords
+from forcereg.data.records import LmdbRecords, Records
+from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
@@ -28,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 @source("Data", "data_param transform_param")
-def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
+def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
     """The feed of a Data layer: tops data (batch, C, H, W) and, if asked for, label (batch,).
 
-    Fails before anything is trained if the LMDB is missing, damaged or does not fit transform_param.
-    `rand_skip` is ignored, as in Caffe.
+    Fails before anything is trained if the database is missing, damaged or does not fit transform_param. What is
+    found there counts, not `backend`. `rand_skip` is ignored, as in Caffe.
     """
     param, transform_param = spec.message.data_param, spec.message.transform_param
     if not 1 <= len(spec.tops) <= 2:
@@ -40,55 +44,48 @@ def lmdb_feed(spec: LayerSpec, ctx: FeedContext) -> LmdbFeed:
     if param.batch_size == 0:
         raise spec.fail("data_param.batch_size is missing or 0; expected at least 1")
     if not param.source:
-        raise spec.fail("data_param.source is missing; expected the path of an LMDB")
+        raise spec.fail("data_param.source is missing; expected the path of an LMDB or LevelDB")
     if transform_param.force_color and transform_param.force_gray:
         raise spec.fail("has force_color and force_gray; give one")
     color: Color = "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
     path = resolve(ctx.root, param.source)
     try:
-        records = _find(path, param.source)
-        key, value = next(records.read())
+        key, value = next(open_records(path, param.source).read())
         layout = Layout.of(param.source, key, value, color)
         if color != "native" and not layout.encoded:
             _log.warning("%s: force_color and force_gray have no effect on raw records", spec.where)
         transform = read_transform(transform_param, spec.phase, layout.shape, ctx.root, ctx.device)
     except ForceregError as error:
         raise spec.fail(str(error)) from error
-    return LmdbFeed(spec, ctx, path, len(records), layout, transform)
+    return DatabaseFeed(spec, ctx, path, layout, transform)
 
 
-def _find(path: Path, named: str) -> LmdbRecords:
+def open_records(path: Path, named: str | None = None) -> Records:
+    """The records of the LMDB or LevelDB folder `path`, called `named` in errors. Raises ForceregError."""
+    named = named or str(path)
     if os.path.isfile(path):
-        raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb")
-    if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
-        raise ForceregError(f"source '{named}' is a LevelDB, which is not read; convert it to LMDB (backend: LMDB)")
+        raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb or CURRENT")
     if not os.path.lexists(path):
         maker = "cifar10 SRC" if "cifar" in named else "mnist IDX_DIR"
         raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker} {path.parent}`")
+    if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
+        return LevelDbRecords(path)
     return LmdbRecords(path)
 
 
-class LmdbFeed(Feed):
-    """Batches of one LMDB; made by `lmdb_feed`.
+class DatabaseFeed(Feed):
+    """Batches of one LMDB or LevelDB; made by `database_feed`.
 
-    A set within the budget is decoded once into one tensor (shared by feeds over the same file). A larger one,
+    A set within the budget is decoded once into one tensor (shared by feeds over the same records). A larger one,
     or one of images of several sizes that are cropped, is read ahead by `prefetch` batches. `cursor` counts
     what was handed out, so resuming does not depend on what was decoded ahead.
     """
 
-    def __init__(
-        self,
-        spec: LayerSpec,
-        ctx: FeedContext,
-        path: Path,
-        count: int,
-        layout: Layout,
-        transform: Transform,
-    ) -> None:
+    def __init__(self, spec: LayerSpec, ctx: FeedContext, path: Path, layout: Layout, transform: Transform) -> None:
         param = spec.message.data_param
         self.where, self.path, self.layout, self.transform = spec.where, path, layout, transform
-        self.batch, self.ahead = int(param.batch_size), int(param.prefetch)
-        self.device, self.budget, self.count = ctx.device, ctx.budget, count
+        self.batch, self.ahead, self.workers = int(param.batch_size), int(param.prefetch), ctx.workers
+        self.device, self.budget = ctx.device, ctx.budget
         self.cursor = 0
         self.limits: tuple[LabelRange, ...] = ()
         self.tops = spec.tops
@@ -99,55 +96,55 @@ class LmdbFeed(Feed):
             self._generator.seed()
         else:
             self._generator.manual_seed(ctx.seed)
+        self._several_sizes = False
         self._source: Source | None = None
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch: images as the transform leaves them and float32 labels, both the caller's own."""
         try:
-            if self._source is None:
-                self._source = self._start()
-            images, labels = self._take(self._source)
+            images, labels, self.cursor = self._take()
         except ForceregError as error:
             raise ForceregError(f"{self.where}: {error}") from error
-        self.cursor = (self.cursor + self.batch) % self.count
-        if isinstance(images, list):
-            images = torch.cat([self.transform(image[None], self._generator) for image in images])
-        else:
-            images = self.transform(images, self._generator)
-        return (images,) if len(self.tops) == 1 else (images, labels.clone())
+        return (images,) if len(self.tops) == 1 else (images, labels)
 
-    def _take(self, source: Source) -> tuple[Tensor | list[Tensor], Tensor]:
+    def _take(self) -> tuple[Tensor, Tensor, int]:
+        self._source = self._source or self._start()
         try:
-            return source.take(self.cursor, self.batch, self._check_labels)
+            return self._source.take(self.cursor, self._generator, self._check_labels)
         except SizeDiffers:
-            mean = self.transform.mean
-            if not self.transform.crop or (mean is not None and mean.shape[1:] != (1, 1)):
+            if self.transform.one_size or self._several_sizes:
                 raise
         # crops of one size, out of images of several: such a set cannot become one tensor
-        self.layout = replace(self.layout, least=self.transform.crop)
-        source.close()
-        self._source = self._start()
-        return self._source.take(self.cursor, self.batch, self._check_labels)
+        self._several_sizes = True
+        self.close()
+        return self._take()
 
     def _start(self) -> Source:
-        records = LmdbRecords(self.path)
-        self.count = len(records)
-        self.cursor %= self.count
-        if not self.layout.least and self.count * self.layout.record_bytes <= self.budget:
-            return Resident(shared_set(records, self.layout, self.device))
-        return Stream(records, self.layout, self.ahead, self.device)
+        records = open_records(self.path)
+        count = None if self._several_sizes else records.count(self.budget // self.layout.record_bytes)
+        if count is None or count * self.layout.record_bytes > self.budget:
+            out, ahead = self._outputs(), self.ahead
+            return Stream(records, self.layout, self.transform, self.batch, ahead, self.workers, self.device, out)
+        shared = shared_set(records, count, self.layout, self.device, self.workers)
+        return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path))
 
-    def limit_labels(self, count: int, ignore: int | None, consumer: str) -> None:
+    def _outputs(self) -> Callable[[], Tensor | None]:
+        """Memory for a batch, where the system's own would be slow."""
+        large = 4 * int(np.prod(self.shapes[0])) >= LARGE
+        return Recycled(self.shapes[0], torch.float32).empty if large and self.device.type == "cpu" else _nothing
+
+    def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed. Several consumers may each set their range."""
+        if top == self.tops[0]:
+            return  # a loss on the images themselves
         self.limits = (*self.limits, LabelRange(count, ignore, consumer))
         self.close()
 
-    def _check_labels(self, first: int, labels: np.ndarray) -> None:
+    def _check_labels(self, labels: np.ndarray, key: Callable[[int], bytes]) -> None:
         for limit in self.limits:
             bad = limit.first_bad(labels)
             if bad is not None:
-                key = LmdbRecords(self.path).key((first + bad) % self.count)
-                raise record_error(self.layout.source, key, f"label {labels[bad]} found, expected {limit}")
+                raise record_error(self.layout.source, key(bad), f"label {labels[bad]} found, expected {limit}")
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor and, if batches are random, the generator's state."""
@@ -158,7 +155,7 @@ class LmdbFeed(Feed):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Feed; tensors may come as arrays."""
-        self.cursor = int(state["cursor"]) % self.count
+        self.cursor = int(state["cursor"])
         if "generator" in state:
             self._generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8))
 
@@ -175,3 +172,11 @@ class LmdbFeed(Feed):
         self.__dict__.update(state)
         self._generator = torch.Generator()
         self._generator.set_state(state["_generator"])
+
+
+def _key(path: Path, index: int) -> bytes:
+    return open_records(path).key(index)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,112 @@
+"""Every layer of a net, and the first records of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import forcereg.registry as registry
+from forcereg.check.report import Options, Report
+from forcereg.data.feed import Feed, FeedContext
+from forcereg.layers import make_layer
+from forcereg.load import net_root
+from forcereg.net import Net
+from forcereg.schema import TEST, TRAIN
+from forcereg.schema.text import NetFile
+from forcereg.solver.setup import NetChoice
+from forcereg.spec import LayerSpec, blob_problems, build_spec, kept_layers, net_state
+from forcereg.summary import summarize
+
+
+def check_both_phases(file: NetFile, options: Options, report: Report) -> None:
+    root = net_root(file)
+    for phase in (TRAIN, TEST):
+        state = net_state(phase, file.message.state, net_state(phase))
+        state.stage.extend(options.stages)
+        state.level = options.level if options.level is not None else state.level
+        net = check_net(NetChoice(file, state), root, options, report)
+        if net is not None:
+            name = ("TRAIN", "TEST")[phase]
+            report.facts[f"{name} net"] = net_facts(net)
+            check_data(net, options, report)
+            net.close()
+
+
+def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -> Net | None:
+    """The net on the meta device, its data layers open; None if it can't be built, with every reason reported."""
+    before = len(report.errors)
+    layers = kept_layers(choice.file, choice.state, root, report.error)
+    for problem in blob_problems(layers):
+        report.error(problem)
+    context = FeedContext(root=root, device=torch.device("cpu"), seed=0, budget=0)
+    with torch.device("meta"):
+        _check_layers(layers, context, options, report)
+        if len(report.errors) > before:
+            return None
+        spec = report.attempt(lambda: build_spec(choice.file, choice.state, root))
+        if spec is None:
+            return None
+        for text in spec.warnings:
+            report.warn(text)
+        allow = options.allow_python_layers
+        return report.attempt(lambda: Net(spec, context, options.input_shapes, allow_python_layers=allow))
+
+
+def _check_layers(layers: Sequence[LayerSpec], context: FeedContext, options: Options, report: Report) -> None:
+    """Builds every layer whose bottoms' shapes are known; what lies behind a broken one can't be judged."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    skipped = []
+    for spec in layers:
+        if spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
+            shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
+        elif spec.type in registry.source:
+            shapes.update(_source_shapes(spec, context, report))
+        elif all(bottom in shapes for bottom in spec.bottoms):
+            bottoms = [shapes[bottom] for bottom in spec.bottoms]
+            allow = options.allow_python_layers
+            module = report.attempt(lambda: make_layer(spec, bottoms, allow))  # noqa: B023  (called at once)
+            if module is not None:
+                made = dict(zip(spec.tops, module.out_shapes, strict=True))
+                # a name that is written twice has been reported: it stays what it was
+                shapes.update({top: shape for top, shape in made.items() if top in spec.bottoms or top not in shapes})
+        else:
+            skipped.append(spec.name)
+    if skipped:
+        named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        phase = ("TRAIN", "TEST")[layers[0].phase]
+        report.warn(
+            f"{phase} net: {len(skipped)} layers ({named}) lie behind the problems below and are not checked; "
+            "--input-shape BLOB=N,C,H,W stands in for data that isn't here"
+        )
+
+
+def _source_shapes(spec: LayerSpec, context: FeedContext, report: Report) -> dict[str, tuple[int, ...]]:
+    feed: Feed | None = report.attempt(lambda: registry.source.get(spec.type)(spec, context))
+    if feed is None:
+        return {}
+    feed.close()
+    return dict(zip(spec.tops, feed.shapes, strict=True))
+
+
+def check_data(net: Net, options: Options, report: Report) -> None:
+    """Reads the first records of every data layer as training would, labels against the losses included."""
+    for name, feed in net.feeds.items():
+        size = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 1
+        batches = -(-options.records // max(size, 1))
+        if report.attempt(lambda: _read(feed, batches)):  # noqa: B023  (called at once)
+            phase = ("TRAIN", "TEST")[net.spec.phase]
+            report.facts[f"{phase} data '{name}'"] = f"the first {batches * size:,} records read, all fine"
+
+
+def _read(feed: Feed, batches: int) -> bool:
+    for _ in range(batches):
+        feed.next()
+    return batches > 0
+
+
+def net_facts(net: Net) -> str:
+    summary = summarize(net)
+    cost = f"{summary.params:,} parameters, {summary.macs:,} MACs an item"
+    return f"{len(summary.rows)} layers, {cost}, batch {summary.batch}"

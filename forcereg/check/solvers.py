@@ -1,0 +1,140 @@
+"""A solver's settings, its nets, and whether there is room for what it will write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import forcereg.registry as registry
+from forcereg import snapshot
+from forcereg.check.nets import check_data, check_net, net_facts
+from forcereg.check.report import Options, Report
+from forcereg.device import choose_device
+from forcereg.net import Net
+from forcereg.paths import resolve
+from forcereg.schema import SolverParameter
+from forcereg.schema.text import SolverFile
+from forcereg.solver import policy
+from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_nets
+from forcereg.summary import FLOAT, size, summarize
+
+
+def check_solver(file: SolverFile, options: Options, report: Report) -> None:
+    for problem in problems(file.message, file.name):
+        report.error(problem)
+    nets = report.attempt(lambda: solver_nets(file, options.level, options.stages))
+    if nets is None:
+        return
+    complete_prefix(file, nets.root)
+    report.attempt(lambda: choose_device(None, file.message, report.warn))
+    train = check_net(nets.train, nets.root, options, report)
+    tests = [check_net(test, nets.root, options, report) for test in nets.tests]
+    for net in (train, *tests):
+        if net is not None:
+            check_data(net, options, report)
+    if train is not None:
+        report.facts["train net"] = net_facts(train)
+        _check_force(file, train, report)
+        _check_weights(file, nets.root, train, report)
+        _check_shared(train, [test for test in tests if test is not None], report)
+        _schedule(file.message, train, [test for test in tests if test is not None], report)
+        _check_memory(train, file.message, report)
+    _check_prefix(file, nets.root, train, report)
+    for net in (train, *tests):
+        if net is not None:
+            net.close()
+
+
+def _check_force(file: SolverFile, train: Net, report: Report) -> None:
+    forced = [p for p in train.learnable if p.force_mult and p.blob.dim() >= 2]
+    if file.message.force_decay:
+        names = ", ".join(dict.fromkeys(p.layer for p in forced))
+        report.facts["force"] = f"{file.message.force_type} {file.message.force_decay:g} on {names or 'nothing'}"
+        if not forced:
+            report.warn(f"{file.name}: force_decay is set but no weight has force_mult: nothing is regularized")
+
+
+def _check_weights(file: SolverFile, root: Path, train: Net, report: Report) -> None:
+    for path in ",".join(file.message.weights).split(","):
+        if path.strip():
+            model = report.attempt(lambda: snapshot.read_model(resolve(root, path.strip())))  # noqa: B023
+            if model is not None:
+                report.attempt(lambda: snapshot.load_into(train.params, model, train.shared))  # noqa: B023
+
+
+def _check_shared(train: Net, tests: Sequence[Net], report: Report) -> None:
+    for test in tests:
+        report.attempt(lambda: test.share_params(train))  # noqa: B023
+
+
+def _schedule(p: Any, train: Net, tests: Sequence[Net], report: Report) -> None:
+    every = {"displays": p.display, "tests": p.test_interval if tests else 0, "snapshots": p.snapshot}
+    counted = [f"{p.max_iter // interval:,} {what}" for what, interval in every.items() if interval > 0]
+    report.facts["schedule"] = f"{p.max_iter:,} iterations" + "".join(f", {text}" for text in counted)
+    for feed in train.feeds.values():
+        size, records = feed.shapes[0][0] * p.iter_size, getattr(feed, "count", 0)
+        if records:
+            epochs = p.max_iter * size / records
+            report.facts["training data"] = f"{records:,} records, {epochs:,.1f} times over in steps of {size}"
+    for index, (test, count) in enumerate(zip(tests, p.test_iter, strict=False)):
+        for feed in test.feeds.values():
+            seen, records = feed.shapes[0][0] * count, getattr(feed, "count", 0)
+            if records and seen != records:
+                report.warn(f"test net #{index} sees {seen:,} of {records:,} records a test (test_iter {count})")
+    if p.base_lr and p.lr_policy in registry.lr_policy and p.max_iter:
+        rates = [policy.rate(p, at, policy.catch_up(p, at, 0)) for at in (0, p.max_iter - 1)]
+        report.facts["learning rate"] = f"{p.lr_policy}: {rates[0]:g} at first, {rates[1]:g} at last"
+
+
+def _check_memory(train: Net, p: Any, report: Report) -> None:
+    """An estimate: weights, gradients and history, every blob kept for backward, and the two largest gradients."""
+    summary = summarize(train)
+    slots = registry.solver_type.get(p.type)().slots if p.type in registry.solver_type else 1
+    weights = FLOAT * summary.params * (2 + slots)
+    largest = max((row.memory for row in summary.rows), default=0)
+    needed = weights + summary.memory + 2 * largest
+    report.facts["memory"] = (
+        f"about {size(needed)}: {size(weights)} for weights and the solver, {size(needed - weights)} for blobs"
+    )
+    free = _free_memory()
+    if p.solver_mode == SolverParameter.SolverMode.Value("CPU") and free and needed > free:
+        report.warn(f"training needs about {size(needed)} of memory, {size(free)} are free; use a smaller batch_size")
+
+
+def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Report) -> None:
+    """Whether snapshots can be written, and whether all of them fit on the disk."""
+    p = file.message
+    if not (p.snapshot > 0 or p.snapshot_after_train):
+        return
+    if not p.snapshot_prefix:
+        report.error(f'{file.name}: snapshot_prefix is missing; set for example snapshot_prefix: "net"')
+        return
+    prefix = resolve(root, p.snapshot_prefix)
+    known = len(report.errors)
+    report.attempt(partial(probe_prefix, prefix, file.name))
+    if len(report.errors) > known or train is None:
+        return
+    count = p.max_iter // p.snapshot if p.snapshot > 0 else 0
+    count += bool(p.snapshot_after_train and (p.snapshot <= 0 or p.max_iter % p.snapshot))
+    slots = registry.solver_type.get(p.type)().slots if p.type in registry.solver_type else 1
+    values = sum(one.blob.numel() for one in train.learnable)
+    needed = count * FLOAT * values * (1 + slots + p.snapshot_diff)
+    free = shutil.disk_usage(prefix.parent).free
+    report.facts["snapshots"] = f"{count:,} under {prefix}, {size(needed)} of {size(free)} free"
+    if needed > free:
+        report.error(
+            f"{file.name}: {count:,} snapshots need {size(needed)}, {prefix.parent} has {size(free)} free; "
+            "make room, raise snapshot, or train with --keep N"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that a process may still take, 0 if the system doesn't tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0

@@ -1,0 +1,70 @@
+"""forcereg summary"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from forcereg.commands.options import code_options, given_shapes, net_options, stage_list
+
+if TYPE_CHECKING:
+    from forcereg.summary import Summary
+
+
+@click.command(epilog="Example: forcereg summary configs/models/alexnet/deploy.prototxt")
+@click.argument("net", metavar="NET")
+@net_options
+@code_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def command(
+    net: str, phase: str, level: int, stage: str, input_shape: tuple[str, ...], allow_python_layers: bool, as_json: bool
+) -> None:
+    """Print a net's layers: output shapes, parameters, multiply-accumulates (MACs), memory of the outputs."""
+    from forcereg.load import shape_net
+    from forcereg.summary import summarize
+
+    built = shape_net(
+        net,
+        phase,
+        level,
+        stage_list(stage),
+        input_shapes=given_shapes(input_shape),
+        allow_python_layers=allow_python_layers,
+    )
+    summary = summarize(built)
+    click.echo(json.dumps(summary.report())) if as_json else show(summary)
+
+
+def show(summary: Summary) -> None:
+    """Print the table and the totals."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from forcereg.summary import size
+
+    title = f"{summary.name or 'net'}, phase {summary.phase}, batch {summary.batch}"
+    table = Table(Column("layer", overflow="fold"), "type", "output", title=escape(title), title_justify="left")
+    for heading in ("params", "MACs", "memory"):
+        table.add_column(heading, justify="right")
+    for row in summary.rows:
+        shapes = "\n".join("x".join(map(str, shape)) or "scalar" for shape in row.tops.values())
+        table.add_row(escape(row.name), row.type, shapes, amount(row.params), amount(row.macs), size(row.memory))
+    table.add_section()
+    table.add_row("total", "", "", amount(summary.params), amount(summary.macs), size(summary.memory))
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    click.echo(f"{summary.params:,} parameters ({size(4 * summary.params)})" + statistics(summary))
+    click.echo("MACs are for one item, memory for the outputs of the whole batch")
+
+
+def statistics(summary: Summary) -> str:
+    """What is to be said of values that are gathered, not learned."""
+    return f" and {summary.statistics:,} statistics" if summary.statistics else ""
+
+
+def amount(count: int) -> str:
+    """A count with thousands separators; nothing for none."""
+    return f"{count:,}" if count else ""

@@ -1,0 +1,53 @@
+"""Memory for batches that is used again: large blocks from the system cost more than what is computed in them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+
+import torch
+from torch import Tensor
+
+LARGE = 32 << 20  # bytes from which on the C library maps every block afresh, page by page
+
+
+class Recycled:
+    """Uninitialised CPU tensors of one shape and type; the memory of one that nobody holds any more is used again.
+
+    At most `spare` unused ones are kept. Threads may ask and let go at any time.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, spare: int = 2) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._free: deque[Tensor] = deque(maxlen=spare)
+
+    def empty(self) -> Tensor:
+        """A tensor of the caller's own."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = torch.empty(self.shape, dtype=self.dtype)
+        array = memory.numpy()  # an object of its own, which every tensor and array made from it keeps alive
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return torch.from_numpy(array)
+
+
+class Pinned:
+    """Uninitialised page-locked CPU tensors of one shape and type, made by one thread and used by another.
+
+    PyTorch's allocator keeps page-locked memory, and gives no block again before the copies from it have ended.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, ready: int) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._ready: deque[Tensor] = deque()
+        for _ in range(ready):
+            self.add()
+
+    def add(self) -> None:
+        """Makes one more; in the thread that launches work on the GPU, because it may capture graphs."""
+        self._ready.append(torch.empty(self.shape, dtype=self.dtype, pin_memory=True))
+
+    def empty(self) -> Tensor:
+        """The next one; IndexError if more were asked for than made."""
+        return self._ready.popleft()

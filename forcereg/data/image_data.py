@@ -1,0 +1,294 @@
+"""The ImageData layer: image files named in a list, in its order or shuffled, wrapping around at the end."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.data.datum import shape_text
+from forcereg.data.decoded import to_device
+from forcereg.data.feed import FeedContext, LabelRange, seeded
+from forcereg.data.images import load_image, resize, unreadable
+from forcereg.data.planned import PlannedFeed
+from forcereg.data.prefetch import Job, Prefetch
+from forcereg.data.transform import Transform, crop_view, read_transform
+from forcereg.errors import ForceregError
+from forcereg.paths import resolve
+from forcereg.registry import source
+from forcereg.schema.scan import shown
+
+if TYPE_CHECKING:
+    from forcereg.spec import LayerSpec
+
+_log = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+_SKIP, _SHUFFLE, _TRANSFORM = range(3)  # what a generator is for
+_OLD_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
+_LABEL = re.compile(r"[+-]?[0-9]{1,10}")
+
+
+@source("ImageData", "image_data_param transform_param data_param")
+def image_feed(spec: LayerSpec, ctx: FeedContext) -> ImageFeed:
+    """The feed of an ImageData layer: tops data (batch, C, H, W), B, G, R or grey, and label (batch,).
+
+    Fails before anything is trained if the list is missing or wrong, or its first image does not fit.
+    """
+    param, transform_param = spec.message.image_data_param, spec.message.transform_param
+    if len(spec.tops) != 2:
+        raise spec.fail(f"has {len(spec.tops)} tops; expected data and label")
+    if param.batch_size == 0:
+        raise spec.fail("image_data_param.batch_size is 0; expected at least 1")
+    if not param.source:
+        raise spec.fail("image_data_param.source is missing; expected a file with lines of an image's path and label")
+    if bool(param.new_height) != bool(param.new_width):
+        raise spec.fail(f"has new_height {param.new_height} and new_width {param.new_width}; give both or neither")
+    _warn(spec)
+    size = (int(param.new_height), int(param.new_width))
+    spec.check_size("a batch of resized images", (param.batch_size, 3 if param.is_color else 1, *size))
+    try:
+        listed = read_list(resolve(ctx.root, param.source), param.source)
+        files = ImageFiles(listed, ctx.root, param.root_folder, param.is_color, size if any(size) else None)
+        files.shape = files.load(0).shape
+        transform = read_transform(transform_param, spec.phase, files.shape, ctx.root, ctx.device)
+    except ForceregError as error:
+        raise spec.fail(str(error)) from error
+    if param.rand_skip > len(listed.labels):
+        raise spec.fail(f"rand_skip {param.rand_skip} exceeds the {len(listed.labels)} images of {param.source}")
+    files.least = 0 if transform.one_size else transform.crop
+    return ImageFeed(spec, ctx, files, transform)
+
+
+def _warn(spec: LayerSpec) -> None:
+    for name in _OLD_FIELDS:
+        if spec.message.image_data_param.HasField(name):
+            _log.warning("%s: image_data_param.%s has no effect; write it in transform_param", spec.where, name)
+    if spec.message.transform_param.force_color or spec.message.transform_param.force_gray:
+        _log.warning("%s: force_color and force_gray have no effect here; use is_color", spec.where)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The lines `path label` of the file `name`: parallel paths, labels (int64) and line numbers."""
+
+    name: str
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    lines: np.ndarray
+
+
+def read_list(path: Path, name: str) -> ImageList:
+    """The image list `path`, called `name` in errors; a line's last space splits it, empty lines are skipped.
+
+    Raises ForceregError, with the line's number, for a line without an integer label, or if there is no image.
+    """
+    paths, labels, lines = [], [], []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for number, line in enumerate(file, 1):
+                line = line.strip()
+                image, _, label = line.rpartition(" ")
+                if not image and not label:
+                    continue
+                if not image or not _LABEL.fullmatch(label) or abs(int(label)) >= 1 << 31:
+                    raise ForceregError(
+                        f"{name}:{number}: is '{shown(line, 200)}'; expected an image's path, a space and its label, "
+                        "an integer"
+                    )
+                paths.append(image.rstrip())
+                labels.append(int(label))
+                lines.append(number)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if not paths:
+        raise ForceregError(f"{path}: lists no images; expected lines of an image's path and label")
+    return ImageList(name, tuple(paths), np.array(labels), np.array(lines))
+
+
+@dataclass
+class ImageFiles:
+    """The images of a list as arrays; `root_folder` is put before their paths as it is, without a slash.
+
+    `size`: resized to these rows and columns. `shape`: (C, H, W) of the first image, which the others must
+    have too; but if `least` is not 0, they may be of any size from `least` x `least` on.
+    """
+
+    listed: ImageList
+    root: Path
+    root_folder: str
+    color: bool
+    size: tuple[int, int] | None
+    shape: tuple[int, ...] = ()
+    least: int = 0
+
+    def __len__(self) -> int:
+        return len(self.listed.paths)
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index` of the list, uint8 (C, H, W). Raises ForceregError naming line and path."""
+        path = resolve(self.root, self.root_folder + self.listed.paths[index])
+        line = f"{self.listed.name}:{self.listed.lines[index]}"
+        try:
+            image = load_image(path, self.color)
+        except ForceregError as error:
+            raise ForceregError(f"{line}: {error}") from error
+        if self.size:
+            return resize(image, *self.size)
+        if self.shape and image.shape != self.shape:
+            self._check(image, f"{line}: {shown(str(path), 200)}")
+        return image
+
+    def _check(self, image: np.ndarray, where: str) -> None:
+        text = f"{where}: is {shape_text(image.shape)}"
+        if not self.least:
+            first = f"{self.listed.name}:{self.listed.lines[0]}"
+            raise ForceregError(f"{text}, expected {shape_text(self.shape)} as {first}; set new_height and new_width")
+        if min(image.shape[1:]) < self.least:
+            raise ForceregError(f"{text}, smaller than crop_size {self.least}; set new_height and new_width")
+
+
+class ImageFeed(PlannedFeed):
+    """Batches of listed images; made by `image_feed`.
+
+    Images that fit the budget are kept as they are first needed, and from then on the set is one tensor on the
+    device. A larger set is decoded again and again by the workers.
+    """
+
+    def __init__(self, spec: LayerSpec, ctx: FeedContext, files: ImageFiles, transform: Transform) -> None:
+        param = spec.message.image_data_param
+        super().__init__(spec, ctx, int(param.batch_size), transform.shape(files.shape))
+        self.files, self.transform, self.shuffle = files, transform, bool(param.shuffle)
+        if param.rand_skip:
+            self.position = int(torch.randint(param.rand_skip, (), generator=seeded(_CPU, self.seed, _SKIP)))
+        self._kept: _Kept | None = None
+        self._resident: Tensor | None = None
+
+    def next(self) -> tuple[Tensor, ...]:
+        """The next batch: images as the transform leaves them and float32 labels."""
+        if self._resident is not None:
+            index = order(len(self.files), self.shuffle, self.seed, self.position, self.batch)
+            at, labels = to_device(torch.from_numpy(index), self._labels(index), self.device)
+            data = self.transform(self._resident[at], seeded(_CPU, self.seed, _TRANSFORM, self.position))
+            self.position += self.batch
+            return data, labels
+        batch: _Batch = self._fetch()
+        if self._kept is not None and self._kept.have.all():
+            self._resident = torch.from_numpy(self._kept.images).to(self.device)
+            super().close()
+            self._kept = None
+        images, labels = to_device(batch.images, self._labels(batch.index), self.device)
+        places = None
+        if self.transform.random:
+            places = torch.stack(self.transform.place(batch.draws.unbind(1), *self.files.shape[1:]))
+        return self.transform.finish(images, places), labels
+
+    def _labels(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.files.listed.labels[index].astype(np.float32))
+
+    def _start(self, empty: Callable[[], Tensor]) -> Prefetch:
+        count, shape = len(self.files), self.files.shape
+        fits = count * int(np.prod(shape)) <= self.budget
+        self._kept = _Kept(np.empty((count, *shape), np.uint8), np.zeros(count, bool)) if fits else None
+        reader = _Reader(self.files, self.transform, self.shuffle, self.seed, self._kept)
+        jobs = reader.jobs(self.position, self.batch, empty)
+        return Prefetch(jobs, reader.work, self.ahead, self.workers)
+
+    def _bad_label(self, limit: LabelRange) -> str | None:
+        listed = self.files.listed
+        bad = limit.first_bad(listed.labels)
+        return None if bad is None else f"{listed.name}:{listed.lines[bad]}: label {listed.labels[bad]}"
+
+    def close(self) -> None:
+        """See Feed."""
+        super().close()
+        self._kept = self._resident = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None, "_resident": None}
+
+
+def order(count: int, shuffle: bool, seed: int, position: int, batch: int) -> np.ndarray:
+    """Which of `count` images come at `position` and the `batch` - 1 places behind it.
+
+    If shuffled, every round through the list has an order of its own, decided by `seed`.
+    """
+    places = np.arange(position, position + batch)
+    if not shuffle:
+        return places % count
+    rounds = np.split(places, np.flatnonzero(places[1:] % count == 0) + 1)
+    return np.concatenate([_permutation(seed, int(part[0]) // count, count)[part % count] for part in rounds])
+
+
+@lru_cache(maxsize=4)  # a training and a test set, each while it passes from one round to the next
+def _permutation(seed: int, number: int, count: int) -> np.ndarray:
+    return torch.randperm(count, generator=seeded(_CPU, seed, _SHUFFLE, number)).numpy()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Decoded images (N, C, H, W) and which of them are there."""
+
+    images: np.ndarray
+    have: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Crops (batch, C, rows, columns), uint8, of the images `index` of the list, and what was drawn for them."""
+
+    images: Tensor
+    index: np.ndarray
+    draws: Tensor
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One crop to be made of image `index` of the list."""
+
+    out: np.ndarray
+    index: int
+    draw: list[int]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What the background threads work with."""
+
+    files: ImageFiles
+    transform: Transform
+    shuffle: bool
+    seed: int
+    kept: _Kept | None
+
+    def jobs(self, position: int, batch: int, empty: Callable[[], Tensor]) -> Iterator[Job]:
+        while True:
+            index = order(len(self.files), self.shuffle, self.seed, position, batch)
+            draws = self.transform.draw(batch, seeded(_CPU, self.seed, _TRANSFORM, position))
+            position += batch
+            images = empty()
+            rows = zip(images.numpy(), index.tolist(), draws.tolist(), strict=True)
+            yield Job([_Item(*row) for row in rows], _Batch(images, index, draws), position)
+
+    def work(self, item: _Item) -> None:
+        image = self._image(item.index)
+        top, left, mirrored = self.transform.place(item.draw, *image.shape[1:])
+        item.out[:] = crop_view(image, top, left, mirrored, *item.out.shape[1:])
+
+    def _image(self, index: int) -> np.ndarray:
+        kept = self.kept
+        if kept is not None and kept.have[index]:
+            return kept.images[index]
+        image = self.files.load(index)
+        if kept is not None and image.shape == self.files.shape:
+            kept.images[index] = image
+            kept.have[index] = True
+        return image

@@ -1,0 +1,75 @@
+"""Image files -> arrays, and resizing them, close to what OpenCV gives Caffe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from forcereg.data.datum import Color, decode_image
+from forcereg.errors import ForceregError
+from forcereg.schema.scan import shown
+
+STRIP = 32  # rows
+
+
+def load_image(source: str | os.PathLike[str] | bytes, color: bool) -> np.ndarray:
+    """(C, H, W) uint8 of an image file, given by path or content: B, G, R if `color`, else one grey channel.
+
+    Raises ForceregError, beginning with the path if it is one, for a file that cannot be read or decoded.
+    """
+    wanted: Color = "color" if color else "gray"
+    if isinstance(source, bytes):
+        return decode_image(source, wanted)
+    try:
+        return decode_image(Path(source).read_bytes(), wanted)
+    except (OSError, ValueError) as error:
+        raise unreadable(source, error) from error
+    except ForceregError as error:
+        raise ForceregError(f"{shown(os.fspath(source), 200)}: {error}") from error
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> ForceregError:
+    """The error to raise where `path` could not be opened; ValueError is for one that no system has."""
+    reason = getattr(error, "strerror", None) or error
+    return ForceregError(f"{shown(os.fspath(path), 200)}: cannot be read ({reason}); check the path")
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(C, H, W) uint8 -> (C, `height`, `width`) uint8: bilinear, half-pixel centres, borders repeated, rounded.
+
+    No smoothing when shrinking, as OpenCV's linear resize (its fixed-point arithmetic differs by at most 1).
+    """
+    if image.shape[1:] == (height, width):
+        return image
+    above, below, down = _neighbours(image.shape[1], height)
+    left, right, across = _neighbours(image.shape[2], width)
+    across = np.repeat(across[:, None], len(image), 1)
+    # pixel by pixel, not plane by plane, and by strips, for the caches and because large blocks of memory are slow
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    out = np.empty((height, width, len(image)), np.uint8)
+    for top in range(0, height, STRIP):
+        rows = slice(top, top + STRIP)
+        needed = np.union1d(above[rows], below[rows])
+        strip = _between(pixels[needed].astype(np.float32), 1, left, right, across)
+        first, second = np.searchsorted(needed, above[rows]), np.searchsorted(needed, below[rows])
+        strip = _between(strip, 0, first, second, down[rows, None, None])
+        strip += np.float32(0.5)  # halves up
+        out[rows] = strip
+    return out.transpose(2, 0, 1)
+
+
+def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `wanted` pixels the two of `size` it lies between, and how far it is towards the second."""
+    position = np.clip((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0, size - 1)
+    first = position.astype(np.intp)
+    return first, np.minimum(first + 1, size - 1), (position - first).astype(np.float32)
+
+
+def _between(pixels: np.ndarray, axis: int, first: np.ndarray, second: np.ndarray, part: np.ndarray) -> np.ndarray:
+    low, high = pixels.take(first, axis), pixels.take(second, axis)
+    high -= low
+    high *= part
+    low += high
+    return low

@@ -1,0 +1,27 @@
+"""From a layer's spec and its bottoms' shapes to its module, everything about it checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forcereg.layers.base import Layer, Shape, check_arity
+from forcereg.layers.module import layer_class
+from forcereg.spec import LayerSpec
+
+
+def make_layer(spec: LayerSpec, bottoms: Sequence[Shape], allow_python_layers: bool = False) -> Layer:
+    """The module of a layer whose bottoms have these shapes; its blobs are zeros, to be filled by the net.
+
+    Raises ForceregError for an unknown type, bad parameters, sizes beyond Caffe's, or code without permission.
+    """
+    cls = layer_class(spec)
+    if cls.runs_code and not allow_python_layers:
+        raise spec.fail(
+            f"type {spec.type} runs code that the net names; if you trust the net, give --allow-python-layers "
+            "(allow_python_layers=True in Python)"
+        )
+    check_arity(spec, cls)
+    module: Layer = cls.build(spec, bottoms)
+    for top, shape in zip(spec.tops, module.out_shapes, strict=True):
+        spec.check_size(f"top '{top}'", shape)
+    return module

@@ -1,0 +1,191 @@
+"""torch.nn.Modules as layers, and layer types of the users' own.
+
+    forcereg.layer("Mish")(torch.nn.Mish)
+
+registers a torch.nn.Module or `Layer` class as a layer type; `forcereg train --import mylayers` imports the module
+that holds this line. A registered torch.nn.Module is made with the keyword arguments of python_param.param_str.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from forcereg import plugins, registry
+from forcereg.errors import ForceregError
+from forcereg.layers.base import Layer, Shape, unknown_type
+from forcereg.schema import TRAIN
+from forcereg.spec import LayerSpec
+
+C = TypeVar("C", bound=type[nn.Module])
+
+
+def layer(name: str, params: str = "", limits: str = "") -> Callable[[C], C]:
+    """Registers a `Layer` or any torch.nn.Module class as layer type `name`: a decorator, or called with the class.
+
+    `params` (LayerParameter fields it reads, space separated) and `limits` are shown by `forcereg layers`.
+    Raises ForceregError for anything else, ValueError for a type that is there already.
+    """
+
+    def register(cls: C) -> C:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            what = cls.__name__ if isinstance(cls, type) else f"of type {type(cls).__name__}"
+            raise ForceregError(f"layer type '{name}' is {what}; expected a torch.nn.Module or forcereg.Layer class")
+        if issubclass(cls, Layer):
+            registry.layer(name, params, limits)(cls)
+        else:
+            made = type(cls.__name__, (ModuleLayer,), {"__doc__": cls.__doc__, "module_class": cls})
+            registry.layer(name, params or "python_param", limits)(made)
+        return cls
+
+    return register
+
+
+def layer_class(spec: LayerSpec) -> type[Layer]:
+    """The class registered for the layer's type, if need be by an installed package. Raises ForceregError."""
+    if spec.type not in registry.layer:
+        point = plugins.entry_point_layers().get(spec.type)
+        if point is None:
+            raise unknown_type(spec)
+        try:
+            found = plugins.load(point)
+            if spec.type not in registry.layer:  # importing it may have registered it
+                layer(spec.type)(found)
+        except ForceregError as error:
+            raise spec.fail(str(error)) from error
+    return registry.layer.get(spec.type)
+
+
+@contextmanager
+def user_code(spec: LayerSpec, what: str, file: str | None = None) -> Iterator[None]:
+    """Turns an exception of the user's code, called `what`, into one line that opens with the layer."""
+    try:
+        yield
+    except (ForceregError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise spec.fail(f"{what} raised {plugins.told(error, file)}") from error
+
+
+class ModuleLayer(Layer):
+    """A torch.nn.Module of the users' own as a layer, with autograd's gradient.
+
+    Its blobs are the module's parameters, then its saved floating-point buffers (running statistics), each in
+    the module's own order; their first values are the module's.
+    """
+
+    bottoms = (0, None)
+    tops = (1, None)
+    module_class: ClassVar[type[nn.Module]]
+
+    @classmethod
+    def build(cls, spec: LayerSpec, shapes: Sequence[Shape]) -> Layer:
+        """A plain ModuleLayer: classes made when a type is registered could not be pickled."""
+        return ModuleLayer(spec, shapes, cls.module_class)
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape], module_class: type[nn.Module]) -> None:
+        super().__init__(spec, shapes)
+        self.title = module_class.__name__
+        self.inner = self._make(module_class)
+        saved = self.inner.state_dict(keep_vars=True).items()
+        self.blob_names = [name for name, _ in self.inner.named_parameters()]
+        self.blob_names += [
+            name
+            for name, value in saved
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point()
+        ]
+        self.fillers = [None] * len(self.blob_names)
+        for name, blob in zip(self.blob_names, self.blobs, strict=True):
+            if is_lazy(blob):
+                raise spec.fail(f"{self.title} leaves the size of its parameter '{name}' open; give it in param_str")
+            spec.check_size(f"blob '{name}'", blob.shape)
+        self.out_shapes = self._try_out(module_class, shapes)
+
+    def _make(self, module_class: type[nn.Module]) -> nn.Module:
+        keywords = given_keywords(self.spec)
+        shown = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+        with user_code(self.spec, f"{self.title}({shown})"):
+            return module_class(**keywords).train(self.spec.phase == TRAIN)
+
+    def _try_out(self, module_class: type[nn.Module], shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        """The shapes that the module returns: run without memory if it allows that, else a second one on zeros."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        tensors = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
+        flops = FlopCounterMode(display=False)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # told when the module runs
+            try:
+                with torch.device("meta"), flops:
+                    state = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+                    found = torch.func.functional_call(self.inner, state, tuple(map(torch.empty, shapes)))
+                self.macs = flops.get_total_flops() // 2
+            except Exception:
+                with torch.device("cpu"), torch.random.fork_rng(devices=[]), user_code(self.spec, self._called):
+                    found = self._make(module_class)(*map(torch.zeros, shapes))
+        return tuple(tuple(top.shape) for top in self._tops(found))
+
+    @property
+    def _called(self) -> str:
+        return f"{self.title}.forward"
+
+    @property
+    def blobs(self) -> tuple[Tensor, ...]:
+        """The blobs: the module's parameters, then its buffers."""
+        return tuple(getattr(*self._place(name)) for name in self.blob_names)
+
+    def _place(self, blob: str) -> tuple[nn.Module, str]:
+        path, _, name = blob.rpartition(".")
+        return self.inner.get_submodule(path), name
+
+    def share_blob(self, index: int, owner: Tensor) -> None:
+        """Makes blob `index` the very tensor `owner`, wherever the module holds it. Raises ForceregError if unlike."""
+        blob = self.blobs[index]
+        if blob.shape != owner.shape or isinstance(blob, nn.Parameter) != isinstance(owner, nn.Parameter):
+            raise self.spec.fail(
+                f"blob {index} ('{self.blob_names[index]}', {list(blob.shape)}) of {self.title} cannot be shared "
+                f"with one of shape {list(owner.shape)}; both must be parameters of one shape, or both statistics"
+            )
+        for module in self.inner.modules():
+            tensors: dict[str, Any] = module._parameters if isinstance(blob, nn.Parameter) else module._buffers
+            tensors.update({name: owner for name, tensor in tensors.items() if tensor is blob})
+
+    def forward(self, *bottoms: Tensor) -> Any:
+        with user_code(self.spec, self._called):
+            found = self.inner(*bottoms)
+        tops = self._tops(found)
+        return tops[0] if len(tops) == 1 else tops
+
+    def _tops(self, found: Any) -> tuple[Tensor, ...]:
+        tops = tuple(found) if isinstance(found, tuple | list) else (found,)
+        if len(tops) != len(self.spec.tops) or not all(isinstance(top, Tensor) for top in tops):
+            returned = ", ".join(type(top).__name__ for top in tops)
+            expected = f"{len(self.spec.tops)} tensors" if len(self.spec.tops) > 1 else "one tensor"
+            raise self.spec.fail(f"{self._called} returned {returned or 'nothing'}; expected {expected}, one per top")
+        return tuple(top if top.is_floating_point() else top.float() for top in tops)
+
+
+def given_keywords(spec: LayerSpec) -> dict[str, Any]:
+    """python_param.param_str as keyword arguments: a JSON or Python dict, empty for none. Raises ForceregError."""
+    text = spec.message.python_param.param_str.strip()
+    if not text:
+        return {}
+    for read in (json.loads, ast.literal_eval):
+        try:
+            keywords = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(keywords, dict) and all(isinstance(key, str) for key in keywords):
+            return keywords
+    raise spec.fail(
+        f"param_str is '{text[:80]}'; expected a module's keyword arguments as a JSON or Python dict, "
+        "as in '{\"kernel_size\": 3}'"
+    )

@@ -1,0 +1,124 @@
+"""Files that are no nets, and nets whose text is wrong: syntax, fields, numbers, old forms."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import h5py
+
+from forcereg.schema import LayerParameter, NetParameter
+from tests.broken.case import NET, Case
+
+MEGABYTES = 10_000_000
+
+
+def _many(text: str) -> bytes:
+    """10 MB of `text`, over and over."""
+    return text.encode() * (MEGABYTES // len(text))
+
+
+def _noise() -> bytes:
+    return random.Random(0).randbytes(100_000)
+
+
+def _hdf5() -> bytes:
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        file["data"] = [1.0]
+    return image.getvalue()
+
+
+def _binary(**fields: object) -> bytes:
+    return NetParameter(name="n", layer=[LayerParameter(name="l" * 9, **fields)]).SerializeToString()
+
+
+def _long(name: str, place: str) -> Case:
+    """A net with ten million characters where a name should be."""
+    values = dict.fromkeys(("layer", "kind", "bottom"), "x") | {"kind": "ReLU", place: "a" * MEGABYTES}
+    text = 'layer {{ name: "{layer}" type: "{kind}" bottom: "{bottom}" top: "y" }}'.format(**values)
+    return Case(f"long-{name}", text, "aaa...", ("summary", "train"))
+
+
+def _layer(text: str) -> str:
+    return f'{NET}layer {{ name: "l" type: "Pooling" bottom: "x" top: "z" {text} }}'
+
+
+def _bad(id: str, text: str, expected: str) -> Case:
+    """One wrong thing in the fourth line of a net."""
+    return Case(id, _layer(text), f"net.prototxt:4:{expected}", ("summary", "train"))
+
+
+FILES = [
+    Case("empty", "", "net.prototxt: the net has no layers"),
+    Case("only-a-name", 'name: "n"', "net.prototxt: the net has no layers"),
+    Case("only-comments", lambda: _many("# layer {}\n"), "net.prototxt: the net has no layers"),
+    Case("10MB-of-braces", lambda: _many("{"), "net.prototxt:1:65: blocks are nested more than 64 deep"),
+    Case("10MB-of-closing-braces", lambda: _many("}"), "net.prototxt:1:1: found '}', expected"),
+    Case("10MB-of-nested-layers", lambda: _many("layer {"), "net.prototxt:1:455: blocks are nested more than 64"),
+    Case("10MB-of-open-layers", lambda: _many("layer {\n"), "net.prototxt:65:7: blocks are nested more than 64"),
+    Case("10MB-of-brackets", lambda: b"layer: " + _many("["), "net.prototxt:1:9: found '[', expected"),
+    Case("10MB-of-quotes", lambda: _many('"'), "net.prototxt:1:1: found '\"\"', expected"),
+    Case("10MB-open-string", lambda: b'name: "' + _many("a"), "expected a closing quote"),
+    Case("10MB-of-escapes", lambda: b'name: "' + _many("\\q"), 'net.prototxt:1:8: "\\q" is no escape sequence'),
+    Case("10MB-of-letters", lambda: _many("a"), "net.prototxt:1:1: 'aaa"),
+    Case("10MB-of-digits", lambda: b"input_dim: " + _many("9"), "net.prototxt:1:12: found '999"),
+    Case("10MB-of-NULs", lambda: _many("\0"), "net.prototxt: neither prototxt (byte 0 is 0x00) nor a binary net"),
+    Case("10MB-of-newlines", lambda: _many("\n"), "net.prototxt: the net has no layers"),
+    Case("noise", _noise, "net.prototxt: neither prototxt (byte "),
+    Case("NUL-in-text", NET + "\0", "neither prototxt (byte "),
+    Case("control-character", NET + "\x1b[2J", "neither prototxt (byte "),
+    Case("Latin-1", NET.encode() + b'# caf\xe9"', "net.prototxt:4:6: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+    Case("UTF-16", NET.encode("utf-16"), "net.prototxt: neither prototxt (byte "),
+    Case("HDF5", _hdf5, "net.prototxt: an HDF5 file, expected a net"),
+    Case("truncated-binary", lambda: _binary(type="ReLU")[:-3], "neither prototxt (byte "),
+    Case("binary-without-type", _binary, "layer 'lllllllll': type is missing"),
+    Case("binary-of-unknown-type", lambda: _binary(type="ReLv"), "unknown layer type 'ReLv'; did you mean \"ReLU\"?"),
+    Case("a-solver-as-net", 'base_lr: 0.1\nlr_policy: "fixed"', "is this a solver file?", ("summary", "test", "train")),
+    _long("layer-name", "layer"),
+    _long("type", "kind"),
+    _long("bottom", "bottom"),
+]
+
+SYNTAX = [
+    _bad("unknown-field", "poolin_param {}", "55: 'poolin_param' is no field of LayerParameter; did you mean"),
+    _bad("misplaced-field", "kernel_size: 3", "55: 'kernel_size' is no field of LayerParameter; it belongs in"),
+    _bad("unknown-enum", "pooling_param { pool: MOX }", "77: 'MOX' is no value of PoolMethod; did you mean \"MAX\"?"),
+    _bad("enum-in-quotes", 'pooling_param { pool: "MAX" }', '77: found "MAX", expected MAX, without quotes'),
+    _bad("enum-by-unknown-number", "pooling_param { pool: 99 }", "77: '99' is no value of PoolMethod"),
+    _bad("enum-by-huge-number", "pooling_param { pool: 9999999999 }", "77: "),
+    _bad("number-in-quotes", 'pooling_param { kernel_size: "3" }', "84: found '\"3\"', expected an integer"),
+    _bad("number-with-fraction", "pooling_param { kernel_size: 3.5 }", "84: found '3.5', expected an integer"),
+    _bad("negative-uint32", "pooling_param { kernel_size: -1 }", "84: found '-1', expected"),
+    _bad("over-uint32", "pooling_param { kernel_size: 4294967296 }", "84: found '4294967296', expected a number in"),
+    _bad("over-int32", "concat_param { axis: 2147483648 }", "76: found '2147483648', expected a number in"),
+    _bad("word-for-number", "loss_weight: one", "68: found 'one', expected a number for 'loss_weight'"),
+    _bad("word-for-bool", "propagate_down: maybe", "71: found 'maybe', expected true or false"),
+    _bad("name-without-quotes", "top: pool", "60: found 'pool', expected a string in quotes for 'top'"),
+    _bad("string-over-a-line", 'top: "po\nol"', "60: "),
+    _bad("set-twice", 'name: "m"', "55: 'name' is set twice in one LayerParameter; remove one"),
+    _bad("no-value", "phase:", "62: found '}'"),
+    _bad("message-for-number", "loss_weight { a: 1 }", "67: "),
+    _bad("number-for-message", "pooling_param: 3", "70: "),
+    Case("unclosed", f"{NET}layer {{ name: 'l'\n", "the block opened in line 4 is never closed; add a }", ("summary",)),
+    Case("closed-twice", f"{NET}}}\n", "net.prototxt:4:1: found '}'", ("summary", "train")),
+    Case("no-colon", 'layer { name "x" }', "net.prototxt:1:14: ", ("summary",)),
+    Case("over-int64", "layer { input_param { shape { dim: 9223372036854775808 } } }", ":1:36: found '9", ("summary",)),
+    Case("half-a-character", 'name: "\\ud83d"', "net.prototxt:1:7: ", ("summary",)),
+]
+
+OLD_FORMS = [
+    Case("both-forms", f"{NET}layers {{}}", "net.prototxt: `layer` and `layers` in one net"),
+    Case("V1-unknown-type", "layers { type: CONV }", "net.prototxt:1:16: 'CONV' is no value of LayerType", ("summary",)),
+    Case("V1-type-in-quotes", 'layers { type: "RELU" }', "expected RELU, without quotes", ("summary",)),
+    Case("V1-without-type", 'layers { name: "l" }', "net.prototxt:1: layer 'l': type is missing"),
+    Case("V0-unknown-type", 'layers { layer { name: "l" type: "konv" } }', "unknown layer type 'konv'"),
+    Case("V0-and-V1", 'layers { layer { name: "l" type: "relu" } } layers {}', "two old forms are mixed"),
+    Case("V0-wrong-option", 'layers { layer { type: "relu" group: 2 } }', "'group' is no option of a 'relu' layer"),
+    Case("V0-padding", 'layers { layer { name: "p" type: "padding" } }', "a padding layer has one bottom and one top"),
+    Case("input-without-4-dims", f'{NET}input: "i" input_dim: 1', "1 input, but 1 input_dim; expected one input_shape"),
+    Case("input-too-large", f'input: "i" input_shape {{ dim: {1 << 40} }} {NET}', "top 'i' would have shape [1099511627"),
+    Case("input-negative", f'input: "i" input_shape {{ dim: -1 }} {NET}', "shape [-1] has a negative dim"),
+]
+
+CASES = [*FILES, *SYNTAX, *OLD_FORMS]

@@ -1,0 +1,191 @@
+"""`forcereg check`: every problem of a run is found, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forcereg.check import Options, Report, check_file, looks_like_solver
+from forcereg.errors import ForceregError
+from forcereg.shipped import configs_dir, shipped_configs
+from tests.data.lmdbs import numbered, put_lmdb
+
+NET = """
+name: "n"
+layer {{ name: "d" type: "Data" top: "data" top: "label" data_param {{ source: "db" batch_size: 4 backend: LMDB }} }}
+{inner}
+layer {{ name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+  inner_product_param {{ num_output: {classes} weight_filler {{ type: "xavier" }} }} {more} }}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }}
+"""
+SOLVER = """
+net: "net.prototxt"
+base_lr: 0.1
+lr_policy: "step"
+gamma: 0.1
+stepsize: 10
+max_iter: 40
+display: 10
+test_iter: 5
+test_interval: 20
+snapshot: 20
+snapshot_prefix: "out"
+solver_mode: CPU
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a working solver, its net, and 20 records of 10 classes."""
+    monkeypatch.chdir(tmp_path)
+    put_lmdb(tmp_path / "db", numbered(20))
+    put_net(tmp_path)
+    (tmp_path / "solver.prototxt").write_text(SOLVER)
+    return tmp_path
+
+
+def put_net(folder: Path, inner: str = "", classes: int = 10, more: str = "") -> None:
+    (folder / "net.prototxt").write_text(NET.format(inner=inner, classes=classes, more=more))
+
+
+def edited(folder: Path, *changes: tuple[str, str]) -> Report:
+    text = SOLVER
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "solver.prototxt").write_text(text)
+    return check_file(folder / "solver.prototxt")
+
+
+def test_a_good_solver(here: Path) -> None:
+    report = check_file("solver.prototxt")
+    assert report.errors == [] and report.warnings == []
+    assert report.facts["schedule"] == "40 iterations, 4 displays, 2 tests, 2 snapshots"
+    assert report.facts["training data"] == "20 records, 8.0 times over in steps of 4"
+    assert report.facts["learning rate"] == "step: 0.1 at first, 0.0001 at last"
+    assert report.facts["snapshots"].startswith(f"2 under {here / 'out'}, ")
+    assert report.facts["train net"] == "3 layers, 210 parameters, 200 MACs an item, batch 4"
+    assert {path.name for path in here.iterdir()} == {"db", "net.prototxt", "solver.prototxt"}
+
+
+def test_a_good_net(here: Path) -> None:
+    report = check_file("net.prototxt")
+    assert report.errors == [] and report.warnings == []
+    assert set(report.facts) == {"TRAIN net", "TEST net", "TRAIN data 'd'", "TEST data 'd'"}
+
+
+@pytest.mark.parametrize("name", [file.path.as_posix() for file in shipped_configs()])
+def test_shipped_files_lack_only_their_data(name: str) -> None:
+    options = Options(input_shapes={"data": (2, *_image(name)), "label": (2,)}, records=0)
+    report = check_file(configs_dir() / name, options)
+    assert [error for error in report.errors if "cannot write snapshots" not in error] == []
+
+
+def _image(name: str) -> tuple[int, int, int]:
+    sizes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "alexnet": (3, 227, 227), "caffenet": (3, 227, 227)}
+    return next((size for part, size in sizes.items() if part in name), (3, 224, 224))
+
+
+BAD_INNER = """
+layer { name: "p" type: "Pooling" bottom: "data" top: "p" pooling_param { kernel_size: 9 } }
+layer { name: "q" type: "Convolutoin" bottom: "data" top: "q" }
+layer { name: "r" type: "ReLU" bottom: "dat" top: "r" }
+layer { name: "s" type: "ReLU" bottom: "p" top: "s" }
+layer { name: "t" type: "ReLU" bottom: "data" top: "label" }
+layer { name: "u" type: "ReLU" bottom: "data" top: "u" include { phase: TRAIN } exclude { phase: TEST } }
+"""
+
+
+def test_every_problem_of_a_net_is_listed(here: Path) -> None:
+    put_net(here, BAD_INNER)
+    report = edited(here, ("base_lr: 0.1\n", ""), ("stepsize: 10\n", ""), ('"out"', '"no/out"'))
+    layers = [error.split("layer '")[1][0] for error in report.errors if "layer '" in error]
+    assert sorted(layers) == sorted("pqrtu")
+    others = " ".join(error for error in report.errors if "layer '" not in error)
+    assert "base_lr is missing" in others and "stepsize is 0" in others and "make the folder" in others
+    assert any("TRAIN net: 2 layers (r, s) lie behind" in text for text in report.warnings)
+    assert len(report.errors) == len(set(report.errors)) == 8
+
+
+def test_what_lies_behind_absent_data_is_judged_by_given_shapes(here: Path) -> None:
+    put_net(here, BAD_INNER.split("\n")[1])
+    (here / "db" / "data.mdb").unlink()
+    report = check_file("net.prototxt")
+    assert len(report.errors) == 1 and "db" in report.errors[0]
+    given = Options(input_shapes={"data": (4, 1, 4, 5), "label": (4,)})
+    report = check_file("net.prototxt", given)
+    assert len(report.errors) == 1 and "layer 'p': kernel" in report.errors[0]
+
+
+@pytest.mark.parametrize("records", [4, 8, 1000])
+def test_labels_of_the_first_records(records: int, here: Path) -> None:
+    put_net(here, classes=7)
+    report = check_file("net.prototxt", Options(records=records))
+    found = [error for error in report.errors if "record '00000007': label 7 found, expected 0 to 6" in error]
+    assert len(found) == (records >= 8)
+
+
+def test_a_damaged_record(here: Path) -> None:
+    put_lmdb(here / "db", [(b"00000005", b"\xff\xff")])
+    (error,) = check_file("net.prototxt").errors
+    assert "record '00000005'" in error
+
+
+def test_force_without_force_mult(here: Path) -> None:
+    report = edited(here, ("max_iter", "force_decay: 0.1 max_iter"))
+    assert any("nothing is regularized" in text for text in report.warnings)
+    put_net(here, more="param { force_mult: 1 }")
+    report = check_file("solver.prototxt")
+    assert report.warnings == [] and report.facts["force"] == "Degradation 0.1 on ip"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("max_iter: 40", "max_iter: 40 average_loss: 0", "average_loss is 0; expected >= 1"),
+        ("max_iter: 40", 'max_iter: 40 type: "Sgd"', "unknown solver type 'Sgd'; did you mean"),
+        ("max_iter: 40", 'max_iter: 40 weights: "w.caffemodel.h5"', "w.caffemodel.h5"),
+        ('"net.prototxt"', '"nt.prototxt"', "net 'nt.prototxt' does not exist under"),
+        ("test_interval: 20", "test_interval: 0", "test nets need test_interval > 0"),
+    ],
+)
+def test_problems_of_a_solver(old: str, new: str, text: str, here: Path) -> None:
+    report = edited(here, (old, new))
+    assert [error for error in report.errors if text in error]
+
+
+def test_snapshots_that_the_disk_cannot_hold(here: Path) -> None:
+    report = edited(here, ("max_iter: 40", "max_iter: 2000000000"), ("snapshot: 20", "snapshot: 1"))
+    (error,) = report.errors
+    assert "2,000,000,000 snapshots need" in error and "free; make room" in error
+
+
+def test_a_test_that_does_not_see_every_record(here: Path) -> None:
+    report = edited(here, ("test_iter: 5", "test_iter: 3"))
+    assert report.warnings == ["test net #0 sees 12 of 20 records a test (test_iter 3)"]
+
+
+def test_weights_that_do_not_fit(here: Path) -> None:
+    import numpy as np
+
+    from forcereg.snapshot import write_model
+
+    write_model(here / "w.caffemodel.h5", {"ip": {0: np.zeros((3, 20), np.float32), 1: np.zeros(3, np.float32)}})
+    report = edited(here, ("max_iter", 'weights: "w.caffemodel.h5" max_iter'))
+    (error,) = report.errors
+    assert "shape (3, 20) in the file, (10, 20) in the net" in error
+
+
+def test_a_file_that_does_not_parse(here: Path) -> None:
+    (here / "net.prototxt").write_text("layer {\n nme: 'x' }")
+    assert len(check_file("net.prototxt").errors) == len(check_file("solver.prototxt").errors) == 1
+    assert "net.prototxt:2" in check_file("net.prototxt").errors[0]
+
+
+def test_which_files_are_solvers(here: Path) -> None:
+    assert looks_like_solver("solver.prototxt") and not looks_like_solver("net.prototxt")
+    with pytest.raises(ForceregError, match="no such file"):
+        looks_like_solver("none.prototxt")
+    for file in shipped_configs():
+        assert looks_like_solver(configs_dir() / file.path) == (file.kind == "solver")
