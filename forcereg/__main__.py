@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 
 COMMANDS = {
     "train": "Train a net from a solver prototxt.",
@@ -90,6 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     except ForceregError as error:
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
+        from forcereg.memory import is_shortage, shortage
+
+        if is_shortage(error):
+            _fail(str(shortage(error)), 1, debug)
         summary = (str(error).splitlines() or [""])[0]
         _fail(f"internal error: {type(error).__name__}: {summary} (run again with --debug)", 1, debug)
 
@@ -104,7 +108,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo("forcereg: " + " ".join(message.split("\n")), err=True)
+    click.echo("forcereg: " + printable(" ".join(message.split("\n"))), err=True)
     sys.exit(code)
 
 

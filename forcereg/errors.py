@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST = 1000
 """Characters of an error; of a longer one the middle is left out."""
 

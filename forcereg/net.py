@@ -19,6 +19,7 @@ from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
 from forcereg.layers.loss import ClassScores
 from forcereg.layers.neuron import ReLU
+from forcereg.memory import check_room, is_shortage
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile
 from forcereg.sharing import Owners
@@ -135,11 +136,14 @@ class Net(nn.Module):
             self.shapes[top] = tuple(given.get(top, shape)) if spec.type == "Input" else shape
 
     def _fill(self, generator: Generator | None) -> None:
-        """Draws the initial values of every owned blob, once all shapes are known to be right."""
+        """Draws the initial values of every owned blob, once all shapes are known to be right and to fit in memory."""
+        owned = {id(blob): (spec, blob) for spec, module in self.built if module is not None for blob in module.blobs}
+        check_room(((spec, 0 if blob.is_meta else blob.nbytes) for spec, blob in owned.values()), "the net's weights")
         for spec, key in self._built:
             module: Layer = getattr(self.layers, key)
             borrowed = {index for index in range(len(module.blobs)) if f"{spec.name}/{index}" in self._owners.borrowed}
             fill_blobs(spec, module, borrowed, generator)
+        self.reset_state()
 
     def _key(self, name: str) -> str:
         """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
@@ -329,7 +333,7 @@ class Net(nn.Module):
                 bottoms[index] = bottoms[index].detach()
             try:
                 tops = getattr(self.layers, step.key)(*bottoms)
-            except (RuntimeError, IndexError) as error:
+            except (RuntimeError, IndexError, MemoryError) as error:
                 raise self._explain(error, spec, bottoms) from error
             if len(spec.tops) == 1:
                 env[spec.tops[0]] = tops
@@ -344,6 +348,8 @@ class Net(nn.Module):
         if isinstance(error, torch.OutOfMemoryError | ForceregError):
             return error
         shapes = ", ".join(str(list(b.shape)) for b in bottoms)
+        if is_shortage(error):
+            return spec.fail(f"not enough memory to run it on bottoms {shapes}; use a smaller batch or smaller layers")
         return spec.fail(f"cannot run on bottoms {shapes}: {str(error).splitlines()[0]}")
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,22 +22,24 @@ def find_root(named: str, naming_file: str | Path | None) -> Path:
     empty, absolute, or in none of the folders.
     """
     here = Path.cwd()
-    if os.path.isabs(named) or (here / named).exists() or naming_file is None:
+    if os.path.isabs(named) or os.path.exists(here / named) or naming_file is None:
         return here
     # abspath, not resolve: a linked solver belongs to the folder in which the user sees it
     folders = Path(os.path.abspath(naming_file)).parents
-    return next((folder for folder in folders if (folder / named).exists()), here)
+    return next((folder for folder in folders if os.path.exists(folder / named)), here)
 
 
 def resolve(root: Path, path: str) -> Path:
-    """`path` seen from `root`; absolute paths stay."""
+    """`path` seen from `root`; absolute paths stay. Raises ForceregError for a path that no system has."""
+    if "\0" in path:
+        raise ForceregError(f"the path '{path}' holds a NUL character; correct it")
     return root / path
 
 
 def snapshot_prefix(root: Path, prefix: str, solver_file: str | Path) -> Path:
     """`prefix` from `root`, which snapshots' names begin with; if it is a folder, the solver's stem in it."""
     path = resolve(root, prefix)
-    if prefix.endswith("/") or path.is_dir():
+    if prefix.endswith("/") or os.path.isdir(path):
         return path / Path(solver_file).stem
     return path
 
@@ -50,7 +52,7 @@ def find_learned_net(root: Path, learned_net: str, state_path: str | Path) -> Pa
     written = Path(learned_net)
     tried = [written, resolve(root, learned_net), Path(state_path).parent / written.name]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     places = ", ".join(str(path) for path in dict.fromkeys(tried))
     raise ForceregError(f"{state_path}: its weights file (learned_net) is in none of these places: {places}")

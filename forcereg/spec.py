@@ -16,6 +16,7 @@ from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import TEST, TRAIN, LayerParameter, NetState
+from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
 
 MAX_AXES = 32
@@ -204,24 +205,31 @@ def _layer_spec(message: Any, where: str, phase: int, root: Path, folder: Path) 
 def blob_problems(layers: Sequence[LayerSpec]) -> Iterator[ForceregError]:
     """What is wrong with the blobs' names: bottoms that nobody has written, tops written twice."""
     writer: dict[str, LayerSpec] = {}
+    last = {top: index for index, spec in enumerate(layers) for top in spec.tops}
     for index, spec in enumerate(layers):
         for bottom in spec.bottoms:
             if bottom not in writer:
-                later = {top for other in layers[index:] for top in other.tops}
                 hint = (
                     "; it is written only further down, move its layer up"
-                    if bottom in later
-                    else did_you_mean(bottom, writer) or f"; known here are {', '.join(writer) or 'none'}"
+                    if last.get(bottom, -1) >= index
+                    else did_you_mean(bottom, writer) or f"; known here are {_some(writer)}"
                 )
-                yield spec.fail(f"unknown bottom blob '{bottom}'{hint}")
+                yield spec.fail(f"unknown bottom blob '{shown(bottom, 80)}'{hint}")
         for slot, top in enumerate(spec.tops):
             in_place = slot < len(spec.bottoms) and spec.bottoms[slot] == top
             if not in_place and top in writer:
                 yield spec.fail(
-                    f"top blob '{top}' is already written by layer '{writer[top].name}'; rename one of them "
-                    "(only an in-place layer may reuse its own bottom)"
+                    f"top blob '{shown(top, 80)}' is already written by layer '{shown(writer[top].name, 80)}'; "
+                    "rename one of them (only an in-place layer may reuse its own bottom)"
                 )
             writer[top] = spec
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    """The last of `names`, and of how many."""
+    known = list(names)
+    listed = ", ".join(shown(name) for name in known[-most:]) or "none"
+    return listed if len(known) <= most else f"{listed} (the last of {len(known)})"
 
 
 def _sources(layers: Sequence[LayerSpec]) -> list[tuple[tuple[int, int], ...]]:
@@ -240,7 +248,7 @@ def _consumed_losses(layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[
         for slot, weight in enumerate(spec.loss_weights):
             if weight and is_loss(spec.type) and (index, slot) in read:
                 yield (
-                    f"{spec.where}: loss blob '{spec.tops[slot]}' is read by another layer too; "
+                    f"{spec.where}: loss blob '{shown(spec.tops[slot], 80)}' is read by another layer too; "
                     "counted once, with its gradient (Caffe drops the gradient or counts it twice)"
                 )
 
@@ -268,8 +276,8 @@ def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
             if uses[source] > 1:
                 if bottom in spec.tops[slot : slot + 1]:
                     raise spec.fail(
-                        f"changes blob '{bottom}' in place, but that is also read elsewhere or weighted as a loss; "
-                        "give the top a name of its own"
+                        f"changes blob '{shown(bottom, 80)}' in place, but that is also read elsewhere or weighted "
+                        "as a loss; give the top a name of its own"
                     )
                 bottom = f"{_split_name(layers, source)}_{taken[source]}"
                 taken[source] += 1

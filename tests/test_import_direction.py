@@ -25,6 +25,7 @@ ORDER = (
     "files",
     "device",
     "spec",
+    "memory",
     "layers",
     "data",
     "sharing",

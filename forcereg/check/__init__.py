@@ -13,7 +13,8 @@ from forcereg.schema.text import read_net, read_solver
 __all__ = ["Options", "Report", "check_file", "looks_like_solver"]
 
 _SOLVER_FIELD = re.compile(
-    rb"^[ \t]*(net|(train|test)_net|(net|train_net|test_net)_param|base_lr|lr_policy|max_iter|solver_mode)[ \t]*[:{]", re.M
+    rb"^[ \t]*(net|(train|test)_net|(net|train_net|test_net)_param|base_lr|lr_policy|max_iter|solver_mode)[ \t]*[:{]",
+    re.M,
 )
 
 

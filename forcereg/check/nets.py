@@ -93,11 +93,16 @@ def _source_shapes(spec: LayerSpec, context: FeedContext, report: Report) -> dic
 def check_data(net: Net, options: Options, report: Report) -> None:
     """Reads the first records of every data layer as training would, labels against the losses included."""
     for name, feed in net.feeds.items():
-        size = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 1
-        batches = -(-options.records // max(size, 1))
+        size = batch_size(feed)
+        batches = -(-options.records // size)
         if report.attempt(lambda: _read(feed, batches)):  # noqa: B023  (called at once)
             phase = ("TRAIN", "TEST")[net.spec.phase]
             report.facts[f"{phase} data '{name}'"] = f"the first {batches * size:,} records read, all fine"
+
+
+def batch_size(feed: Feed) -> int:
+    """Records that one batch takes."""
+    return max(1, feed.shapes[0][0]) if feed.shapes and feed.shapes[0] else 1
 
 
 def _read(feed: Feed, batches: int) -> bool:

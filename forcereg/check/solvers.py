@@ -10,7 +10,7 @@ from typing import Any
 
 import forcereg.registry as registry
 from forcereg import snapshot
-from forcereg.check.nets import check_data, check_net, net_facts
+from forcereg.check.nets import batch_size, check_data, check_net, net_facts
 from forcereg.check.report import Options, Report
 from forcereg.device import choose_device
 from forcereg.net import Net
@@ -75,13 +75,13 @@ def _schedule(p: Any, train: Net, tests: Sequence[Net], report: Report) -> None:
     counted = [f"{p.max_iter // interval:,} {what}" for what, interval in every.items() if interval > 0]
     report.facts["schedule"] = f"{p.max_iter:,} iterations" + "".join(f", {text}" for text in counted)
     for feed in train.feeds.values():
-        size, records = feed.shapes[0][0] * p.iter_size, getattr(feed, "count", 0)
+        batch, records = batch_size(feed) * p.iter_size, feed.size()
         if records:
-            epochs = p.max_iter * size / records
-            report.facts["training data"] = f"{records:,} records, {epochs:,.1f} times over in steps of {size}"
+            epochs = p.max_iter * batch / records
+            report.facts["training data"] = f"{records:,} records, {epochs:,.1f} times over in steps of {batch}"
     for index, (test, count) in enumerate(zip(tests, p.test_iter, strict=False)):
         for feed in test.feeds.values():
-            seen, records = feed.shapes[0][0] * count, getattr(feed, "count", 0)
+            seen, records = batch_size(feed) * count, feed.size()
             if records and seen != records:
                 report.warn(f"test net #{index} sees {seen:,} of {records:,} records a test (test_iter {count})")
     if p.base_lr and p.lr_policy in registry.lr_policy and p.max_iter:

@@ -48,8 +48,8 @@ def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
     if transform_param.force_color and transform_param.force_gray:
         raise spec.fail("has force_color and force_gray; give one")
     color: Color = "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
-    path = resolve(ctx.root, param.source)
     try:
+        path = resolve(ctx.root, param.source)
         key, value = next(open_records(path, param.source).read())
         layout = Layout.of(param.source, key, value, color)
         if color != "native" and not layout.encoded:
@@ -66,8 +66,9 @@ def open_records(path: Path, named: str | None = None) -> Records:
     if os.path.isfile(path):
         raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb or CURRENT")
     if not os.path.lexists(path):
-        maker = "cifar10 SRC" if "cifar" in named else "mnist IDX_DIR"
-        raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker} {path.parent}`")
+        sets = {"mnist": f"mnist IDX_DIR {path.parent}", "cifar": f"cifar10 SRC {path.parent}"}
+        maker = next((command for name, command in sets.items() if name in named), f"images LIST {path}")
+        raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker}`")
     if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
         return LevelDbRecords(path)
     return LmdbRecords(path)
@@ -127,6 +128,10 @@ class DatabaseFeed(Feed):
             return Stream(records, self.layout, self.transform, self.batch, ahead, self.workers, self.device, out)
         shared = shared_set(records, count, self.layout, self.device, self.workers)
         return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path))
+
+    def size(self) -> int | None:
+        """See Feed."""
+        return open_records(self.path).count()
 
     def _outputs(self) -> Callable[[], Tensor | None]:
         """Memory for a batch, where the system's own would be slow."""

@@ -37,7 +37,7 @@ def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
     shape = (datum.channels, datum.height, datum.width)
     data = datum.data
     image = np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32)
-    if image.size != shape[0] * shape[1] * shape[2] or image.size == 0:
+    if min(shape) < 1 or image.size != shape[0] * shape[1] * shape[2]:
         kind = "bytes" if data else "floats"
         raise ForceregError(f"holds {image.size} {kind}, expected {shape_text(shape)}")
     return image.reshape(shape), datum.label

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.datum import Layout
-from forcereg.data.prefetch import Job, Prefetch
+from forcereg.data.prefetch import Job, Prefetch, again
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform, crop_view
 from forcereg.errors import ForceregError
@@ -95,7 +95,7 @@ class DecodedSet:
         with self.changed:
             self.changed.wait_for(lambda: self.ready >= rows or self.error)
             if self.error:
-                raise _again(self.error)
+                raise again(self.error) from self.error
             if self.ready == self.count and not self.complete:
                 # Here, not in a thread: uploads from another thread would disturb a CUDA graph capture.
                 self.float_labels = torch.from_numpy(self.labels.astype(np.float32)).to(self.device)
@@ -134,7 +134,7 @@ def _follow(
         try:
             ready = prefetch.next().after
         except Exception as caught:
-            error = caught
+            error = caught.with_traceback(None)  # which would keep this frame and the set
         decoded_set = owner()
         if decoded_set is None:
             return
@@ -184,11 +184,6 @@ def to_device(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Ten
         return images.to(device), labels.to(device)
     images, labels = (x if x.is_pinned() else x.pin_memory() for x in (images, labels))
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def _again(error: Exception) -> Exception:
-    """A fresh exception for one that was caught in a thread, so that its traceback does not grow."""
-    return type(error)(str(error)) if isinstance(error, ForceregError) else error
 
 
 _shared: weakref.WeakValueDictionary[tuple, DecodedSet] = weakref.WeakValueDictionary()

@@ -76,6 +76,10 @@ class Feed(ABC):
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, one tensor per top. Raises ForceregError for a bad record."""
 
+    def size(self) -> int | None:
+        """Records in one pass over the source; None if there is no such number."""
+        return None
+
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:  # noqa: B027
         """Accept only labels in [0, count) or equal to `ignore` in top `top`, checked on the host when decoded.
 

@@ -18,6 +18,7 @@ from forcereg.data.feed import Feed, FeedContext, LabelRange, seed_of, seeded
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.paths import resolve
 from forcereg.registry import source
+from forcereg.schema.scan import shown
 from forcereg.spec import LayerSpec
 
 Rows = slice | Tensor
@@ -123,6 +124,10 @@ class HDF5Feed(Feed):
         self._all: list[Tensor] | None = None
         self._one: tuple[int, list[Tensor]] | None = None
 
+    def size(self) -> int:
+        """See Feed."""
+        return self.starts[-1]
+
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, the caller's own."""
         before = self.order.state_dict()
@@ -225,7 +230,7 @@ def _find(root: Path, listing: str, tops: Sequence[str]) -> list[File]:
         raise ForceregError(f"source '{listing}': {path} cannot be read ({error.strerror}); check the path") from error
     if not names:
         raise ForceregError(f"source '{listing}' is empty; expected at least one HDF5 file, separated by white space")
-    files = [_header(name, resolve(root, name), tops) for name in names]
+    files = [_header(shown(name, 200), resolve(root, name), tops) for name in names]
     for file in files:
         for top, found, expected in zip(tops, file.items, files[0].items, strict=True):
             if found != expected:
@@ -257,7 +262,7 @@ def _opened(named: str, path: Path) -> h5py.File:
         ) from None
     except OSError as error:
         cause = error.strerror or str(error).splitlines()[0]
-        raise ForceregError(f"{named}: not a readable HDF5 file ({cause}); write it again") from error
+        raise ForceregError(f"{named}: not a readable HDF5 file ({shown(cause, 200)}); write it again") from error
 
 
 def _dataset(named: str, file: h5py.File, top: str) -> h5py.Dataset:

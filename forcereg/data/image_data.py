@@ -58,7 +58,7 @@ def image_feed(spec: LayerSpec, ctx: FeedContext) -> ImageFeed:
     try:
         listed = read_list(resolve(ctx.root, param.source), param.source)
         files = ImageFiles(listed, ctx.root, param.root_folder, param.is_color, size if any(size) else None)
-        files.shape = files.load(0).shape
+        files.shape = files.first_shape()
         transform = read_transform(transform_param, spec.phase, files.shape, ctx.root, ctx.device)
     except ForceregError as error:
         raise spec.fail(str(error)) from error
@@ -135,17 +135,26 @@ class ImageFiles:
 
     def load(self, index: int) -> np.ndarray:
         """Image `index` of the list, uint8 (C, H, W). Raises ForceregError naming line and path."""
-        path = resolve(self.root, self.root_folder + self.listed.paths[index])
-        line = f"{self.listed.name}:{self.listed.lines[index]}"
-        try:
-            image = load_image(path, self.color)
-        except ForceregError as error:
-            raise ForceregError(f"{line}: {error}") from error
+        image, where = self._read(index)
         if self.size:
             return resize(image, *self.size)
         if self.shape and image.shape != self.shape:
-            self._check(image, f"{line}: {shown(str(path), 200)}")
+            self._check(image, where)
         return image
+
+    def first_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the first image, for which it is read but not resized. Raises ForceregError as `load`."""
+        channels, *size = self._read(0)[0].shape
+        return (channels, *(self.size or size))
+
+    def _read(self, index: int) -> tuple[np.ndarray, str]:
+        """The image as its file holds it, and which one it is."""
+        line = f"{self.listed.name}:{self.listed.lines[index]}"
+        try:
+            path = resolve(self.root, self.root_folder + self.listed.paths[index])
+            return load_image(path, self.color), f"{line}: {shown(str(path), 200)}"
+        except ForceregError as error:
+            raise ForceregError(f"{line}: {error}") from error
 
     def _check(self, image: np.ndarray, where: str) -> None:
         text = f"{where}: is {shape_text(image.shape)}"
@@ -171,6 +180,10 @@ class ImageFeed(PlannedFeed):
             self.position = int(torch.randint(param.rand_skip, (), generator=seeded(_CPU, self.seed, _SKIP)))
         self._kept: _Kept | None = None
         self._resident: Tensor | None = None
+
+    def size(self) -> int:
+        """See Feed."""
+        return len(self.files)
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch: images as the transform leaves them and float32 labels."""

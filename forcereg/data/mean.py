@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def read_mean(path: Path) -> np.ndarray:
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
-    if len(shape) != 3 or values.size == 0 or values.size != np.prod(shape):
+    if len(shape) != 3 or min(shape) < 1 or values.size != prod(shape):
         raise ForceregError(
             f"mean_file {path}: holds {values.size} values in shape {tuple(shape)}; expected one C,H,W image"
         )

@@ -108,7 +108,7 @@ class _Line:
                 raise RuntimeError("the prefetcher is closed")
             batch = self.batches[0]
             if batch.error is not None:  # it stays in its place, so the next call comes to it again
-                raise _again(batch.error) from batch.error
+                raise again(batch.error) from batch.error
             assert batch.job is not None
             self.batches.popleft()
             self.room.notify()
@@ -178,8 +178,8 @@ def _own(error: BaseException) -> BaseException:
     return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
-def _again(error: BaseException) -> BaseException:
-    """A copy, so that the traceback of the one that is kept does not grow with every raise."""
+def again(error: BaseException) -> BaseException:
+    """A copy to raise, so that the traceback of the one that is kept does not grow with every raise."""
     try:
         return copy.copy(error)
     except Exception:  # its class takes other arguments than it keeps

@@ -216,9 +216,9 @@ class _Images:
         if image is not None:
             return image
         listed = self.windows.images[index]
-        path = resolve(self.root, self.folder + listed.path)
         where = f"{self.windows.name}:{listed.line}"
         try:
+            path = resolve(self.root, self.folder + listed.path)
             image = load_image(path, self.windows.channels == 3)
         except ForceregError as error:
             raise ForceregError(f"{where}: {error}") from error

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ class _Reader:
         return ForceregError(f"{self.name}:{number}: {text}")
 
     def line(self, pattern: str, expected: str) -> str:
-        """The next line, which must match."""
+        """The next line, which must match; an empty one stands for the end."""
         self.number, text = next(self.lines, (self.number, ""))
         if not re.fullmatch(pattern, text):
             found = f"is '{shown(text, 200)}'" if text else "is where the file ends"
@@ -91,15 +91,11 @@ class _Reader:
         return text
 
     def more(self) -> bool:
-        """Whether there is another image."""
-        first = next(self.lines, None)
-        if first is not None:
-            self.lines = chain([first], self.lines)
-        return first is not None
+        """Whether there is another image; its first line is read."""
+        return bool(self.line(r"(#\s*[0-9]+)?", "'# INDEX' of the next image, or a larger count of windows above"))
 
     def image(self, channels: int) -> tuple[int, Listed]:
         """An image and its channels, which must be `channels` if that is not 0."""
-        self.line(r"#\s*[0-9]+", "'# INDEX' of the next image, or a larger count of windows above")
         path = self.line(".+", "the path of an image")
         number = self.number
         found = int(self.line("[13]", "the image's channels, 3 or 1"))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import forcereg.registry as registry
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.schema import FillerParameter
+from forcereg.schema.scan import shown
 from forcereg.spec import LayerSpec
 
 Shape = tuple[int, ...]
@@ -24,7 +26,8 @@ Arity = tuple[int, int | None]
 class Layer(nn.Module):
     """One Caffe layer.
 
-    `blob_names` are the module's parameters and buffers in Caffe's blob order; `out_shapes` has one
+    `blob_names` are the module's parameters and buffers in Caffe's blob order, `fillers` what the net fills them with
+    (None: they hold their values already); `out_shapes` has one
     shape per top. `forward` takes one tensor per bottom and returns one per top (a bare tensor for one).
     `macs` are the multiply-accumulates of one forward at the declared shapes, biases not counted.
     """
@@ -58,19 +61,22 @@ class Layer(nn.Module):
 
         Raises ForceregError if it is larger than a blob may be, or than memory.
         """
-        data = self.zeros(f"blob '{name}'", shape)
+        data = self.reserve(f"blob '{name}'", shape)
         if buffer:
             self.register_buffer(name, data)
         else:
             self.register_parameter(name, nn.Parameter(data))
         self.blob_names.append(name)
-        self.fillers.append(filler)
+        self.fillers.append(FillerParameter() if filler is None else filler)
 
-    def zeros(self, what: str, shape: Shape) -> Tensor:
-        """Zeros for a blob or state, which `what` names in the ForceregError if they are more than fit."""
+    def reserve(self, what: str, shape: Shape) -> Tensor:
+        """Memory for a blob or state, which `what` names in the ForceregError if there isn't enough.
+
+        The net writes it when all shapes are known to be right: until then a size costs nothing, however large.
+        """
         self.spec.check_size(what, shape)
         try:
-            return torch.zeros(shape)
+            return torch.empty(shape)
         except RuntimeError as error:
             raise self.spec.fail(
                 f"{what} {list(shape)} needs {4 * count(shape) / 2**30:.1f} GiB, more memory than there is; "
@@ -128,7 +134,7 @@ def unknown_type(spec: LayerSpec) -> ForceregError:
     if not spec.type:
         return spec.fail('type is missing; set for example type: "Convolution"')
     hint = did_you_mean(spec.type, known) or f"; known are {listed}"
-    return spec.fail(f"unknown layer type '{spec.type}'{hint} (for a type of your own give --import MODULE)")
+    return spec.fail(f"unknown layer type '{shown(spec.type, 80)}'{hint} (for a type of your own give --import MODULE)")
 
 
 def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:

@@ -72,8 +72,8 @@ class MultinomialLogisticLoss(ItemScores):
 
 def read_infogain(spec: LayerSpec, source: str, classes: int) -> Tensor:
     """The (classes, classes) matrix of a BlobProto file, float32. Raises ForceregError."""
-    path = resolve(spec.root, source)
     try:
+        path = resolve(spec.root, source)
         values = read_blob(path, "infogain source")
     except ForceregError as error:
         raise spec.fail(str(error)) from error

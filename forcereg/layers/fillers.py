@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from forcereg.layers.base import Layer, Shape, count
+from forcereg.memory import is_shortage
 from forcereg.registry import filler
 from forcereg.schema import FillerParameter
 from forcereg.schema.blobs import blob_array
@@ -23,6 +24,8 @@ def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpe
     make = filler.get(message.type, spec.where)
     if message.sparse >= 0 and message.type != "gaussian":
         raise spec.fail(f"filler '{message.type}' takes no `sparse`; only gaussian does")
+    if not count(shape):
+        return torch.empty(shape)
     return make(message, shape, generator, spec)
 
 
@@ -37,13 +40,29 @@ def fill_blobs(spec: LayerSpec, module: Layer, borrowed: Container[int], generat
     if given and shapes != [list(blob.shape) for blob in module.blobs]:
         raise spec.fail(f"gives blobs {shapes}; expected {[list(blob.shape) for blob in module.blobs]}, or none")
     for index, (blob, message) in enumerate(zip(module.blobs, module.fillers, strict=True)):
-        if blob.is_meta or index in borrowed:
+        if index in borrowed:
             continue
-        if given:
+        if given and not blob.is_meta:
             blob.copy_(torch.from_numpy(given[index]))
-        elif message is not None:
-            blob.copy_(fill(message, tuple(blob.shape), generator, spec))
+        elif message is not None and not given:
+            # on the meta device, where nothing is drawn, it checks the filler's settings
+            blob.copy_(_fitting(message, tuple(blob.shape), None if blob.is_meta else generator, spec))
     module.fillers = []
+
+
+def _fitting(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
+    try:
+        return fill(message, shape, generator, spec)
+    except RuntimeError as error:
+        if is_shortage(error):
+            raise spec.fail(f"not enough memory to fill its blob {list(shape)}; use smaller sizes") from error
+        raise
+
+
+def _normal(shape: Shape, mean: float, std: float, generator: Generator | None) -> Tensor:
+    values = torch.empty(shape)
+    # on the meta device normal_ would load a part of PyTorch for more than a second
+    return values if values.is_meta else values.normal_(mean, std, generator=generator)
 
 
 def _rows(shape: Shape) -> int:
@@ -74,15 +93,17 @@ def uniform(message: Any, shape: Shape, generator: Generator | None, spec: Layer
     """U[min 0, max 1)."""
     if message.min > message.max:
         raise spec.fail(f"uniform filler has min {message.min:g} > max {message.max:g}")
+    if not message.max - message.min <= torch.finfo(torch.float32).max:
+        raise spec.fail(f"uniform filler has min {message.min:g} and max {message.max:g}; expected finite numbers")
     return torch.empty(shape).uniform_(message.min, message.max, generator=generator)
 
 
 @filler("gaussian")
 def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """N(mean 0, std 1); std > 0; with `sparse` >= 0 an entry is kept with probability sparse/dim0."""
-    if message.std <= 0:
+    if not 0 < message.std < math.inf:
         raise spec.fail(f"gaussian filler has std {message.std:g}; expected > 0")
-    values = torch.empty(shape).normal_(message.mean, message.std, generator=generator)
+    values = _normal(shape, message.mean, message.std, generator)
     if message.sparse >= 0:
         rows = _rows(shape)
         if message.sparse > rows:
@@ -108,7 +129,7 @@ def xavier(message: Any, shape: Shape, generator: Generator | None, spec: LayerS
 @filler("msra")
 def msra(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """N(0, sqrt(2/n)), n by `variance_norm`."""
-    return torch.empty(shape).normal_(0, math.sqrt(2 / fan(message, shape)), generator=generator)
+    return _normal(shape, 0, math.sqrt(2 / fan(message, shape)), generator)
 
 
 @filler("bilinear")

@@ -57,7 +57,10 @@ class HDF5Output(Layer):
         name = spec.message.hdf5_output_param.file_name
         if not name:
             raise spec.fail('has no file to write; give hdf5_output_param { file_name: "out.h5" }')
-        self.path = resolve(spec.root, name)
+        try:
+            self.path = resolve(spec.root, name)
+        except ForceregError as error:
+            raise spec.fail(str(error)) from error
         self.begun = False
         for index, shape in enumerate(shapes):
             if len(shape) > LEGACY_AXES:

@@ -250,6 +250,7 @@ class PyCaffeLayer(Layer):
             self.add_blob(f"blob{index}", blob.shape)
             if not self.blobs[index].is_meta:
                 self.blobs[index].copy_(torch.from_numpy(blob.data))
+        self.fillers = [None] * len(self.blobs)
 
     def _call(self, user: CaffeLayer, method: str, *arguments: Any) -> None:
         with user_code(self.spec, f"{self.title}.{method}", self._file):

@@ -94,7 +94,7 @@ class _Recurrent(Layer):
         self._add_blobs([self.inputs, *([count(shapes[2][1:])] if self.static else [])])
         if not self.exposed:
             for name in self.hidden:
-                self.register_buffer(name, self.zeros("hidden state", (streams, self.size)), persistent=False)
+                self.register_buffer(name, self.reserve("hidden state", (streams, self.size)), persistent=False)
         self.macs = streams * sum(
             blob.numel() * (1 if name == "weight_static" else self.steps)
             for name, blob in zip(self.blob_names, self.blobs, strict=True)

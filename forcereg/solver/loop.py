@@ -29,6 +29,7 @@ from forcereg.solver.events import Event, Observer
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, pack, unpack, unpack_carried
 from forcereg.solver.updater import Updater
+from forcereg.solver.window import LossWindow
 from forcereg.version import __version__
 
 Inputs = Mapping[str, Tensor] | Callable[[int, int], Mapping[str, Tensor]] | None
@@ -85,8 +86,7 @@ class Solver:
         self.snapshot_requested = False
         self.measure_force = False
         self.updater = Updater(self.net, self.param, self.device, self.file.name)
-        self._losses = torch.zeros(self.param.average_loss, device=self.device)
-        self._loss_count = 0
+        self._losses = LossWindow(self.param.average_loss, self.device)
         self._clock = (0, time.perf_counter())
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
@@ -179,12 +179,12 @@ class Solver:
         if state.extra is None:
             self._warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
             unpack_carried({}, self._nets, self._warn)
-            self._loss_count = 0
+            self._losses.count = 0
         else:
-            self._loss_count = unpack(state.extra, self._nets, self._losses, self.device, self._warn)
+            unpack(state.extra, self._nets, self._losses, self.device, self._warn)
 
     def _extra_state(self) -> dict[str, Any]:
-        return extra_state(self._nets, self._losses, self._loss_count, self.device)
+        return extra_state(self._nets, self._losses, self.device)
 
     def _provenance(self) -> dict[str, str]:
         inputs = {name: list(self.net.shapes[name]) for name in self.net.inputs}
@@ -260,7 +260,7 @@ class Solver:
                 self.snapshot()
             if self.stop_requested:
                 break
-        return self._smoothed()
+        return self._losses.mean()
 
     def _due_for_test(self) -> bool:
         p = self.param
@@ -270,8 +270,7 @@ class Solver:
     def _iterate(self, display: bool) -> None:
         p = self.param
         loss, outputs = self._accumulate()
-        self._losses[self._loss_count % p.average_loss] = loss
-        self._loss_count += 1
+        self._losses.add(loss)
         before, self.current_step = self.current_step, policy.advance(p, self.iter, self.current_step)
         rate = policy.rate(p, self.iter, self.current_step)
         if display:
@@ -356,7 +355,7 @@ class Solver:
         self.emit(
             "train",
             iteration=self.iter,
-            loss=float(self._smoothed()),
+            loss=float(self._losses.mean()),
             outputs=read_outputs(outputs, self.net.loss_weights),
             rate=rate,
             speed=(self.iter - first) / seconds if seconds > 0 else 0.0,
@@ -375,13 +374,8 @@ class Solver:
         kept = [buffer.clone() for buffer in buffers]
         extra = self._extra_state()
         loss, _ = self.net.forward_loss(self._fed(self.net, 0))
-        self._losses[self._loss_count % self.param.average_loss] = loss
-        self._loss_count += 1
-        self.emit("final", iteration=self.iter, loss=float(self._smoothed()))
-        self._loss_count = unpack(extra, self._nets, self._losses, self.device, self._warn)
+        self._losses.add(loss)
+        self.emit("final", iteration=self.iter, loss=float(self._losses.mean()))
+        unpack(extra, self._nets, self._losses, self.device, self._warn)
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-
-    def _smoothed(self) -> Tensor:
-        filled = min(self._loss_count, self.param.average_loss)
-        return self._losses[:filled].mean() if filled else self._losses.new_tensor(float("nan"))

@@ -30,8 +30,11 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
 
 
 def rate(p: Any, iteration: int, current_step: int) -> float:
-    """The learning rate of `iteration`; call after `advance` of the same iteration."""
-    return lr_policy.get(p.lr_policy)(p, iteration, current_step)
+    """The learning rate of `iteration`, infinite if it is beyond all numbers; call after `advance` of the iteration."""
+    try:
+        return lr_policy.get(p.lr_policy)(p, iteration, current_step)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
 
 
 def advance(p: Any, iteration: int, current_step: int) -> int:

@@ -131,7 +131,7 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
     value = getattr(file.message, field)
     if isinstance(value, str):
         path = resolve(root, value)
-        if not path.exists():
+        if not os.path.exists(path):
             raise ForceregError(
                 f"{file.name}: {field} '{value}' does not exist under {root} "
                 "(the working directory or a folder above the solver); correct the path or change folder"
@@ -145,7 +145,7 @@ def _test_nets(file: SolverFile, root: Path, train_file: NetFile) -> list[NetCho
     files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
         path = resolve(root, value)
-        if not path.exists():
+        if not os.path.exists(path):
             raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
         files.append(read_net(path))
     generic = train_file if p.HasField("net") or p.HasField("net_param") else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from forcereg.data.feed import Feed
 from forcereg.net import Net
+from forcereg.solver.window import LossWindow
 
 
 def pack(net: Net, values: Mapping[tuple[str, int], Tensor] | None = None) -> dict[str, dict[int, np.ndarray]]:
@@ -48,7 +49,7 @@ def _carried(nets: Mapping[str, Net]) -> dict[str, dict[str, Tensor]]:
     return {name: tensors for name, tensors in carried.items() if tensors}
 
 
-def extra_state(nets: Mapping[str, Net], losses: Tensor, loss_count: int, device: torch.device) -> dict[str, Any]:
+def extra_state(nets: Mapping[str, Net], losses: LossWindow, device: torch.device) -> dict[str, Any]:
     """Everything that an exact resume needs beyond weights and history; a copy. `nets` by the names used in it."""
     random = {"cpu": torch.get_rng_state().numpy()}
     if device.type == "cuda":
@@ -63,19 +64,19 @@ def extra_state(nets: Mapping[str, Net], losses: Tensor, loss_count: int, device
             for name, tensors in _carried(nets).items()
         },
         "random": random,
-        "losses": to_array(losses.clone()),
-        "loss_count": loss_count,
+        "losses": to_array(losses.values.clone()),
+        "loss_count": losses.count,
     }
 
 
 def unpack(
     extra: Mapping[str, Any],
     nets: Mapping[str, Net],
-    losses: Tensor,
+    losses: LossWindow,
     device: torch.device,
     warn: Callable[[str], None],
-) -> int:
-    """Puts `extra_state` back; the loss count. Warns of data and recurrent layers that the state doesn't know."""
+) -> None:
+    """Puts `extra_state` back. Warns of data and recurrent layers that the state doesn't know."""
     saved = {entry["name"]: entry["state"] for entry in extra.get("feeds", {}).values()}
     for name, feed in _feeds(nets).items():
         if name in saved:
@@ -88,11 +89,7 @@ def unpack(
         torch.set_rng_state(torch.from_numpy(np.array(random["cpu"])))
     if device.type == "cuda" and "cuda" in random:
         torch.cuda.set_rng_state(torch.from_numpy(np.array(random["cuda"])), device)
-    window = np.array(extra.get("losses", ()))
-    if window.shape != tuple(losses.shape):
-        return 0
-    losses.copy_(torch.from_numpy(window))
-    return int(extra["loss_count"])
+    losses.load(np.array(extra.get("losses", ())), int(extra.get("loss_count", 0)))
 
 
 def unpack_carried(

@@ -36,6 +36,7 @@ from forcereg.data.convert import write_lmdb
 from forcereg.data.database import database_feed
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.prefetch import default_workers
+from forcereg.device import prepare
 from forcereg.schema import TRAIN, Datum, NetParameter
 from forcereg.spec import LayerSpec
 
@@ -50,8 +51,9 @@ def picture(random: np.random.Generator) -> bytes:
     image = np.full((SIZE, SIZE, 3), 128, np.float32)
     for octave in range(1, 9):
         noise = random.standard_normal((1 << octave, 1 << octave, 3)).astype(np.float32)
-        planes = [Image.fromarray(noise[:, :, c]).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for c in range(3)]
-        image += 60 / 1.35**octave * (0.7 * np.asarray(planes[0])[:, :, None] + 0.3 * np.stack(planes, 2))
+        wide = [Image.fromarray(noise[:, :, c]).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for c in range(3)]
+        planes = np.stack([np.asarray(plane, np.float32) for plane in wide], 2)
+        image += 60 / 1.35**octave * (0.7 * planes[:, :, :1] + 0.3 * planes)
     file = io.BytesIO()
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     workers, device = args.workers or default_workers(), torch.device(args.device)
+    prepare(device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.cache or temporary).resolve()
         files = make(folder, args.images)
@@ -182,9 +185,8 @@ def main() -> None:
                 speed[name].append(args.batches * args.batch / seconds)
         feed.close()
         size = statistics.mean(path.stat().st_size for path in files[:100]) / 1024
-    print(
-        f"{args.images} JPEGs of {size:.1f} KiB, {workers} workers, batch {args.batch}, {os.cpu_count()} cores, {device}"
-    )
+    where = f"{os.cpu_count()} cores, {device}"
+    print(f"{args.images} JPEGs of {size:.1f} KiB, batch {args.batch}, {workers} workers, {where}")
     report(speed, decoded / 2**20, grown, args)
 
 

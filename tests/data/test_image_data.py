@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from forcereg.data.feed import FeedContext
-from forcereg.data.image_data import ImageFeed, image_feed, order, read_list
+from forcereg.data.image_data import ImageFeed, image_feed
 from forcereg.data.images import resize
 from forcereg.data.mean import write_mean
 from forcereg.errors import ForceregError
@@ -144,28 +144,6 @@ def test_the_set_is_read_once_when_it_fits(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, feed.next(), strict=True))
 
 
-@pytest.mark.parametrize("batch", [3, 10, 25])
-@pytest.mark.parametrize("count", [1, 10, 11])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_every_round_has_every_image(shuffle: bool, count: int, batch: int) -> None:
-    found = np.concatenate([order(count, shuffle, 3, position, batch) for position in range(0, 40 * batch, batch)])
-    rounds = found[: len(found) // count * count].reshape(-1, count)
-    np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(count), (len(rounds), 1)))
-    if shuffle and count > 1:
-        assert len(np.unique(rounds, axis=0)) > len(rounds) // 2
-    else:
-        assert (rounds == np.arange(count)).all()
-
-
-def test_shuffled_orders_are_uniform() -> None:
-    """Each image comes at each place within 5 sigma of its share, whatever the round and seed."""
-    count, rounds = 6, 6000
-    found = np.array([order(count, True, turn % 7, turn * count, count) for turn in range(rounds)])
-    hits = np.array([[np.sum(found[:, place] == image) for place in range(count)] for image in range(count)])
-    share = rounds / count
-    assert abs(hits - share).max() < 5 * (share * (1 - 1 / count)) ** 0.5
-
-
 def test_the_seed_decides_order_and_crops(folder: Path) -> None:
     one, equal, other = (make_images(folder, "shuffle: true", AUGMENTED, 10, "TRAIN", seed=s) for s in (1, 1, 2))
     assert same(one, equal, 3)
@@ -282,14 +260,6 @@ def test_the_root_folder_is_put_before_the_paths_as_it_is(tmp_path: Path) -> Non
     assert labels(make_images(tmp_path, 'root_folder: "sub/pre"', batch=1), 1) == [7]
     (tmp_path / "list.txt").write_text(f"{tmp_path}/sub/pre1.png 8\n")
     assert labels(make_images(tmp_path / "sub", batch=1, source="../list.txt"), 1) == [8]
-
-
-def test_a_list_is_split_at_the_last_space(tmp_path: Path) -> None:
-    (tmp_path / "list").write_bytes(b"a b.png -3\r\n\n  \nc.png  12 \nd\xff.png +2147483647")
-    found = read_list(tmp_path / "list", "list")
-    assert found.paths == ("a b.png", "c.png", "d\udcff.png")
-    assert found.labels.tolist() == [-3, 12, 2147483647]
-    assert found.lines.tolist() == [1, 4, 5]
 
 
 def fails(feed_or_root: ImageFeed | Path, *expected: str, **options) -> None:

@@ -146,6 +146,13 @@ def test_a_window_file_is_read(tmp_path: Path) -> None:
     assert found.background.tolist() == [(0, 8, 0, 3, 4, 5, 6), (0, 9, 0, 1, 2, 3, 4), (2, 23, 0, 0, 0, 10, 9)]
 
 
+def test_a_file_of_many_images(tmp_path: Path) -> None:
+    text = "".join(f"# {i}\n{i}.png\n3\n4\n5\n1\n1 1 0 0 4 3\n" for i in range(20_000))
+    found = read_windows(put(tmp_path, text), "w.txt", 0.5, 0.5)
+    assert found.foreground["image"].tolist() == list(range(20_000))
+    assert found.images[-1].path == "19999.png"
+
+
 @pytest.mark.parametrize(
     ("least", "below", "foreground", "background"),
     [
