@@ -277,7 +277,7 @@ def fails(feed_or_root: ImageFeed | Path, *expected: str, **options) -> None:
     ("options", "expected"),
     [
         ({"source": ""}, ["image_data_param.source is missing"]),
-        ({"source": r"no\000ne"}, [r"no\x00ne: cannot be read ("]),
+        ({"source": r"no\000ne"}, [r"'no\x00ne' holds a NUL character"]),
         ({"source": "none.txt"}, ["none.txt", "cannot be read (No such file or directory)"]),
         ({"source": "."}, ["cannot be read (Is a directory)"]),
         ({"batch": 0}, ["batch_size is 0"]),

@@ -304,7 +304,7 @@ def fails(folder: Path, *expected: str, **options) -> None:
     [
         ({"tops": 'top: "data"'}, ["has 1 tops; expected data and label"]),
         ({"source": ""}, ["window_data_param.source is missing"]),
-        ({"source": r"no\000ne"}, [r"no\x00ne: cannot be read ("]),
+        ({"source": r"no\000ne"}, [r"'no\x00ne' holds a NUL character"]),
         ({"source": "none.txt"}, ["none.txt: cannot be read (No such file"]),
         ({"batch": 0}, ["batch_size is missing or 0"]),
         ({"transform": ""}, ["crop_size is missing or 0"]),
