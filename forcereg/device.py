@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 
-from forcereg.errors import UsageError
+from forcereg.errors import ForceregError, UsageError
 from forcereg.schema import SolverParameter
 
 
 def choose_device(asked: str | None, param: Any, warn: Callable[[str], None]) -> torch.device:
     """The device of a run: `asked` ("auto", "cpu", "cuda", "cuda:N") wins, else the solver_mode that is
     written (`param`: SolverParameter or None), else CUDA if present. CUDA asked for in vain: `warn`, then CPU.
-    Raises UsageError for a device that isn't one.
+    Raises UsageError for a device that isn't one, ForceregError for such a device_id.
     """
     name = asked
     if name is None and param is not None and param.HasField("solver_mode"):
         gpu = param.solver_mode == SolverParameter.SolverMode.Value("GPU")
+        if gpu and param.device_id < 0:
+            raise ForceregError(f"the solver's device_id is {param.device_id}; expected >= 0, GPUs are counted from 0")
         name = f"cuda:{param.device_id}" if gpu else "cpu"
     if name is None or name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

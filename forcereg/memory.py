@@ -6,6 +6,7 @@ certain is compared with what there is before it is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,10 +47,12 @@ def check_room(needed: Iterable[tuple[LayerSpec, int]], what: str) -> None:
     total = sum(size for _, size in layers)
     if total > free:
         spec, most = max(layers, key=lambda layer: layer[1])
-        raise spec.fail(
-            f"needs {most / 2**30:.1f} GiB of the {total / 2**30:.1f} GiB for {what}, but only {free / 2**30:.1f} GiB "
-            "of memory are free; use smaller sizes"
-        )
+        share = f"{_gib(most)} of the {_gib(total)}" if most < total else _gib(total)
+        raise spec.fail(f"needs {share} for {what}, but only {_gib(free)} of memory are free; use smaller sizes")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -60,5 +63,6 @@ def is_shortage(error: BaseException) -> bool:
 
 def shortage(error: BaseException) -> ForceregError:
     """Such an exception as an error for the user."""
-    found = (str(error).splitlines() or [""])[0]
-    return ForceregError(f"not enough memory ({found or 'out of memory'}); use a smaller batch or smaller layers")
+    tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+|Unable to allocate [\d.]+ \w+", str(error))
+    found = f" ({tried[0].lower()})" if tried else ""
+    return ForceregError(f"not enough memory{found}; use a smaller batch or smaller layers")

@@ -17,13 +17,12 @@ from forcereg.data.memory_data import memory_feed
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
-from forcereg.layers.loss import ClassScores
-from forcereg.layers.neuron import ReLU
 from forcereg.memory import check_room, is_shortage
+from forcereg.plan import limit_labels, plan_steps
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile
 from forcereg.sharing import Owners
-from forcereg.spec import LayerSpec, NetSpec, build_spec, is_loss, net_state
+from forcereg.spec import LayerSpec, NetSpec, build_spec, net_state
 
 Shape = tuple[int, ...]
 
@@ -38,16 +37,6 @@ class Learnable:
     lr_mult: float
     decay_mult: float
     force_mult: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer in execution order. `cut` are the bottoms through which no gradient flows."""
-
-    spec: LayerSpec
-    key: str
-    cut: tuple[int, ...]
-    dead: tuple[str, ...]
 
 
 class Net(nn.Module):
@@ -87,14 +76,15 @@ class Net(nn.Module):
                 self._add_layer(layer_spec, given)
         self._fill(generator)
         self._owners.check_finished(self.module)
-        self._steps = self._plan()
+        runs = [(layer_spec, key) for layer_spec, key in self._built if layer_spec.type != "Input"]
+        self._steps = plan_steps(spec, [(layer_spec, key, getattr(self.layers, key)) for layer_spec, key in runs])
         self._losses = tuple(
             (top, weight)
             for layer_spec in spec.layers
             for top, weight in zip(layer_spec.tops, layer_spec.loss_weights, strict=True)
             if weight
         )
-        self._limit_labels()
+        limit_labels(self.built, self.feeds)
         self.train(spec.phase == TRAIN)
 
     # -- building
@@ -151,47 +141,6 @@ class Net(nn.Module):
         while hasattr(self.layers, key):
             key += "_"
         return key
-
-    def _plan(self) -> tuple[Step, ...]:
-        last_use: dict[str, str] = {}
-        producer: dict[str, Layer] = {}
-        steps = []
-        built = [(spec, key) for spec, key in self._built if spec.type != "Input"]
-        for spec, key in built:
-            last_use.update(dict.fromkeys(spec.bottoms, key))
-        keep = {top for spec, _ in built for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
-        keep.update(self.spec.outputs)
-        for spec, key in built:
-            module = getattr(self.layers, key)
-            previous = producer.get(spec.bottoms[0]) if spec.bottoms else None
-            if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
-                module.overwrite = previous.overwritable and spec.tops[0] not in self._explicit_losses()
-            producer.update(dict.fromkeys(spec.tops, module))
-            blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
-            dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
-            cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
-            steps.append(Step(spec, key, tuple(sorted(cut)), tuple(dead)))
-        return tuple(steps)
-
-    def _explicit_losses(self) -> set[str]:
-        return {
-            top for spec in self.spec.layers for top, weight in zip(spec.tops, spec.loss_weights, strict=True) if weight
-        }
-
-    def _limit_labels(self) -> None:
-        origin = {top: (name, top) for name, feed in self.feeds.items() for top in feed.tops}
-        for spec in self.spec.layers:
-            if spec.type == "Split" and spec.bottoms[0] in origin:
-                origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
-        readers = [s for s in self.spec.layers if s.name in self._keys and len(s.bottoms) > 1]
-        limited: set[tuple[str, str]] = set()
-        for spec in sorted(readers, key=lambda s: not is_loss(s.type)):
-            module = self.module(spec.name)
-            source = origin.get(spec.bottoms[1])
-            if isinstance(module, ClassScores) and source is not None and source not in limited:
-                name, top = source
-                self.feeds[name].limit_labels(module.classes, module.ignore_label, spec.where, top)
-                limited.add(source)
 
     def _spec_of(self, name: str) -> LayerSpec:
         return next(spec for spec in self.spec.layers if spec.name == name)

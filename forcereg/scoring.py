@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
+from forcereg.memory import check_room
 from forcereg.net import Net
 
 
@@ -42,6 +44,14 @@ def read_outputs(blobs: Mapping[str, Tensor], weights: Mapping[str, float]) -> l
     return [
         Output(name, next(values), weights.get(name, 0.0)) for name, blob in blobs.items() for _ in range(blob.numel())
     ]
+
+
+def check_blobs(net: Net, device: torch.device) -> None:
+    """Raises ForceregError if memory can't hold the largest blob of a net that its own data feeds, before it runs."""
+    fed = {top for feed in net.feeds.values() for top in feed.tops}
+    if device.type == "cpu" and fed.issuperset(net.inputs):
+        sizes = [(spec, 4 * prod(net.shapes[top])) for spec in net.spec.layers for top in spec.tops]
+        check_room([max(sizes, key=lambda layer: layer[1])] if sizes else [], "its top")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ a layer, reads data or imports torch.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,10 @@ class LayerSpec:
     def fail(self, text: str) -> ForceregError:
         """The error to raise about this layer: its file, line and name, then `text`."""
         return ForceregError(f"{self.where}: {text}")
+
+    def warn(self, text: str) -> None:
+        """Warns the user about this layer: its file, line and name, then `text`."""
+        warnings.warn(f"{self.where}: {text}", stacklevel=3)
 
     def check_size(self, what: str, shape: Sequence[int]) -> None:
         """Raises ForceregError if a blob of `shape` exceeds Caffe's limits; to be called before it is allocated."""

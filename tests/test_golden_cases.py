@@ -81,3 +81,8 @@ def test_a_missing_golden_folder_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("FORCEREG_GOLDEN", str(tmp_path / "nowhere"))
     with pytest.raises(pytest.UsageError, match="no such folder"):
         golden_cases("solver")
+
+
+@pytest.mark.parametrize("case", golden_cases("data"))
+def test_every_recorded_data_case_is_of_a_tested_kind(case: Case) -> None:
+    assert case.id.split("_")[0] in ("lmdb", "hdf5", "image", "memory", "dummy", "hdf5output")

@@ -29,6 +29,7 @@ ORDER = (
     "layers",
     "data",
     "sharing",
+    "plan",
     "net",
     "snapshot",
     "load",

@@ -13,6 +13,7 @@ from forcereg import snapshot
 from forcereg.check.nets import batch_size, check_data, check_net, net_facts
 from forcereg.check.report import Options, Report
 from forcereg.device import choose_device
+from forcereg.memory import free_memory
 from forcereg.net import Net
 from forcereg.paths import resolve
 from forcereg.schema import SolverParameter
@@ -99,8 +100,8 @@ def _check_memory(train: Net, p: Any, report: Report) -> None:
     report.facts["memory"] = (
         f"about {size(needed)}: {size(weights)} for weights and the solver, {size(needed - weights)} for blobs"
     )
-    free = _free_memory()
-    if p.solver_mode == SolverParameter.SolverMode.Value("CPU") and free and needed > free:
+    free = free_memory()
+    if p.solver_mode == SolverParameter.SolverMode.Value("CPU") and needed > free:
         report.warn(f"training needs about {size(needed)} of memory, {size(free)} are free; use a smaller batch_size")
 
 
@@ -129,12 +130,3 @@ def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Repor
             f"{file.name}: {count:,} snapshots need {size(needed)}, {prefix.parent} has {size(free)} free; "
             "make room, raise snapshot, or train with --keep N"
         )
-
-
-def _free_memory() -> int:
-    """Bytes that a process may still take, 0 if the system doesn't tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from forcereg.commands.options import code_options, given_shapes, net_options, stage_list
+from forcereg.commands.options import code_options, net_options, shape_net_asked, stage_list
 from forcereg.errors import ForceregError, UsageError
 
 GRAPHICS = ("svg", "png", "pdf")
@@ -40,7 +40,11 @@ def command(
     if kind not in (*GRAPHICS, "dot", "txt"):
         raise UsageError(f"OUT is '{out}'; expected a name that ends in .svg, .png, .pdf, .dot or .txt")
     spec = net_spec(net_file(net), phase, level, stage_list(stage))
-    shapes = known_shapes(net, phase, level, stage, input_shape, allow_python_layers)
+    try:
+        shapes = shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers).shapes
+    except ForceregError as error:
+        click.echo(f"forcereg: warning: drawn without shapes: {error}", err=True)
+        shapes = {}
     nodes = graph(spec.layers, shapes)
     title = f"{spec.name or 'net'} ({phase.upper()})"
     if kind in GRAPHICS and shutil.which("dot") is None:
@@ -51,27 +55,6 @@ def command(
     else:
         write_text(out, f"{title}\n{text_tree(nodes)}" if kind == "txt" else dot(nodes, title))
     click.echo(f"wrote {out}")
-
-
-def known_shapes(
-    net: str, phase: str, level: int, stage: str, input_shape: tuple[str, ...], allow_python_layers: bool
-) -> dict[str, tuple[int, ...]]:
-    """Blob shapes, or none, with a warning, if they can't be known (absent data, say)."""
-    from forcereg.load import shape_net
-
-    try:
-        built = shape_net(
-            net,
-            phase,
-            level,
-            stage_list(stage),
-            input_shapes=given_shapes(input_shape),
-            allow_python_layers=allow_python_layers,
-        )
-    except ForceregError as error:
-        click.echo(f"forcereg: warning: drawn without shapes: {error}", err=True)
-        return {}
-    return built.shapes
 
 
 def picture(graph: str, kind: str) -> bytes:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forcereg.errors import ForceregError, UsageError
+
+if TYPE_CHECKING:
+    from forcereg.net import Net
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,3 +99,11 @@ def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         if not name or min(shapes[name]) < 0:
             raise UsageError(f"--input-shape is '{text}'; expected BLOB=N,C,H,W as in data=10,3,227,227")
     return shapes
+
+
+def shape_net_asked(net: str, phase: str, level: int, stage: str, shapes: tuple[str, ...], allow: bool) -> Net:
+    """The net that `net_options` and `code_options` describe, on the meta device. Raises ForceregError."""
+    from forcereg.load import shape_net
+
+    given = given_shapes(shapes)
+    return shape_net(net, phase, level, stage_list(stage), input_shapes=given, allow_python_layers=allow)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forcereg.commands.options import code_options, given_shapes, net_options, stage_list
+from forcereg.commands.options import code_options, net_options, shape_net_asked
 
 if TYPE_CHECKING:
     from forcereg.summary import Summary
@@ -23,18 +23,9 @@ def command(
     net: str, phase: str, level: int, stage: str, input_shape: tuple[str, ...], allow_python_layers: bool, as_json: bool
 ) -> None:
     """Print a net's layers: output shapes, parameters, multiply-accumulates (MACs), memory of the outputs."""
-    from forcereg.load import shape_net
     from forcereg.summary import summarize
 
-    built = shape_net(
-        net,
-        phase,
-        level,
-        stage_list(stage),
-        input_shapes=given_shapes(input_shape),
-        allow_python_layers=allow_python_layers,
-    )
-    summary = summarize(built)
+    summary = summarize(shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers))
     click.echo(json.dumps(summary.report())) if as_json else show(summary)
 
 

@@ -37,7 +37,7 @@ def command(
     """Score a net: each batch's outputs on standard error, then the mean of each output on standard output."""
     from forcereg.device import choose_device
     from forcereg.load import load_net
-    from forcereg.scoring import read_outputs, score
+    from forcereg.scoring import check_blobs, read_outputs, score
     from forcereg.solver.log import GlogWriter, describe
 
     batches, means = GlogWriter(), GlogWriter(sys.stdout)
@@ -58,6 +58,7 @@ def command(
         for output in read_outputs(outputs, {}):
             batches.line(f"Batch {index}, {output.name} = {output.value:g}", file="test.py")
 
+    check_blobs(net, target)
     result = score(net, iterations, after=show)
     means.line(f"Loss: {result.loss:g}", file="test.py")
     for output in result.outputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ from forcereg.data.feed import Feed, FeedContext, LabelRange
 from forcereg.data.leveldb_records import LevelDbRecords
 from forcereg.data.records import LmdbRecords, Records
 from forcereg.data.stream import Stream
-from forcereg.data.transform import Transform, read_transform
+from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
 from forcereg.registry import source
@@ -28,10 +27,12 @@ from forcereg.registry import source
 if TYPE_CHECKING:
     from forcereg.spec import LayerSpec
 
-_log = logging.getLogger(__name__)
 
-
-@source("Data", "data_param transform_param")
+@source(
+    "Data",
+    "data_param.source,batch_size,backend,prefetch,rand_skip transform_param",
+    limits="rand_skip has no effect, as in Caffe; LevelDB needs the extra forcereg[leveldb]",
+)
 def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
     """The feed of a Data layer: tops data (batch, C, H, W) and, if asked for, label (batch,).
 
@@ -47,13 +48,14 @@ def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
         raise spec.fail("data_param.source is missing; expected the path of an LMDB or LevelDB")
     if transform_param.force_color and transform_param.force_gray:
         raise spec.fail("has force_color and force_gray; give one")
+    warn_of_old_fields(spec, "data_param")
     color: Color = "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
     try:
         path = resolve(ctx.root, param.source)
         key, value = next(open_records(path, param.source).read())
         layout = Layout.of(param.source, key, value, color)
         if color != "native" and not layout.encoded:
-            _log.warning("%s: force_color and force_gray have no effect on raw records", spec.where)
+            spec.warn("force_color and force_gray have no effect on raw records")
         transform = read_transform(transform_param, spec.phase, layout.shape, ctx.root, ctx.device)
     except ForceregError as error:
         raise spec.fail(str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from forcereg.data.feed import FeedContext, LabelRange, seeded
 from forcereg.data.images import load_image, resize, unreadable
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
-from forcereg.data.transform import Transform, crop_view, read_transform
+from forcereg.data.transform import Transform, crop_view, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
 from forcereg.registry import source
@@ -29,15 +28,17 @@ from forcereg.schema.scan import shown
 if TYPE_CHECKING:
     from forcereg.spec import LayerSpec
 
-_log = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
 _SKIP, _SHUFFLE, _TRANSFORM = range(3)  # what a generator is for
-_OLD_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
 _LABEL = re.compile(r"[+-]?[0-9]{1,10}")
 
 
-@source("ImageData", "image_data_param transform_param data_param")
+@source(
+    "ImageData",
+    "image_data_param.source,batch_size,rand_skip,shuffle,new_height,new_width,is_color,root_folder "
+    "transform_param data_param.prefetch",
+)
 def image_feed(spec: LayerSpec, ctx: FeedContext) -> ImageFeed:
     """The feed of an ImageData layer: tops data (batch, C, H, W), B, G, R or grey, and label (batch,).
 
@@ -69,11 +70,9 @@ def image_feed(spec: LayerSpec, ctx: FeedContext) -> ImageFeed:
 
 
 def _warn(spec: LayerSpec) -> None:
-    for name in _OLD_FIELDS:
-        if spec.message.image_data_param.HasField(name):
-            _log.warning("%s: image_data_param.%s has no effect; write it in transform_param", spec.where, name)
+    warn_of_old_fields(spec, "image_data_param")
     if spec.message.transform_param.force_color or spec.message.transform_param.force_gray:
-        _log.warning("%s: force_color and force_gray have no effect here; use is_color", spec.where)
+        spec.warn("force_color and force_gray have no effect here; use is_color")
 
 
 @dataclass(frozen=True)

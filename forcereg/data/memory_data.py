@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,6 @@ from forcereg.data.feed import Feed, FeedContext, LabelRange
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.registry import source
 from forcereg.spec import LayerSpec
-
-_log = logging.getLogger(__name__)
 
 
 @source("MemoryData", "memory_data_param", limits="arrays by set_input_arrays; no transform_param on them, as in Caffe")
@@ -34,7 +31,7 @@ class MemoryFeed(Feed):
             if getattr(param, field) == 0:
                 raise spec.fail(f"memory_data_param.{field} is missing or 0; expected at least 1")
         if spec.message.HasField("transform_param"):
-            _log.warning("%s: transform_param has no effect on MemoryData's arrays (nor in Caffe)", spec.where)
+            spec.warn("transform_param has no effect on MemoryData's arrays (nor in Caffe)")
         self.spec, self.tops, self.device = spec, spec.tops, ctx.device
         self.batch = int(param.batch_size)
         self.item = (int(param.channels), int(param.height), int(param.width))

@@ -20,6 +20,7 @@ from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
 from forcereg.schema import TRAIN
+from forcereg.spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ def gather_crops(images: Tensor, places: Tensor, rows: int, columns: int) -> Ten
     position = (row[:, :, None] * width + column[:, None, :]).view(count, 1, rows * columns)
     flat = images.reshape(count, channels, height * width)
     return flat.gather(2, position.expand(-1, channels, -1)).view(count, channels, rows, columns)
+
+
+def warn_of_old_fields(spec: LayerSpec, param: str) -> None:
+    """Warns of fields of the layer's own message that Caffe reads from transform_param only."""
+    for name in ("scale", "mean_file", "crop_size", "mirror"):
+        if getattr(spec.message, param).HasField(name):
+            spec.warn(f"{param}.{name} has no effect; write it in transform_param")
 
 
 def read_transform(param: Any, phase: int, image: tuple[int, ...], root: Path, device: torch.device) -> Transform:

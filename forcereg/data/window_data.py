@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @source(
     "WindowData",
-    "window_data_param transform_param data_param",
+    "window_data_param transform_param data_param.prefetch",
     limits="cache_images has no effect: decoded images are kept as far as the memory budget goes",
 )
 def window_feed(spec: LayerSpec, ctx: FeedContext) -> WindowFeed:

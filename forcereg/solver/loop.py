@@ -22,7 +22,7 @@ from forcereg.net import Net
 from forcereg.paths import find_learned_net, resolve
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import to_text
-from forcereg.scoring import Score, read_outputs, score
+from forcereg.scoring import Score, check_blobs, read_outputs, score
 from forcereg.solver import policy
 from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.events import Event, Observer
@@ -219,6 +219,9 @@ class Solver:
                 self.emit(
                     "note", text="snapshot_format is BINARYPROTO: snapshots are written as HDF5 (.h5) all the same"
                 )
+        if inputs is None:
+            for net in self._nets.values():
+                check_blobs(net, self.device)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
@@ -280,7 +283,15 @@ class Solver:
         if display:
             self.emit("rate", iteration=self.iter, rate=rate)
         measure = self._measure if self.measure_force and self._due_for_test() else None
-        self.updater.apply(self.iter, rate, loss, measure)
+        try:
+            self.updater.apply(self.iter, rate, loss, measure)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise ForceregError(
+                f"{self.file.name}: at iteration {self.iter} the learning rate {rate:g}, its product with lr_mult, or "
+                "weight_decay * decay_mult is larger than a float32; use smaller values"
+            ) from error
 
     def _accumulate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and backward of all sub-batches: the mean loss, the last sub-batch's outputs, gradients summed."""

@@ -75,6 +75,8 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
     for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
         if getattr(p, field) < least:
             yield ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
+    if min(p.test_iter, default=0) < 0:
+        yield ForceregError(f"{name}: test_iter is {min(p.test_iter)}; expected >= 0")
 
 
 def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:

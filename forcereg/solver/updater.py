@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
+from forcereg.memory import check_room
 from forcereg.net import Net
 from forcereg.registry import solver_type
 from forcereg.solver import update
@@ -39,6 +40,11 @@ class Updater:
         self._forced = [position for position, factor in enumerate(forces) if factor]
         self._rule = solver_type.get(p.type, name)()
         self.weights: list[Tensor] = [every[i].blob for i in live]
+        if device.type == "cpu":
+            copies = 2 + self._rule.slots
+            layers = {spec.name: spec for spec in net.spec.layers}
+            needed = [(layers[every[i].layer], copies * every[i].blob.nbytes) for i in live]
+            check_room(needed, "gradients, updates and history")
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
         self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
         self._field = ForceField(self.weights, forces, p.force_type, p.force_decay_type, p.force_direction)

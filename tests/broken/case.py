@@ -40,7 +40,8 @@ class Case:
     """One broken input.
 
     Every one of `commands` (keys of COMMANDS) must fail with one line that holds `expected` (parts in this order);
-    `kind` is the layer type that is broken. `files` are more files by name, beside net.prototxt and solver.prototxt.
+    `kind` is the layer type that is broken, `code` the exit code (0: nothing is wrong), `growth` the MiB of memory that
+    a command may take. `files` are more files by name, beside net.prototxt and solver.prototxt.
     """
 
     id: str
@@ -49,6 +50,8 @@ class Case:
     commands: tuple[str, ...] = ANY
     kind: str = ""
     solver: Content = SOLVER
+    code: int = 1
+    growth: int = 300
     files: Mapping[str, Content] = field(default_factory=dict)
 
     def found_in(self, line: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.broken.case import ANY, NET, Case, input_layer
+from tests.broken.case import NET, Case, input_layer
 
 X, N = input_layer("x", (2, 6)), "net.prototxt"
 HUGE = 4294967295

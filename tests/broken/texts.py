@@ -33,11 +33,10 @@ def _binary(**fields: object) -> bytes:
     return NetParameter(name="n", layer=[LayerParameter(name="l" * 9, **fields)]).SerializeToString()
 
 
-def _long(name: str, place: str) -> Case:
+def _long(place: str, expected: str) -> Case:
     """A net with ten million characters where a name should be."""
-    values = dict.fromkeys(("layer", "kind", "bottom"), "x") | {"kind": "ReLU", place: "a" * MEGABYTES}
-    text = 'layer {{ name: "{layer}" type: "{kind}" bottom: "{bottom}" top: "y" }}'.format(**values)
-    return Case(f"long-{name}", text, "aaa...", ("summary", "train"))
+    text = NET + 'layer { name: "NAME" type: "TYPE" bottom: "BOTTOM" bottom: "y" top: "TOP" }'
+    return Case(f"long-{place}", lambda: text.replace(place, "a" * MEGABYTES).encode(), expected, ("summary", "train"))
 
 
 def _layer(text: str) -> str:
@@ -75,31 +74,32 @@ FILES = [
     Case("binary-without-type", _binary, "layer 'lllllllll': type is missing"),
     Case("binary-of-unknown-type", lambda: _binary(type="ReLv"), "unknown layer type 'ReLv'; did you mean \"ReLU\"?"),
     Case("a-solver-as-net", 'base_lr: 0.1\nlr_policy: "fixed"', "is this a solver file?", ("summary", "test", "train")),
-    _long("layer-name", "layer"),
-    _long("type", "kind"),
-    _long("bottom", "bottom"),
+    _long("NAME", "net.prototxt:4: layer 'aaaaaaaaaaaaaaaaa"),
+    _long("BOTTOM", "net.prototxt:4: layer 'NAME': unknown bottom blob 'aaaaaaaaaaaaaaaaa"),
+    Case("long-type", lambda: NET.replace("InnerProduct", "a" * MEGABYTES).encode(), "unknown layer type 'aaaaaaaaaaa"),
+    Case("long-top", lambda: NET.replace('"x"', f'"{"a" * MEGABYTES}"').replace("dim: 3", "dim: -3").encode(), "aaaaaaa"),
 ]
 
 SYNTAX = [
-    _bad("unknown-field", "poolin_param {}", "55: 'poolin_param' is no field of LayerParameter; did you mean"),
-    _bad("misplaced-field", "kernel_size: 3", "55: 'kernel_size' is no field of LayerParameter; it belongs in"),
-    _bad("unknown-enum", "pooling_param { pool: MOX }", "77: 'MOX' is no value of PoolMethod; did you mean \"MAX\"?"),
-    _bad("enum-in-quotes", 'pooling_param { pool: "MAX" }', '77: found "MAX", expected MAX, without quotes'),
-    _bad("enum-by-unknown-number", "pooling_param { pool: 99 }", "77: '99' is no value of PoolMethod"),
-    _bad("enum-by-huge-number", "pooling_param { pool: 9999999999 }", "77: "),
-    _bad("number-in-quotes", 'pooling_param { kernel_size: "3" }', "84: found '\"3\"', expected an integer"),
-    _bad("number-with-fraction", "pooling_param { kernel_size: 3.5 }", "84: found '3.5', expected an integer"),
-    _bad("negative-uint32", "pooling_param { kernel_size: -1 }", "84: found '-1', expected"),
-    _bad("over-uint32", "pooling_param { kernel_size: 4294967296 }", "84: found '4294967296', expected a number in"),
-    _bad("over-int32", "concat_param { axis: 2147483648 }", "76: found '2147483648', expected a number in"),
-    _bad("word-for-number", "loss_weight: one", "68: found 'one', expected a number for 'loss_weight'"),
-    _bad("word-for-bool", "propagate_down: maybe", "71: found 'maybe', expected true or false"),
-    _bad("name-without-quotes", "top: pool", "60: found 'pool', expected a string in quotes for 'top'"),
-    _bad("string-over-a-line", 'top: "po\nol"', "60: "),
-    _bad("set-twice", 'name: "m"', "55: 'name' is set twice in one LayerParameter; remove one"),
-    _bad("no-value", "phase:", "62: found '}'"),
-    _bad("message-for-number", "loss_weight { a: 1 }", "67: "),
-    _bad("number-for-message", "pooling_param: 3", "70: "),
+    _bad("unknown-field", "poolin_param {}", "56: 'poolin_param' is no field of LayerParameter; did you mean"),
+    _bad("misplaced-field", "kernel_size: 3", "56: 'kernel_size' is no field of LayerParameter; it belongs in"),
+    _bad("unknown-enum", "pooling_param { pool: MOX }", "78: 'MOX' is no value of PoolMethod; did you mean \"MAX\"?"),
+    _bad("enum-in-quotes", 'pooling_param { pool: "MAX" }', '78: found "MAX", expected MAX, without quotes'),
+    _bad("enum-by-unknown-number", "pooling_param { pool: 99 }", "78: '99' is no value of PoolMethod"),
+    _bad("enum-by-huge-number", "pooling_param { pool: 9999999999 }", "78: "),
+    _bad("number-in-quotes", 'pooling_param { kernel_size: "3" }', "85: found '\"3\"', expected an integer"),
+    _bad("number-with-fraction", "pooling_param { kernel_size: 3.5 }", "85: found '3.5', expected an integer"),
+    _bad("negative-uint32", "pooling_param { kernel_size: -1 }", "85: found '-1', expected"),
+    _bad("over-uint32", "pooling_param { kernel_size: 4294967296 }", "85: found '4294967296', expected a number in"),
+    _bad("over-int32", "concat_param { axis: 2147483648 }", "77: found '2147483648', expected a number in"),
+    _bad("word-for-number", "loss_weight: one", "69: found 'one', expected a number for 'loss_weight'"),
+    _bad("word-for-bool", "propagate_down: maybe", "72: found 'maybe', expected true or false"),
+    _bad("name-without-quotes", "top: pool", "61: found 'pool', expected a string in quotes for 'top'"),
+    _bad("string-over-a-line", 'top: "po\nol"', "61: "),
+    _bad("set-twice", 'name: "m"', "62: 'name' is set twice in one LayerParameter; remove one"),
+    _bad("no-value", "phase:", "63: '}' is no value of Phase"),
+    _bad("message-for-number", "loss_weight { a: 1 }", "68: "),
+    _bad("number-for-message", "pooling_param: 3", "71: "),
     Case("unclosed", f"{NET}layer {{ name: 'l'\n", "the block opened in line 4 is never closed; add a }", ("summary",)),
     Case("closed-twice", f"{NET}}}\n", "net.prototxt:4:1: found '}'", ("summary", "train")),
     Case("no-colon", 'layer { name "x" }', "net.prototxt:1:14: ", ("summary",)),

@@ -359,6 +359,14 @@ def test_an_lmdb_that_was_replaced_is_read_afresh(db: Path) -> None:
     assert feed.next()[1].tolist() == [2, 3]
 
 
-def test_force_color_on_raw_records_is_said(db: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert make_feed(db, "force_color: true").shapes[0] == (3, 1, 4, 5)
-    assert "no effect on raw records" in caplog.text
+def test_force_color_on_raw_records_is_said(db: Path) -> None:
+    with pytest.warns(UserWarning, match="no effect on raw records"):
+        assert make_feed(db, "force_color: true").shapes[0] == (3, 1, 4, 5)
+
+
+@pytest.mark.parametrize("field", ["scale: 2", "mirror: true", "crop_size: 2", 'mean_file: "m"'])
+def test_fields_that_moved_to_transform_param_are_pointed_out(field: str, db: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=f"data_param.{field.split(':')[0]} has no effect; write it in transform_param"
+    ):
+        assert make_feed(db, data=field).shapes[0] == (3, 1, 4, 5)

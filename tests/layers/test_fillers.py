@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import forcereg.registry as registry
 from forcereg.load import load_net
 from forcereg.schema.text import parse_net
 from tests.golden_cases import Case, golden_cases
 from tests.layers.nets import layer_error, layer_net
-
-
-def built_here(case: Case) -> bool:
-    return all(layer.type in registry.layer for layer in parse_net(case.attrs["prototxt"]).message.layer)
 
 
 def draws(case: Case, count: int) -> np.ndarray:
@@ -23,7 +18,7 @@ def draws(case: Case, count: int) -> np.ndarray:
     return np.stack([net.params[name][int(index)].detach().numpy() for net in nets])
 
 
-@pytest.mark.parametrize("case", golden_cases("fillers", built_here))
+@pytest.mark.parametrize("case", golden_cases("fillers"))
 def test_recorded_filler(case: Case) -> None:
     attrs = case.attrs
     values = draws(case, 1 if attrs["exact"] else int(attrs["draws"]))

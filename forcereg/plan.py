@@ -1,0 +1,62 @@
+"""In which order a net's layers run, where gradients stop, when blobs are done with; and which labels are valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from forcereg.data.feed import Feed
+from forcereg.layers import Layer
+from forcereg.layers.loss import ClassScores
+from forcereg.layers.neuron import ReLU
+from forcereg.spec import LayerSpec, NetSpec, is_loss
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer in execution order; `key` is its module's name in the net.
+
+    `cut` are the positions of bottoms through which no gradient flows, `dead` the blobs nobody reads from here on.
+    """
+
+    spec: LayerSpec
+    key: str
+    cut: tuple[int, ...]
+    dead: tuple[str, ...]
+
+
+def plan_steps(net: NetSpec, built: Sequence[tuple[LayerSpec, str, Layer]]) -> tuple[Step, ...]:
+    """The steps of a net's layers (spec, key, module); an in-place ReLU learns whether it may overwrite."""
+    last_use: dict[str, str] = {}
+    producer: dict[str, Layer] = {}
+    steps = []
+    for spec, key, _ in built:
+        last_use.update(dict.fromkeys(spec.bottoms, key))
+    losses = {top for spec in net.layers for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
+    keep = losses.union(net.outputs)
+    for spec, key, module in built:
+        previous = producer.get(spec.bottoms[0]) if spec.bottoms else None
+        if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
+            module.overwrite = previous.overwritable and spec.tops[0] not in losses
+        producer.update(dict.fromkeys(spec.tops, module))
+        blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
+        cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
+        dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
+        steps.append(Step(spec, key, tuple(sorted(cut)), tuple(dead)))
+    return tuple(steps)
+
+
+def limit_labels(built: Sequence[tuple[LayerSpec, Layer | None]], feeds: Mapping[str, Feed]) -> None:
+    """Tells every data layer whose top is read as labels which ones its reader takes, a loss before all others."""
+    origin = {top: (name, top) for name, feed in feeds.items() for top in feed.tops}
+    for spec, _ in built:
+        if spec.type == "Split" and spec.bottoms[0] in origin:
+            origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
+    readers = [(spec, module) for spec, module in built if isinstance(module, ClassScores)]
+    limited: set[tuple[str, str]] = set()
+    for spec, module in sorted(readers, key=lambda reader: not is_loss(reader[0].type)):
+        source = origin.get(spec.bottoms[1])
+        if source is not None and source not in limited:
+            name, top = source
+            feeds[name].limit_labels(module.classes, module.ignore_label, spec.where, top)
+            limited.add(source)

@@ -1,0 +1,23 @@
+"""Write the table of layer types into README.md, as `forcereg layers --markdown` prints it.
+
+python scripts/readme_table.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from forcereg.support import markdown, supported
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BETWEEN = re.compile(r"(?<=<!-- forcereg layers --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    README.write_text(BETWEEN.sub(lambda _: markdown(supported()), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
