@@ -58,10 +58,16 @@ def solver_file(solver: Any) -> SolverFile:
     return read_solver(solver)
 
 
+def _check_type(p: Any, name: str) -> None:
+    problem = solver_type.get(p.type, name)().problem(p)
+    if problem:
+        raise ForceregError(f"{name}: {problem}")
+
+
 def problems(p: Any, name: str) -> Iterator[ForceregError]:
     """What is wrong with a solver's own settings; `name` is its file."""
     checks: list[Callable[[], Any]] = [
-        lambda: solver_type.get(p.type, name),
+        lambda: _check_type(p, name),
         lambda: check_force(p.force_type, p.force_decay_type, p.force_direction, name),
     ]
     if p.weight_decay:
@@ -75,6 +81,9 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
     for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
         if getattr(p, field) < least:
             yield ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
+    for field in ("net", "train_net", "test_net", "snapshot_prefix", "weights"):
+        if "\0" in "".join(getattr(p, field)):
+            yield ForceregError(f"{name}: {field} holds a NUL character, which no path has; correct it")
     if min(p.test_iter, default=0) < 0:
         yield ForceregError(f"{name}: test_iter is {min(p.test_iter)}; expected >= 0")
 

@@ -30,7 +30,11 @@ class Updater:
     def __init__(self, net: Net, p: Any, device: torch.device, name: str) -> None:
         self.p = p
         every = net.learnable
+        self._rule = solver_type.get(p.type, name)()
         live = [i for i, one in enumerate(every) if one.lr_mult and one.blob.requires_grad]
+        if self._rule.adaptive and p.weight_decay:
+            live += [i for i, one in enumerate(every) if not one.lr_mult and one.decay_mult]
+            live.sort()
         self._blobs = [one.blob for one in every]
         self._owners = [(one.layer, one.index) for one in every]
         self._live = live
@@ -38,7 +42,6 @@ class Updater:
         self._decays = [p.weight_decay * every[i].decay_mult for i in live]
         forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
         self._forced = [position for position, factor in enumerate(forces) if factor]
-        self._rule = solver_type.get(p.type, name)()
         self.weights: list[Tensor] = [every[i].blob for i in live]
         if device.type == "cpu":
             copies = 2 + self._rule.slots
@@ -77,6 +80,7 @@ class Updater:
         `measure` is shown the forced weights' gradients before and after the force.
         """
         p, weights = self.p, self.weights
+        rate *= self._rule.scale(p, iteration)
         if self._on_host:
             if self._host_bad < 0 and not math.isfinite(loss.item()):
                 self._host_bad = iteration
