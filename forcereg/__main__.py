@@ -20,6 +20,7 @@ COMMANDS = {
     "summary": "Print a net's layers: shapes, parameters, MACs, memory.",
     "draw": "Draw a net as svg, png or text.",
     "layers": "List the layer types that run, with their parameters.",
+    "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }
 """Name -> help line; the command itself is `command` in forcereg.commands.<name>."""

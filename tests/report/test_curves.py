@@ -1,0 +1,102 @@
+"""Curves from logs: Caffe's own lines of both trees, ours, and JSON events."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from forcereg.errors import ForceregError
+from forcereg.report.curves import Run, read_run
+
+CAFFE = """\
+WARNING: Logging before InitGoogleLogging() is written to STDERR
+I0612 10:11:12.123456  4711 caffe.cpp:204] Using CPU.
+I0612 10:11:12.223456  4711 solver.cpp:294] Solving LeNet
+I0612 10:11:12.323456  4711 solver.cpp:351] Iteration 0, Testing net (#0)
+I0612 10:11:13.323456  4711 solver.cpp:418]     Test net output #0: accuracy = 0.0989
+I0612 10:11:13.323456  4711 solver.cpp:418]     Test net output #1: loss = 2.31 (* 1 = 2.31 loss)
+I0612 10:11:13.323457  4711 solver.cpp:351] Iteration 0, Testing net (#1)
+I0612 10:11:13.323458  4711 solver.cpp:400] Test loss: 2.5
+I0612 10:11:13.323459  4711 solver.cpp:418]     Test net output #0: accuracy = 1e-05
+I0612 10:11:13.423456  4711 solver.cpp:239] Iteration 0 (0 iter/s, 0.1s/100 iters), loss = 2.40197
+I0612 10:11:13.423456  4711 solver.cpp:258]     Train net output #0: loss = 2.40197 (* 1 = 2.40197 loss)
+I0612 10:11:13.423456  4711 sgd_solver.cpp:112] Iteration 0, lr = 0.01
+I0612 10:11:14.423456  4711 solver.cpp:239] Iteration 100, loss = nan
+I0612 10:11:14.423456  4711 sgd_solver.cpp:112] Iteration 100, lr = 0.00992565
+"""
+
+
+def written(folder: Path, text: str, name: str = "run.log") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_caffes_log(tmp_path: Path) -> None:
+    run = read_run(written(tmp_path, CAFFE))
+    assert run.name == "run"
+    found = {name: list(zip(curve.iterations, curve.values, strict=True)) for name, curve in run.curves.items()}
+    assert math.isnan(found["train loss"].pop()[1])
+    assert found == {
+        "test accuracy": [(0, 0.0989)],
+        "test loss": [(0, 2.31)],
+        "test #1 total loss": [(0, 2.5)],
+        "test #1 accuracy": [(0, 1e-05)],
+        "train loss": [(0, 2.40197)],
+        "train output loss": [(0, 2.40197)],
+        "lr": [(0, 0.01), (100, 0.00992565)],
+    }
+
+
+def test_an_8_digit_date(tmp_path: Path) -> None:
+    """Recent glog prints one, which breaks Caffe's own parser."""
+    run = read_run(written(tmp_path, CAFFE.replace("I0612", "I20260612")))
+    assert run.curves["lr"].iterations == [0, 100]
+
+
+def test_a_run_that_was_resumed_replaces_what_it_did_again() -> None:
+    run = Run("r")
+    for iteration, value in [(0, 1.0), (100, 2.0), (200, 3.0), (100, 4.0), (200, 5.0)]:
+        run.add("lr", iteration, value)
+    assert (run.curves["lr"].iterations, run.curves["lr"].values) == ([0, 100, 200], [1.0, 4.0, 5.0])
+
+
+def test_json_events(tmp_path: Path) -> None:
+    events = [
+        {"event": "start", "net": "LeNet"},
+        {"event": "train", "iteration": 0, "loss": 2.5, "outputs": [{"name": "loss", "value": 2.5}]},
+        {"event": "rate", "iteration": 0, "rate": 0.1},
+        {"event": "test", "iteration": 0, "net": 1, "outputs": [{"name": "accuracy", "value": 0.5}]},
+        {"event": "force", "iteration": 0, "layers": [{"layer": "conv1", "rank": 12, "cosine": 0.25}]},
+    ]
+    text = "\n".join(map(json.dumps, events)) + '\n{"event": "tra'
+    run = read_run(written(tmp_path, text, "run.json"))
+    assert {name: curve.values for name, curve in run.curves.items()} == {
+        "train loss": [2.5],
+        "train output loss": [2.5],
+        "lr": [0.1],
+        "test #1 accuracy": [0.5],
+        "conv1 rank": [12],
+        "conv1 cosine": [0.25],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no line like 'Iteration 100, loss = 0.5'"),
+        ("nothing of the kind", "holds no line like"),
+        ('{"event": "rate", "iteration": 1, "rate": 1}\n{{\n{}', ":2: is no JSON object"),
+    ],
+)
+def test_other_files(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ForceregError, match=says):
+        read_run(written(tmp_path, text))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ForceregError, match=r"none.log: cannot be read \(No such file or directory\)"):
+        read_run(tmp_path / "none.log")
