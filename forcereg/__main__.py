@@ -21,6 +21,7 @@ COMMANDS = {
     "draw": "Draw a net as svg, png or text.",
     "layers": "List the layer types that run, with their parameters.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
+    "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }
 """Name -> help line; the command itself is `command` in forcereg.commands.<name>."""

@@ -23,6 +23,7 @@ ORDER = (
     "paths",
     "shipped",
     "files",
+    "starter",
     "device",
     "spec",
     "memory",
