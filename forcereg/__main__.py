@@ -14,12 +14,15 @@ from forcereg.errors import ForceregError, printable
 COMMANDS = {
     "train": "Train a net from a solver prototxt.",
     "test": "Score a net: the mean of each output.",
+    "time": "Measure each layer's forward and backward pass.",
+    "device_query": "Tell what GPUs there are.",
     "decompose": "Replace convolutions by low-rank pairs.",
     "data": "Make LMDBs (mnist, digits, cifar10, images) and mean images.",
     "check": "Look for everything that would go wrong, without running.",
     "summary": "Print a net's layers: shapes, parameters, MACs, memory.",
     "draw": "Draw a net as svg, png or text.",
     "layers": "List the layer types that run, with their parameters.",
+    "sweep": "Train a grid of settings, cut and fine-tune each, and compare.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
@@ -41,7 +44,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from forcereg.errors import did_you_mean
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             hint = did_you_mean(args[0], COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
             raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -110,7 +113,11 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo("forcereg: " + printable(" ".join(message.split("\n"))), err=True)
+    from forcereg.solver.launch import said_by
+
+    message = printable(" ".join(message.split("\n")))
+    if (line := said_by(message)) is not None:
+        click.echo("forcereg: " + line, err=True)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
+from forcereg.errors import ForceregError
 from forcereg.spec import LayerSpec, is_loss
 
 COLORS = {
@@ -17,11 +18,15 @@ DATA, LOSS, OTHER = "#d0ece7", "#f8cfcf", "#f2f2f2"
 
 @dataclass(eq=False)
 class Node:
-    """One layer. `sources` and `uses` are the nodes before and behind it, in net order; `sizes` its tops' shapes."""
+    """One layer. `sources` and `uses` are the nodes before and behind it, in net order; `sizes` its tops' shapes.
+
+    `shares`: "weights of" earlier layers whose parameters it shares by name, or empty.
+    """
 
     name: str
     type: str
     sizes: tuple[str, ...]
+    shares: str = ""
     sources: list[Node] = field(default_factory=list)
     uses: list[Node] = field(default_factory=list)
 
@@ -29,13 +34,16 @@ class Node:
 def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> list[Node]:
     """The layers as a graph without Splits; `shapes` may lack blobs."""
     writer: dict[str, Node] = {}
+    owner: dict[str, str] = {}
     nodes = []
     for spec in layers:
         if spec.type == "Split":
             writer.update(dict.fromkeys(spec.tops, writer[spec.bottoms[0]]))
             continue
         sizes = tuple("x".join(map(str, shapes[top])) or "scalar" for top in spec.tops if top in shapes)
-        node = Node(spec.name, spec.type, sizes)
+        names = [owner.setdefault(param.name, spec.name) for param in spec.message.param if param.name]
+        owners = ", ".join(dict.fromkeys(name for name in names if name != spec.name))
+        node = Node(spec.name, spec.type, sizes, f"weights of {owners}" if owners else "")
         for bottom in spec.bottoms:
             source = writer[bottom]
             if source not in node.sources:
@@ -47,15 +55,22 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
 
 
 def text_tree(nodes: Sequence[Node]) -> str:
-    """One line a layer: a chain straight down, branches indented, a layer that joins them behind the last one."""
+    """One line a layer: a chain straight down, branches indented, a layer that joins them behind the last one.
+
+    Raises ForceregError for branches within branches, hundreds deep.
+    """
     walk = _Walk({node: len(node.sources) for node in nodes})
-    lines = list(walk.run([node for node in nodes if not node.sources], "", "", None))
+    try:
+        lines = list(walk.run([node for node in nodes if not node.sources], "", "", None))
+    except RecursionError:
+        raise ForceregError("the net branches too deep for a text tree; draw it as .dot, .svg or .png") from None
     width = max((len(indent + node.name) for indent, node in lines), default=0)
     kinds = max((len(node.type) for node in nodes), default=0)
     text = ""
     for indent, node in lines:
         joined = f"  <- {', '.join(source.name for source in node.sources)}" if len(node.sources) > 1 else ""
-        line = f"{indent + node.name:<{width}}  {node.type:<{kinds}}  {', '.join(node.sizes)}{joined}"
+        shared = f"  {node.shares}" if node.shares else ""
+        line = f"{indent + node.name:<{width}}  {node.type:<{kinds}}  {', '.join(node.sizes)}{joined}{shared}"
         text += line.rstrip() + "\n"
     return text
 
@@ -108,7 +123,7 @@ def dot(nodes: Sequence[Node], title: str) -> str:
         '  edge [color="#666666" arrowsize=0.6]',
     ]
     for node in nodes:
-        label = "\\n".join(_escaped(part) for part in (node.name, node.type, *node.sizes))
+        label = "\\n".join(_escaped(part) for part in filter(None, (node.name, node.type, *node.sizes, node.shares)))
         lines.append(f'  {number[node]} [label="{label}" fillcolor="{_color(node)}"]')
     lines += [f"  {number[node]} -> {number[use]}" for node in nodes for use in node.uses]
     return "\n".join([*lines, "}", ""])

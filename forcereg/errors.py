@@ -19,9 +19,11 @@ class ForceregError(Exception):
     exit_code = 1
 
     def __init__(self, text: str = "") -> None:
-        if len(text) > LONGEST:
-            text = f"{text[: LONGEST - 300]} ... {text[-290:]}"
-        super().__init__(printable(text))
+        super().__init__(_cut(printable(_cut(text))))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from forcereg import snapshot
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.device import prepare
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, did_you_mean
 from forcereg.net import Net
 from forcereg.paths import find_root
 from forcereg.schema import NetParameter, NetState
@@ -37,7 +37,7 @@ def load_net(
 ) -> Net:
     """A net as a torch module.
 
-    `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel.h5 or several, later ones
+    `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel, also as .h5, or several, later ones
     override; without them the fillers' values (drawn from `seed`). `input_shapes` gives data layers' top
     shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `budget`: bytes of
     a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
@@ -53,6 +53,7 @@ def load_net(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget, workers=workers)
     net = Net(spec, context, input_shapes, generator, allow_python_layers).place(device)
+    _check_given(net, input_shapes)
     if weights is None:
         return net
     for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
@@ -75,7 +76,16 @@ def shape_net(
     """
     spec = net_spec(net_file(model), phase, level, stages)
     with torch.device("meta"):
-        return Net(spec, None, input_shapes, allow_python_layers=allow_python_layers)
+        net = Net(spec, None, input_shapes, allow_python_layers=allow_python_layers)
+    _check_given(net, input_shapes)
+    return net
+
+
+def _check_given(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> None:
+    for name in input_shapes or ():
+        if name not in net.inputs:
+            hint = did_you_mean(name, net.inputs) or f"; inputs are {', '.join(net.inputs) or 'none'}"
+            raise ForceregError(f"{net.spec.filename}: a shape is given for '{name}', which is no input here{hint}")
 
 
 def net_file(model: str | os.PathLike[str] | Any) -> NetFile:

@@ -7,6 +7,7 @@ certain is compared with what there is before it is written.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,12 +44,16 @@ def _table(path: Path) -> dict[str, int]:
 
 def check_room(needed: Iterable[tuple[LayerSpec, int]], what: str) -> None:
     """Raises ForceregError, about the layer that needs most, if all these bytes can't be had; `what` says for what."""
-    layers, free = list(needed), free_memory()
-    total = sum(size for _, size in layers)
-    if total > free:
-        spec, most = max(layers, key=lambda layer: layer[1])
-        share = f"{_gib(most)} of the {_gib(total)}" if most < total else _gib(total)
-        raise spec.fail(f"needs {share} for {what}, but only {_gib(free)} of memory are free; use smaller sizes")
+    layers, sizes, free = dict[str, LayerSpec](), Counter[str](), free_memory()
+    for spec, size in needed:
+        layers[spec.name] = spec
+        sizes[spec.name] += size
+    if sizes.total() > free:
+        ((name, most),) = sizes.most_common(1)
+        share = f"{_gib(most)} of the {_gib(sizes.total())}" if len(sizes) > 1 else _gib(most)
+        raise layers[name].fail(
+            f"needs {share} for {what}, but only {_gib(free)} of memory are free; use smaller sizes"
+        )
 
 
 def _gib(size: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from forcereg.sharing import Owners
 from forcereg.spec import LayerSpec, NetSpec, build_spec, net_state
 
 Shape = tuple[int, ...]
+Around = Callable[[LayerSpec, Layer, list[Tensor]], Any]
+"""Runs a layer on its bottoms, in place of the plain `module(*bottoms)`, and returns its tops."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Net(nn.Module):
     `train()` and `eval()` switch Dropout and BatchNorm as in torch; the phase sets the initial mode.
     `input_shapes` gives shapes of data layers' tops, whose sources are then not opened.
     `allow_python_layers`: run code that the net file names (Python layers).
+    While `around` is set every layer runs through it: to watch, to measure, to compute in another precision.
     """
 
     def __init__(
@@ -64,7 +68,10 @@ class Net(nn.Module):
         self.shapes: dict[str, Shape] = {}
         self.feeds: dict[str, Feed] = {}
         self.inputs: tuple[str, ...] = ()
+        self.around: Around | None = None
+        self._named = {layer_spec.name: layer_spec for layer_spec in reversed(spec.layers)}
         self._keys: dict[str, str] = {}
+        self._taken = Counter[str]()
         self._built: list[tuple[LayerSpec, str]] = []
         self._owners = Owners()
         given = input_shapes or {}
@@ -75,7 +82,7 @@ class Net(nn.Module):
             else:
                 self._add_layer(layer_spec, given)
         self._fill(generator)
-        self._owners.check_finished(self.module)
+        self._owners.check_finished(self.module, freeze=not spec.force_backward)
         runs = [(layer_spec, key) for layer_spec, key in self._built if layer_spec.type != "Input"]
         self._steps = plan_steps(spec, [(layer_spec, key, getattr(self.layers, key)) for layer_spec, key in runs])
         self._losses = tuple(
@@ -111,10 +118,6 @@ class Net(nn.Module):
     def _add_layer(self, spec: LayerSpec, given: Mapping[str, Any]) -> None:
         bottoms = [self.shapes[bottom] for bottom in spec.bottoms]
         module = make_layer(spec, bottoms, self._allow_python_layers)
-        if spec.name in self._keys and (module.blobs or self.module(spec.name).blobs):
-            raise spec.fail(
-                f"the name is taken by {self._spec_of(spec.name).where}; layers with weights need their own"
-            )
         key = self._key(spec.name)
         self.layers.add_module(key, module)
         self._keys.setdefault(spec.name, key)
@@ -128,7 +131,7 @@ class Net(nn.Module):
     def _fill(self, generator: Generator | None) -> None:
         """Draws the initial values of every owned blob, once all shapes are known to be right and to fit in memory."""
         owned = {id(blob): (spec, blob) for spec, module in self.built if module is not None for blob in module.blobs}
-        check_room(((spec, 0 if blob.is_meta else blob.nbytes) for spec, blob in owned.values()), "the net's weights")
+        check_room(((spec, blob.nbytes) for spec, blob in owned.values() if not blob.is_meta), "the net's weights")
         for spec, key in self._built:
             module: Layer = getattr(self.layers, key)
             borrowed = {index for index in range(len(module.blobs)) if f"{spec.name}/{index}" in self._owners.borrowed}
@@ -137,13 +140,14 @@ class Net(nn.Module):
 
     def _key(self, name: str) -> str:
         """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
-        key = name.replace(".", "_") or "_"
+        key = stem = name.replace(".", "_") or "_"
         while hasattr(self.layers, key):
-            key += "_"
+            self._taken[stem] += 1
+            key = f"{stem}_{self._taken[stem]}"
         return key
 
     def _spec_of(self, name: str) -> LayerSpec:
-        return next(spec for spec in self.spec.layers if spec.name == name)
+        return self._named[name]
 
     # -- parameters
 
@@ -161,8 +165,12 @@ class Net(nn.Module):
 
     @property
     def params(self) -> dict[str, tuple[Tensor, ...]]:
-        """Layer name -> blobs in Caffe's order, for every layer in net order (empty without blobs)."""
-        return {spec.name: self.module(spec.name).blobs if spec.name in self._keys else () for spec in self.spec.layers}
+        """Layer name -> blobs in Caffe's order, for every layer in net order (empty without blobs).
+
+        A blob borrowed in another shape (share_mode PERMISSIVE) shows in the borrower's.
+        """
+        names = [spec.name for spec in self.spec.layers]
+        return {name: self.module(name).shaped_blobs if name in self._keys else () for name in names}
 
     @property
     def shared(self) -> dict[str, str]:
@@ -194,7 +202,7 @@ class Net(nn.Module):
             found, expected = [list(b.shape) for b in blobs], [list(b.shape) for b in mine[name]]
             if found != expected:
                 raise self._spec_of(name).fail(f"has blobs {expected}, the training net's are {found}")
-            for index, blob in enumerate(blobs):
+            for index, blob in enumerate(other.module(name).blobs):
                 self.module(name).share_blob(index, blob)
         return ignored
 
@@ -280,8 +288,9 @@ class Net(nn.Module):
             bottoms = [env[name] for name in spec.bottoms]
             for index in step.cut:
                 bottoms[index] = bottoms[index].detach()
+            module = getattr(self.layers, step.key)
             try:
-                tops = getattr(self.layers, step.key)(*bottoms)
+                tops = module(*bottoms) if self.around is None else self.around(spec, module, bottoms)
             except (RuntimeError, IndexError, MemoryError) as error:
                 raise self._explain(error, spec, bottoms) from error
             if len(spec.tops) == 1:

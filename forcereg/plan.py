@@ -39,7 +39,7 @@ def plan_steps(net: NetSpec, built: Sequence[tuple[LayerSpec, str, Layer]]) -> t
         if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
             module.overwrite = previous.overwritable and spec.tops[0] not in losses
         producer.update(dict.fromkeys(spec.tops, module))
-        blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not flag}
+        blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not (flag or net.force_backward)}
         cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
         dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
         steps.append(Step(spec, key, tuple(sorted(cut)), tuple(dead)))

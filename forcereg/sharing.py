@@ -52,9 +52,12 @@ class Owners:
     def add(self, spec: LayerSpec, module: Layer) -> None:
         """Enters a new layer's blobs: an owner keeps its blob, a borrower gets its owner's."""
         params, blobs = spec.message.param, module.blobs
+        earlier = self._modules.get(spec.name)
+        if earlier is not None and (blobs or earlier.blobs):
+            raise spec.fail(f"the name is taken by {earlier.spec.where}; layers with weights need their own")
+        self._modules[spec.name] = module
         if len(params) > len(blobs):
             raise spec.fail(f"has {len(params)} param entries for {len(blobs)} blobs; remove the surplus")
-        self._modules[spec.name] = module
         for index, blob in enumerate(blobs):
             param = params[index] if index < len(params) else ParamSpec()
             explicit = {field: getattr(param, field) for field in FIELDS if param.HasField(field)}
@@ -69,11 +72,11 @@ class Owners:
             else:
                 self._borrow(spec, index, param, explicit, owner)
 
-    def check_finished(self, module: Callable[[str], Layer]) -> None:
-        """Freezes what nobody may learn (lr_mult 0), now that every sharer has spoken."""
+    def check_finished(self, module: Callable[[str], Layer], freeze: bool) -> None:
+        """Every sharer has spoken: what nobody may learn (lr_mult 0) gets no gradient from here on, if `freeze`."""
         for (name, index), multipliers in self.multipliers.items():
             blob = module(name).blobs[index]
-            if isinstance(blob, nn.Parameter) and multipliers.lr_mult == 0:
+            if freeze and isinstance(blob, nn.Parameter) and multipliers.lr_mult == 0:
                 blob.requires_grad_(False)
         self._modules = {}
 

@@ -80,6 +80,7 @@ class NetSpec:
 
     `text` is the file's full text (all phases); relative paths in the net are taken from `root`.
     `outputs` are the blobs that no layer consumes, sorted by name as Caffe lists them.
+    `force_backward`: the gradient reaches every bottom but labels, and frozen blobs too, whatever the layers say.
     `warnings` are deviations from what Caffe would do, one line each.
     """
 
@@ -90,6 +91,8 @@ class NetSpec:
     text: str
     filename: str
     root: Path
+    force_backward: bool = False
+    debug_info: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -131,10 +134,8 @@ def rule_matches(rule: Any, state: Any) -> bool:
     )
 
 
-def included(message: Any, state: Any, where: str) -> bool:
-    """Whether a layer's include/exclude rules keep it; both kinds at once is an error."""
-    if message.include and message.exclude:
-        raise ForceregError(f"{where}: has include and exclude rules; use one kind")
+def included(message: Any, state: Any) -> bool:
+    """Whether a layer's include rules keep it, or its exclude rules if it has no others."""
     if message.include:
         return any(rule_matches(rule, state) for rule in message.include)
     return not any(rule_matches(rule, state) for rule in message.exclude)
@@ -157,6 +158,8 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
         text=file.text,
         filename=file.name,
         root=root,
+        force_backward=file.message.force_backward,
+        debug_info=file.message.debug_info,
         warnings=tuple(warnings),
     )
 
@@ -167,15 +170,23 @@ def _raise(error: ForceregError) -> None:
 
 def kept_layers(file: NetFile, state: Any, root: Path, report: Callable[[ForceregError], None]) -> list[LayerSpec]:
     """The layers of `file` that `state` keeps, without Splits; `report` gets what is wrong with single ones."""
-    layers = []
+    layers: list[LayerSpec] = []
+    hidden = Counter[str]()
     folder = Path.cwd() if file.name.startswith("<") else Path(os.path.abspath(file.name)).parent
     for index, message in enumerate(file.message.layer):
         where = file.where(index)
-        try:
-            if included(message, state, where):
-                layers.append(_layer_spec(message, where, state.phase, root, folder))
-        except ForceregError as error:
-            report(error)
+        if message.include and message.exclude:
+            report(ForceregError(f"{where}: has include and exclude rules; use one kind"))
+        if not included(message, state):
+            continue
+        spec = _layer_spec(message, where, state.phase, root, folder)
+        for problem in _count_problems(spec):
+            report(problem)
+        if not message.top and spec.tops:
+            (name,) = spec.tops
+            hidden[name] += 1
+            spec = replace(spec, tops=(f"{name}{hidden[name]}",)) if hidden[name] > 1 else spec
+        layers.append(spec)
     if not layers:
         phase = "TRAIN" if state.phase == TRAIN else "TEST"
         report(ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules"))
@@ -192,19 +203,23 @@ def _layer_spec(message: Any, where: str, phase: int, root: Path, folder: Path) 
     if is_loss(message.type) and not tops:
         tops = (f"({message.name})",)
     weights = tuple(message.loss_weight)
-    if weights and len(weights) != len(tops):
-        raise ForceregError(f"{where}: has {len(weights)} loss_weight entries for {len(tops)} tops; give one per top")
     if not weights:
         first = 1.0 if is_loss(message.type) else 0.0
         weights = tuple(first if i == 0 else 0.0 for i in range(len(tops)))
     bottoms = tuple(message.bottom)
-    if message.propagate_down and len(message.propagate_down) != len(bottoms):
-        raise ForceregError(
-            f"{where}: has {len(message.propagate_down)} propagate_down entries for {len(bottoms)} bottoms; "
-            "give none or one per bottom"
-        )
     own_phase = message.phase if message.HasField("phase") else phase
     return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights, root, folder)
+
+
+def _count_problems(spec: LayerSpec) -> Iterator[ForceregError]:
+    """What is wrong with the number of a layer's entries."""
+    if len(spec.loss_weights) != len(spec.tops):
+        yield spec.fail(f"has {len(spec.loss_weights)} loss_weight entries for {len(spec.tops)} tops; give one per top")
+    flags = len(spec.message.propagate_down)
+    if flags and flags != len(spec.bottoms):
+        yield spec.fail(
+            f"has {flags} propagate_down entries for {len(spec.bottoms)} bottoms; give none or one per bottom"
+        )
 
 
 def blob_problems(layers: Sequence[LayerSpec]) -> Iterator[ForceregError]:
@@ -316,5 +331,5 @@ def _outputs(layers: Sequence[LayerSpec]) -> tuple[str, ...]:
     left: set[str] = set()
     for spec in layers:
         left.difference_update(spec.bottoms)
-        left.update(spec.tops)
-    return tuple(sorted(name for name in left if not name.startswith("(")))
+        left.update(spec.message.top)  # not the top that a loss without one gets
+    return tuple(sorted(left))

@@ -18,6 +18,7 @@ FLOAT = 4
 class Row:
     """One layer. `params` are learned values that the layer owns, `statistics` those it only gathers (BatchNorm).
 
+    `borrowed` are values that it shares by name with the earlier layer that owns them.
     `macs` are for one item of axis 0 of the net's first input, `memory` the bytes of its tops (0 if in place).
     """
 
@@ -26,6 +27,7 @@ class Row:
     tops: dict[str, tuple[int, ...]]
     params: int
     statistics: int
+    borrowed: int
     macs: int
     memory: int
 
@@ -81,7 +83,8 @@ def summarize(net: Net) -> Summary:
         tops = {top: net.shapes[top] for top in spec.tops}
         macs = module.macs // batch if module is not None else 0
         memory = FLOAT * sum(prod(shape) for top, shape in tops.items() if top not in spec.bottoms)
-        rows.append(Row(spec.name, spec.type, tops, learned, fixed, macs, memory))
+        borrowed = sum(blob.numel() for blob in blobs) - learned - fixed
+        rows.append(Row(spec.name, spec.type, tops, learned, fixed, borrowed, macs, memory))
     return Summary(net.spec.name, ("TRAIN", "TEST")[net.spec.phase], batch, rows)
 
 

@@ -61,7 +61,7 @@ def edited(folder: Path, *changes: tuple[str, str]) -> Report:
 def test_a_good_solver(here: Path) -> None:
     report = check_file("solver.prototxt")
     assert report.errors == [] and report.warnings == []
-    assert report.facts["schedule"] == "40 iterations, 4 displays, 2 tests, 2 snapshots"
+    assert report.facts["schedule"] == "40 iterations, 4 displays, 3 tests, 2 snapshots"
     assert report.facts["training data"] == "20 records, 8.0 times over in steps of 4"
     assert report.facts["learning rate"] == "step: 0.1 at first, 0.0001 at last"
     assert report.facts["snapshots"].startswith(f"2 under {here / 'out'}, ")
@@ -106,6 +106,86 @@ def test_every_problem_of_a_net_is_listed(here: Path) -> None:
     assert "base_lr is missing" in others and "stepsize is 0" in others and "make the folder" in others
     assert any("TRAIN net: 2 layers (r, s) lie behind" in text for text in report.warnings)
     assert len(report.errors) == len(set(report.errors)) == 8
+
+
+WRONG = """
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" inner_product_param { num_output: 2 }
+  param {} param {} param {} }
+layer { name: "b" type: "ReLU" bottom: "a" top: "b" propagate_down: true propagate_down: true
+  include { phase: TRAIN } exclude { phase: TEST } }
+layer { name: "b2" type: "ReLU" bottom: "b" top: "b2" include { phase: TRAIN } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "c" inner_product_param { num_output: 2 } }
+layer { name: "e" type: "Eltwise" bottom: "data" bottom: "a" top: "e" }
+"""
+
+
+def test_problems_that_hide_each_other_and_no_others(here: Path) -> None:
+    put_net(here, WRONG)
+    damage = [(b"00000003", b"\xff")]
+    put_lmdb(here / "db", numbered(3) + damage)
+    report = edited(here, ("test_interval: 20", "test_interval: 0"))
+    expected = [
+        "layer 'b': has include and exclude",
+        "layer 'b': has 2 propagate_down entries",
+        "layer 'a': has 3 param entries",
+        "layer 'a': the name is taken",
+        "layer 'e': bottoms [4,",
+        "layer 'd': db: record '00000003': not a Datum",
+        "test nets need test_interval > 0",
+    ]
+    assert [text for text in expected if not any(text in error for error in report.errors)] == []
+    assert len(report.errors) == len(expected)
+    assert not any("--input-shape" in text for text in report.warnings)
+
+
+def test_what_is_wrong_in_both_phases_is_told_once(here: Path) -> None:
+    put_net(here, 'layer { name: "p" type: "Pooling" bottom: "data" top: "p" pooling_param { kernel_size: 9 } }')
+    text = (here / "net.prototxt").read_text()
+    data, rest = text.split("\n", 3)[2], text.split("\n", 3)[3]
+    both = [
+        data.replace('top: "data"', f'top: "data" include {{ phase: {phase} }}').replace(
+            "batch_size: 4", f"batch_size: {n}"
+        )
+        for phase, n in (("TRAIN", 4), ("TEST", 5))
+    ]
+    wrong = 'layer { name: "e" type: "Eltwise" bottom: "data" bottom: "ip" top: "e" }\n'
+    (here / "net.prototxt").write_text("\n".join([*both, rest, wrong]))
+    report = check_file("net.prototxt")
+    assert [error.split(": ")[1] for error in report.errors] == ["layer 'p'", "layer 'e'"]
+
+
+@pytest.mark.parametrize(
+    ("data", "call"),
+    [
+        ('"Input" {} input_param {{ shape {{ dim: 4 dim: 1 dim: 4 dim: 5 }} shape {{ dim: 4 }} }}', "solver.step"),
+        ('"MemoryData" {} memory_data_param {{ batch_size: 4 channels: 1 height: 4 width: 5 }}', "set_input_arrays"),
+    ],
+    ids=["Input", "MemoryData"],
+)
+def test_data_that_a_program_gives_is_no_problem(data: str, call: str, here: Path) -> None:
+    text = (here / "net.prototxt").read_text().split("\n", 3)
+    tops = data.format('top: "data" top: "label"')
+    (here / "net.prototxt").write_text(f'layer {{ name: "d" type: {tops} }}\n{text[3]}')
+    report = check_file("solver.prototxt")
+    assert report.errors == []
+    (warning,) = report.warnings
+    assert "layer 'd': gets its data from a program" in warning and call in warning
+    assert check_file("net.prototxt").warnings == []
+
+
+def test_nothing_to_learn(here: Path) -> None:
+    put_net(here, more="param { lr_mult: 0 } param { lr_mult: 0 }")
+    assert any("no weights that learn" in text for text in check_file("solver.prototxt").warnings)
+    text = (here / "net.prototxt").read_text()
+    (here / "net.prototxt").write_text(text[: text.index('layer { name: "loss"')])
+    assert any("has no loss" in text for text in check_file("solver.prototxt").warnings)
+
+
+def test_a_rate_that_falls_to_nothing(here: Path) -> None:
+    report = edited(here, ("gamma: 0.1\n", ""))
+    assert report.facts["learning rate"] == "step: 0.1 at first, 0 at last"
+    (warning,) = report.warnings
+    assert warning.endswith("solver.prototxt: the learning rate falls to 0 before the end (gamma 0)")
 
 
 def test_what_lies_behind_absent_data_is_judged_by_given_shapes(here: Path) -> None:

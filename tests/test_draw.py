@@ -97,3 +97,14 @@ def test_shipped_nets_can_be_drawn(name: str) -> None:
 def test_names_are_quoted_for_graphviz() -> None:
     text = dot([Node('a"b\\c', "T", ("2x3",))], 'the "net"')
     assert 'label="a\\"b\\\\c\\nT\\n2x3"' in text and '[label="the \\"net\\""' in text
+
+
+def test_shared_weights_are_named() -> None:
+    text = X
+    for name in "ab":
+        text += (
+            f'layer {{ name: "{name}" type: "InnerProduct" bottom: "x" top: "{name}" param {{ name: "w" }} '
+            "inner_product_param { num_output: 4 } }"
+        )
+    assert tree(text) == ["x     Input         2x3", "├─ a  InnerProduct  2x4", "└─ b  InnerProduct  2x4  weights of a"]
+    assert 'label="b\\nInnerProduct\\n2x4\\nweights of a"' in dot(nodes_of(text), "n")

@@ -219,12 +219,33 @@ def test_lr_mult_0_needs_no_gradient() -> None:
     assert weight.grad is not None and bias.grad is None
 
 
+def test_force_backward_overrides_propagate_down_and_lr_mult_0() -> None:
+    """Caffe's rule: all bottoms that a layer doesn't refuse get a gradient, and all blobs."""
+    frozen = "param { lr_mult: 0 } param { lr_mult: 0 }"
+    layers = [ip("ip", "x", "y", 2, f"propagate_down: false {frozen}"), loss_of("y", "label", "propagate_down: false")]
+    text = "\n".join([inputs(x=(2, 3), label=(2,)), *layers])
+    for forced in (False, True):
+        net = load_net(f"force_backward: {str(forced).lower()}\n{text}", phase="TRAIN")
+        x, label = torch.ones(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)
+        total = net.forward_loss({"x": x, "label": label})[0]
+        assert total.requires_grad == forced
+        if forced:
+            total.backward()
+        found = [tensor.grad is not None for tensor in (x, label, *net.params["ip"])]
+        assert found == [forced, False, forced, forced]
+
+
 def test_an_input_gets_its_gradient_through_a_frozen_net() -> None:
     text = "\n".join([inputs(x=(2, 3)), ip("ip", "x", "y", 2, "param { lr_mult: 0 } param { lr_mult: 0 }")])
     x = torch.ones(2, 3, requires_grad=True)
     net = load_net(text)
     net(x=x)["y"].sum().backward()
     torch.testing.assert_close(x.grad, net.params["ip"][0].sum(0).expand(2, 3))
+
+
+def loss_of(scores: str, labels: str, more: str) -> str:
+    blobs = f'bottom: "{scores}" bottom: "{labels}" {more} propagate_down: false'
+    return f'layer {{ name: "loss" type: "SoftmaxWithLoss" {blobs} }}'
 
 
 # -- losses

@@ -153,8 +153,27 @@ def test_permissive_sharing_wants_equal_counts() -> None:
     torch.testing.assert_close(out, z @ owner.reshape(4, 3).t())
     out.sum().backward()
     assert owner.grad.reshape(4, 3).sum(0).tolist() == [4, 4, 0]
+    borrowed = net.params["two"][0]
+    assert torch.equal(borrowed, owner.reshape(4, 3)) and torch.equal(borrowed.grad, owner.grad.reshape(4, 3))
     assert "same shape" in fails(text.replace("share_mode: PERMISSIVE", ""))
     assert "same shape" in fails(shared(first="share_mode: PERMISSIVE", sizes=(3, 2)))
+
+
+def test_weights_of_a_permissive_share_are_read_and_handed_on_in_the_borrowers_shape(tmp_path: Path) -> None:
+    """Caffe's binary files hold a shared blob under every layer that uses it, in that layer's shape."""
+    text = shared(second="share_mode: PERMISSIVE", sizes=(6, 4)).replace("dim: 2 dim: 3", "dim: 2 dim: 2", 1)
+    net, values = load_net(text, seed=0), np.arange(12, dtype=np.float32)
+    bias = {name: blobs[1].detach().numpy() for name, blobs in net.params.items() if blobs}
+    weights = {"one": values.reshape(6, 2), "two": values.reshape(4, 3)}
+    path = tmp_path / "shared.caffemodel.h5"
+    write_model(path, {name: {0: weight, 1: bias[name]} for name, weight in weights.items()})
+    found = load_net(text, path).params
+    assert all(torch.equal(found[name][0], torch.from_numpy(weight)) for name, weight in weights.items())
+    other = load_net(text, seed=1)
+    assert other.share_params(net) == [] and other.params["one"][0] is net.params["one"][0]
+    with torch.no_grad():
+        net.params["one"][0].fill_(2)
+    assert torch.equal(other.params["two"][0], torch.full((4, 3), 2.0))
 
 
 @pytest.mark.parametrize("field", ["lr_mult", "decay_mult", "force_mult"])

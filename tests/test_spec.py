@@ -170,6 +170,16 @@ def test_anonymous_loss_is_no_output() -> None:
     assert spec.layers[-1].loss_weights == (1.0,) and len(spec.layers[-1].tops) == 1
 
 
+def test_anonymous_losses_may_share_a_layer_name() -> None:
+    losses = [layer("l", "EuclideanLoss", "a b", "") for _ in range(3)]
+    spec = spec_of(layer("in", "Input", "", "a b"), *losses)
+    assert spec.outputs == () and len({top for one in spec.layers[-3:] for top in one.tops}) == 3
+
+
+def test_a_blob_in_parentheses_is_an_output() -> None:
+    assert spec_of(layer("in", "Input", "", "a"), layer("l", "ReLU", "a", "(a)")).outputs == ("(a)",)
+
+
 # -- splits
 
 

@@ -49,6 +49,7 @@ def test_a_shared_parameter_counts_once() -> None:
     again = ip("b", "y", "z", 4, "param { name: 'w' } param { name: 'b' }")
     found = summary(inputs(x=(5, 4)) + shared + again)
     assert [row.params for row in found.rows] == [0, 20, 0] and found.macs == 32
+    assert [row.borrowed for row in found.rows] == [0, 0, 20]
 
 
 def test_statistics_are_not_parameters() -> None:

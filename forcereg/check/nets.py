@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +10,14 @@ import torch
 import forcereg.registry as registry
 from forcereg.check.report import Options, Report
 from forcereg.data.feed import Feed, FeedContext
+from forcereg.data.memory_data import MemoryFeed
 from forcereg.layers import make_layer
 from forcereg.load import net_root
 from forcereg.net import Net
 from forcereg.schema import TEST, TRAIN
+from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
+from forcereg.sharing import Owners
 from forcereg.solver.setup import NetChoice
 from forcereg.spec import LayerSpec, blob_problems, build_spec, kept_layers, net_state
 from forcereg.summary import summarize
@@ -36,15 +39,19 @@ def check_both_phases(file: NetFile, options: Options, report: Report) -> None:
 
 def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -> Net | None:
     """The net on the meta device, its data layers open; None if it can't be built, with every reason reported."""
-    before = len(report.errors)
+    before = report.troubles
     layers = kept_layers(choice.file, choice.state, root, report.error)
     for problem in blob_problems(layers):
         report.error(problem)
     context = FeedContext(root=root, device=torch.device("cpu"), seed=0, budget=0)
     with torch.device("meta"):
-        _check_layers(layers, context, options, report)
-        if len(report.errors) > before:
-            return None
+        feeds = _check_layers(layers, context, options, report)
+    if report.troubles > before:
+        _check_feeds(feeds, options, report)
+        return None
+    for feed in feeds.values():
+        feed.close()
+    with torch.device("meta"):
         spec = report.attempt(lambda: build_spec(choice.file, choice.state, root))
         if spec is None:
             return None
@@ -54,50 +61,75 @@ def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -
         return report.attempt(lambda: Net(spec, context, options.input_shapes, allow_python_layers=allow))
 
 
-def _check_layers(layers: Sequence[LayerSpec], context: FeedContext, options: Options, report: Report) -> None:
-    """Builds every layer whose bottoms' shapes are known; what lies behind a broken one can't be judged."""
+def _check_layers(
+    layers: Sequence[LayerSpec], context: FeedContext, options: Options, report: Report
+) -> dict[str, Feed]:
+    """Builds every layer whose bottoms' shapes are known; what lies behind a broken one can't be judged.
+
+    The sources that could be opened, by layer name.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
-    skipped = []
+    feeds: dict[str, Feed] = {}
+    owners = Owners()
+    skipped, absent = [], False
     for spec in layers:
         if spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
             shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
         elif spec.type in registry.source:
-            shapes.update(_source_shapes(spec, context, report))
+            feed = report.attempt(lambda: registry.source.get(spec.type)(spec, context), spec.where)  # noqa: B023
+            if feed is None:
+                absent = True
+                continue
+            feeds[spec.name] = feed
+            shapes.update(zip(spec.tops, feed.shapes, strict=True))
         elif all(bottom in shapes for bottom in spec.bottoms):
             bottoms = [shapes[bottom] for bottom in spec.bottoms]
             allow = options.allow_python_layers
-            module = report.attempt(lambda: make_layer(spec, bottoms, allow))  # noqa: B023  (called at once)
+            module = report.attempt(lambda: make_layer(spec, bottoms, allow), spec.where)  # noqa: B023
             if module is not None:
+                report.attempt(lambda: owners.add(spec, module), spec.where)  # noqa: B023
                 made = dict(zip(spec.tops, module.out_shapes, strict=True))
                 # a name that is written twice has been reported: it stays what it was
                 shapes.update({top: shape for top, shape in made.items() if top in spec.bottoms or top not in shapes})
         else:
-            skipped.append(spec.name)
+            skipped.append(shown(spec.name))
     if skipped:
         named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         phase = ("TRAIN", "TEST")[layers[0].phase]
-        report.warn(
-            f"{phase} net: {len(skipped)} layers ({named}) lie behind the problems below and are not checked; "
-            "--input-shape BLOB=N,C,H,W stands in for data that isn't here"
-        )
-
-
-def _source_shapes(spec: LayerSpec, context: FeedContext, report: Report) -> dict[str, tuple[int, ...]]:
-    feed: Feed | None = report.attempt(lambda: registry.source.get(spec.type)(spec, context))
-    if feed is None:
-        return {}
-    feed.close()
-    return dict(zip(spec.tops, feed.shapes, strict=True))
+        lie = f"1 layer ({named}) lies" if len(skipped) == 1 else f"{len(skipped)} layers ({named}) lie"
+        hint = "; --input-shape BLOB=N,C,H,W stands in for data that isn't here" if absent else ""
+        report.warn(f"{phase} net: {lie} behind the problems below and can't be checked yet{hint}")
+    return feeds
 
 
 def check_data(net: Net, options: Options, report: Report) -> None:
     """Reads the first records of every data layer as training would, labels against the losses included."""
-    for name, feed in net.feeds.items():
+    phase = ("TRAIN", "TEST")[net.spec.phase]
+    for name, count in _check_feeds(net.feeds, options, report).items():
+        report.facts[f"{phase} data '{shown(name)}'"] = f"the first {count:,} records read, all fine"
+
+
+def _check_feeds(feeds: Mapping[str, Feed], options: Options, report: Report) -> dict[str, int]:
+    """How many records of each source were read, those without a problem only; closes them."""
+    read = {}
+    for name, feed in feeds.items():
+        if isinstance(feed, MemoryFeed):
+            continue
         size = batch_size(feed)
         batches = -(-options.records // size)
         if report.attempt(lambda: _read(feed, batches)):  # noqa: B023  (called at once)
-            phase = ("TRAIN", "TEST")[net.spec.phase]
-            report.facts[f"{phase} data '{name}'"] = f"the first {batches * size:,} records read, all fine"
+            read[name] = batches * size
+        feed.close()
+    return read
+
+
+def check_fed(net: Net, report: Report) -> None:
+    """A net that waits for a program's data is fine, but not for `forcereg train`."""
+    calls = {"Input": "solver.step(n, inputs=...)", "MemoryData": "net.set_input_arrays(data, labels)"}
+    for spec in net.spec.layers:
+        if spec.type in calls:
+            given = f"gets its data from a program, by {calls[spec.type]}"
+            report.warn(f"{spec.where}: {given}; `forcereg train` alone has none for it")
 
 
 def batch_size(feed: Feed) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +15,24 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass
 class Report:
-    """What a check found: `errors` that a run would stop at, `warnings`, and `facts` worth knowing, in order."""
+    """What a check found: `errors` that a run would stop at, `warnings`, and `facts` worth knowing, in order.
+
+    `troubles` counts errors that were told already, too.
+    """
 
     name: str
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    troubles: int = 0
+    _told: set[str] = field(default_factory=set)
 
-    def error(self, error: Exception | str) -> None:
-        """Adds a problem, once."""
-        if str(error) not in self.errors:
+    def error(self, error: Exception | str, where: str = "") -> None:
+        """Adds a problem, once: at the place `where`, which it opens with, also if it comes again with other sizes."""
+        self.troubles += 1
+        known = where + re.sub(r"\d+", "0", str(error).removeprefix(where)) if where else str(error)
+        if known not in self._told:
+            self._told.add(known)
             self.errors.append(str(error))
 
     def warn(self, text: str) -> None:
@@ -31,14 +40,14 @@ class Report:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def attempt(self, action: Callable[[], Any]) -> Any:
-        """The action's result; None, and a problem more, if it fails."""
+    def attempt(self, action: Callable[[], Any], where: str = "") -> Any:
+        """The action's result; None, and a problem more (see `error`), if it fails."""
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 result = action()
         except ForceregError as error:
-            self.error(error)
+            self.error(error, where)
             result = None
         for warning in caught:
             self.warn(str(warning.message))

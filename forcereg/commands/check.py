@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from forcereg.commands.options import code_options, given_shapes, stage_list
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 
 
 @click.command(epilog="Example: forcereg check configs/examples/mnist/lenet_force_solver.prototxt")
-@click.argument("file", metavar="SOLVER_OR_NET")
+@click.argument("file", metavar="SOLVER_OR_NET", type=click.Path())
 @click.option("--records", type=click.IntRange(min=0), default=1000, show_default=True,
               help="Records of each data source to read and to check the labels of.")  # fmt: skip
 @click.option("--level", type=int, help="Level of the training net's state.")
@@ -38,7 +38,7 @@ def command(
     for name, text in report.facts.items():
         click.echo(f"{name:<{width}}  {text}")
     for text in report.warnings:
-        click.echo(f"warning: {text}")
+        click.echo(f"warning: {printable(text)}")
     for text in report.errors:
         click.echo(f"problem: {text}")
     if report.errors:

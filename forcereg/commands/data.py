@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,16 @@ _folder = click.Path(file_okay=False, path_type=Path)
 _pixels = click.IntRange(1, 65_500)  # the largest size of a JPEG
 
 
-@click.group()
-def command() -> None:
+@click.group(epilog="Example: forcereg data mnist ~/mnist configs/examples/mnist")
+@click.pass_context
+def command(context: click.Context) -> None:
     """Prepare data sets as LMDBs, with the names and keys that Caffe's converters give, and mean images."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does: nothing half written stays behind
+        context.call_on_close(partial(signal.signal, number, signal.signal(number, _stop)))
+
+
+def _stop(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 @command.command()

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from forcereg.schema.text import NetFile
     from forcereg.snapshot import ModelFile
 
-MODEL_END, STATE_END = ".caffemodel.h5", ".solverstate.h5"
+MODEL_END = ".caffemodel.h5"  # what is written is HDF5, whatever was read
 
 
 @click.command(epilog="Example: forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05")
-@click.option("--snapshot", required=True, metavar="FILE", help="*.caffemodel.h5, or a *.solverstate.h5 of it.")
+@click.option("--snapshot", required=True, metavar="FILE", type=click.Path(),
+              help="A .caffemodel, also as .h5, or its solver state.")  # fmt: skip
 @click.option("--error", type=float, metavar="E", help="Bound on each layer's relative squared error, 0 <= E <= 1.")
 @click.option("--ranks", metavar="A,B,..", help="Or one rank per convolution, in the net file's order.")
-@click.option("--model", metavar="FILE", help="Net prototxt.  [default: the net that the snapshot holds]")
+@click.option("--model", metavar="FILE", type=click.Path(),
+              help="Net prototxt.  [default: the net that the snapshot holds]")  # fmt: skip
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_lowrank beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @code_options
@@ -44,11 +46,13 @@ def command(
     """
     from forcereg.lowrank.cost import net_shapes
     from forcereg.lowrank.decompose import decompose
+    from forcereg.snapshot import modern
 
     criterion = asked_ranks(error, ranks)
     prefix = Path(out) if out else default_prefix(snapshot)
     weights = read_weights(snapshot)
     file, root = asked_net(model, weights)
+    weights = modern(weights, {layer.name: layer.type for layer in file.message.layer})
     shapes = net_shapes(file, weights.attrs.get("forcereg_input_shapes"), root, allow_python_layers)
     result = decompose(file, weights.layers, criterion, shapes)
     if not result.layers:
@@ -80,19 +84,19 @@ def asked_ranks(error: float | None, ranks: str | None) -> Criterion:
 def default_prefix(snapshot: str) -> Path:
     """`<snapshot stem>_lowrank` beside the snapshot."""
     path = Path(snapshot)
-    name = path.name.removesuffix(MODEL_END).removesuffix(STATE_END).removesuffix(".h5")
+    name = path.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".solverstate")
     return path.with_name(f"{name}_lowrank")
 
 
 def read_weights(snapshot: str) -> ModelFile:
     """The model file, also through a solver state's learned_net. Raises ForceregError."""
     from forcereg.paths import find_learned_net, find_root
-    from forcereg.snapshot import read_model, read_state
+    from forcereg.snapshot import ModelFile, read, read_model
 
-    if not snapshot.endswith(STATE_END):
-        return read_model(snapshot)
-    learned_net = read_state(snapshot).learned_net
-    return read_model(find_learned_net(find_root(learned_net, snapshot), learned_net, snapshot))
+    found = read(snapshot)
+    if isinstance(found, ModelFile):
+        return found
+    return read_model(find_learned_net(find_root(found.learned_net, snapshot), found.learned_net, snapshot))
 
 
 def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
@@ -102,7 +106,7 @@ def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
 
     text = weights.attrs.get("forcereg_net")
     if model is None and text is None:
-        raise ForceregError(f"{weights.path}: holds no net (Caffe wrote it?); give it by --model net.prototxt")
+        raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
     file = read_net(model) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
     return file, net_root(file)
 
@@ -140,7 +144,7 @@ def show(result: Decomposition, written: dict[str, str]) -> None:
 
     table = Table(Column("layer", overflow="fold"))
     for heading in ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for layer in result.layers:
         ranks = (str(layer.full_rank), str(layer.rank), f"{layer.error:.4f}")
         table.add_row(escape(layer.name), *ranks, *costs(layer))

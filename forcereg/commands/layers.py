@@ -34,10 +34,11 @@ def command(style: str | None) -> None:
 def show(rows: list[Support]) -> None:
     """Print the table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     table = Table("type", Column("parameters", overflow="fold"), Column("limits", overflow="fold"), show_lines=True)
     for row in rows:
         params = "\n".join(f"{name}: {', '.join(fields)}" for name, fields in row.params.items())
-        table.add_row(row.type, params, row.limits)
+        table.add_row(escape(row.type), params, escape(row.limits))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

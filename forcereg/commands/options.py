@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--gpu N and --device, which win over the solver's solver_mode."""
-    function = click.option("--gpu", metavar="N", help="GPU to run on; the same as --device cuda:N.")(function)
+    """--gpu and --device, which win over the solver's solver_mode."""
+    function = click.option(
+        "--gpu", metavar="N|N,M|all", help="GPUs to run on, counted from 0; one: the same as --device cuda:N."
+    )(function)
     return click.option("--device", metavar="auto|cpu|cuda", help="Where to run; wins over the solver's solver_mode.")(
         function
     )
@@ -57,15 +59,25 @@ def _import(ctx: click.Context, param: click.Parameter, modules: tuple[str, ...]
             raise ForceregError(f"--import {module}: {error}") from error
 
 
-def asked_device(gpu: str | None, device: str | None) -> str | None:
-    """The device that the two options name, None if neither is given. Raises UsageError for both."""
-    if gpu is None:
-        return device
+def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
+    """The devices that the two options name, [None] if neither is given. Raises UsageError for both.
+
+    `--gpu all` where there is none is "cuda", which ends in a warning and the CPU.
+    """
+    if gpu is None or gpu == "":
+        return [device]
     if device is not None:
         raise UsageError("--gpu and --device are both given; use one")
-    if not gpu.isdigit():
-        raise UsageError(f"--gpu is '{gpu}'; expected the number of one GPU, counted from 0")
-    return f"cuda:{gpu}"
+    if gpu == "all":
+        import torch
+
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cuda"]
+    numbers = gpu.split(",")
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise UsageError(f"--gpu is '{gpu}'; expected a GPU's number, counted from 0, several as in 0,1, or all")
+    if len(set(map(int, numbers))) < len(numbers):
+        raise UsageError(f"--gpu is '{gpu}'; each GPU can be named once")
+    return [f"cuda:{int(number)}" for number in numbers]
 
 
 def stage_list(stages: str) -> tuple[str, ...]:
@@ -73,10 +85,10 @@ def stage_list(stages: str) -> tuple[str, ...]:
     return tuple(stage for stage in stages.split(",") if stage)
 
 
-def net_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def net_options(function: Callable[..., Any], phase: str = "TEST") -> Callable[..., Any]:
     """--phase, --level, --stage and --input-shape: which layers of a net to look at, and of what size."""
     options = (
-        click.option("--phase", default="TEST", show_default=True, metavar="TRAIN|TEST", help="Phase to look at."),
+        click.option("--phase", default=phase, show_default=True, metavar="TRAIN|TEST", help="Phase to look at."),
         click.option("--level", type=int, default=0, help="Level of the net's state."),
         click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated."),
         click.option("--input-shape", multiple=True, metavar="BLOB=N,C,H,W",

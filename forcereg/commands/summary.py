@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: forcereg summary configs/models/alexnet/deploy.prototxt")
-@click.argument("net", metavar="NET")
+@click.argument("net", metavar="NET", type=click.Path())
 @net_options
 @code_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
@@ -33,21 +33,26 @@ def show(summary: Summary) -> None:
     """Print the table and the totals."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from forcereg.summary import size
 
     title = f"{summary.name or 'net'}, phase {summary.phase}, batch {summary.batch}"
-    table = Table(Column("layer", overflow="fold"), "type", "output", title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
+    for heading in ("layer", "type", "output"):
+        table.add_column(heading, overflow="fold")
     for heading in ("params", "MACs", "memory"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for row in summary.rows:
         shapes = "\n".join("x".join(map(str, shape)) or "scalar" for shape in row.tops.values())
-        table.add_row(escape(row.name), row.type, shapes, amount(row.params), amount(row.macs), size(row.memory))
+        params = f"{amount(row.params)} ({row.borrowed:,})".strip() if row.borrowed else amount(row.params)
+        table.add_row(escape(row.name), escape(row.type), shapes, params, amount(row.macs), size(row.memory))
     table.add_section()
     table.add_row("total", "", "", amount(summary.params), amount(summary.macs), size(summary.memory))
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
     click.echo(f"{summary.params:,} parameters ({size(4 * summary.params)})" + statistics(summary))
+    if any(row.borrowed for row in summary.rows):
+        click.echo("parameters in brackets are an earlier layer's, shared by name")
     click.echo("MACs are for one item, memory for the outputs of the whole batch")
 
 

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from forcereg.commands.options import asked_device, code_options, data_options, device_options, stage_list
+from forcereg.commands.gflags import CaffeCommand
+from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
 
 
 @click.command(
-    epilog="Example: forcereg test --model net.prototxt --weights net_iter_10000.caffemodel.h5 --iterations 100"
+    cls=CaffeCommand,
+    epilog="Example: forcereg test --model net.prototxt --weights net_iter_10000.caffemodel.h5 --iterations 100",
 )
-@click.option("--model", required=True, metavar="FILE", help="Net prototxt; its TEST phase is run.")
-@click.option("--weights", required=True, metavar="FILE", help=".caffemodel.h5 to score.")
+@click.option("--model", required=True, metavar="FILE", type=click.Path(), help="Net prototxt; its TEST phase is run.")
+@click.option("--weights", required=True, metavar="FILE", type=click.Path(), help="Model to score, a single one.")
 @click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Batches to run.")
 @device_options
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated.")
 @data_options
 @code_options
-def command(
-    model: str,
-    weights: str,
-    iterations: int,
-    gpu: str | None,
-    device: str | None,
-    level: int,
-    stage: str,
-    data_budget: int,
-    workers: int,
-    allow_python_layers: bool,
-) -> None:
+def command(**options: Any) -> None:
     """Score a net: each batch's outputs on standard error, then the mean of each output on standard output."""
     from forcereg.device import choose_device
     from forcereg.load import load_net
     from forcereg.scoring import check_blobs, read_outputs, score
+    from forcereg.solver.debug import Watch
+    from forcereg.solver.events import Event
     from forcereg.solver.log import GlogWriter, describe
 
-    batches, means = GlogWriter(), GlogWriter(sys.stdout)
-    target = choose_device(asked_device(gpu, device), None, lambda text: batches.line(text, "W", "test.py"))
+    given = SimpleNamespace(**options)
+    batches, means = GlogWriter(file="test.py"), GlogWriter(sys.stdout, "test.py")
+    device = choose_device(asked_devices(given.gpu, given.device)[0], None, lambda text: batches.line(text, "W"))
     net = load_net(
-        model,
-        weights,
+        given.model,
+        given.weights,
         "TEST",
-        level,
-        stage_list(stage),
-        device=target,
-        budget=data_budget << 20,
-        workers=workers,
-        allow_python_layers=allow_python_layers,
+        given.level,
+        stage_list(given.stage),
+        device=device,
+        budget=given.data_budget << 20,
+        workers=given.workers,
+        allow_python_layers=given.allow_python_layers,
     )
 
     def show(index: int, outputs: Mapping[str, Any]) -> None:
+        if watch is not None:
+            batches(Event("debug", {"rows": watch.rows(), "norms": None}))
         for output in read_outputs(outputs, {}):
-            batches.line(f"Batch {index}, {output.name} = {output.value:g}", file="test.py")
+            batches.line(f"Batch {index}, {output.name} = {output.value:g}")
 
-    check_blobs(net, target)
-    result = score(net, iterations, after=show)
-    means.line(f"Loss: {result.loss:g}", file="test.py")
+    check_blobs(net, device)
+    with Watch(net) if net.spec.debug_info else contextlib.nullcontext() as watch:
+        result = score(net, given.iterations, after=show)
+    means.line(f"Loss: {result.loss:g}")
     for output in result.outputs:
-        means.line(describe(output), file="test.py")
+        means.line(describe(output))

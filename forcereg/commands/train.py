@@ -3,88 +3,185 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.options import asked_device, code_options, data_options, device_options, stage_list
+from forcereg.commands.gflags import CaffeCommand, arguments
+from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
 from forcereg.errors import UsageError
 
+if TYPE_CHECKING:
+    from forcereg.schema.text import SolverFile
+    from forcereg.solver.distributed import Group
+    from forcereg.solver.events import Observer
+    from forcereg.solver.loop import Solver
 
-@click.command(epilog="Example: forcereg train --solver configs/examples/mnist/lenet_force_solver.prototxt")
-@click.option("--solver", required=True, metavar="FILE", help="Solver prototxt.")
-@click.option("--snapshot", metavar="FILE", help="Continue from this .solverstate.h5.")
-@click.option(
-    "--weights", metavar="A,B", help="Start from these .caffemodel.h5 files (comma separated), by layer name."
+EFFECT = click.Choice(["stop", "snapshot", "none"])
+
+
+@click.command(
+    cls=CaffeCommand,
+    epilog="Example: forcereg train --solver configs/examples/mnist/lenet_force_solver.prototxt --set base_lr=0.001",
 )
+@click.option("--solver", required=True, metavar="FILE", type=click.Path(), help="Solver prototxt.")
+@click.option("--snapshot", metavar="FILE", type=click.Path(), help="Continue from this solver state.")
+@click.option("--resume", type=click.Choice(["auto"]),
+              help="Continue from the newest complete snapshot of the prefix; start fresh if none.")  # fmt: skip
+@click.option("--weights", metavar="A,B", type=click.Path(),
+              help="Start from these models (comma separated), by layer name.")  # fmt: skip
 @device_options
+@click.option("--nproc", type=click.IntRange(min=1), metavar="N",
+              help="Train by N processes here, each on a part of the data, on the CPU or a GPU each.")  # fmt: skip
+@click.option("--global-batch", is_flag=True,
+              help="Divide the net's batch over the processes instead of giving it to each.")  # fmt: skip
 @click.option("--level", type=int, help="Level of the training net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the training net's state, comma separated.")
-@click.option("--log-dir", metavar="DIR", help="Also write TensorBoard curves there.")
+@click.option("--sigint-effect", type=EFFECT, default="stop", show_default=True, help="What SIGINT (Ctrl-C) does.")
+@click.option("--sighup-effect", type=EFFECT, default="snapshot", show_default=True, help="What SIGHUP does.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
+              help="Set a field of the solver, as in base_lr=0.001 or stepvalue=[5000,7000]; repeatable.")  # fmt: skip
+@click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="The same as --set max_iter=N.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same as --set random_seed=N.")
+@click.option("--log-json", metavar="FILE", type=click.Path(),
+              help="Also write every event there, one JSON object a line.")  # fmt: skip
+@click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep only the newest N snapshots.")
 @data_options
+@click.option("--amp", type=click.Choice(["bf16", "fp16"]),
+              help="Train in mixed precision; weights, losses, updates and tests stay float32.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic operations on the GPU too.")
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products on the GPU.")
 @code_options
-def command(
-    solver: str,
-    snapshot: str | None,
-    weights: str | None,
-    gpu: str | None,
-    device: str | None,
-    level: int | None,
-    stage: str,
-    log_dir: str | None,
-    keep: int | None,
-    data_budget: int,
-    workers: int,
-    deterministic: bool,
-    tf32: bool,
-    allow_python_layers: bool,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Train the net of a solver prototxt.
 
-    SIGINT (Ctrl-C) writes a snapshot and stops, SIGHUP writes one and goes on.
+    SIGINT (Ctrl-C) and SIGTERM write a snapshot and stop, SIGHUP writes one and goes on. With several GPUs (or --nproc,
+    or under torchrun) each trains on a part of the data.
     """
-    if snapshot and weights:
-        raise UsageError("--snapshot and --weights are both given; a snapshot brings its own weights, use one")
-    from forcereg.device import prepare
-    from forcereg.schema.text import read_solver
+    given = SimpleNamespace(**options)
+    starts = [name for name in ("snapshot", "resume", "weights") if getattr(given, name)]
+    if "snapshot" in starts and len(starts) > 1:
+        why = "a snapshot brings its own weights" if "weights" in starts else "both say where to go on"
+        raise UsageError(f"--snapshot and --{starts[1]} are both given; {why}, use one")
+    devices = asked_devices(given.gpu, given.device)
+    from forcereg.solver.launch import in_group, launch
+
+    count = given.nproc or len(devices)
+    if count != len(devices) > 1:
+        raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
+    if count > 1 and not in_group():
+        launch(count, ["train", *arguments(ctx)])
+    else:
+        _train(given, devices)
+
+
+def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
+    from forcereg.solver.distributed import join
+    from forcereg.solver.launch import restarted
     from forcereg.solver.log import GlogWriter, ProgressBar, on_terminal
-    from forcereg.solver.loop import Solver
     from forcereg.solver.signals import handled
 
     log = GlogWriter()
-    file = read_solver(solver)
-    if snapshot or weights is not None:
-        del file.message.weights[:]
-    run = Solver(
-        file,
-        device=asked_device(gpu, device),
-        level=level,
-        stages=stage_list(stage),
-        budget=data_budget << 20,
-        workers=workers,
-        keep=keep,
-        observers=[log],
-        allow_python_layers=allow_python_layers,
-    )
-    if deterministic or tf32:
-        prepare(run.device, tf32, deterministic)
-    for path in (weights or "").split(","):
-        if path:
-            run.load_weights(path.strip())
+    given.resume = given.resume or restarted()
+    file = _file(given)
+    group = join(devices, file.message, given.global_batch)
     with contextlib.ExitStack() as stack:
-        if log_dir:
+        stack.enter_context(group.together())
+        solver = _solver(given, file, group, [log, *_json_log(given, group, stack)])
+        if given.log_dir and group.rank == 0:
             from forcereg.solver.tensorboard import TensorBoard
 
-            board = TensorBoard(log_dir)
+            board = TensorBoard(given.log_dir)
             stack.callback(board.close)
-            run.observers.append(board)
-            run.measure_force = True
-        stack.enter_context(handled(run))
-        if snapshot:
-            run.restore(snapshot)
-        if on_terminal():
-            run.observers.append(stack.enter_context(ProgressBar(log)))
-        run.solve()
-    run.emit("done")
+            solver.observers.append(board)
+            solver.measure_force = True
+        stack.enter_context(_told(solver))
+        stack.enter_context(handled(solver, given.sigint_effect, given.sighup_effect))
+        _start(given, solver)
+        if on_terminal() and group.rank == 0:
+            solver.observers.append(stack.enter_context(ProgressBar(log)))
+        solver.solve()
+    if group.rank == 0:
+        log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
+
+
+def _json_log(given: SimpleNamespace, group: Group, stack: contextlib.ExitStack) -> list[Observer]:
+    from forcereg.solver.jsonlog import JsonLog
+
+    if not given.log_json or group.rank:
+        return []
+    log = JsonLog(given.log_json)
+    stack.callback(log.close)
+    return [log]
+
+
+def _file(given: SimpleNamespace) -> SolverFile:
+    """The solver with what the options change in it."""
+    from forcereg.schema.settings import with_settings
+    from forcereg.schema.text import read_solver
+
+    named = {"max_iter": given.max_iter, "random_seed": given.seed}
+    settings = [*given.settings, *(f"{name}={value}" for name, value in named.items() if value is not None)]
+    file = with_settings(read_solver(given.solver), settings)
+    given.own_weights = list(file.message.weights)
+    if given.snapshot or given.resume or given.weights is not None:
+        del file.message.weights[:]
+    return file
+
+
+def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: list[Observer]) -> Solver:
+    from forcereg.device import prepare
+    from forcereg.solver.loop import Solver
+
+    solver = Solver(
+        file,
+        device=group.device,
+        level=given.level,
+        stages=stage_list(given.stage),
+        budget=given.data_budget << 20,
+        workers=given.workers,
+        keep=given.keep,
+        observers=observers,
+        allow_python_layers=given.allow_python_layers,
+        amp=given.amp,
+        group=group,
+    )
+    if given.deterministic or given.tf32:
+        prepare(solver.device, given.tf32, given.deterministic)
+    return solver
+
+
+def _start(given: SimpleNamespace, solver: Solver) -> None:
+    """Loads the snapshot or weights that the options, or with --resume auto the solver, name."""
+    from forcereg.paths import resolve
+    from forcereg.solver.launch import restarted
+    from forcereg.solver.resume import resume_latest
+
+    resumed = bool(given.resume and (solver.param.snapshot_prefix or not restarted()) and resume_latest(solver))
+    if given.snapshot:
+        if not resumed:
+            solver.restore(given.snapshot)
+        return
+    if given.weights is not None:
+        names = [name.strip() for name in given.weights.split(",") if name.strip()]
+        paths: list[Any] = list(names)
+    else:
+        names = [name.strip() for name in ",".join(given.own_weights).split(",") if name.strip()]
+        paths = [resolve(solver.root, name) for name in names] if given.resume else []
+    for path in [] if resumed else paths:
+        solver.load_weights(path)
+    solver.param.weights[:] = names  # what snapshots tell of where they come from
+
+
+@contextlib.contextmanager
+def _told(solver: Solver) -> Iterator[None]:
+    """Tells the observers of the error that ends the block."""
+    try:
+        yield
+    except Exception as error:
+        solver.emit("error", text=str(error))
+        raise

@@ -133,10 +133,10 @@ def check_free(paths: Iterable[Path], force: bool) -> None:
             raise ForceregError(f"{path} is not an LMDB (it holds other files); remove it or choose another folder")
 
 
-def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise ForceregError unless the image called `name` has the `expected` shape."""
+def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], fix: str = "") -> None:
+    """Raise ForceregError, which ends with `fix`, unless the image called `name` has the `expected` shape."""
     if shape != expected:
-        raise ForceregError(f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image")
+        raise ForceregError(f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image{fix}")
 
 
 def in_order(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from forcereg.data.buffers import LARGE, Recycled
 from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, shared_set
-from forcereg.data.feed import Feed, FeedContext, LabelRange
+from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead
 from forcereg.data.leveldb_records import LevelDbRecords
 from forcereg.data.records import LmdbRecords, Records
 from forcereg.data.stream import Stream
@@ -87,13 +87,15 @@ class DatabaseFeed(Feed):
     def __init__(self, spec: LayerSpec, ctx: FeedContext, path: Path, layout: Layout, transform: Transform) -> None:
         param = spec.message.data_param
         self.where, self.path, self.layout, self.transform = spec.where, path, layout, transform
-        self.batch, self.ahead, self.workers = int(param.batch_size), int(param.prefetch), ctx.workers
+        self.shard, self.workers = ctx.shard, ctx.workers
+        self.batch = ctx.shard.batch(spec, int(param.batch_size))
         self.device, self.budget = ctx.device, ctx.budget
         self.cursor = 0
         self.limits: tuple[LabelRange, ...] = ()
         self.tops = spec.tops
         images = (self.batch, *transform.shape(layout.shape))
         self.shapes = (images, (self.batch,))[: len(spec.tops)]
+        self.ahead = batches_ahead(param.prefetch, images, ctx.budget)
         self._generator = torch.Generator()
         if ctx.seed is None:
             self._generator.seed()
@@ -127,9 +129,19 @@ class DatabaseFeed(Feed):
         count = None if self._several_sizes else records.count(self.budget // self.layout.record_bytes)
         if count is None or count * self.layout.record_bytes > self.budget:
             out, ahead = self._outputs(), self.ahead
-            return Stream(records, self.layout, self.transform, self.batch, ahead, self.workers, self.device, out)
+            workers, device = self.workers, self.device
+            return Stream(records, self.layout, self.transform, self.batch, ahead, workers, device, out, self.shard)
         shared = shared_set(records, count, self.layout, self.device, self.workers)
-        return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path))
+        return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path), self.shard)
+
+    def skip(self, batches: int) -> None:
+        """See Feed; nothing is read."""
+        records = batches * self.batch * self.shard.size
+        self.transform.draw(records, self._generator)
+        self.cursor += records
+        count = open_records(self.path).count(0)
+        if count:
+            self.cursor %= count
 
     def size(self) -> int | None:
         """See Feed."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.datum import Layout
+from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch, again
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform, crop_view
@@ -102,14 +103,14 @@ class DecodedSet:
                 self.images = self.images.to(self.device)
                 self.complete = True
 
-    def rows(self, start: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Images and float32 labels of decoded records start .. start+batch-1, wrapping; on the device."""
-        if self.complete and start + batch <= self.count:
-            return self.images[start : start + batch], self.float_labels[start : start + batch]
+    def rows(self, start: int, end: int, step: int) -> tuple[Tensor, Tensor]:
+        """Images and float32 labels of decoded records start, start+step .. end-1, wrapping; on the device."""
+        rows = slice(start, end, step)
+        if self.complete and end <= self.count:
+            return self.images[rows], self.float_labels[rows]
         if self.complete:
-            index = torch.arange(start, start + batch).remainder_(self.count).to(self.device)
+            index = torch.arange(start, end, step).remainder_(self.count).to(self.device)
             return self.images[index], self.float_labels[index]
-        rows = slice(start, start + batch)
         return to_device(self.images[rows], torch.from_numpy(self.labels[rows]).float(), self.device)
 
 
@@ -156,23 +157,25 @@ class Resident:
         batch: int,
         out: Callable[[], Tensor | None],
         key: Callable[[int], bytes],
+        shard: Shard,
     ) -> None:
         self.shared = shared
-        self._transform, self._batch, self._out, self._key = transform, batch, out, key
+        self._transform, self._out, self._key, self._shard = transform, out, key, shard
+        self._records = batch * shard.size
         self._checked = 0
 
     def take(self, cursor: int, generator: torch.Generator, check: Check) -> tuple[Tensor, Tensor, int]:
         """See Source."""
         shared, start = self.shared, cursor % self.shared.count
         if not shared.complete:
-            shared.wait(min(start + self._batch, shared.count))
+            shared.wait(min(start + self._records, shared.count))
         if self._checked < shared.count:
             ready, first = shared.ready, self._checked
             check(shared.labels[first:ready], lambda row: self._key(first + row))
             self._checked = ready
-        images, labels = shared.rows(start, self._batch)
-        images = self._transform(images, generator, self._out())
-        return images, labels.clone(), (start + self._batch) % shared.count
+        images, labels = shared.rows(start + self._shard.rank, start + self._records, self._shard.size)
+        images = self._transform(images, generator, self._out(), self._shard)
+        return images, labels.clone(), (start + self._records) % shared.count
 
     def close(self) -> None:
         """See Source; the set goes with its last holder."""

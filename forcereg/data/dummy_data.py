@@ -29,7 +29,8 @@ class DummyFeed(Feed):
 
     def __init__(self, spec: LayerSpec, ctx: FeedContext) -> None:
         self.spec, self.device, self.tops = spec, ctx.device, spec.tops
-        self.shapes = _shapes(spec)
+        self.shard = ctx.shard
+        self.shapes = tuple((ctx.shard.batch(spec, shape[0]), *shape[1:]) if shape else () for shape in _shapes(spec))
         self.fillers = _fillers(spec)
         self.random = any(filler is not None and filler.type != "constant" for filler in self.fillers)
         self.seed = seed_of(ctx)
@@ -46,7 +47,7 @@ class DummyFeed(Feed):
         generator = None
         if self.random:
             name = zlib.crc32(self.spec.name.encode())
-            generator = seeded(self.device, self.seed, name, self.spec.phase, self.forwards)
+            generator = seeded(self.device, self.seed + self.shard.rank, name, self.spec.phase, self.forwards)
             self.forwards += 1
         try:
             with self.device:
@@ -60,6 +61,10 @@ class DummyFeed(Feed):
                 f"its tops need {size:.1f} GiB, more memory than there is ({str(error).splitlines()[0]}); "
                 "use smaller sizes"
             ) from error
+
+    def skip(self, batches: int) -> None:
+        """See Feed."""
+        self.forwards += batches * self.random
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed. What the filler can give is known, so nothing has to be checked later."""

@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from forcereg.spec import LayerSpec
+
+T = TypeVar("T", bound=Sequence[Any] | np.ndarray | Tensor)
+
 DEFAULT_BUDGET = 2 << 30
+FEW, MANY = 4, 1024
+"""Batches that may always be prepared in advance (Caffe's default), and those that are never exceeded."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which records of the data one of several processes trains on.
+
+    As in Caffe those whose running index modulo `size` is its `rank`. Together the processes take what one would
+    with batches `size` times as large, so cursors count the records of all. `divide`: the batch that is written is
+    that of all processes, otherwise that of each.
+    """
+
+    rank: int = 0
+    size: int = 1
+    divide: bool = False
+
+    def batch(self, spec: LayerSpec, written: int) -> int:
+        """The batch of one process. Raises ForceregError if there is none."""
+        if not self.divide:
+            return written
+        if written % self.size:
+            raise spec.fail(
+                f"a batch of {written} can't be divided over {self.size} processes; use a multiple of {self.size}, or "
+                "leave out --global-batch"
+            )
+        return written // self.size
+
+    def of(self, records: T) -> T:
+        """This process's of consecutive `records` (first axis) of all."""
+        return records if self.size == 1 else records[self.rank :: self.size]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -21,7 +59,7 @@ class FeedContext:
 
     `root`: relative paths are taken from here. `seed`: of the transform's randomness (None: OS entropy).
     `budget`: bytes that a set may take once decoded; larger sets are streamed. `workers`: threads that decode for
-    each feed (0: as many as there are cores, at most 8).
+    each feed (0: as many as there are cores, at most 8). `shard`: what of the data it gives.
     """
 
     root: Path
@@ -29,11 +67,17 @@ class FeedContext:
     seed: int | None = None
     budget: int = DEFAULT_BUDGET
     workers: int = 0
+    shard: Shard = Shard()
 
 
 def seed_of(ctx: FeedContext) -> int:
     """The context's seed, or one from the system's entropy; fits the int64 of a snapshot."""
     return (int.from_bytes(os.urandom(4), "little") if ctx.seed is None else ctx.seed) % (1 << 63)
+
+
+def batches_ahead(prefetch: int, shape: Sequence[int], budget: int) -> int:
+    """How many batches of images of this shape to prepare in advance: `prefetch`, but no more than fit the budget."""
+    return min(max(1, prefetch), MANY, max(FEW, budget // max(1, prod(shape))))
 
 
 def seeded(device: torch.device, *numbers: int) -> torch.Generator:
@@ -75,6 +119,11 @@ class Feed(ABC):
     @abstractmethod
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, one tensor per top. Raises ForceregError for a bad record."""
+
+    def skip(self, batches: int) -> None:
+        """Go on as if `batches` had been asked for."""
+        for _ in range(batches):
+            self.next()
 
     def size(self) -> int | None:
         """Records in one pass over the source; None if there is no such number."""

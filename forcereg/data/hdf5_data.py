@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.feed import Feed, FeedContext, LabelRange, seed_of, seeded
+from forcereg.data.feed import Feed, FeedContext, LabelRange, Shard, seed_of, seeded
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.paths import resolve
 from forcereg.registry import source
@@ -34,6 +34,24 @@ class File:
     path: Path
     rows: int
     items: tuple[Shape, ...]
+
+
+def sharded(parts: list[tuple[int, Rows]], shard: Shard) -> list[tuple[int, Rows]]:
+    """Those of the rows of `Order.take` that are this process's; files without any are left out."""
+    if shard.size == 1:
+        return parts
+    kept: list[tuple[int, Rows]] = []
+    first = shard.rank
+    for file, rows in parts:
+        if isinstance(rows, Tensor):
+            own: Rows = rows[first :: shard.size]
+            count = len(rows)
+        else:
+            count, own = rows.stop - rows.start, slice(rows.start + first, rows.stop, shard.size)
+        if first < count:
+            kept.append((file, own))
+        first = (first - count) % shard.size
+    return kept
 
 
 class Order:
@@ -114,7 +132,8 @@ class HDF5Feed(Feed):
         except ForceregError as error:
             raise spec.fail(str(error)) from error
         self.where, self.tops, self.device = spec.where, spec.tops, ctx.device
-        self.batch, self.items = int(param.batch_size), self.files[0].items
+        self.shard, self.batch = ctx.shard, ctx.shard.batch(spec, int(param.batch_size))
+        self.items = self.files[0].items
         self.shapes = tuple((self.batch, *item) for item in self.items)
         self.order = Order([file.rows for file in self.files], param.shuffle, seed_of(ctx))
         self.starts = [0, *accumulate(self.order.rows)]
@@ -124,6 +143,10 @@ class HDF5Feed(Feed):
         self._all: list[Tensor] | None = None
         self._one: tuple[int, list[Tensor]] | None = None
 
+    def skip(self, batches: int) -> None:
+        """See Feed; nothing is read."""
+        self.order.take(batches * self.batch * self.shard.size)
+
     def size(self) -> int:
         """See Feed."""
         return self.starts[-1]
@@ -131,7 +154,7 @@ class HDF5Feed(Feed):
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, the caller's own."""
         before = self.order.state_dict()
-        parts = self.order.take(self.batch)
+        parts = sharded(self.order.take(self.batch * self.shard.size), self.shard)
         try:
             return self._of_all(parts) if self.resident else self._of_each(parts)
         except ForceregError as error:

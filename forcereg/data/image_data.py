@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forcereg.data.datum import shape_text
 from forcereg.data.decoded import to_device
-from forcereg.data.feed import FeedContext, LabelRange, seeded
+from forcereg.data.feed import FeedContext, LabelRange, Shard, seeded
 from forcereg.data.images import load_image, resize, unreadable
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
@@ -92,7 +92,7 @@ def read_list(path: Path, name: str) -> ImageList:
     """
     paths, labels, lines = [], [], []
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # editors may put a mark in front
             for number, line in enumerate(file, 1):
                 line = line.strip()
                 image, _, label = line.rpartition(" ")
@@ -187,10 +187,12 @@ class ImageFeed(PlannedFeed):
     def next(self) -> tuple[Tensor, ...]:
         """The next batch: images as the transform leaves them and float32 labels."""
         if self._resident is not None:
-            index = order(len(self.files), self.shuffle, self.seed, self.position, self.batch)
+            records = self.batch * self.shard.size
+            index = self.shard.of(order(len(self.files), self.shuffle, self.seed, self.position, records))
             at, labels = to_device(torch.from_numpy(index), self._labels(index), self.device)
-            data = self.transform(self._resident[at], seeded(_CPU, self.seed, _TRANSFORM, self.position))
-            self.position += self.batch
+            generator = seeded(_CPU, self.seed, _TRANSFORM, self.position)
+            data = self.transform(self._resident[at], generator, shard=self.shard)
+            self.position += records
             return data, labels
         batch: _Batch = self._fetch()
         if self._kept is not None and self._kept.have.all():
@@ -210,7 +212,7 @@ class ImageFeed(PlannedFeed):
         count, shape = len(self.files), self.files.shape
         fits = count * int(np.prod(shape)) <= self.budget
         self._kept = _Kept(np.empty((count, *shape), np.uint8), np.zeros(count, bool)) if fits else None
-        reader = _Reader(self.files, self.transform, self.shuffle, self.seed, self._kept)
+        reader = _Reader(self.files, self.transform, self.shuffle, self.seed, self._kept, self.shard)
         jobs = reader.jobs(self.position, self.batch, empty)
         return Prefetch(jobs, reader.work, self.ahead, self.workers)
 
@@ -280,12 +282,14 @@ class _Reader:
     shuffle: bool
     seed: int
     kept: _Kept | None
+    shard: Shard
 
     def jobs(self, position: int, batch: int, empty: Callable[[], Tensor]) -> Iterator[Job]:
+        records = batch * self.shard.size
         while True:
-            index = order(len(self.files), self.shuffle, self.seed, position, batch)
-            draws = self.transform.draw(batch, seeded(_CPU, self.seed, _TRANSFORM, position))
-            position += batch
+            index = self.shard.of(order(len(self.files), self.shuffle, self.seed, position, records))
+            draws = self.shard.of(self.transform.draw(records, seeded(_CPU, self.seed, _TRANSFORM, position)))
+            position += records
             images = empty()
             rows = zip(images.numpy(), index.tolist(), draws.tolist(), strict=True)
             yield Job([_Item(*row) for row in rows], _Batch(images, index, draws), position)

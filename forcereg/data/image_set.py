@@ -15,6 +15,7 @@ from forcereg.data.image_data import ImageList, read_list
 from forcereg.data.images import load_image, resize
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
+from forcereg.schema.scan import shown
 
 KEY_BYTES = 511
 """The longest key that an LMDB takes."""
@@ -82,6 +83,7 @@ def convert_images(
     if options.root is not None and not options.root.is_dir():
         raise ForceregError(f"--root {options.root}: no such folder; expected the one that the list's paths start from")
     listed = read_list(listing, str(listing))
+    _check_keys(listed)
     shapes: set[tuple[int, ...]] = set()
     skipped = written = 0
 
@@ -94,7 +96,7 @@ def convert_images(
                 skipped += 1
                 continue
             if options.check_size and shapes:
-                require_same_shape(item.path, item.shape, next(iter(shapes)))
+                require_same_shape(item.path, item.shape, next(iter(shapes)), "; give --resize-height and -width")
             shapes.add(item.shape)
             written += 1
             yield item.key, item.value
@@ -103,6 +105,21 @@ def convert_images(
 
     write_lmdb(out, records(), force)
     return ImageSet(out, written, shapes.pop() if len(shapes) == 1 else (), skipped)
+
+
+def _check_keys(listed: ImageList) -> None:
+    """Raises ForceregError for a path that makes too long a key, before hours of work."""
+    for line, path in zip(listed.lines, listed.paths, strict=True):
+        length = len(_key(0, path))
+        if length > KEY_BYTES:
+            where = f"{listed.name}:{line}: '{shown(path, 60)}'"
+            raise ForceregError(
+                f"{where}: with its index a key of {length} bytes; an LMDB takes {KEY_BYTES}, use --root"
+            )
+
+
+def _key(index: int, path: str) -> bytes:
+    return b"%08d_%s" % (index, path.encode("utf-8", "surrogateescape"))
 
 
 def _plan(listed: ImageList, options: ImageSetOptions) -> Iterator[tuple[int, str, int]]:
@@ -119,19 +136,17 @@ def _plan(listed: ImageList, options: ImageSetOptions) -> Iterator[tuple[int, st
 
 def _make(planned: tuple[int, str, int], options: ImageSetOptions) -> _Item:
     index, path, label = planned
-    key = b"%08d_%s" % (index, path.encode("utf-8", "surrogateescape"))
+    key = _key(index, path)
     # a path that begins with a slash is still below the root, as in Caffe
     full = path if options.root is None else os.path.join(options.root, path.lstrip("/"))
-    if len(key) > KEY_BYTES:
-        raise ForceregError(
-            f"{path[:60]}...: with its index a key of {len(key)} bytes; an LMDB takes {KEY_BYTES}, use --root"
-        )
     try:
-        content = _read(full)
+        content = Path(full).read_bytes()
         image = load_image(content, not options.gray)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # ValueError: a path that no system has
+        return _Item(key, path, trouble=f"{shown(full, 200)}: cannot be read ({reason})")
     except ForceregError as error:
-        text = str(error)
-        return _Item(key, path, trouble=text if text.startswith(full) else f"{full}: {text}")
+        return _Item(key, path, trouble=f"{shown(full, 200)}: {error}")
     if options.size is not None:
         image = resize(image, *options.size)
     shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
@@ -141,14 +156,6 @@ def _make(planned: tuple[int, str, int], options: ImageSetOptions) -> _Item:
         datum = Datum(channels=shape[0], height=shape[1], width=shape[2], data=image.tobytes())
     datum.label = label
     return _Item(key, path, datum.SerializeToString(), shape)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else str(error)
-        raise ForceregError(f"{path}: cannot be read ({cause})") from error
 
 
 def _encoded(content: bytes, image: np.ndarray, path: str, options: ImageSetOptions) -> bytes:

@@ -33,7 +33,7 @@ class MemoryFeed(Feed):
         if spec.message.HasField("transform_param"):
             spec.warn("transform_param has no effect on MemoryData's arrays (nor in Caffe)")
         self.spec, self.tops, self.device = spec, spec.tops, ctx.device
-        self.batch = int(param.batch_size)
+        self.batch = ctx.shard.batch(spec, int(param.batch_size))
         self.item = (int(param.channels), int(param.height), int(param.width))
         self.shapes = ((self.batch, *self.item), (self.batch, 1, 1, 1))
         self.row = 0
@@ -85,6 +85,11 @@ class MemoryFeed(Feed):
         images, labels = self._arrays
         self.row = rows.stop % len(images)
         return images[rows].clone(), labels[rows].clone()
+
+    def skip(self, batches: int) -> None:
+        """See Feed."""
+        if self._arrays is not None:
+            self.row = (self.row + batches * self.batch) % len(self._arrays[0])
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed; checked by `set_arrays`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.buffers import Pinned, Recycled
-from forcereg.data.feed import Feed, FeedContext, LabelRange, seed_of
+from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead, seed_of
 from forcereg.data.prefetch import Prefetch
 from forcereg.errors import ForceregError
 
@@ -25,11 +25,12 @@ class PlannedFeed(Feed):
     Caffe, data_param.prefetch says how many batches that may be.
     """
 
-    def __init__(self, spec: LayerSpec, ctx: FeedContext, batch: int, shape: tuple[int, ...]) -> None:
-        self.where, self.tops, self.batch = spec.where, spec.tops, batch
+    def __init__(self, spec: LayerSpec, ctx: FeedContext, written: int, shape: tuple[int, ...]) -> None:
+        batch = ctx.shard.batch(spec, written)
+        self.where, self.tops, self.batch, self.shard = spec.where, spec.tops, batch, ctx.shard
         self.shapes = ((batch, *shape), (batch,))
         self.device, self.budget, self.workers = ctx.device, ctx.budget, ctx.workers
-        self.ahead = int(spec.message.data_param.prefetch)
+        self.ahead = batches_ahead(spec.message.data_param.prefetch, self.shapes[0], ctx.budget)
         self.seed = seed_of(ctx)
         self.position = 0
         self._prefetch: Prefetch | None = None
@@ -50,7 +51,7 @@ class PlannedFeed(Feed):
         """The result of the next job, which becomes the position."""
         try:
             if self._prefetch is None:
-                shape, ahead = self.shapes[0], max(1, self.ahead)
+                shape, ahead = self.shapes[0], self.ahead
                 self._pinned = Pinned(shape, torch.uint8, ahead) if self.device.type == "cuda" else None
                 self._prefetch = self._start((self._pinned or Recycled(shape, torch.uint8, ahead)).empty)
             if self._pinned is not None:
@@ -61,6 +62,12 @@ class PlannedFeed(Feed):
             raise ForceregError(f"{self.where}: {error}") from error
         self.position = job.after
         return job.result
+
+    def skip(self, batches: int) -> None:
+        """See Feed; nothing is read."""
+        if batches:
+            self.close()
+            self.position += batches * self.batch * self.shard.size
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed; the source lists all labels, so that they are checked at once."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from forcereg.data.buffers import Pinned, Recycled
 from forcereg.data.datum import Layout
 from forcereg.data.decoded import Check, Decoder, Rows, to_device
+from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform
@@ -57,11 +58,12 @@ class Stream:
         workers: int,
         device: torch.device,
         out: Callable[[], Tensor | None],
+        shard: Shard,
     ) -> None:
         self._transform, self._device, self._out = transform, device, out
         self._ahead, self._workers = max(1, ahead), workers
         least = 0 if transform.one_size else transform.crop
-        self._plan = _Plan(records, replace(layout, least=least), transform, batch)
+        self._plan = _Plan(records, replace(layout, least=least), transform, batch, shard)
         self._prefetch: Prefetch | None = None
         self._pinned: Pinned | None = None
         self._at: Position | None = None
@@ -119,6 +121,7 @@ class _Plan:
     layout: Layout
     transform: Transform
     batch: int
+    shard: Shard
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,13 +140,14 @@ class _Plan:
         generator = at.put(torch.Generator())
         reader = self._numbered(at.cursor)
         while True:
-            yield self._job(list(islice(reader, self.batch)), empty(), generator)
+            numbered = list(islice(reader, self.batch * self.shard.size))
+            yield self._job(self.shard.of(numbered), numbered[-1][0], empty(), generator)
 
-    def _job(self, numbered: list[tuple[int, Record]], images: Tensor, generator: torch.Generator) -> Job:
-        draws = self.transform.draw(self.batch, generator)
+    def _job(self, numbered: list[tuple[int, Record]], cursor: int, images: Tensor, generator: torch.Generator) -> Job:
+        draws = self.shard.of(self.transform.draw(self.batch * self.shard.size, generator))
         records = [record for _, record in numbered]
         rows = Rows(images.numpy(), np.empty(self.batch, np.int64), records, draws.tolist())
-        after = Position.of(numbered[-1][0], generator, self.transform.random)
+        after = Position.of(cursor, generator, self.transform.random)
         return Job(rows.items(self.layout.encoded), _Batch(images, rows, draws), after)
 
     def _numbered(self, index: int) -> Iterator[tuple[int, Record]]:

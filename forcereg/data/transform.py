@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.datum import shape_text
+from forcereg.data.feed import Shard
 from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
@@ -56,13 +57,23 @@ class Transform:
         """(C, H, W) before -> after."""
         return (image[0], self.crop, self.crop) if self.crop else image
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None, out: Tensor | None = None) -> Tensor:
-        """Images (N, C, H, W), uint8 or float32 -> a new float32 tensor, or `out`; `generator` (CPU) if `random`."""
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        out: Tensor | None = None,
+        shard: Shard = Shard(),  # noqa: B008  (it is frozen)
+    ) -> Tensor:
+        """Images (N, C, H, W), uint8 or float32 -> a new float32 tensor, or `out`; `generator` (CPU) if `random`.
+
+        Draws for the images of all processes of `shard`, so that those of one image do not depend on their number.
+        """
         height, width = images.shape[2:]
         _, rows, columns = self.shape((0, height, width))
         places = None
         if self.random:
-            places = torch.stack(self.place(self.draw(len(images), generator).unbind(1), height, width))
+            draws = shard.of(self.draw(len(images) * shard.size, generator))
+            places = torch.stack(self.place(draws.unbind(1), height, width))
             images = crop_and_mirror(images, places, rows, columns, out)
         elif self.crop:
             images = centre_crop(images, self.crop)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forcereg.data.datum import shape_text
 from forcereg.data.decoded import to_device
-from forcereg.data.feed import FeedContext, LabelRange, seeded
+from forcereg.data.feed import FeedContext, LabelRange, Shard, seeded
 from forcereg.data.images import load_image
 from forcereg.data.mean import read_mean
 from forcereg.data.planned import PlannedFeed
@@ -141,7 +141,7 @@ class WindowFeed(PlannedFeed):
         return _Images(self.windows, self.root, self.root_folder, self.budget)
 
     def _start(self, empty: Callable[[], Tensor]) -> Prefetch:
-        sampler = _Sampler(self.windows, self.crop, self.images(), self.background, self.foreground)
+        sampler = _Sampler(self.windows, self.crop, self.images(), self.background, self.foreground, self.shard)
         return Prefetch(sampler.jobs(self.seed, self.position, empty), sampler.work, self.ahead, self.workers)
 
     def _bad_label(self, limit: LabelRange) -> str | None:
@@ -180,26 +180,31 @@ class _Sampler:
     images: _Images
     background: int
     foreground: int
+    shard: Shard
 
     def jobs(self, seed: int, position: int, empty: Callable[[], Tensor]) -> Iterator[Job]:
         count = self.background + self.foreground
         while True:
             generator = seeded(torch.device("cpu"), seed, position)
-            background = _sample(self.windows.background, self.background, generator)
-            rows = np.concatenate([background, _sample(self.windows.foreground, self.foreground, generator)])
-            mirrored = torch.randint(2 if self.crop.mirror else 1, (count,), generator=generator)
+            background = self._sample(self.windows.background, self.background, generator)
+            rows = np.concatenate([background, self._sample(self.windows.foreground, self.foreground, generator)])
+            draws = torch.randint(2 if self.crop.mirror else 1, (count * self.shard.size,), generator=generator)
+            mirrored = self.shard.of(draws)
             batch = _Batch(empty(), np.empty((count, 4), np.int64), rows["label"].astype(np.float32))
             items = zip(batch.images.numpy(), batch.filled, rows.tolist(), mirrored.tolist(), strict=True)
-            position += count
+            position += count * self.shard.size
             yield Job([_Item(*item) for item in items], batch, position)
+
+    def _sample(self, rows: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
+        """`count` of `rows`, after as many have been drawn as all processes take."""
+        if not count:
+            return rows[:0]
+        drawn = torch.randint(len(rows), (count * self.shard.size,), generator=generator)
+        return rows[self.shard.of(drawn).numpy()]
 
     def work(self, item: _Item) -> None:
         index, _, _, *corners = item.window
         item.filled[:] = self.crop.cut(self.images.load(index), tuple(corners), bool(item.mirrored), item.out)
-
-
-def _sample(rows: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
-    return rows[torch.randint(len(rows), (count,), generator=generator).numpy()] if count else rows[:0]
 
 
 class _Images:

@@ -92,6 +92,16 @@ class Layer(nn.Module):
         """The blobs in Caffe's order."""
         return tuple(getattr(self, name) for name in self.blob_names)
 
+    @property
+    def shaped_blobs(self) -> tuple[Tensor, ...]:
+        """The blobs in this layer's own shapes: one borrowed in another shape as a view, with the owner's gradient."""
+        if not self._views:
+            return self.blobs
+        return tuple(
+            reshaped(blob, self._views[name]) if name in self._views else blob
+            for name, blob in zip(self.blob_names, self.blobs, strict=True)
+        )
+
     def lay_out(self, device: torch.device) -> None:
         """Puts the blobs into the memory layout that is best on `device`; called once they are there."""
 
@@ -118,6 +128,13 @@ class Layer(nn.Module):
         value = self.blob(name)
         assert value is not None
         return value
+
+
+def reshaped(blob: Tensor, shape: Shape) -> Tensor:
+    """A leaf that shows `blob` and its gradient in another shape; where memory allows it shares both."""
+    view = blob.detach().reshape(shape).requires_grad_(blob.requires_grad)
+    view.grad = None if blob.grad is None else blob.grad.reshape(shape)
+    return view
 
 
 def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") -> int:

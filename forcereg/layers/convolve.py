@@ -62,7 +62,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any
     """torch's conv2d; on the CPU in float32 with long sums in two halves where that costs nothing."""
     channels = weight.shape[1]
     split = weight[0].numel() > LONG_SUM and channels % 2 == 0 and channels % BLOCK != 0
-    if split and group == 1 and x.device.type == "cpu" and x.dtype == torch.float32:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if split and group == 1 and plain:
         return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)
 

@@ -140,7 +140,7 @@ class Log(Elementwise):
 
 @layer("Power", "power_param")
 class Power(Elementwise):
-    """(shift + scale * x) ^ power; a constant, without gradient, if scale or power is 0."""
+    """(shift + scale * x) ^ power; a constant, with gradient 0, if scale or power is 0."""
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -149,7 +149,8 @@ class Power(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale * self.power == 0:
-            return torch.full_like(x, self.shift).pow(self.power)
+            constant = torch.full_like(x, self.shift).pow(self.power)
+            return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, constant)
         y = linear(x, self.scale, self.shift)
         return y if self.power == 1 else y.pow(self.power)
 

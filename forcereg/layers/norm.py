@@ -55,7 +55,7 @@ class BatchNorm(Layer):
 
     def _with_batch_statistics(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
-        mean, variance = x.new_zeros(channels), x.new_zeros(channels)
+        mean, variance = (torch.zeros_like(self.weight_blob(name)) for name in ("mean", "variance"))
         # momentum 1: torch writes the batch mean and the unbiased variance, which is what Caffe sums
         y = torch.batch_norm(x, None, None, mean, variance, True, 1.0, self.eps, False)
         if x.numel() == channels:

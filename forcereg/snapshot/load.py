@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.snapshot.content import ModelFile
+from forcereg.snapshot.content import ModelFile, fitted
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class LoadReport:
 def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]) -> LoadReport:
     """Copy a model's blobs by layer name into `params` (every layer of the net), in place.
 
-    Caffe's HDF5 rules: in a layer that the file has, only a blob borrowed from another layer may be missing
-    (`shared`: borrowed "layer/i" -> its owner), and a layer without blobs counts as absent.
+    In a layer that the file has, only a blob borrowed from another layer may be missing (`shared`: borrowed
+    "layer/i" -> its owner), and a layer without blobs counts as absent.
     Raises ForceregError for another number or shape of blobs, before anything is copied.
     """
     copies: list[tuple[Tensor, np.ndarray]] = []
@@ -43,7 +42,7 @@ def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: 
     for name, targets in params.items():
         blobs = model.layers.get(name)
         if blobs:
-            copies += _matched(name, targets, blobs, model.path, shared)
+            copies += _matched(name, targets, blobs, model, shared)
             loaded.append(name)
         elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
             fresh.append(name)
@@ -57,21 +56,50 @@ def _matched(
     layer: str,
     targets: Sequence[Tensor],
     blobs: Mapping[int, np.ndarray],
-    path: Path,
+    model: ModelFile,
     shared: Mapping[str, str],
 ) -> list[tuple[Tensor, np.ndarray]]:
     """(target, values) for the blobs of one layer, all checked."""
     rename = "rename the layer in the net to start it fresh"
     if max(blobs) >= len(targets):
         raise ForceregError(
-            f"{path}: layer {layer!r} has a blob {max(blobs)} in the file, "
+            f"{model.path}: layer {layer!r} has a blob {max(blobs)} in the file, "
             f"but only {len(targets)} blobs in the net; {rename}"
         )
+    copies = []
     for index, target in enumerate(targets):
-        where = f"{path}: layer {layer!r} blob {index}"
-        if index in blobs and blobs[index].shape != tuple(target.shape):
-            found, expected = blobs[index].shape, tuple(target.shape)
-            raise ForceregError(f"{where}: shape {found} in the file, {expected} in the net; {rename}")
-        if index not in blobs and f"{layer}/{index}" not in shared:
+        where, expected = f"{model.path}: layer {layer!r} blob {index}", tuple(target.shape)
+        if index in blobs:
+            values = fitted(blobs[index], expected, model.legacy)
+            if values is None:
+                raise ForceregError(f"{where}: shape {blobs[index].shape} in the file, {expected} in the net; {rename}")
+            copies.append((target, values))
+        elif f"{layer}/{index}" not in shared:
             raise ForceregError(f"{where}: not in the file (has {sorted(blobs)}), and not shared in the net; {rename}")
-    return [(targets[index], values) for index, values in blobs.items()]
+    return copies
+
+
+def modern(model: ModelFile, types: Mapping[str, str]) -> ModelFile:
+    """A legacy model with as many axes in its blobs as they have today; others as they are.
+
+    `types`: layer name -> type. Convolutions have weights of four axes, InnerProduct of two, all else has one.
+    """
+    if not model.legacy:
+        return model
+    axes = {"Convolution": 4, "Deconvolution": 4, "InnerProduct": 2}
+    layers = {
+        name: {
+            index: _without_ones(values, 1 if index else axes.get(types.get(name, ""), 1))
+            for index, values in blobs.items()
+        }
+        for name, blobs in model.layers.items()
+    }
+    return replace(model, layers=layers, legacy=False)
+
+
+def _without_ones(values: np.ndarray, axes: int) -> np.ndarray:
+    """The values without leading axes of length 1, as long as there are more than `axes`."""
+    surplus = 0
+    while values.ndim - surplus > axes and values.shape[surplus] == 1:
+        surplus += 1
+    return values.reshape(values.shape[surplus:])

@@ -15,11 +15,12 @@ from typing import Any
 class Event:
     """One record: `kind` says which of `fields` there are.
 
-    start(net) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
+    start(net, policy) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
     train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
-    rate(iteration, rate) · final(iteration, loss) · force(iteration, layers) · snapshot(model, state, iteration) ·
+    rate(iteration, rate) · scale(iteration, scale, good, skipped) · debug(iteration, rows, norms) ·
+    final(iteration, loss) · force(iteration, layers) · snapshot(model, state, iteration, binary) ·
     restore(state, iteration) · weights(file, report) · progress(iteration, max_iter) · note(text) ·
-    warning(text) · stopped() · done()
+    warning(text) · stopped() · done() · error(text)
     """
 
     kind: str

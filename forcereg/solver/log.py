@@ -15,26 +15,30 @@ from forcereg.solver.events import Event
 Write = Callable[[str], None]
 
 
-def glog_prefix(level: str, file: str = "solver.py", line: int = 1) -> str:
+def glog_prefix(level: str, file: str, line: int = 1) -> str:
     """'I1122 06:35:11.123456 4711 solver.py:1] ': level, month and day (4 digits), time, thread, source."""
     now = datetime.datetime.now()
     return f"{level}{now:%m%d %H:%M:%S.%f} {threading.get_native_id()} {file}:{line}] "
 
 
 class GlogWriter:
-    """Writes messages with glog's prefix to a stream; `write` can be replaced while a progress bar is up."""
+    """Writes messages with glog's prefix to a stream; `write` can be replaced while a progress bar is up.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    `file` is what the prefix calls their source.
+    """
+
+    def __init__(self, stream: TextIO | None = None, file: str = "solver.py") -> None:
         self._stream = stream if stream is not None else sys.stderr
+        self._file = file
         self.write: Write = self._plain
 
     def _plain(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
 
-    def line(self, message: str, level: str = "I", file: str = "solver.py") -> None:
+    def line(self, message: str, level: str = "I") -> None:
         """One log line."""
-        self.write(glog_prefix(level, file) + message)
+        self.write(glog_prefix(level, self._file) + message)
 
     def __call__(self, event: Event) -> None:
         render = getattr(self, f"on_{event.kind}", None)
@@ -75,6 +79,17 @@ class GlogWriter:
     def on_rate(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, lr = {event.rate:g}")
 
+    def on_scale(self, event: Event) -> None:
+        self.line(f"Iteration {event.iteration}, loss scale = {event.scale:g}, steps left out = {event.skipped}")
+
+    def on_debug(self, event: Event) -> None:
+        for row in event.rows:
+            where = f"Layer {row['layer']}, {row['kind']} blob {row['blob']}"
+            self.line(f"    [{row['direction']}] {where} {row['of']}: {row['value']:g}")
+        if event.norms:
+            norms = [f"{name} norm = ({data:g}, {diff:g})" for name, (data, diff) in event.norms.items()]
+            self.line(f"    [Backward] All net params (data, diff): {'; '.join(norms)}", "E")
+
     def on_final(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss = {event.loss:g}")
 
@@ -82,8 +97,9 @@ class GlogWriter:
         self.line(f"MultiStep Status: Iteration {event.iteration}, step = {event.current_step}")
 
     def on_snapshot(self, event: Event) -> None:
-        self.line(f"Snapshotting to HDF5 file {event.model}")
-        self.line(f"Snapshotting solver state to HDF5 file {event.state}")
+        kind = "binary proto" if event.binary else "HDF5"
+        self.line(f"Snapshotting to {kind} file {event.model}")
+        self.line(f"Snapshotting solver state to {kind} file {event.state}")
 
     def on_stopped(self, event: Event) -> None:
         self.line("Optimization stopped early.")

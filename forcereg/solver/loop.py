@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,20 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import find_learned_net, resolve
-from forcereg.schema import SolverParameter
-from forcereg.schema.text import to_text
-from forcereg.scoring import Score, check_blobs, read_outputs, score
+from forcereg.scoring import Score, check_blobs, read_outputs
+from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
+from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination, force_ratios
+from forcereg.solver.distributed import Group, Request
 from forcereg.solver.events import Event, Observer
+from forcereg.solver.passes import Inputs, Passes, fed
+from forcereg.solver.precision import Precision
+from forcereg.solver.saving import check_format, write_pair
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
-from forcereg.solver.state import extra_state, pack, unpack, unpack_carried
+from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.updater import Updater
 from forcereg.solver.window import LossWindow
-from forcereg.version import __version__
-
-Inputs = Mapping[str, Tensor] | Callable[[int, int], Mapping[str, Tensor]] | None
 
 
 class Solver:
@@ -42,9 +44,12 @@ class Solver:
     None follows solver_mode. `.net` and `.test_nets` share their weights; `.iter` counts iterations,
     `.lr` is the rate of the coming one; `observers` are called with `Event`s. `budget`: bytes of
     a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
-    layer. `allow_python_layers`: run code that the net names in Python layers.
+    layer. `allow_python_layers`: run code that the net names in Python layers. `amp`: "bf16" or "fp16" for mixed
+    precision in training. `group`: the processes to train with, from `distributed.join`; rank 0's observers are told.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
     """
+
+    stop_requested, snapshot_requested = Request(), Request()
 
     def __init__(
         self,
@@ -58,7 +63,10 @@ class Solver:
         keep: int | None = None,
         observers: Sequence[Observer] = (),
         allow_python_layers: bool = False,
+        amp: str | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.group = Group() if group is None else group
         self.file = solver_file(solver)
         self.param = self.file.message
         self.observers = list(observers)
@@ -69,23 +77,28 @@ class Solver:
         specs = solver_specs(self.file, level, stages)
         self.root = specs.root
         complete_prefix(self.file, self.root)
-        self.device = choose_device(device, self.param, self._warn)
+        self.device = choose_device(device, self.param, self.warn)
         prepare(self.device)
         seed = self.param.random_seed
-        self.seed = int(seed) if seed >= 0 else int.from_bytes(os.urandom(4), "little")
-        torch.manual_seed(self.seed)
+        self.seed = self.group.share(int(seed) if seed >= 0 else int.from_bytes(os.urandom(4), "little"))
+        torch.manual_seed(self.seed + self.group.rank)
         context = FeedContext(root=self.root, device=self.device, seed=self.seed, budget=budget, workers=workers)
-        self.net = self._build(specs.train, context)
+        self.net = self._build(specs.train, replace(context, shard=self.group.shard))
         self.test_nets = [self._build(spec, context) for spec in specs.tests]
         for test_net in self.test_nets:
             test_net.share_params(self.net)
         self._nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
+        self.group.spread(*self._nets.values())
         self.iter = 0
         self.current_step = 0
         self.stop_requested = False
         self.snapshot_requested = False
         self.measure_force = False
-        self.updater = Updater(self.net, self.param, self.device, self.file.name)
+        self._debugs = self.param.debug_info or specs.train.debug_info
+        precision = Precision(self.net, self.device, amp, self.warn)
+        self.scale = precision.scale
+        self.updater = Updater(self.net, self.param, self.device, self.file.name, self.scale)
+        self._passes = Passes(self.net, self.param.iter_size, precision, self.group)
         self._losses = LossWindow(self.param.average_loss, self.device)
         self._clock = (0, time.perf_counter())
         self._inputs: Inputs = None
@@ -100,26 +113,29 @@ class Solver:
 
     def _build(self, spec: Any, context: FeedContext) -> Net:
         for text in spec.warnings:
-            self._warn(text)
+            self.warn(text)
         generator = torch.Generator().manual_seed(self.seed)
         return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
 
     def _warn_of_no_force(self) -> None:
         if self.param.force_decay and not self.updater.regularizes:
-            self._warn(
+            self.warn(
                 f"force_decay is {self.param.force_decay:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
                 "add `param { force_mult: 1 }` to the layers whose filters should be coordinated"
             )
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tells the observers."""
+        if self.group.rank:
+            return
         event = Event(kind, fields)
         for observer in self.observers:
             observer(event)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Tells the observers, or if there are none the user."""
         self.emit("warning", text=text)
-        if not self.observers:
+        if not self.observers and not self.group.rank:
             warnings.warn(text, stacklevel=3)
 
     # -- weights and state
@@ -150,51 +166,48 @@ class Solver:
         self.check_finite()
         if not self.updater.all_finite():
             raise self._not_finite(f"weights are not finite at iteration {self.iter}; no snapshot is written")
-        prefix = self.prefix()
-        model, state = snapshot.model_path(prefix, self.iter), snapshot.state_path(prefix, self.iter)
-        self.emit("snapshot", model=str(model), state=str(state), iteration=self.iter)
-        diffs = pack(self.net, self.updater.last_update()) if self.param.snapshot_diff else None
-        snapshot.write_model(model, pack(self.net), diffs, self._provenance())
-        learned = str(snapshot.model_path(self.param.snapshot_prefix, self.iter))
-        history = self.updater.saved_history()
+        self.group.check_equal(self.updater.weights)
         # among tests: as before them, because resuming runs them all again
         extra = self._before_tests or self._extra_state()
-        snapshot.write_state(state, self.iter, self.current_step, learned, history, extra)
-        self.last_snapshot = model
-        if self.keep:
-            snapshot.prune(prefix, self.keep, self.iter)
-        return model
+        self.last_snapshot = self.group.once(lambda: write_pair(self, extra))
+        return self.last_snapshot
 
     def restore(self, path: str | Path) -> None:
-        """Continues from a .solverstate.h5: weights, history, iteration and, if we wrote it, data and randomness."""
+        """Continues from a solver state: weights, history, iteration and, if we wrote it, data and randomness.
+
+        It may be binary or HDF5, written by Caffe too. Raises ForceregError if it or its model doesn't fit.
+        """
+        self.go_on_from(*self.read_pair(path))
+
+    def read_pair(self, path: str | Path) -> tuple[StateFile, ModelFile]:
+        """A solver state and the model that it names. Raises ForceregError if one of them is missing or damaged."""
         state = snapshot.read_state(path)
+        return state, snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path)))
+
+    def go_on_from(self, state: StateFile, model: ModelFile) -> None:
+        """`restore` of what `read_pair` gave. Raises ForceregError if it doesn't fit."""
+        path = state.path
         self.emit("restore", state=str(path), iteration=state.iteration)
-        model = snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path)))
-        self.updater.load_history(state.history, str(path))
-        snapshot.load_into(self.net.params, model, self.net.shared)
+        self.updater.load_history(state.history, str(path), state.legacy)
+        report = snapshot.load_into(self.net.params, model, self.net.shared)
+        if report.fresh:
+            self.warn(f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights")
         self._before_tests = None
         self.iter = state.iteration
         self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
         self.last_snapshot = model.path
         if state.extra is None:
-            self._warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
-            unpack_carried({}, self._nets, self._warn)
+            self.warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
+            unpack_carried({}, self._nets, self.warn)
             self._losses.count = 0
         else:
-            unpack(state.extra, self._nets, self._losses, self.device, self._warn)
+            unpack(self.group.unpack(state.extra), self._nets, self._losses, self.device, self.warn)
+        if self.scale is not None:
+            self.scale.load_state_dict((state.extra or {}).get("scale", {}))
 
     def _extra_state(self) -> dict[str, Any]:
-        return extra_state(self._nets, self._losses, self.device)
-
-    def _provenance(self) -> dict[str, str]:
-        inputs = {name: list(self.net.shapes[name]) for name in self.net.inputs}
-        return {
-            "forcereg_net": self.net.spec.text,
-            "forcereg_version": __version__,
-            "forcereg_solver": to_text(self.param),
-            "forcereg_seed": str(self.seed),
-            "forcereg_input_shapes": json.dumps(inputs),
-        }
+        extra = self.group.pack(extra_state(self._nets, self._losses, self.device))
+        return extra if self.scale is None else {**extra, "scale": self.scale.state_dict()}
 
     # -- finite losses
 
@@ -202,7 +215,8 @@ class Solver:
         """Raises ForceregError naming the first iteration with a non-finite loss, if any. Reads the device."""
         bad = self.updater.first_bad()
         if bad >= 0:
-            raise self._not_finite(f"the loss is not finite at iteration {bad}; no update was made from there on")
+            what = "the loss" if self.scale is None else "the loss or a gradient"
+            raise self._not_finite(f"{what} is not finite at iteration {bad}; no update was made from there on")
 
     def _not_finite(self, what: str) -> ForceregError:
         last = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "there is no snapshot yet"
@@ -213,12 +227,11 @@ class Solver:
     def solve(self, inputs: Inputs = None) -> None:
         """Trains to max_iter with all tests and snapshots, and Caffe's end-of-run actions."""
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
+        if self._passes.precision.kind:
+            self.emit("note", text=self._passes.precision.describe())
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
-            probe_prefix(self.prefix(), self.file.name)
-            if self.param.snapshot_format != SolverParameter.SnapshotFormat.Value("HDF5"):
-                self.emit(
-                    "note", text="snapshot_format is BINARYPROTO: snapshots are written as HDF5 (.h5) all the same"
-                )
+            self.group.once(lambda: probe_prefix(self.prefix(), self.file.name))
+            check_format(self.param, self.net, len(self.updater.history), self.file.name)
         if inputs is None:
             for net in self._nets.values():
                 check_blobs(net, self.device)
@@ -255,6 +268,7 @@ class Solver:
             display = p.display > 0 and self.iter % p.display == 0
             self._iterate(display)
             self.iter += 1
+            self.group.agree()
             if self.device.type == "cpu":
                 self.check_finite()
             self.emit("progress", iteration=self.iter, max_iter=p.max_iter)
@@ -272,7 +286,9 @@ class Solver:
 
     def _iterate(self, display: bool) -> None:
         p = self.param
-        loss, outputs = self._accumulate()
+        self.updater.clear_gradients()
+        inputs = functools.partial(self._fed, self.net)
+        loss, outputs = self._passes.accumulate(inputs, self._debug if display and self._debugs else None)
         self._losses.add(loss)
         before, self.current_step = self.current_step, policy.advance(p, self.iter, self.current_step)
         rate = policy.rate(p, self.iter, self.current_step)
@@ -282,6 +298,8 @@ class Solver:
             self.emit("step", iteration=self.iter, current_step=self.current_step)
         if display:
             self.emit("rate", iteration=self.iter, rate=rate)
+            if self.scale is not None:
+                self.emit("scale", iteration=self.iter, **self.scale.state_dict())
         measure = self._measure if self.measure_force and self._due_for_test() else None
         try:
             self.updater.apply(self.iter, rate, loss, measure)
@@ -293,29 +311,14 @@ class Solver:
                 "weight_decay * decay_mult is larger than a float32; use smaller values"
             ) from error
 
-    def _accumulate(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Forward and backward of all sub-batches: the mean loss, the last sub-batch's outputs, gradients summed."""
-        self.updater.clear_gradients()
-        total: Tensor | None = None
-        outputs: dict[str, Tensor] = {}
-        for sub in range(self.param.iter_size):
-            loss, outputs = self.net.forward_loss(self._fed(self.net, sub))
-            if loss.requires_grad:
-                loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        return (total if self.param.iter_size == 1 else total / self.param.iter_size), outputs
-
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
-        """The user's inputs for one batch of `net`, as float32 on the device; None if its data layers supply all."""
-        if self._inputs is None:
-            return None
-        supplied = {top for feed in net.feeds.values() for top in feed.tops}
-        if net is not self.net and supplied.issuperset(net.inputs):
-            return None
-        given = self._inputs(self.iter, sub) if callable(self._inputs) else self._inputs
-        names = given if net is self.net else [name for name in net.inputs if name in given and name not in supplied]
-        return {name: torch.as_tensor(given[name], dtype=torch.float32, device=self.device) for name in names}
+        return fed(net, self._inputs, self.iter, sub, self.device, net is self.net)
+
+    def _debug(self, watch: Watch) -> None:
+        scale = None if self.scale is None else self.scale.value
+        rows = watch.rows(scale)
+        norms = watch.norms(scale) if any(row["direction"] == "Backward" for row in rows) else None
+        self.emit("debug", iteration=self.iter, rows=rows, norms=norms)
 
     def _measure(self, before: list[Tensor], after: list[Tensor]) -> None:
         self.emit("force", iteration=self.iter, layers=force_ratios(self.updater.forced, before, after))
@@ -327,6 +330,7 @@ class Solver:
         self.check_finite()
         started = time.perf_counter()
         self._before_tests = self._extra_state()
+        self.group.spread(self.net, learned=False)
         for index in range(len(self.test_nets)):
             self.test(index)
             if self.stop_requested:
@@ -345,14 +349,18 @@ class Solver:
         """
         net = self.test_nets[index]
         self.emit("test_start", net=index, iteration=self.iter)
-        fed = functools.partial(self._fed, net)
-        result = score(net, self.param.test_iter[index], before=self._between_batches, inputs=fed)
+        inputs = functools.partial(self._fed, net)
+        with contextlib.ExitStack() as stack:
+            watch = stack.enter_context(Watch(net)) if self._debugs else None
+            seen = (lambda *_: self._debug(watch)) if watch else (lambda *_: None)
+            result = self.group.score(net, self.param.test_iter[index], self._between_batches, seen, inputs)
         if not self.stop_requested:
             loss = result.loss if self.param.test_compute_loss else None
             self.emit("test", net=index, iteration=self.iter, outputs=result.outputs, loss=loss)
         return result
 
     def _between_batches(self, index: int) -> bool:
+        self.group.agree()
         if self.snapshot_requested:
             self.snapshot_requested = False
             self.snapshot()
@@ -360,6 +368,7 @@ class Solver:
 
     def _display(self, outputs: Mapping[str, Tensor], rate: float) -> None:
         self.check_finite()
+        outputs = self.group.mean_outputs(outputs)
         first, clock = self._clock
         now = time.perf_counter()
         seconds = now - clock
@@ -384,9 +393,9 @@ class Solver:
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
         extra = self._extra_state()
-        loss, _ = self.net.forward_loss(self._fed(self.net, 0))
-        self._losses.add(loss)
+        loss, _ = self._passes.precision.forward_loss(self._fed(self.net, 0))
+        self._losses.add(self.group.mean(loss))
         self.emit("final", iteration=self.iter, loss=float(self._losses.mean()))
-        unpack(extra, self._nets, self._losses, self.device, self._warn)
+        unpack(self.group.unpack(extra), self._nets, self._losses, self.device, self.warn)
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)

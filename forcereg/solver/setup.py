@@ -30,15 +30,6 @@ class NetChoice:
 
 
 @dataclass(frozen=True)
-class SolverNets:
-    """What a solver names for training and testing, not yet built, and the root of its relative paths."""
-
-    root: Path
-    train: NetChoice
-    tests: tuple[NetChoice, ...]
-
-
-@dataclass(frozen=True)
 class SolverSpecs:
     """What a solver trains and tests, and the folder its relative paths start from."""
 
@@ -89,31 +80,37 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
 
 
 def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:
-    """The specs of `solver_nets`. Raises ForceregError."""
-    nets = solver_nets(file, level, stages)
-    train, *tests = [build_spec(one.file, one.state, nets.root) for one in (nets.train, *nets.tests)]
-    return SolverSpecs(nets.root, train, tuple(tests))
+    """The nets that the solver names, for training and testing. Raises ForceregError."""
+    root = solver_root(file)
+    chosen = trained_net(file, root, level, stages)
+    train, *tests = [build_spec(one.file, one.state, root) for one in (chosen, *tested_nets(file, root, chosen.file))]
+    return SolverSpecs(root, train, tuple(tests))
 
 
-def solver_nets(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverNets:
-    """The train and test nets that the solver names. Raises ForceregError for contradictions.
+def solver_root(file: SolverFile) -> Path:
+    """The folder that the solver's relative paths start from."""
+    p = file.message
+    named = p.net or p.train_net or (p.test_net[0] if p.test_net else "")
+    return find_root(named, None if file.name.startswith("<") else file.name)
 
-    `level` and `stages` go to the train net's state, as Caffe's --level and --stage do.
+
+def trained_net(file: SolverFile, root: Path, level: int | None = None, stages: Sequence[str] = ()) -> NetChoice:
+    """The net that the solver trains. Raises ForceregError.
+
+    `level` and `stages` go to its state, as Caffe's --level and --stage do.
     """
     p = file.message
     given = [field for field in TRAIN_FIELDS if p.HasField(field)]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise ForceregError(f"{file.name}: expected exactly one of {', '.join(TRAIN_FIELDS)}; found {found}")
-    named = p.net or p.train_net or (p.test_net[0] if p.test_net else "")
-    root = find_root(named, None if file.name.startswith("<") else file.name)
     train_file = _net_file(file, given[0], root)
     extra = [p.train_state] if p.HasField("train_state") else []
     state = net_state(TRAIN, train_file.message.state, *extra)
     if level is not None:
         state.level = level
     state.stage.extend(stage for stage in stages if stage)
-    return SolverNets(root, NetChoice(train_file, state), tuple(_test_nets(file, root, train_file)))
+    return NetChoice(train_file, state)
 
 
 def complete_prefix(file: SolverFile, root: Path) -> None:
@@ -147,18 +144,19 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
                 f"{file.name}: {field} '{value}' does not exist under {root} "
                 "(the working directory or a folder above the solver); correct the path or change folder"
             )
-        return read_net(path)
+        return read_net(value if root == Path.cwd() else path)  # in errors as short as it was written
     return net_from_message(value, f"{file.name}: {field}")
 
 
-def _test_nets(file: SolverFile, root: Path, train_file: NetFile) -> list[NetChoice]:
+def tested_nets(file: SolverFile, root: Path, train_file: NetFile) -> tuple[NetChoice, ...]:
+    """The nets that the solver tests; `train_file` holds the one of `net` or `net_param`. Raises ForceregError."""
     p = file.message
     files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
         path = resolve(root, value)
         if not os.path.exists(path):
             raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
-        files.append(read_net(path))
+        files.append(read_net(value if root == Path.cwd() else path))
     generic = train_file if p.HasField("net") or p.HasField("net_param") else None
     left = len(p.test_iter) - len(files)
     if left < 0 or (left > 0 and generic is None):
@@ -174,7 +172,7 @@ def _test_nets(file: SolverFile, root: Path, train_file: NetFile) -> list[NetCho
             f"{file.name}: has {len(p.test_state)} test_state entries for {len(files)} test nets; give none or one each"
         )
     states = list(p.test_state) or [None] * len(files)
-    return [
+    return tuple(
         NetChoice(net, net_state(TEST, net.message.state, *([state] if state is not None else [])))
         for net, state in zip(files, states, strict=True)
-    ]
+    )

@@ -14,17 +14,19 @@ from forcereg.net import Net
 from forcereg.solver.window import LossWindow
 
 
-def pack(net: Net, values: Mapping[tuple[str, int], Tensor] | None = None) -> dict[str, dict[int, np.ndarray]]:
-    """Layer -> blob index -> array for every layer; borrowed blobs only under their owner.
+def pack(
+    net: Net, values: Mapping[tuple[str, int], Tensor] | None = None, everywhere: bool = False
+) -> dict[str, dict[int, np.ndarray]]:
+    """Layer -> blob index -> array for every layer; borrowed blobs only under their owner, unless `everywhere`.
 
     With `values`, those instead of the blobs (the last update, for snapshot_diff), for borrowers too.
     """
     shared, packed = net.shared, {}
     for name, blobs in net.params.items():
         packed[name] = {
-            index: to_array(blob if values is None else values[_owner(shared, name, index)])
+            index: to_array(blob if values is None else values[_owner(shared, name, index)].reshape(blob.shape))
             for index, blob in enumerate(blobs)
-            if values is not None or f"{name}/{index}" not in shared
+            if everywhere or values is not None or f"{name}/{index}" not in shared
         }
     return packed
 

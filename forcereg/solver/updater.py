@@ -14,8 +14,10 @@ from forcereg.errors import ForceregError
 from forcereg.memory import check_room
 from forcereg.net import Net
 from forcereg.registry import solver_type
+from forcereg.snapshot import fitted
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
+from forcereg.solver.precision import LossScale
 from forcereg.solver.state import to_array
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
@@ -24,16 +26,19 @@ Measure = Callable[[list[Tensor], list[Tensor]], None]
 class Updater:
     """Turns gradients into new weights by the solver's settings (`p`: SolverParameter), in Caffe's order.
 
-    Collects weights, multipliers and history once; `apply` then only runs foreach operations on them.
+    Collects weights, multipliers and history once; `apply` then only runs foreach operations on them. With a `scale`
+    the gradients come scaled, and a step is left out if one of them isn't finite.
     """
 
-    def __init__(self, net: Net, p: Any, device: torch.device, name: str) -> None:
+    def __init__(self, net: Net, p: Any, device: torch.device, name: str, scale: LossScale | None = None) -> None:
         self.p = p
+        self._scale = scale
         every = net.learnable
         self._rule = solver_type.get(p.type, name)()
-        live = [i for i, one in enumerate(every) if one.lr_mult and one.blob.requires_grad]
+        # under force_backward frozen weights have gradients too, which count in the clipped norm
+        live = [i for i, one in enumerate(every) if one.blob.requires_grad]
         if self._rule.adaptive and p.weight_decay:
-            live += [i for i, one in enumerate(every) if not one.lr_mult and one.decay_mult]
+            live += [i for i, one in enumerate(every) if one.decay_mult and not (one.lr_mult or one.blob.requires_grad)]
             live.sort()
         self._blobs = [one.blob for one in every]
         self._owners = [(one.layer, one.index) for one in every]
@@ -74,7 +79,7 @@ class Updater:
 
     @torch.no_grad()
     def apply(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None = None) -> None:
-        """Clip, normalise, decay, force, update. From the first non-finite `loss` on nothing changes any more.
+        """Unscale, clip, normalise, decay, force, update. From the first non-finite `loss` on nothing changes any more.
 
         On the host the loss is looked at directly; on a device it stays there (see `first_bad`).
         `measure` is shown the forced weights' gradients before and after the force.
@@ -82,7 +87,7 @@ class Updater:
         p, weights = self.p, self.weights
         rate *= self._rule.scale(p, iteration)
         if self._on_host:
-            if self._host_bad < 0 and not math.isfinite(loss.item()):
+            if self._host_bad < 0 and self._scale is None and not math.isfinite(loss.item()):
                 self._host_bad = iteration
             if self._host_bad >= 0:
                 return
@@ -91,6 +96,10 @@ class Updater:
                 weight.grad = torch.zeros_like(weight)
         grads = [weight.grad for weight in weights if weight.grad is not None]
         if not grads:
+            return
+        skip, diverged = (None, None) if self._scale is None else self._scale.unscale(grads, loss)
+        if self._on_host and skip is not None and bool(skip):
+            self._host_bad = iteration if bool(diverged) else self._host_bad
             return
         update.clip(grads, p.clip_gradients)
         if p.iter_size > 1:
@@ -102,9 +111,14 @@ class Updater:
             self._values = self._rule(p, grads, self.history, rate, self._lr_mults)
             torch._foreach_sub_(weights, self._values)
         else:
-            live = update.suppress(grads, loss.isfinite(), self._bad, iteration)
+            finite = loss.isfinite() if diverged is None else ~diverged
+            live = update.suppress(grads, finite, self._bad, iteration, skip)
+            kept = [] if skip is None else [[tensor.clone() for tensor in slot] for slot in self.history]
             self._values = self._rule(p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
             torch._foreach_sub_(weights, torch._foreach_mul(self._values, live))
+            for slot, before in zip(self.history, kept, strict=False):
+                for tensor, old in zip(slot, before, strict=True):
+                    tensor.copy_(torch.where(live > 0, tensor, old))
 
     def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
         before = [grads[i].clone() for i in self._forced] if measure is not None else []
@@ -133,8 +147,8 @@ class Updater:
         held = dict(zip(self._live, tensors, strict=True))
         return [held[i] if i in held else torch.zeros_like(blob) for i, blob in enumerate(self._blobs)]
 
-    def load_history(self, arrays: Sequence[np.ndarray], where: str) -> None:
-        """Takes over a snapshot's history. Raises ForceregError, before copying, if it doesn't fit."""
+    def load_history(self, arrays: Sequence[np.ndarray], where: str, legacy: bool = False) -> None:
+        """Takes over a StateFile's history. Raises ForceregError, before copying, if it doesn't fit."""
         count = len(self._blobs)
         if len(arrays) != count * len(self.history):
             raise ForceregError(
@@ -146,13 +160,16 @@ class Updater:
             for slot, tensors in enumerate(self.history)
             for index, tensor in zip(self._live, tensors, strict=True)
         ]
+        copies = []
         for tensor, position in targets:
-            if arrays[position].shape != tuple(tensor.shape):
+            values = fitted(arrays[position], tuple(tensor.shape), legacy)
+            if values is None:
                 raise ForceregError(
                     f"{where}: history blob {position} has shape {list(arrays[position].shape)}; "
                     f"expected {list(tensor.shape)}"
                 )
-        for tensor, position in targets:
-            tensor.copy_(torch.from_numpy(np.array(arrays[position])))
+            copies.append((tensor, values))
+        for tensor, values in copies:
+            tensor.copy_(torch.from_numpy(np.array(values)))
         self._bad.fill_(-1)
         self._host_bad = -1

@@ -30,6 +30,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("train", "--solver", "solver.prototxt"),
     "check-solver": ("check", "solver.prototxt"),
     "python": ("summary", "net.prototxt", "--allow-python-layers"),
+    "folder": ("summary", "."),
+    "draw": ("draw", "net.prototxt", "out.txt"),
+    "missing": ("check", "no.prototxt"),
 }
 ANY = ("summary", "check", "test", "train")
 """With and without memory behind the blobs, one phase and both."""
@@ -83,20 +86,21 @@ def broken(
     tops: int = 1,
     commands: tuple[str, ...] = ("check", "train"),
     files: Mapping[str, Content] | None = None,
+    code: int = 1,
 ) -> Case:
     """A net of Input blobs x0, x1, ... of these shapes and the broken layer `l` with tops y0, y1, ..."""
     blobs = " ".join([f'bottom: "x{i}"' for i in range(len(shapes))] + [f'top: "y{i}"' for i in range(tops)])
     inputs = "".join(input_layer(f"x{i}", shape) for i, shape in enumerate(shapes))
     text = f'{inputs}layer {{ name: "l" type: "{kind}" {blobs} {param} }}\n'
-    where = f"net.prototxt:{len(shapes) + 1}: layer 'l': "
-    return Case(f"{kind}-{id}", text, (where, expected), commands, kind, files=files or {})
+    where = (f"net.prototxt:{len(shapes) + 1}: layer 'l': ",) if code else ()
+    return Case(f"{kind}-{id}", text, (*where, expected), commands, kind, files=files or {}, code=code)
 
 
 _HEAD = re.compile(r"== (?P<kind>\S+) (?P<id>[^\s:]+):?(?P<shapes>( [\dx]+)*)( -> (?P<tops>\d))?")
 
 
 def read_table(module: str, make: Callable[..., Case]) -> list[Case]:
-    """The cases of the table beside `module` (.txt instead of .py), each made by `make(id, kind, param, expected, ...)`.
+    """The cases of the table beside `module` (.txt instead of .py), each by `make(id, kind, param, expected, ...)`.
 
     An entry is `== TYPE ID: SHAPE SHAPE -> TOPS` (shapes of bottoms and tops if they matter), what the layer's block
     holds beside its names, and `> ` with what the error says; an empty line ends it.

@@ -117,4 +117,9 @@ READING = [
     _later("terabytes-of-rows", "HDF5Data", 'top: "rows" hdf5_data_param { source: "h5.txt" batch_size: 2 }', "'rows'"),
 ]
 
-CASES = [*read_table(__file__, _source), *READING]
+PREFETCH = IMAGES.format("list.txt") + " data_param { prefetch: 4294967295 }"
+FINE = [
+    broken("all-the-batches-ahead", "ImageData", PREFETCH, "Optimization Done", (), 0, ("train",), _files(), code=0)
+]
+
+CASES = [*read_table(__file__, _source), *READING, *FINE]

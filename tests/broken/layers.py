@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.broken.case import Case, broken, read_table
 
 PYTHON = 'python_param {{ module: "torch.nn" layer: "ReLU" param_str: "{}" }}'.format
 
 
-def _layer(id: str, kind: str, param: str, expected: str, **more: object) -> Case:
+def _layer(id: str, kind: str, param: str, expected: str, **more: Any) -> Case:
     commands = ("python",) if kind == "Python" and id != "not-allowed" else ("check", "train")
-    return broken(id, kind, param, expected, commands=commands, files={"mine.py": "class L(:"}, **more)  # type: ignore
+    return broken(id, kind, param, expected, commands=commands, files={"mine.py": "class L(:"}, **more)
 
 
 def _dims(value: int, count: int) -> str:

@@ -12,7 +12,15 @@ import torch
 from forcereg import __main__ as cli
 from forcereg.load import load_net
 from forcereg.net import Net
-from forcereg.snapshot import read_model, write_model, write_state
+from forcereg.schema import NetParameter
+from forcereg.snapshot import (
+    net_message,
+    read_model,
+    write_binary_model,
+    write_binary_state,
+    write_model,
+    write_state,
+)
 
 NET = """
 layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
@@ -117,6 +125,43 @@ def test_a_state_leads_to_its_model(snapshot: Path, capsys, monkeypatch: pytest.
     write_state(state, 7, 0, f"gone/{snapshot.name}", [])  # the folder was moved since
     assert run("--snapshot", state, "--error", "0.1") == 0
     assert snapshot.with_name("snap_iter_7_lowrank.prototxt").is_file()
+
+
+@pytest.mark.parametrize("given", ["model", "state"])
+def test_binary_snapshots_give_the_same(given: str, snapshot: Path, net: Net, capsys) -> None:
+    old = read_model(snapshot)
+    model, state = snapshot.with_name("bin_iter_7.caffemodel"), snapshot.with_name("bin_iter_7.solverstate")
+    write_binary_model(model, net_message(net.spec), old.layers, attrs=old.attrs)
+    write_binary_state(state, 7, 0, f"gone/{model.name}", [])
+    assert run("--snapshot", model if given == "model" else state, "--error", "0.1", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["weights"] == str(snapshot.with_name("bin_iter_7_lowrank.caffemodel.h5"))
+    assert run("--snapshot", snapshot, "--error", "0.1", "--json") == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert printed["layers"] == expected["layers"]
+    found, wanted = (read_model(one["weights"]).layers for one in (printed, expected))
+    assert all(np.array_equal(found[name][i], values) for name, of in wanted.items() for i, values in of.items())
+
+
+def test_a_published_model_of_old_is_decomposed(snapshot: Path, tmp_path: Path, capsys) -> None:
+    """`layers` with blobs of four axes, as the models of Caffe's zoo have them."""
+    old = NetParameter()
+    types = {"conv1": "CONVOLUTION", "conv2": "CONVOLUTION", "ip": "INNER_PRODUCT"}
+    for name, blobs in read_model(snapshot).layers.items():
+        layer = old.layers.add(name=name, type=types.get(name, "NONE"))
+        for values in blobs.values():
+            blob = layer.blobs.add(data=values.reshape(-1))
+            blob.num, blob.channels, blob.height, blob.width = (1,) * (4 - values.ndim) + values.shape
+    path, model = tmp_path / "old.caffemodel", tmp_path / "net.prototxt"
+    path.write_bytes(old.SerializeToString())
+    model.write_text(NET)
+    assert run("--snapshot", path, "--error", "0.1", "--model", model, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert run("--snapshot", snapshot, "--error", "0.1", "--json") == 0
+    expected = json.loads(capsys.readouterr().out)
+    found, wanted = (read_model(one["weights"]).layers for one in (printed, expected))
+    assert all(np.array_equal(found[name][i], values) for name, of in wanted.items() for i, values in of.items())
+    load_net(printed["model"], printed["weights"])
 
 
 def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, capsys) -> None:

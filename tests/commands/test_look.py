@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from forcereg.commands.summary import show
+from forcereg.load import shape_net
+from forcereg.summary import summarize
 from tests.commands.conftest import Cli, said
 from tests.conftest import TOP, RunCli
 
@@ -64,6 +68,36 @@ def test_summary_with_given_shapes(cli: Cli) -> None:
 def test_bad_input_shapes(text: str, small: Path, cli: Cli) -> None:
     code, _, err = cli("summary", "small.prototxt", "--input-shape", text)
     assert code == 2 and said(err).startswith(f"--input-shape is '{text}'; expected BLOB=N,C,H,W")
+
+
+def test_a_shape_for_no_input(small: Path, cli: Cli) -> None:
+    code, _, err = cli("summary", "small.prototxt", "--input-shape", "X=1,3,8,8")
+    assert code == 1 and said(err) == (
+        "small.prototxt: a shape is given for 'X', which is no input here; did you mean \"x\"?"
+    )
+
+
+def test_a_narrow_terminal_loses_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    show(summarize(shape_net(CONFIGS / "models" / "googlenet" / "deploy.prototxt")))
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert all(len("".join(row)) <= 60 for row in rows)
+    joined = ["".join(row[column].strip() for row in rows) for column in range(6)]
+    assert "10x192x56x56" in joined[2] and "346,816,512" in joined[4] and "…" not in "".join(joined)
+
+
+def test_shared_parameters_in_brackets(small: Path, cli: Cli) -> None:
+    twice = SMALL.replace('top: "c" ', 'top: "c" param { name: "w" } ')
+    again = twice.splitlines()[3].replace("conv[1]", "again").replace('top: "c"', 'top: "c2"')
+    (small / "small.prototxt").write_text(f"{twice}{again}\n")
+    code, out, _ = cli("summary", "small.prototxt")
+    rows = {
+        row[0]: row for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()) if row
+    }
+    assert code == 0 and (rows["conv[1]"][3], rows["again"][3], rows["total"][3]) == ("140", "5 (135)", "145")
+    assert "parameters in brackets are an earlier layer's" in out
 
 
 def test_draw_text(small: Path, cli: Cli) -> None:
@@ -140,4 +174,4 @@ def test_layers_lists_the_registry(cli: Cli) -> None:
     rows = {row["type"]: row for row in json.loads(out)}
     assert code == 0 and "kernel_size" in rows["Convolution"]["params"]["convolution_param"]
     code, out, _ = cli("layers")
-    assert code == 0 and all(name in out for name in rows)
+    assert code == 0 and all(name in out for name in rows) and "forcereg[leveldb]" in out

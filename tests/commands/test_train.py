@@ -316,7 +316,7 @@ def test_solver_file_that_is_not_there(tmp_path: Path, cli: Cli) -> None:
         pytest.param(["train", "--solver", "x", "--keep", "few"], "'--keep'", id="keep-word"),
         pytest.param(["train", "--solver", "x", "--weights", "a", "--snapshot", "b"], "a snapshot brings", id="both"),
         pytest.param(["train", "--solver", "S", "--gpu", "0", "--device", "cpu"], "--gpu and --device", id="devices"),
-        pytest.param(["train", "--solver", "S", "--gpu", "all"], "--gpu is 'all'", id="gpu"),
+        pytest.param(["train", "--solver", "S", "--gpu", "some"], "--gpu is 'some'", id="gpu"),
         pytest.param(["train", "--solver", "S", "--device", "tpu"], "unknown device 'tpu'", id="device"),
         pytest.param(["trian"], "unknown command 'trian'; did you mean \"train\"?", id="command"),
     ],

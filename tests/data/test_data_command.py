@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import forcereg.data.convert as convert
+import forcereg.data.image_set as image_set
 from forcereg.commands.data import command
 from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
@@ -95,6 +99,30 @@ def test_images_with_every_option(photos: np.ndarray, tmp_path: Path, run_cli: R
         assert done.stdout.startswith("wrote db: 5 records of 1x4x3, shuffled with seed 5; unreadable")
     data, labels = make_feed(tmp_path, batch=5).next()
     assert data.shape == (5, 1, 4, 3) and sorted(labels.tolist()) == [0, 1, 2, 3, 4] != labels.tolist()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
+def test_a_signal_leaves_nothing_behind(
+    number: signal.Signals, photos: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    handler = signal.getsignal(number)
+    made = convert.write_lmdb
+
+    def killed(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) -> None:
+        def one_and_signal() -> Iterator[tuple[bytes, bytes]]:
+            for record in records:
+                yield record
+                assert any(entry.name.startswith(".db.") for entry in tmp_path.iterdir())
+                signal.raise_signal(number)
+
+        made(path, one_and_signal(), force)
+
+    monkeypatch.setattr(image_set, "write_lmdb", killed)
+    result = run("images", tmp_path / "list.txt", tmp_path / "db", "--root", tmp_path / "photos")
+    assert result.exit_code == 128 + number
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert signal.getsignal(number) is handler
 
 
 def test_images_of_several_sizes_are_said(photos: np.ndarray, tmp_path: Path) -> None:

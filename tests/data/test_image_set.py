@@ -194,11 +194,22 @@ def test_unreadable_images_are_named_and_leave_gaps(photos: Path) -> None:
         assert text.startswith(f"{photos}/photos/{number}.png: ") and cause in text and text.endswith("; skipped")
 
 
+def test_a_path_that_no_system_has_is_named_once(photos: Path) -> None:
+    _, found, said = build(photos, "0.png 0\na\0b.png 1\n")
+    assert list(found) == ["00000000_0.png"]
+    assert said == [f"{photos}/photos/a\\x00b.png: cannot be read (embedded null byte); skipped"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_path(photos: Path) -> None:
+    _, found, said = build(photos, "\ufeff0.png 5\n")
+    assert list(found) == ["00000000_0.png"] and said == []
+
+
 def test_check_size(photos: Path) -> None:
     save(photos / "photos/3.png", 6, 7)
     assert build(photos)[0].shape == ()
     before = read(photos / "db")
-    with pytest.raises(ForceregError, match=r"3\.png: is 3x6x7, expected 3x6x5 as the first image"):
+    with pytest.raises(ForceregError, match=r"3\.png: is 3x6x7, expected 3x6x5 as the first image; give --"):
         build(photos, check_size=True)
     assert read(photos / "db") == before
     assert build(photos, check_size=True, size=(4, 4))[0].shape == (3, 4, 4)
@@ -222,7 +233,7 @@ def refused(folder: Path, *expected: str, lines: str | None = None, **options) -
         ("0.png 1.5\n", "list.txt:1: is '0.png 1.5'"),
         ("0.png 99999999999\n", "list.txt:1: is '0.png 99999999999'"),
         ("x.png 1\ny.png 2\n", "list.txt: none of its 2 images could be read; check the paths and --root"),
-        (f"{'d/' * 300}x.png 1\n", "a key of 614 bytes; an LMDB takes 511"),
+        (f"gone.png 1\n{'d/' * 300}x.png 1\n", "...': with its index a key of 614 bytes; an LMDB takes 511"),
     ],
     ids=["empty", "no-label", "word", "fraction", "huge", "nothing-readable", "long-path"],
 )

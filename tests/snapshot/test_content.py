@@ -165,7 +165,7 @@ def test_a_truncated_file_is_one_line(write: Any, read: Any, length: int, tmp_pa
     path = tmp_path / "a.h5"
     write(path)
     os.truncate(path, length if length >= 0 else path.stat().st_size + length)
-    expected = {0: "is empty", 1: "not an HDF5 file"}.get(length, "damaged or truncated")
+    expected = {0: "is empty", 1: "neither HDF5 nor binaryproto"}.get(length, "damaged or truncated")
     assert expected in one_line(path, read)
 
 
@@ -223,12 +223,16 @@ def ten_times(file: h5py.File) -> None:
     [
         (lambda path: None, read_model, "cannot read .*: no such file or directory; check the path"),
         (lambda path: path.mkdir(), read_model, "cannot read .*: is a directory"),
-        (lambda path: path.write_text('name: "LeNet"\n'), read_model, "not an HDF5 file; expected a .*caffemodel.h5"),
-        (small_state, read_model, "is a solver state, expected a model; give its model, m.caffemodel.h5"),
-        (small_model, read_state, r"is a model, expected a solver state; give the \*.solverstate.h5"),
-        (hdf5(lambda file: file.create_group("x")), read_model, "not a Caffe model: it lacks 'data'"),
-        (hdf5(lambda file: file.create_dataset("data", data=1.0)), read_model, "not a Caffe model: it lacks 'data'"),
-        (hdf5(lambda file: file.create_group("x")), read_state, "not a Caffe solver state: it lacks 'iter'"),
+        (
+            lambda path: path.write_text('name: "LeNet"\n'),
+            read_model,
+            "this is text; expected a snapshot: ",
+        ),
+        (small_state, read_model, "is a solver state, expected a model; give its model, m.caffemodel.h5; this"),
+        (small_model, read_state, r"is a model, expected a solver state; give the \.solverstate"),
+        (hdf5(lambda file: file.create_group("x")), read_model, "holds neither a model .* nor a solver state"),
+        (hdf5(lambda file: file.create_dataset("data", data=1.0)), read_model, "holds neither a model .group 'data'"),
+        (hdf5(lambda file: file.create_group("history")), read_state, "not a Caffe solver state: it lacks 'iter'"),
         (hdf5(ten_times), read_model, "layer 'l' has a dataset 'x' of type float32, expected numbered floats"),
         (hdf5(lambda file: file.create_dataset("data/l/0", data=[1])), read_model, "'0' of type int64, expected"),
         (hdf5(lambda file: file.create_dataset("data/l/01", data=[1.0])), read_model, "a dataset '01'"),

@@ -20,17 +20,23 @@ COMMON = """
 import json, os, random, resource, signal, sys, time
 import numpy as np
 from forcereg.errors import ForceregError
-from forcereg.snapshot import read_model, read_state, write_model, write_state
+from forcereg.schema import NetParameter
+from forcereg.snapshot import (
+    read_model, read_state, write_binary_model, write_binary_state, write_model, write_state
+)
 
 def write(kind, path, n):
     values = np.full((300 + n % 7, 1000), n, np.float32)  # other sizes, so that a torn file cannot pass
+    layers, attrs = {"ip": {0: values}, "relu": {}}, {"forcereg_version": str(n)}
     if kind == "model":
-        write_model(path, {"ip": {0: values}, "relu": {}}, attrs={"forcereg_version": str(n)})
+        write_model(path, layers, attrs=attrs)
+    elif kind == "binary-model":
+        write_binary_model(path, NetParameter(layer=[{"name": "ip"}]), layers, attrs=attrs)
     else:
-        write_state(path, n, 0, "x", [values], {"cursor": n})
+        (write_state if kind == "state" else write_binary_state)(path, n, 0, "x", [values], {"cursor": n})
 
 def check(kind, path):
-    if kind == "model":
+    if "model" in kind:
         file = read_model(path)
         n, values = int(file.attrs["forcereg_version"]), file.layers["ip"][0]
     else:
@@ -98,15 +104,15 @@ def run(script: str, kind: str, path: Path) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["model", "state"])
+@pytest.mark.parametrize("kind", ["model", "state", "binary-model", "binary-state"])
 def test_a_kill_never_leaves_half_a_file(kind: str, tmp_path: Path) -> None:
     assert run(KILLED, kind, tmp_path / "a.h5")["kills"] >= 25
 
 
-@pytest.mark.parametrize("kind", ["model", "state"])
+@pytest.mark.parametrize("kind", ["model", "state", "binary-model", "binary-state"])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    if kind == "model":
+    if "model" in kind:
         write_model(path, {"ip": {0: np.ones((2, 3))}})
     else:
         write_state(path, 3, 0, "x", [np.ones((2, 3))])
@@ -116,4 +122,4 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(kind: str, tmp_path: Pa
     assert found == {"line": f"cannot write {path}: {limit}", "exit_code": 1}
     assert os.listdir(tmp_path) == ["a.h5"]
     assert path.read_bytes() == old
-    (read_model if kind == "model" else read_state)(path)
+    (read_model if "model" in kind else read_state)(path)

@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
 from forcereg.snapshot import ModelFile, load_into, read_model, read_state, write_model, write_state
@@ -138,16 +140,60 @@ def test_caffes_model_loads_into_a_net(case: Case, tmp_path: Path) -> None:
         np.testing.assert_allclose(blobs[key].numpy(), values, rtol=0, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("renamed", [False, True], ids=["by-name", "by-content"])
-@pytest.mark.parametrize("kind", ["caffemodel", "solverstate"])
+def binary_file(case: Case, kind: str, folder: Path) -> Path:
+    """The case's binary caffemodel or solverstate, under a name that says nothing."""
+    return caffe_file(case, kind, folder).rename(folder / f"renamed-{kind}.h5")
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_binary_files_are_said_to_be_binary(case: Case, kind: str, renamed: bool, tmp_path: Path) -> None:
-    path = caffe_file(case, kind, tmp_path)
-    if renamed:
-        path = path.rename(path.with_name("renamed.h5"))
-    with pytest.raises(ForceregError, match="this is a binaryproto file, and only HDF5 is read for now") as caught:
+def test_binary_model_of_caffe_is_read(case: Case, tmp_path: Path) -> None:
+    model = read_model(binary_file(case, "caffemodel", tmp_path))
+    shapes = [[name, [list(values.shape) for values in blobs.values()]] for name, blobs in model.layers.items()]
+    assert shapes == [[name, shapes] for name, _, shapes in case.json("binary_layers")]
+    assert (model.attrs, model.legacy) == ({}, False)
+    # the same numbers as in HDF5, borrowed blobs too
+    hdf5 = read_model(caffe_file(case, "caffemodel.h5", tmp_path))
+    borrowed = json.loads(case.attrs.get("shared_params", "{}"))
+    for found, stored in ((model.layers, hdf5.layers), (model.diffs, hdf5.diffs)):
+        for name, blobs in found.items():
+            for index, values in blobs.items():
+                layer, position = borrowed.get(f"{name}/{index}", f"{name}/{index}").split("/")
+                np.testing.assert_array_equal(values, stored[layer][int(position)], err_msg=f"{name}/{index}")
+    assert bool(model.diffs) == ("snapshot_diff: true" in case.attrs["solver_binaryproto"])
+    for key, values in learned(case).items():
+        layer, position = key.split("/")
+        np.testing.assert_allclose(model.layers[layer][int(position)], values, rtol=0, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_binary_state_of_caffe_is_read(case: Case, tmp_path: Path) -> None:
+    state = read_state(binary_file(case, "solverstate", tmp_path))
+    found = {name: getattr(state, name) for name in ("learned_net", "current_step")}
+    found |= {"iter": state.iteration, "history": [list(values.shape) for values in state.history]}
+    assert found == case.json("binary_state")
+    assert state.extra is None
+    hdf5 = read_state(caffe_file(case, "solverstate.h5", tmp_path))
+    for values, stored in zip(state.history, hdf5.history, strict=True):
+        np.testing.assert_array_equal(values, stored)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["caffemodel", "solverstate"])
+def test_a_damaged_binary_file_of_caffe_is_read_or_one_line(
+    kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Without a checksum a changed weight cannot be noticed, but nothing else may happen."""
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    case = CASES[0].values[0]
+    image = bytearray(case.file(f"snap_iter_{case.attrs['iter_snapshot']}.{kind}"))
+    for _ in range(data.draw(st.integers(0, 3))):
+        image[data.draw(st.integers(0, len(image) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(image[: data.draw(st.integers(0, len(image)) | st.just(len(image)))])
+    try:
         (read_model if kind == "caffemodel" else read_state)(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    except ForceregError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("part", ["0.02", "0.5", "0.99", "-1"])

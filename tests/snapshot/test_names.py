@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.snapshot import model_path, prune, state_path
+from forcereg.snapshot import model_path, pairs, prune, state_path
 
 
 @pytest.mark.parametrize("prefix", ["lenet", Path("lenet"), "snaps/"], ids=["text", "path", "folder"])
 def test_names_are_caffes(prefix: str | Path) -> None:
     assert str(model_path(prefix, 10000)) == f"{prefix}_iter_10000.caffemodel.h5"
     assert str(state_path(prefix, 0)) == f"{prefix}_iter_0.solverstate.h5"
+    assert str(model_path(prefix, 10000, binary=True)) == f"{prefix}_iter_10000.caffemodel"
+    assert str(state_path(prefix, 0, binary=True)) == f"{prefix}_iter_0.solverstate"
 
 
 def pair(*iterations: int, prefix: str = "net") -> set[str]:
@@ -63,6 +65,17 @@ def test_the_newest_pairs_stay(
     deleted = prune(tmp_path / name, keep, current)
     assert set(os.listdir(tmp_path)) == renamed(left | OTHERS)
     assert {path.name for path in deleted} == renamed(there - left)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["hdf5", "binary"])
+def test_pairs_of_the_other_format_stay(binary: bool, tmp_path: Path) -> None:
+    files = {str(path("net", n, kind)) for n in (1, 2) for path in (model_path, state_path) for kind in (False, True)}
+    for file in (*files, "net_iter_3.solverstate", "net_iter_3.solverstate.h5"):
+        (tmp_path / file).touch()
+    assert pairs(tmp_path / "net", binary) == [1, 2]
+    deleted = prune(tmp_path / "net", 1, binary=binary)
+    assert {path.name for path in deleted} == {str(path("net", 1, binary)) for path in (model_path, state_path)}
+    assert pairs(tmp_path / "net", binary) == [2] and pairs(tmp_path / "net", not binary) == [1, 2]
 
 
 def test_a_prefix_beside_no_folder_has_nothing_to_delete(tmp_path: Path) -> None:

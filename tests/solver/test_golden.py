@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import forcereg.registry as registry
+from forcereg.schema import NetParameter, SolverState
 from forcereg.schema.text import parse_solver
 from forcereg.solver.loop import Solver
 from tests.golden_cases import Case, golden_cases
@@ -91,19 +93,24 @@ def test_force(case: Case, tmp_path: Path) -> None:
             set_params(solver, case.tree(f"iter_{iteration + 1:04d}/params"))
 
 
-@pytest.mark.parametrize(
-    "case",
-    golden_cases("snapshots", lambda c: parse_solver(c.attrs["solver_hdf5"]).message.type in registry.solver_type),
-)
-def test_resume_from_caffe(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state that Caffe wrote continues with Caffe's numbers, and our own snapshot holds the same ones."""
-    monkeypatch.chdir(tmp_path)
+def resumed(case: Case, folder: Path, end: str) -> Solver:
+    """A solver restored from the case's snapshot, whose two files end in `end`, that writes such ones itself."""
     start = int(case.attrs["iter_snapshot"])
     for kind in ("caffemodel", "solverstate"):
-        name = f"snap_iter_{start}.{kind}.h5"
-        (tmp_path / name).write_bytes(case.file(name))
-    solver = build(case, tmp_path, case.attrs["solver_hdf5"])
-    solver.restore(tmp_path / f"snap_iter_{start}.solverstate.h5")
+        name = f"snap_iter_{start}.{kind}{end}"
+        (folder / name).write_bytes(case.file(name))
+    solver = build(case, folder, case.attrs["solver_hdf5" if end else "solver_binaryproto"])
+    solver.restore(folder / f"snap_iter_{start}.solverstate{end}")
+    return solver
+
+
+@pytest.mark.parametrize("case", golden_cases("snapshots", lambda c: True))
+@pytest.mark.parametrize("end", [".h5", ""], ids=["hdf5", "binary"])
+def test_resume_from_caffe(case: Case, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that Caffe wrote continues with Caffe's numbers, and our own snapshot holds the same ones."""
+    monkeypatch.chdir(tmp_path)
+    solver = resumed(case, tmp_path, end)
+    start = int(case.attrs["iter_snapshot"])
     assert (solver.iter, solver.current_step) == (start, case.attrs["current_step"])
     feed = feeder(case)
     for iteration in range(start, int(case.attrs["iters"])):
@@ -112,3 +119,34 @@ def test_resume_from_caffe(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
         found = params_of(solver)
         for name, expected in case.tree(f"iter_{iteration + 1:04d}/params").items():
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=5e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", golden_cases("snapshots"))
+def test_what_we_write_is_what_caffe_wrote(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Message by message, but for the field that the fork adds to every layer, and ours, which Caffe skips."""
+    monkeypatch.chdir(tmp_path)
+    solver = resumed(case, tmp_path, "")
+    start = int(case.attrs["iter_snapshot"])
+    names = [f"snap_iter_{start}.{kind}" for kind in ("caffemodel", "solverstate")]
+    assert solver.snapshot() == tmp_path / names[0]
+    for name, kind in zip(names, (NetParameter, SolverState), strict=True):
+        found, expected = kind.FromString((tmp_path / name).read_bytes()), kind.FromString(case.file(name))
+        found.DiscardUnknownFields()
+        taken = taken_blobs if kind is NetParameter else lambda state: list(state.history)
+        blobs = [taken(message) for message in (found, expected)]
+        assert len(blobs[0]) == len(blobs[1]) > 0
+        for ours, caffes in zip(*blobs, strict=True):
+            assert (ours.shape, ours.data) == (caffes.shape, caffes.data)
+            assert len(ours.diff) == len(caffes.diff)
+        assert found == expected
+
+
+def taken_blobs(net: Any) -> list[Any]:
+    """The blobs of a net, layer by layer; what the fork adds is cleared, and diffs are only counted."""
+    found = []
+    for layer in net.layer:
+        layer.ClearField("display")
+        found += [type(blob).FromString(blob.SerializeToString()) for blob in layer.blobs]
+        for blob in layer.blobs:
+            blob.ClearField("diff")
+    return found

@@ -175,6 +175,28 @@ def test_iter_size_is_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("forced", [False, True], ids=["frozen", "force_backward"])
+def test_a_frozen_weights_gradient_counts_in_the_clipped_norm_if_it_is_forced(forced: bool, tmp_path: Path) -> None:
+    """Caffe's norm is over all gradients there are; what has lr_mult 0 stays as it is all the same."""
+    params, threshold = "param { lr_mult: 0 }", 0.01
+    net = REGRESSION + f"force_backward: {str(forced).lower()}"
+    solver, _ = regression(tmp_path, f"clip_gradients: {threshold} weight_decay: 0.5", params, net)
+    before = blobs_of(solver)
+    free = regression(tmp_path, "", "", REGRESSION)[0].net  # no multipliers: every gradient
+    with torch.no_grad():
+        for mine, theirs in zip(free.params["ip"], solver.net.params["ip"], strict=True):
+            mine.copy_(theirs)
+    free.forward_loss(batch())[0].backward()
+    weight, bias = (blob.grad for blob in free.params["ip"])
+    assert weight is not None and bias is not None
+    norm = torch.cat([bias.flatten(), *([weight.flatten()] if forced else [])]).norm()
+    solver.step(1, batch())
+    after = blobs_of(solver)
+    torch.testing.assert_close(after["ip/0"], before["ip/0"], rtol=0, atol=0)
+    decayed = bias * threshold / norm + 0.5 * before["ip/1"]
+    torch.testing.assert_close(after["ip/1"], before["ip/1"] - 0.1 * decayed)
+
+
 def test_inputs_as_a_dict_are_used_again_and_again(tmp_path: Path) -> None:
     solver, _ = regression(tmp_path)
     losses = [float(solver.step(1, batch())) for _ in range(30)]

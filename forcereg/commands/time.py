@@ -1,0 +1,106 @@
+"""forcereg time"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forcereg.commands.gflags import CaffeCommand
+from forcereg.commands.options import (
+    asked_devices,
+    code_options,
+    data_options,
+    device_options,
+    given_shapes,
+    net_options,
+    stage_list,
+)
+
+if TYPE_CHECKING:
+    from forcereg.solver.log import GlogWriter
+    from forcereg.timing import Timing
+
+
+@click.command(
+    cls=CaffeCommand,
+    epilog="Example: forcereg time --model configs/examples/mnist/lenet.prototxt --iterations 20 --gpu 0",
+)
+@click.option("--model", required=True, metavar="FILE", type=click.Path(), help="Net prototxt.")
+@click.option("--weights", metavar="FILE", type=click.Path(),
+              help="Model to load first; how long a layer takes rarely depends on it.")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Passes to measure.")
+@partial(net_options, phase="TRAIN")
+@device_options
+@data_options
+@code_options
+def command(**options: Any) -> None:
+    """Measure a net: each layer's forward and backward pass, in milliseconds, after one pass to warm up.
+
+    On a GPU the times are the device's own. What no data layer supplies is zeros.
+    """
+    from forcereg.device import choose_device
+    from forcereg.load import load_net
+    from forcereg.solver.log import GlogWriter
+    from forcereg.timing import measure
+
+    given = SimpleNamespace(**options)
+    log = GlogWriter(file="time.py")
+    device = choose_device(asked_devices(given.gpu, given.device)[0], None, lambda text: log.line(text, "W"))
+    net = load_net(
+        given.model,
+        given.weights,
+        given.phase or "TRAIN",
+        given.level,
+        stage_list(given.stage),
+        input_shapes=given_shapes(given.input_shape),
+        device=device,
+        budget=given.data_budget << 20,
+        workers=given.workers,
+        allow_python_layers=given.allow_python_layers,
+    )
+    log.line("*** Benchmark begins ***")
+    log.line(f"Testing for {given.iterations} iterations.")
+    timing = measure(
+        net,
+        given.iterations,
+        device,
+        lambda index, wall: log.line(f"Iteration: {index + 1} forward-backward time: {wall:g} ms."),
+    )
+    _report(timing, log)
+    if sys.stdout.isatty():
+        _show(timing)
+
+
+def _report(timing: Timing, log: GlogWriter) -> None:
+    """Caffe's lines."""
+    log.line("Average time per layer: ")
+    for layer in timing.layers:
+        log.line(f"{layer.name:>10}\tforward: {layer.forward:g} ms.")
+        log.line(f"{layer.name:>10}\tbackward: {layer.backward:g} ms.")
+    log.line(f"Average Forward pass: {timing.forward:g} ms.")
+    log.line(f"Average Backward pass: {timing.backward:g} ms.")
+    log.line(f"Average Forward-Backward: {timing.both:g} ms.")
+    log.line(f"Total Time: {timing.total:g} ms.")
+    log.line("*** Benchmark ends ***")
+
+
+def _show(timing: Timing) -> None:
+    """A table, for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(Column("layer", overflow="fold"), "type")
+    for heading in ("forward ms", "backward ms", "share"):
+        table.add_column(heading, justify="right")
+    whole = timing.forward + timing.backward
+    for layer in timing.layers:
+        share = f"{(layer.forward + layer.backward) / whole:.1%}" if whole else ""
+        table.add_row(escape(layer.name), layer.type, f"{layer.forward:.3f}", f"{layer.backward:.3f}", share)
+    table.add_section()
+    table.add_row("total", "", f"{timing.forward:.3f}", f"{timing.backward:.3f}", "")
+    Console().print(table)

@@ -1,0 +1,111 @@
+"""What a sweep found: a CSV file, a table, and a picture of accuracy against rank and cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from forcereg.errors import ForceregError
+from forcereg.sweep import Result
+
+COLUMNS = ("accuracy", "loss", "ranks", "full_ranks", "macs", "macs_cut", "accuracy_cut", "accuracy_tuned", "seconds")
+
+
+def as_csv(results: Iterable[Result]) -> str:
+    """One line a run: the settings, the seed, then `COLUMNS`; ranks of several layers as 12/44."""
+    results = list(results)
+    fields = list(dict.fromkeys(name for result in results for name in result.fields))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*fields, "seed", *COLUMNS])
+    for result in results:
+        cells = [result.fields.get(name, "") for name in fields]
+        writer.writerow([*cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return "/".join(map(str, value))
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The runs of each setting, its seeds together, under a name of it."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        name = " ".join(f"{field}={value}" for field, value in result.fields.items()) or "as it is"
+        groups.setdefault(name, []).append(result)
+    return groups
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """The mean, and behind it the least and the most of several; '-' without values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    low, high = (format(bound(known), form) for bound in (min, max))
+    middle = format(mean(known), form)
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def table(results: Iterable[Result], error: float, finetune: int) -> Any:
+    """A rich table, one row a setting, over its seeds."""
+    from rich.table import Table
+
+    found = Table()
+    found.add_column("setting", overflow="fold")
+    for heading in ("accuracy", f"ranks at {error:.0%} error", "million MACs", "cut", f"fine-tuned for {finetune}"):
+        found.add_column(heading, justify="right")
+    for name, runs in by_setting(results).items():
+        ranks = zip(*(run.ranks for run in runs), strict=True)
+        found.add_row(
+            name,
+            spread([run.accuracy for run in runs], ".2%"),
+            " / ".join(spread(layer, ".3g") for layer in ranks),
+            spread([run.macs_cut / 1e6 for run in runs], ".3g"),
+            spread([run.accuracy_cut for run in runs], ".2%"),
+            spread([run.accuracy_tuned for run in runs], ".2%"),
+        )
+    return found
+
+
+def picture(results: Sequence[Result], kind: str) -> bytes:
+    """Accuracy against the rank that is left and against MACs: hollow as cut, full once fine-tuned.
+
+    Raises ForceregError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ForceregError('plots need matplotlib; install it with pip install "forcereg[plot]"') from None
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, (name, runs) in enumerate(by_setting(results).items()):
+        color = f"C{number % 10}"
+        for axes, places in ((left, _shares(runs)), (right, [run.macs_cut / 1e6 for run in runs])):
+            for place, run in zip(places, runs, strict=True):
+                if run.accuracy_cut is not None and run.accuracy_tuned is not None:
+                    pair = (run.accuracy_cut, run.accuracy_tuned)
+                    axes.plot([place] * 2, pair, color=color, alpha=0.4, linewidth=1)
+                    axes.plot(place, pair[0], "o", color=color, fillstyle="none")
+                    axes.plot(place, pair[1], "o", color=color)
+            axes.plot([], [], "o", color=color, label=name)
+    whole = {run.macs / 1e6 for run in results}
+    for place in whole:
+        right.axvline(place, color="0.6", linestyle=":", linewidth=1)
+    left.set(xlabel="rank that is left, % of the filters", ylabel="test accuracy")
+    right.set(xlabel="million multiply-accumulates an image (dotted: as trained)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize="small", title="hollow: cut, full: fine-tuned")
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=120)
+    return out.getvalue()
+
+
+def _shares(runs: Iterable[Result]) -> list[float]:
+    return [100 * sum(run.ranks) / sum(run.full_ranks) for run in runs]

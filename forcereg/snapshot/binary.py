@@ -1,0 +1,280 @@
+"""Models and solver states as Caffe's binary messages, NetParameter and SolverState.
+
+The messages are taken apart by their fields, so that weights go as bytes from file to array and back, and a
+file may be larger than what protobuf itself parses at once. What forcereg adds travels in fields whose numbers
+Caffe does not know and skips, in both messages the same:
+
+    16000  "forcereg model" or "forcereg state": opens the file, so that one that was cut off is told from Caffe's
+    16001  a text attribute of a model, as in a map: 1 its name, 2 its text
+    16002  the extra state, as the image of an HDF5 file
+    16003  the checksum: ends the file
+
+A program that parses and writes such a file anew keeps these fields, but behind Caffe's: then the checksum is
+the old file's and isn't looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from forcereg.errors import ForceregError
+from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState
+from forcereg.schema.blobs import LEGACY
+from forcereg.snapshot import container, hdf5, wire
+from forcereg.snapshot.content import Blobs, ModelFile, StateFile
+
+LIMIT = (1 << 31) - 1
+"""Bytes of a message that protobuf, and so Caffe, can read."""
+
+_OPENING, _ATTRIBUTE, _EXTRA, _CHECKSUM = 16000, 16001, 16002, 16003
+_KINDS = {b"forcereg model": "model", b"forcereg state": "state"}
+# the wire types that fields have in each message; a NetParameter's 4, input_dim, may have two
+_MODEL = {1: 2, 2: 2, 3: 2, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
+_STATE = {1: 0, 2: 2, 3: 2, 4: 0}
+_PACKED = {5: "<f4", 6: "<f4", 8: "<f8", 9: "<f8"}  # of BlobProto: data, diff, and both in double
+# wire.Damage is a ValueError; DecodeError is what the C runtime raises, the pure Python one lets others through
+_DAMAGE = (DecodeError, OSError, ValueError, IndexError, RecursionError, struct.error)
+_NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\v\f\r")  # every message has some of these, no prototxt does
+
+
+class _Layer(NamedTuple):
+    """The numbers of a layer's name and blobs."""
+
+    name: int
+    blobs: int
+
+
+class _Blob(NamedTuple):
+    values: np.ndarray
+    diff: np.ndarray | None
+    legacy: bool
+
+
+_FORMS = {100: _Layer(1, 7), 2: _Layer(4, 6)}  # `layer` and, in the first two formats, `layers`
+_V0, _V0_LAYER = 1, _Layer(1, 50)  # in `layers`: the message that holds both in the first format
+
+
+def write_model(
+    path: str | Path, net: Any, layers: Blobs, diffs: Blobs | None = None, attrs: Mapping[str, str] | None = None
+) -> None:
+    """Write a model (`*.caffemodel`) that Caffe can read.
+
+    `net`: a NetParameter of the net's layers without blobs; `layers`: their blobs, shared ones under every layer
+    that uses them. Raises ForceregError if the file cannot be written (the old one stays).
+    """
+    head = NetParameter()
+    head.CopyFrom(net)
+    head.ClearField("layer")
+    pieces = wire.message(_OPENING, [b"forcereg model"])
+    for key, text in (attrs or {}).items():
+        pieces += wire.message(_ATTRIBUTE, wire.message(1, [key.encode()]) + wire.message(2, [text.encode()]))
+    pieces.append(head.SerializeToString())
+    for layer in net.layer:
+        content: list[wire.Piece] = [layer.SerializeToString()]
+        blobs, changes = layers.get(layer.name, {}), (diffs or {}).get(layer.name, {})
+        for index in range(len(blobs)):
+            content += wire.message(7, _put_blob(blobs[index], changes.get(index)))
+        pieces += wire.message(100, content)
+    _write(path, pieces)
+
+
+def write_state(
+    path: str | Path,
+    iteration: int,
+    current_step: int,
+    learned_net: str,
+    history: Sequence[np.ndarray],
+    extra: Mapping[str, object] | None = None,
+) -> None:
+    """Write a solver state (`*.solverstate`) that Caffe can read; the arguments are `hdf5.write_state`'s.
+
+    Raises ForceregError if the file cannot be written (the old one stays), TypeError for what `extra` cannot hold.
+    """
+    pieces = wire.message(_OPENING, [b"forcereg state"])
+    pieces.append(SolverState(iter=iteration, current_step=current_step).SerializeToString())
+    pieces += wire.message(2, [os.fsencode(learned_net)])
+    for values in history:
+        pieces += wire.message(3, _put_blob(values))
+    if extra is not None:
+        pieces += wire.message(_EXTRA, [hdf5.pack_extra(extra)])
+    _write(path, pieces)
+
+
+def check_size(name: str, model: int, state: int) -> None:
+    """Raises ForceregError, opened by `name`, if a model or state of so many bytes is too large for a message."""
+    if max(model, state) > LIMIT:
+        what, size = ("model", model) if model > LIMIT else ("solver state", state)
+        raise ForceregError(
+            f"{name}: the {what} takes {size:,} bytes, a binaryproto file {LIMIT:,} at most; set snapshot_format: HDF5"
+        )
+
+
+def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
+    """The contents of an open binaryproto file. Raises ForceregError for one that is damaged or holds neither."""
+    _check_start(raw, path)
+    try:
+        top = _whole(raw)
+        kind = _kind(raw, top)
+        if kind == "model":
+            return _read_model(raw, path, top)
+        if kind == "state":
+            return _read_state(raw, path, top)
+    except _DAMAGE as exc:
+        raise container.damaged(path, exc) from exc
+    raise ForceregError(f"{path}: this is a binary message, but neither a model nor a solver state")
+
+
+# -- writing
+
+
+def _write(path: str | Path, pieces: list[wire.Piece]) -> None:
+    pieces.append(wire.varint(_CHECKSUM << 3 | wire.COUNTED) + wire.varint(container.FOOTER))
+    size = sum(map(len, pieces)) + container.FOOTER
+    check_size(f"cannot write {path}", size, size)
+    container.write(path, pieces)
+
+
+def _put_blob(values: np.ndarray, diff: np.ndarray | None = None) -> list[wire.Piece]:
+    pieces = wire.message(5, [wire.packed(values)])
+    if diff is not None:
+        pieces += wire.message(6, [wire.packed(diff)])
+    return pieces + wire.message(7, [BlobShape(dim=np.shape(values)).SerializeToString()])
+
+
+# -- reading
+
+
+def _check_start(raw: BinaryIO, path: Path) -> None:
+    """Raises ForceregError for a file that is no message: a model's or state's opens with a field that they have."""
+    head = wire.read(raw, 0, min(4096, container.size(raw)))
+    try:
+        number, kind = wire.tag(head)
+    except wire.Damage:
+        number, kind = 0, 0
+    known = {*_MODEL.items(), *_STATE.items(), (_OPENING, wire.COUNTED)}
+    is_text = head.isascii() and _NO_TEXT.isdisjoint(head)
+    if is_text or (number, kind) not in known:
+        found = "text" if is_text else "neither HDF5 nor binaryproto"
+        raise ForceregError(f"{path}: this is {found}; expected a snapshot: a .caffemodel or .solverstate, also as .h5")
+
+
+def _whole(raw: BinaryIO) -> list[wire.Field]:
+    """The fields of the file, its checksum compared. Raises Damage."""
+    top = list(wire.fields(raw, 0, container.size(raw)))
+    fits = container.checksum_fits(raw)
+    numbers = [field.number for field in top]
+    written_anew = _OPENING in numbers[1:]
+    if fits is False and not written_anew:
+        raise wire.Damage("its checksum is wrong")
+    if fits is None and numbers[0] == _OPENING:
+        raise wire.Damage("its last bytes are missing or overwritten")
+    return top
+
+
+def _kind(raw: BinaryIO, top: Sequence[wire.Field]) -> str | None:
+    """ "model", "state" or None: as we wrote it, else as the fields tell."""
+    for field in top:
+        if field.number == _OPENING:
+            return _KINDS.get(wire.read(raw, field.start, field.end))
+    found = {(field.number, field.wire) for field in top}
+    if all(_STATE.get(number, kind) == kind for number, kind in found) and (1, wire.VARINT) in found:
+        return "state"
+    if all(_MODEL.get(number, kind) == kind for number, kind in found) and any(number in _FORMS for number, _ in found):
+        return "model"
+    return None
+
+
+def _read_model(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> ModelFile:
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    diffs: dict[str, dict[int, np.ndarray]] = {}
+    legacy = False
+    if {2, 100} <= {field.number for field in top}:
+        raise ForceregError(f"{path}: holds `layer` and `layers`, two formats in one; use another snapshot")
+    for field in top:
+        if field.number not in _FORMS:
+            continue
+        name, blobs = _layer_parts(raw, field)
+        if blobs and layers.get(name):
+            raise ForceregError(f"{path}: two layers are called {name!r} and have weights; rename one of them")
+        found = [_get_blob(raw, blob, f"{path}: layer {name!r} blob {index}") for index, blob in enumerate(blobs)]
+        layers.setdefault(name, {}).update((index, blob.values) for index, blob in enumerate(found))
+        changes = {index: blob.diff for index, blob in enumerate(found) if blob.diff is not None}
+        if changes:
+            diffs[name] = changes
+        legacy |= any(blob.legacy for blob in found)
+    attrs = dict(_attribute(raw, field) for field in top if field.number == _ATTRIBUTE)
+    return ModelFile(path, layers, attrs, diffs, legacy)
+
+
+def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFile:
+    named = [field for field in top if field.number == 2]
+    if not named:
+        raise ForceregError(f"{path}: this is not a Caffe solver state: it lacks 'learned_net'")
+    numbers = SolverState.FromString(_joined(raw, (field for field in top if field.number in (1, 4))))
+    found = [field for field in top if field.number == 3]
+    history = [_get_blob(raw, field, f"{path}: history blob {index}") for index, field in enumerate(found)]
+    extra = [wire.read(raw, field.start, field.end) for field in top if field.number == _EXTRA]
+    return StateFile(
+        path,
+        iteration=numbers.iter,
+        current_step=numbers.current_step,
+        learned_net=os.fsdecode(wire.read(raw, named[-1].start, named[-1].end)),
+        history=[blob.values for blob in history],
+        extra=hdf5.unpack_extra(extra[-1], path) if extra else None,
+        legacy=any(blob.legacy for blob in history),
+    )
+
+
+def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field]]:
+    """A layer's name and where its blobs are, in any of the three formats."""
+    form, parts = _FORMS[field.number], list(wire.fields(raw, field.start, field.end))
+    if field.number == 2:
+        inner = [part for part in parts if part.number == _V0 and part.wire == wire.COUNTED]
+        if inner:
+            form, parts = _V0_LAYER, list(wire.fields(raw, inner[-1].start, inner[-1].end))
+    counted = [part for part in parts if part.wire == wire.COUNTED]
+    names = [wire.read(raw, part.start, part.end) for part in counted if part.number == form.name]
+    # Caffe takes any bytes for a name
+    name = names[-1].decode("utf-8", "surrogateescape") if names else ""
+    return name, [part for part in counted if part.number == form.blobs]
+
+
+def _attribute(raw: BinaryIO, field: wire.Field) -> tuple[str, str]:
+    parts = {part.number: wire.read(raw, part.start, part.end) for part in wire.fields(raw, field.start, field.end)}
+    return parts.get(1, b"").decode(), parts.get(2, b"").decode()
+
+
+def _get_blob(raw: BinaryIO, field: wire.Field, where: str) -> _Blob:
+    """The values of a BlobProto, as float32. Raises ForceregError if they don't fill its shape, or Damage."""
+    parts = list(wire.fields(raw, field.start, field.end))
+    is_packed = [part.number in _PACKED and part.wire == wire.COUNTED for part in parts]
+    rest = BlobProto.FromString(_joined(raw, (part for part, skip in zip(parts, is_packed, strict=True) if not skip)))
+    arrays: dict[int, list[np.ndarray]] = {}
+    for part, skip in zip(parts, is_packed, strict=True):
+        if skip:
+            arrays.setdefault(part.number, []).append(wire.read_array(raw, part, _PACKED[part.number]))
+    legacy = any(rest.HasField(name) for name in LEGACY)
+    shape = tuple(getattr(rest, name) for name in LEGACY) if legacy else tuple(rest.shape.dim)
+    data = _numbers(arrays.get(5) or arrays.get(8) or [np.array(rest.data or rest.double_data)])
+    diff = _numbers(arrays.get(6) or arrays.get(9) or [np.array(rest.diff or rest.double_diff)])
+    if min(shape, default=0) < 0 or len(shape) > 32 or data.size != prod(shape) or diff.size not in (0, data.size):
+        raise ForceregError(f"{where} holds {data.size} values in shape {list(shape)}; expected one value each")
+    return _Blob(data.reshape(shape), diff.reshape(shape) if diff.size else None, legacy)
+
+
+def _numbers(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The packed pieces of a field, which nearly always are one, as float32."""
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return np.asarray(joined, np.float32)
+
+
+def _joined(raw: BinaryIO, parts: Iterable[wire.Field]) -> bytes:
+    return b"".join(wire.read(raw, part.begin, part.end) for part in parts)

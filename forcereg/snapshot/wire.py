@@ -1,0 +1,113 @@
+"""protobuf's wire format, field by field, so that millions of weights are read and written as bytes.
+
+Passing them through a message's Python lists would take minutes and many times their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+
+Piece: TypeAlias = bytes | memoryview
+
+VARINT, EIGHT, COUNTED, FOUR = 0, 1, 2, 5
+_HEAD = 20  # bytes: a tag and a number, the longest there are
+
+
+class Damage(ValueError):
+    """Bytes that are no message."""
+
+
+class Field(NamedTuple):
+    """A field of a message in a file: its tag at `begin`, its content from `start` to `end`."""
+
+    number: int
+    wire: int
+    begin: int
+    start: int
+    end: int
+
+
+def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message between two positions, contents unread. Raises Damage."""
+    position = start
+    while position < end:
+        head = read(file, position, min(position + _HEAD, end))
+        key, used = _number(head, 0)
+        number, wire = key >> 3, key & 7
+        length = {EIGHT: 8, FOUR: 4}.get(wire, 0)
+        if wire == COUNTED:
+            length, used = _number(head, used)
+        elif wire == VARINT:
+            length = _number(head, used)[1] - used
+        elif not length:
+            raise Damage(f"byte {position} opens no field")
+        begin, content = position, position + used
+        position = content + length
+        if not 0 < number < 1 << 29 or position > end:
+            raise Damage(f"the field at byte {begin} is cut off or none")
+        yield Field(number, wire, begin, content, position)
+
+
+def read(file: BinaryIO, start: int, end: int) -> bytes:
+    """The bytes between two positions. Raises Damage if the file ends before."""
+    file.seek(start)
+    found = file.read(end - start)
+    if len(found) < end - start:
+        raise Damage(f"it ends at byte {start + len(found)}")
+    return found
+
+
+def read_array(file: BinaryIO, field: Field, dtype: str) -> np.ndarray:
+    """A packed field's numbers, read into the array. Raises Damage."""
+    kind = np.dtype(dtype)
+    if (field.end - field.start) % kind.itemsize:
+        raise Damage(f"the field at byte {field.begin} holds a part of a number")
+    values = np.empty((field.end - field.start) // kind.itemsize, kind)
+    file.seek(field.start)
+    if file.readinto(values.view(np.uint8).data) < values.nbytes:  # type: ignore[attr-defined]
+        raise Damage(f"it ends within the field at byte {field.begin}")
+    return values
+
+
+def message(number: int, pieces: Iterable[Piece]) -> list[Piece]:
+    """A counted field (text, bytes, packed numbers or a message) of these contents."""
+    content = list(pieces)
+    return [varint(number << 3 | COUNTED) + varint(sum(map(len, content))), *content]
+
+
+def packed(values: np.ndarray) -> memoryview:
+    """Numbers as bytes, little-endian float32; a view if they are that already."""
+    return np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
+
+
+def varint(value: int) -> bytes:
+    """A number >= 0 in protobuf's variable length."""
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def tag(head: bytes) -> tuple[int, int]:
+    """Number and wire type of the field that opens these bytes. Raises Damage."""
+    value, _ = _number(head, 0)
+    return value >> 3, value & 7
+
+
+def _number(head: bytes, position: int) -> tuple[int, int]:
+    """A number of variable length, and the position behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(head):
+            break
+        byte = head[position]
+        value |= (byte & 127) << shift
+        position += 1
+        if byte < 128:
+            return value, position
+    raise Damage("a number is cut off or too long")

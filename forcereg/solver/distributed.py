@@ -1,0 +1,336 @@
+"""Training by several processes, one per device, that each hold the whole net and a part of the data.
+
+The group is the one that torchrun, or `launch`, describes in the environment. Gradients are averaged by PyTorch's
+DistributedDataParallel while backward runs; from there on all ranks do the same with the same numbers, so that
+weights stay equal. What isn't on the devices (requests to stop, snapshots' states, tests' sums) goes through a second
+group on the host, which no device waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from forcereg.data.feed import Shard
+from forcereg.device import choose_device
+from forcereg.errors import ForceregError, UsageError
+from forcereg.net import Net
+from forcereg.scoring import Score, add_up, means
+from forcereg.solver.launch import LOST, REPORTS, in_group
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others, for example while rank 0 writes a snapshot."""
+REQUESTS = ("stop_requested", "snapshot_requested")
+DRIFT = 1e-3
+_NAMED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_BROKEN = re.compile(r"gloo|nccl|\bpeer\b|\bstore\b|socket|Broken pipe|Timed out|timeout|process group", re.IGNORECASE)
+
+T = TypeVar("T")
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+class LostContact(ForceregError):
+    """Another rank ended, and says itself why."""
+
+    exit_code = LOST
+
+
+class Group:
+    """The processes that train together; this one is `rank` of `size`. Alone, every method returns at once.
+
+    `device`: that this rank was given, None if it may choose. `divide`: see Shard.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: str | None = None, divide: bool = False, control: Any = None
+    ) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        self.shard = Shard(rank, size, divide)
+        self.raised = dict.fromkeys(REQUESTS, False)
+        self._control = control
+        self._asked = set[str]()
+        self._sent: tuple[Any, Tensor] | None = None
+
+    # -- tensors on the devices
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of `value` over all ranks. Does not wait for the device."""
+        if self.size > 1:
+            value = value / self.size
+            dist.all_reduce(value)
+        return value
+
+    def spread(self, *nets: Net, learned: bool = True) -> None:
+        """Gives all ranks rank 0's blobs, or only what isn't learned: statistics, of which rank 0's are saved."""
+        if self.size == 1:
+            return
+        blobs = {id(blob): blob.detach() for net in nets for blobs in net.params.values() for blob in blobs
+                 if learned or not isinstance(blob, nn.Parameter)}  # fmt: skip
+        for blob in blobs.values():
+            dense = blob.contiguous()  # it may be laid out channels last
+            dist.broadcast(dense, 0)
+            blob.copy_(dense)
+
+    # -- objects on the hosts
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, by rank, on every rank."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self._control)
+        return found
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value`."""
+        holder = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(holder, 0, group=self._control)
+        return holder[0]
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, which alone runs it; the others wait."""
+        return self.share(work() if self.rank == 0 else None)
+
+    # -- requests
+
+    def request(self, name: str) -> None:
+        """Asks all ranks for one of `REQUESTS`; safe in a signal handler."""
+        if self.size > 1:
+            self._asked.add(name)
+        else:
+            self.raised[name] = True
+
+    def agree(self) -> None:
+        """Every rank calls this at the same places: what any asked for by the last one, all see from here on.
+
+        Sent in the background and looked at one call later, so that an iteration waits for nothing.
+        """
+        if self.size == 1:
+            return
+        if self._sent is not None:
+            work, flags = self._sent
+            work.wait()
+            self.raised.update({name: True for name, flag in zip(REQUESTS, flags.tolist(), strict=True) if flag})
+        asked, self._asked = self._asked, set()
+        flags = torch.tensor([name in asked for name in REQUESTS], dtype=torch.uint8)
+        self._sent = dist.all_reduce(flags, dist.ReduceOp.MAX, self._control, async_op=True), flags
+
+    # -- what the solver does
+
+    def check_equal(self, weights: Sequence[Tensor]) -> None:
+        """Raises ForceregError if ranks hold different weights, by their norms. Reads the device."""
+        if self.size == 1 or not weights:
+            return
+        norms = torch.stack([torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in weights])
+        found = torch.stack(self.gather(norms.cpu()))
+        far = ((found - found[0]).abs() > DRIFT * found[0]).any(1)
+        if far.any():
+            raise ForceregError(
+                f"the weights of rank {int(far.nonzero()[0])} are no longer those of rank 0; no snapshot is written; "
+                "check that all ranks run the same program, solver and data on sound hardware"
+            )
+
+    def pack(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Adds to rank 0's state what the other ranks have of their own."""
+        if self.size == 1:
+            return extra
+        _, *others = self.gather({name: extra[name] for name in ("random", "carried")})
+        return {**extra, "ranks": {str(rank): state for rank, state in enumerate(others, 1)}}
+
+    def unpack(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """This rank's part of a packed state; without random state if there were fewer ranks."""
+        if self.rank == 0:
+            return dict(extra)
+        rest = {name: value for name, value in extra.items() if name not in ("random", "carried")}
+        return {**rest, **extra.get("ranks", {}).get(str(self.rank), {})}
+
+    def mean_outputs(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The mean of output blobs over all ranks; this rank's where shapes differ. Reads the device."""
+        if self.size == 1:
+            return outputs
+        every = self.gather({name: blob.detach().cpu() for name, blob in outputs.items()})
+        same = [name for name in outputs if len({one[name].shape for one in every}) == 1]
+        return {**outputs, **{name: torch.stack([one[name] for one in every]).float().mean(0) for name in same}}
+
+    def score(
+        self,
+        net: Net,
+        iterations: int,
+        before: Callable[[int], bool],
+        after: Callable[[int, Mapping[str, Tensor]], None],
+        inputs: Callable[[int], Mapping[str, Tensor] | None],
+    ) -> Score:
+        """As `scoring.score`; each rank runs a part of the batches, and data goes on behind all of them.
+
+        All ranks run all batches of a net where one depends on the last (recurrent state, Python layers).
+        """
+        if self.size == 1 or any(layer and (layer.carried() or layer.runs_code) for _, layer in net.built):
+            return means(net, [add_up(net, iterations, before, after, inputs)])
+        start, stop = (iterations * rank // self.size for rank in (self.rank, self.rank + 1))
+        for feed in net.feeds.values():
+            feed.skip(start)
+        common = iterations // self.size  # ranks may only agree on something where all are
+        part = add_up(
+            net,
+            stop - start,
+            lambda index: index >= common or before(start + index),
+            after,
+            lambda index: inputs(start + index),
+        )
+        for feed in net.feeds.values():
+            feed.skip(iterations - stop)
+        return means(net, self.gather(part.cpu()))
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Leaves the group behind the block. LostContact if another rank is gone, so that that one's error counts."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _BROKEN.search(str(error)):
+                raise
+            raise LostContact(
+                f"lost contact with another rank ({_cause(error)}), see what that one says; go on from the last snapshot "
+                "with --resume auto"
+            ) from error
+        if self.size > 1:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._sent is not None:
+            self._sent[0].wait()
+        dist.barrier(group=self._control)
+        dist.destroy_process_group()
+
+
+class Request:
+    """A flag of the solver, `solver.NAME`, that any rank may set and that all see in the same iteration."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, solver: Any, owner: type) -> bool:
+        return solver.group.raised[self.name]
+
+    def __set__(self, solver: Any, value: bool) -> None:
+        if value:
+            solver.group.request(self.name)
+        else:
+            solver.group.raised[self.name] = False
+
+
+class _Loss(nn.Module):
+    """The training net as a module whose forward gives its loss; without its statistics, which stay each rank's own."""
+
+    def __init__(self, net: Net, forward_loss: Callable[[Any], Result]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weight for weight in net.parameters() if weight.requires_grad)
+        self._forward_loss = forward_loss
+
+    def forward(self, inputs: Any) -> Result:
+        loss, outputs = self._forward_loss(inputs)
+        return loss, {name: blob.detach() for name, blob in outputs.items()}
+
+
+class Replica:
+    """A training net as one of a group's: behind backward its weights' gradients are the means over all ranks.
+
+    `forward_loss` runs it. The wrapper takes the first pass as a sample of which weights get a gradient
+    (`static_graph`): asking in every iteration would cost a walk over its graph and a second reduction.
+    """
+
+    def __init__(self, group: Group, net: Net, forward_loss: Callable[[Any], Result]) -> None:
+        self._forward_loss = forward_loss
+        self._wrapped: DistributedDataParallel | None = None
+        self._sampled = False
+        module = _Loss(net, forward_loss)
+        if group.size > 1 and len(module.weights):
+            self._wrapped = DistributedDataParallel(
+                module, init_sync=False, gradient_as_bucket_view=True, static_graph=True
+            )
+
+    def forward_loss(self, inputs: Mapping[str, Tensor] | None, last: bool) -> Result:
+        """Loss and outputs of this rank's batch; gradients are averaged behind the `last` batch of an iteration."""
+        if self._wrapped is None:
+            return self._forward_loss(inputs)
+        # behind the sample, too, they are averaged: the mean of equal means is the same
+        averages, self._sampled = last or not self._sampled, True
+        with contextlib.nullcontext() if averages else self._wrapped.no_sync():
+            return self._wrapped(inputs)
+
+
+def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Group:
+    """The group of the environment, or this process alone. `devices`: asked for, one or one for each local rank.
+
+    `param`: SolverParameter. NCCL on GPUs, gloo on the CPU. Raises ForceregError if the environment is incomplete or
+    the others don't come, UsageError if there are fewer GPUs than ranks.
+    """
+    if not in_group():
+        return Group(device=devices[0])
+    lacking = [name for name in _NAMED if name not in os.environ]
+    if lacking:
+        raise ForceregError(
+            f"WORLD_SIZE is set but {', '.join(lacking)} is not; start with torchrun or unset WORLD_SIZE"
+        )
+    if REPORTS in os.environ:
+        _end_with_parent()
+    device = _local_device(devices, param)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # torchrun on one machine keeps its store when it starts ranks again: addresses of the dead are in it
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": PATIENCE}
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device, **options)
+        else:
+            dist.init_process_group("gloo", **options)
+        control = dist.new_group(timeout=PATIENCE, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        raise LostContact(f"cannot join the other ranks ({_cause(error)})") from error
+    chosen = str(device) if device.type == "cuda" else devices[0]
+    return Group(rank, size, chosen, divide, control)
+
+
+def _local_device(devices: Sequence[str | None], param: Any) -> torch.device:
+    """The device of this rank: that at its place in `devices`, or of the GPUs the one with its local number."""
+    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 1 < len(devices) < count:
+        raise UsageError(f"--gpu names {len(devices)} GPUs for {count} processes on this machine; name one for each")
+    asked = devices[local] if len(devices) > 1 else devices[0]
+    device = choose_device(asked, param, lambda text: None)
+    if device.type == "cpu" or len(devices) > 1:
+        return device
+    if asked is not None and ":" in asked and count > 1:
+        raise UsageError(f"{asked} is one GPU for {count} processes on this machine; leave it out, or name all")
+    if local >= torch.cuda.device_count():
+        raise UsageError(
+            f"{count} processes on this machine, but {torch.cuda.device_count()} GPUs; start one for each GPU, or use "
+            "--device cpu"
+        )
+    return torch.device("cuda", local)
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    known = re.search(r"connection \w+ by peer|connection refused|broken pipe|time[d ]*out", text, re.IGNORECASE)
+    return known[0] if known else text
+
+
+def _end_with_parent() -> None:
+    """Lets Linux stop this process when the one that launched it is killed."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

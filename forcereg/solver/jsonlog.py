@@ -1,0 +1,88 @@
+"""A run's events as JSON, one object a line, for programs that follow or compare runs.
+
+Every object has `event`, its kind, and `time`, seconds since 1970; the others are the fields that
+`forcereg.solver.events.Event` lists: `iteration`, `loss`, `rate`, ... An output is `{"name", "value", "weight"}`.
+Numbers that JSON lacks are the strings "nan", "inf" and "-inf". There is no line for `progress`; `error` is the
+last one of a run that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError
+from forcereg.files import refused
+from forcereg.solver.events import Event
+
+
+class JsonLog:
+    """Observer that writes to `path`, line by line; a resumed run goes on behind what is there.
+
+    What comes before the run starts or is restored waits until it is known which. Raises ForceregError if the file
+    cannot be written, also later.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._waiting: list[str] | None = []
+        try:
+            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "progress":
+            return
+        line = json.dumps({"event": event.kind, "time": round(time.time(), 3), **_plain(event.fields)}) + "\n"
+        if self._waiting is None:
+            self._write(line)
+        else:
+            self._waiting.append(line)
+            if event.kind in ("start", "restore", "error"):
+                self._begin(fresh=event.kind == "start")
+
+    def _begin(self, fresh: bool) -> None:
+        waiting, self._waiting = self._waiting or [], None
+        with contextlib.suppress(OSError):  # a pipe or device keeps what it has got
+            self._file.truncate(0 if fresh else self._whole_lines())
+        self._write("".join(waiting))
+
+    def _whole_lines(self) -> int:
+        """Bytes up to the end of the last whole line: a killed run may have left a part of one."""
+        self._file.seek(0)
+        return self._file.read().rfind(b"\n") + 1
+
+    def _write(self, text: str) -> None:
+        try:
+            self._file.write(text.encode())
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> ForceregError:
+        return ForceregError(f"--log-json: {refused(self._path, error)}")
+
+    def close(self) -> None:
+        """Writes what waits, and closes the file."""
+        if self._waiting:
+            self._begin(fresh=False)
+        self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """`value` made of what JSON has."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

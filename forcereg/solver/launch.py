@@ -1,0 +1,154 @@
+"""Starts a training by several processes on this machine, as torchrun does, and reports in one line what ended it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError
+
+REPORTS = "FORCEREG_REPORTS"
+"""Names the folder into which a launched process writes the error that it ends with, as its rank."""
+LOST = 3
+"""Exit code of a process that ends because another one did."""
+GRACE, PAUSE = 10.0, 0.05
+
+
+class Failed(ForceregError):
+    """What the first process that failed said."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.exit_code = code
+
+
+def in_group() -> bool:
+    """Whether this process is one of several that train together."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process to take the place of one that failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def said_by(message: str) -> str | None:
+    """The error that this process ends with as one of its group's; None if the launching process will print it."""
+    rank = os.environ.get("RANK")
+    if not in_group() or rank is None:
+        return message
+    try:
+        Path(os.environ[REPORTS], rank).write_text(message, errors="backslashreplace")
+    except (KeyError, OSError):
+        return f"rank {rank}: {message}"
+    return None
+
+
+def launch(count: int, arguments: Sequence[str]) -> None:
+    """Runs `forcereg ARGUMENTS` in `count` processes until all have ended.
+
+    Each finds its rank in the environment under torchrun's names. Signals go to rank 0, from which the others learn
+    of them. When one process fails the others are ended, and `Failed` says which one it was and why.
+    """
+    with tempfile.TemporaryDirectory(prefix="forcereg-") as folder:
+        common = {**os.environ, **_environment(count), REPORTS: folder}
+        command = [sys.executable, "-m", "forcereg", *arguments]
+        processes: list[subprocess.Popen[bytes]] = []
+        with _forwarded(processes):
+            try:
+                for rank in range(count):
+                    env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    # a session of its own: Ctrl-C in the terminal comes once, from here
+                    processes.append(subprocess.Popen(command, env=env, start_new_session=True))
+                failed = _wait(processes)
+            finally:
+                _end(processes)
+        if failed is not None:
+            raise _failure(failed, processes[failed].returncode, Path(folder))
+
+
+def _environment(count: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # what torch would find by the host's name may not be reachable
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.exists("/sys/class/net/lo") else {}
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    defaults = {"OMP_NUM_THREADS": threads, **loopback}
+    return {
+        **{name: value for name, value in defaults.items() if name not in os.environ},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+
+
+@contextmanager
+def _forwarded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def forward(number: int, frame: Any) -> None:
+        if processes:
+            processes[0].send_signal(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """The rank that failed first, None if all have succeeded; the others may still run.
+
+    One that fails because it lost contact with another waits for that one's turn.
+    """
+    deadline = None
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        guilty = [rank for rank in failed if codes[rank] != LOST]
+        deadline = deadline or (time.monotonic() + GRACE if failed else None)
+        if guilty:
+            return guilty[0]
+        if all(code is not None for code in codes) or (deadline and time.monotonic() > deadline):
+            return failed[0] if failed else None
+        time.sleep(PAUSE)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends what still runs: those that wait for a lost rank notice it themselves, if they are given the time."""
+    deadline = time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes):
+        left = deadline - time.monotonic()
+        for process in processes:
+            if process.poll() is None:
+                process.kill() if left < 0 else process.terminate() if left < GRACE / 2 else None
+        time.sleep(PAUSE)
+
+
+def _failure(rank: int, code: int, folder: Path) -> Failed:
+    try:
+        said = (folder / str(rank)).read_text()
+    except OSError:
+        said = ""
+    if code < 0 and not said:
+        said = f"was killed by {signal.Signals(-code).name}"
+    elif not said:
+        said = f"ended with exit code {code}"
+    else:
+        same = all(one.read_text() == said for one in folder.iterdir()) and len(list(folder.iterdir())) > 1
+        said = said if same else f"rank {rank}: {said}"
+        return Failed(said, code)
+    hint = "go on from the last snapshot with --resume auto"
+    return Failed(f"rank {rank} {said} and the others were ended; {hint}", max(1, code))

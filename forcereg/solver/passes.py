@@ -1,0 +1,64 @@
+"""One iteration's passes through the training net, and what users feed to nets with Input layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from forcereg.net import Net
+from forcereg.solver.debug import Watch
+from forcereg.solver.distributed import Group, Replica
+from forcereg.solver.precision import Precision
+
+Inputs = Mapping[str, Tensor] | Callable[[int, int], Mapping[str, Tensor]] | None
+
+
+class Passes:
+    """Forward and backward of `net` in `iter_size` sub-batches, by each rank of `group`."""
+
+    def __init__(self, net: Net, iter_size: int, precision: Precision, group: Group) -> None:
+        self._net, self._iter_size, self.precision, self._group = net, iter_size, precision, group
+        self._replica = Replica(group, net, precision.forward_loss)
+
+    def accumulate(
+        self, inputs: Callable[[int], Mapping[str, Tensor] | None], watched: Callable[[Watch], None] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss and the last sub-batch's outputs; gradients add up. `watched` is shown every pass.
+
+        Loss and gradients are the means over all ranks, outputs this rank's.
+        """
+        total: Tensor | None = None
+        outputs: dict[str, Tensor] = {}
+        for sub in range(self._iter_size):
+            last = sub == self._iter_size - 1
+            if watched is None:
+                loss, outputs = self._pass(inputs(sub), last)
+            else:
+                with Watch(self._net) as watch:
+                    loss, outputs = self._pass(inputs(sub), last)
+                watched(watch)
+            total = loss if total is None else total + loss
+        assert total is not None
+        return self._group.mean(total if self._iter_size == 1 else total / self._iter_size), outputs
+
+    def _pass(self, inputs: Mapping[str, Tensor] | None, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, outputs = self._replica.forward_loss(inputs, last)
+        if loss.requires_grad:
+            self.precision.backward(loss)
+        return loss.detach(), outputs
+
+
+def fed(
+    net: Net, given: Inputs, iteration: int, sub: int, device: torch.device, training: bool
+) -> dict[str, Tensor] | None:
+    """The user's inputs for one batch of `net`, as float32 on the device; None if its data layers supply all."""
+    if given is None:
+        return None
+    supplied = {top for feed in net.feeds.values() for top in feed.tops}
+    if not training and supplied.issuperset(net.inputs):
+        return None
+    blobs = given(iteration, sub) if callable(given) else given
+    names = blobs if training else [name for name in net.inputs if name in blobs and name not in supplied]
+    return {name: torch.as_tensor(blobs[name], dtype=torch.float32, device=device) for name in names}

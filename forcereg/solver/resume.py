@@ -1,0 +1,64 @@
+"""Going on with the newest snapshot of a run that was ended, however it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from forcereg.errors import ForceregError
+from forcereg.snapshot import ModelFile, StateFile
+from forcereg.solver.loop import Solver
+
+_NAME = r"(0|[1-9][0-9]*)\.(caffemodel|solverstate)(?:\.h5)?"
+
+
+def resume_latest(solver: Solver) -> Path | None:
+    """Restores the newest complete pair of model and state, of any format, under the solver's prefix.
+
+    A newer one that is incomplete or damaged is warned of and passed over. Returns the state's path, None if there is
+    nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if the pair is of another net.
+    """
+    found = _newest(solver) if solver.group.rank == 0 else None
+    path = solver.group.share(found and found[0])
+    if path is not None:
+        solver.go_on_from(*(found[1] if found else solver.read_pair(path)))
+    return path
+
+
+def _newest(solver: Solver) -> tuple[Path, tuple[StateFile, ModelFile]] | None:
+    prefix = solver.prefix()
+    _clean_up(prefix)
+    for iteration, states in sorted(_found(prefix).items(), reverse=True):
+        for path in states:
+            try:
+                return path, solver.read_pair(path)
+            except ForceregError as error:
+                solver.warn(f"snapshot {iteration} is passed over: {error}")
+        if not states:
+            solver.warn(f"snapshot {iteration} is passed over: {prefix}_iter_{iteration} has no solver state")
+    return None
+
+
+def _found(prefix: Path) -> dict[int, list[Path]]:
+    """Iteration -> its states, the newest first; none if there is only a model."""
+    found: dict[int, list[Path]] = {}
+    for path, match in _matching(prefix, rf"{re.escape(prefix.name)}_iter_{_NAME}"):
+        states = found.setdefault(int(match[1]), [])
+        if match[2] == "solverstate":
+            states.append(path)
+    return {iteration: sorted(states, key=os.path.getmtime, reverse=True) for iteration, states in found.items()}
+
+
+def _clean_up(prefix: Path) -> None:
+    """Deletes what writing a snapshot left behind when it was killed."""
+    for path, _ in _matching(prefix, rf"\.{re.escape(prefix.name)}_iter_{_NAME}\.[0-9a-f]{{8}}\.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _matching(prefix: Path, pattern: str) -> list[tuple[Path, re.Match[str]]]:
+    names = os.listdir(prefix.parent) if prefix.parent.is_dir() else []
+    matches = [(prefix.parent / name, re.fullmatch(pattern, name)) for name in sorted(names)]
+    return [(path, match) for path, match in matches if match]

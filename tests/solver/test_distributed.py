@@ -1,0 +1,316 @@
+"""Training by several real processes over gloo: equal to one process, tests, resume, requests, ranks that die."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from forcereg import snapshot
+from forcereg.errors import ForceregError, UsageError
+from forcereg.schema import SolverParameter
+from forcereg.solver import distributed, launch
+from forcereg.solver.distributed import Group, join
+from tests.conftest import TOP, RunCli
+from tests.solver import ranks
+from tests.solver.nets import IMAGES, write_images, write_solver
+
+SIZES = pytest.mark.parametrize("size", [2, 4], ids=lambda size: f"{size}-ranks")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+ENV = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ranks.write_data(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def results(root: Path) -> dict[int, dict[str, Any]]:
+    """By number of ranks what each run returned on rank 0; 4 ranks go on where 2 stopped."""
+    command = [sys.executable, "-m", "tests.solver.ranks", str(root), "2", "4"]
+    done = subprocess.run(command, cwd=TOP, env={**os.environ, **ENV}, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return {size: pickle.loads((root / f"results_{size}.pickle").read_bytes()) for size in (2, 4)}
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, blob in expected.items():
+        assert found[name].dtype == blob.dtype
+        torch.testing.assert_close(found[name], blob, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_told(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> None:
+    """The same events with the same losses, in Caffe's six digits or so."""
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one[0] == other[0]
+        assert one[1:] == pytest.approx(other[1:], rel=2e-5, abs=2e-5)
+
+
+@SIZES
+@pytest.mark.parametrize("kind", TOLERANCE)
+@pytest.mark.parametrize("setting", ranks.SETTINGS)
+def test_ranks_equal_one_process(
+    setting: str, kind: str, size: int, results: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """After 20 iterations, with the same records in one batch; losses and means of tests too."""
+    name = f"{setting}-{kind}"
+    blobs, events = results[size][name]
+    expected, told = ranks.RUNS[name](ranks.write_data(tmp_path), Group(), size)
+    assert_close(blobs, expected, TOLERANCE[kind])
+    if "display" in ranks.SETTINGS[setting][1]:
+        assert_told(events, told)
+
+
+@SIZES
+def test_global_batch_equals_one_process(size: int, results: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    expected, told = ranks.divided(ranks.write_data(tmp_path), Group())
+    blobs, events = results[size]["divided"]
+    assert_close(blobs, expected, TOLERANCE["float32"])
+    assert_told(events, told)
+
+
+def test_resume_with_other_numbers_of_ranks(results: dict[int, dict[str, Any]], root: Path, tmp_path: Path) -> None:
+    """6 iterations by 2 ranks, 6 by 4 and 6 alone are 18 alone."""
+    resumed = ranks.part(root, Group())
+    assert sorted(path.name for path in root.glob("part_iter_*.solverstate.h5")) == [
+        f"part_iter_{at}.solverstate.h5" for at in (12, 18, 6)
+    ]
+    ranks.write_data(tmp_path)
+    for found in (results[2]["part"], results[4]["part"], resumed):
+        assert_close(found, ranks.part(tmp_path, Group()), TOLERANCE["float32"])
+
+
+@SIZES
+def test_requests_of_one_rank_are_all_ranks(size: int, results: dict[int, dict[str, Any]]) -> None:
+    """One chance to agree later: in training that is an iteration, in each test there are as many as common batches."""
+    chances = 9 // size  # of 9 batches, in the tests at 0, 7, 14 ...
+    asked = [7 * ((call - 1) // chances) for call in (ranks.SAVE, ranks.STOP)]
+    assert results[size]["requests"]["training"] == (ranks.STOP + 1, [ranks.SAVE + 1, ranks.STOP + 1], True)
+    assert results[size]["requests"]["test"] == (asked[1], asked, True)
+
+
+@SIZES
+def test_ranks_test_with_rank_0s_statistics(size: int, results: dict[int, dict[str, Any]]) -> None:
+    differed, behind = results[size]["statistics"]
+    assert differed
+    assert all(statistics == behind[0] for statistics in behind)
+
+
+@SIZES
+def test_dropout_differs_between_ranks_and_resumes_on_each(size: int, results: dict[int, dict[str, Any]]) -> None:
+    found = results[size]["dropout"]
+    assert_close(
+        found["again"], found["whole"], 0 if size == 2 else 1e-6
+    )  # the order of sums changes once, at the start
+    assert len({tuple(drawn) for drawn in found["drawn"]}) == size
+
+
+@SIZES
+def test_trouble_of_one_rank_is_all_ranks(size: int, results: dict[int, dict[str, Any]]) -> None:
+    """A loss that isn't finite stops all in the same iteration; weights that differ are not saved."""
+    found = results[size]["trouble"]
+    assert len(set(found["loss"])) == len(set(found["astray"])) == 1
+    assert re.match(r"3: .*the loss is not finite at iteration 2;", found["loss"][0])
+    assert f"the weights of rank {size - 1} are no longer those of rank 0" in found["astray"][0]
+
+
+# -- the command
+
+
+CRASHING = IMAGES.replace('type: "Dropout"', 'type: "Trouble"').replace("batch_size: 6", "batch_size: 2")
+MODULE = """
+import os, signal
+from forcereg.layers.base import Layer
+from forcereg.registry import layer
+
+@layer("Trouble", "dropout_param")
+class Trouble(Layer):
+    passes = 0
+
+    def __init__(self, spec, shapes):
+        super().__init__(spec, shapes)
+        self.out_shapes = tuple(shapes)
+
+    def forward(self, bottom):
+        if self.training:
+            Trouble.passes += 1
+            if Trouble.passes == 7 and os.environ["RANK"] == "1" and "TORCHELASTIC_RESTART_COUNT" in os.environ:
+                if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif Trouble.passes == 7 and os.environ["RANK"] == "1" and "DIES" in os.environ:
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif Trouble.passes == 3 and os.environ["RANK"] == "0" and "STOPS" in os.environ:
+                os.kill(os.getppid(), signal.SIGINT)
+        return bottom
+"""
+
+
+@pytest.fixture
+def crashing(tmp_path: Path) -> Path:
+    """A folder with a solver whose net has a layer that ends its process, or asks the launching one to stop."""
+    write_images(tmp_path, CRASHING)
+    (tmp_path / "trouble.py").write_text(MODULE)
+    write_solver(tmp_path, 'max_iter: 10 snapshot: 5 snapshot_prefix: "s" test_iter: 2 test_interval: 5')
+    return tmp_path
+
+
+TRAIN = ("train", "--import", "trouble", "--solver", "solver.prototxt")
+
+
+def test_stop_and_death_of_a_rank(crashing: Path, run_cli: RunCli) -> None:
+    """Ctrl-C stops all; a killed rank ends the others, with one line and a snapshot to go on from."""
+    env = {**ENV, "PYTHONPATH": os.pathsep.join((str(crashing), str(TOP)))}
+    stopped = run_cli(*TRAIN, "--nproc", "2", cwd=crashing, env={**env, "STOPS": "1"})
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.count("Optimization stopped early.") == 1
+    (saved,) = crashing.glob("s_iter_*.caffemodel.h5")
+    at = int(saved.name.split(".")[0][7:])
+    assert 3 <= at <= 6
+    died = run_cli(
+        *TRAIN, "--nproc", "2", "--resume", "auto", "--max-iter", "20", cwd=crashing, env={**env, "DIES": "1"}
+    )
+    assert died.returncode == 1
+    assert died.stderr.splitlines()[-1] == (
+        "forcereg: rank 1 was killed by SIGKILL and the others were ended; go on from the last snapshot with "
+        "--resume auto"
+    )
+    assert "Traceback" not in died.stderr
+    assert died.stderr.count("forcereg:") == 1
+    assert died.stderr.count("Restoring previous solver status") == 1
+    newest = max(int(path.name.split(".")[0][7:]) for path in crashing.glob("s_iter_*.solverstate.h5"))
+    assert newest == (at + 6) // 5 * 5  # what was due before the seventh pass
+
+
+def test_torchrun_goes_on_behind_a_death(crashing: Path) -> None:
+    """Killed once, it ends with the weights of an undisturbed run."""
+    env = {**os.environ, **ENV, "PYTHONPATH": os.pathsep.join((str(crashing), str(TOP)))}
+
+    def torchrun(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options, "-m", "forcereg"]
+        return subprocess.run([*command, *TRAIN], cwd=crashing, env=env, capture_output=True, text=True, timeout=240)
+
+    done = torchrun("--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^forcereg: rank 0: lost contact with another rank \(.*--resume auto$", done.stderr, re.MULTILINE)
+    assert done.stderr.count("Restoring previous solver status") == 1
+    assert snapshot.read_state(crashing / "s_iter_10.solverstate.h5").iteration == 10
+
+
+# -- what joins and launches
+
+
+@pytest.fixture
+def ranked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of rank 1 of 2, but for where the others are."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT", launch.REPORTS):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("size", [None, "", "1"], ids=repr)
+def test_alone_without_torchrun(size: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    group = join(["cuda:3"], SolverParameter())
+    assert (group.rank, group.size, group.device) == (0, 1, "cuda:3")
+    assert launch.said_by("text") == "text"
+
+
+def test_half_an_environment(ranked: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ForceregError, match="WORLD_SIZE is set but MASTER_ADDR, MASTER_PORT is not; start with torchrun"
+    ):
+        join(["cpu"], SolverParameter())
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "expected"),
+    [
+        (["cpu"], 2, "cpu"),
+        ([None], 2, "cuda:1"),
+        (["cuda"], 2, "cuda:1"),
+        (["cuda:2", "cuda:0"], 3, "cuda:0"),
+        ([None], 0, "cpu"),
+        ([None], 1, "2 processes on this machine, but 1 GPUs"),
+        (["cuda:0"], 2, "cuda:0 is one GPU for 2 processes"),
+    ],
+    ids=str,
+)
+def test_device_of_a_rank(devices: list[str | None], gpus: int, expected: str, ranked: pytest.MonkeyPatch) -> None:
+    ranked.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    ranked.setattr(torch.cuda, "device_count", lambda: gpus)
+    ranked.setattr(torch.cuda, "current_device", lambda: 0)
+    if " " in expected:
+        with pytest.raises(UsageError, match=expected):
+            distributed._local_device(devices, SolverParameter())
+    else:
+        assert str(distributed._local_device(devices, SolverParameter())) == expected
+
+
+def test_too_few_gpus_named(ranked: pytest.MonkeyPatch) -> None:
+    ranked.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="--gpu names 2 GPUs for 3 processes on this machine"):
+        distributed._local_device(["cuda:0", "cuda:1"], SolverParameter())
+
+
+@pytest.mark.parametrize("launched", [False, True], ids=["torchrun", "launched"])
+def test_who_prints_an_error(launched: bool, ranked: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if launched:
+        ranked.setenv(launch.REPORTS, str(tmp_path))
+    assert launch.said_by("bad") == (None if launched else "rank 1: bad")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["bad"] * launched
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "expected"),
+    [
+        ({0: "lost", 1: "bad"}, 1, ("rank 1: bad", 1)),
+        ({0: "bad", 1: "bad"}, 2, ("bad", 2)),
+        ({}, -9, ("rank 1 was killed by SIGKILL and the others were ended; go on from", 1)),
+        ({0: "lost"}, 7, ("rank 1 ended with exit code 7 and the others were ended", 7)),
+    ],
+    ids=["one", "all-the-same", "killed", "silent"],
+)
+def test_what_ended_a_launch(said: dict[int, str], code: int, expected: tuple[str, int], tmp_path: Path) -> None:
+    for rank, text in said.items():
+        (tmp_path / str(rank)).write_text(text)
+    failure = launch._failure(1, code, tmp_path)
+    assert str(failure).startswith(expected[0])
+    assert failure.exit_code == expected[1]
+
+
+def test_the_guilty_rank_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that ended first because it lost contact; one that ignores all signals is killed."""
+    monkeypatch.setattr(launch, "GRACE", 3.0)
+
+    def start(code: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    processes = [start(f"exit({launch.LOST})"), start(deaf), start("import time; time.sleep(1); exit(4)")]
+    assert launch._wait(processes) == 2
+    launch._end(processes)
+    assert [process.returncode for process in processes] == [launch.LOST, -9, 4]
+
+
+@pytest.mark.parametrize("arguments", [("--nproc", "3", "--gpu", "0,1")], ids=" ".join)
+def test_usage(arguments: tuple[str, ...], tmp_path: Path, run_cli: RunCli) -> None:
+    done = run_cli("train", "--solver", "s", *arguments, cwd=tmp_path, env=ENV)
+    assert (done.returncode, done.stderr.strip()) == (
+        2, "forcereg: --nproc is 3, --gpu names 2 GPUs; name one for each process",
+    )  # fmt: skip

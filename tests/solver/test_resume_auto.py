@@ -1,0 +1,139 @@
+"""--resume auto: the newest complete pair of any format, and a warning for every newer one that isn't."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from forcereg.errors import ForceregError
+from forcereg.solver.resume import resume_latest
+from tests.solver.nets import REGRESSION, Recorder, batches, blobs_of, regression
+
+Damage = Callable[[Path], None]
+EXTRA = 'snapshot_prefix: "s" momentum: 0.9 snapshot_format: '
+
+
+def saved(root: Path, *formats: str) -> dict[str, torch.Tensor]:
+    """Snapshots 2, 4, ... in these formats; the weights of each by "iteration/layer/blob"."""
+    weights = {}
+    for index, form in enumerate(formats, 1):
+        solver, _ = regression(root, EXTRA + form)
+        solver.step(2 * index, batches)
+        solver.snapshot()
+        weights |= {f"{2 * index}/{name}": blob for name, blob in blobs_of(solver).items()}
+    return weights
+
+
+def resumed(root: Path) -> tuple[int, dict[str, torch.Tensor], Recorder]:
+    """Where a new solver goes on, and with which weights."""
+    solver, recorder = regression(root, EXTRA + "HDF5")
+    found = resume_latest(solver)
+    assert (found is None) == (solver.iter == 0)
+    return solver.iter, {f"{solver.iter}/{name}": blob for name, blob in blobs_of(solver).items()}, recorder
+
+
+@pytest.mark.parametrize("formats", [("HDF5", "HDF5"), ("HDF5", "BINARYPROTO"), ("BINARYPROTO", "HDF5")])
+def test_newest_of_any_format(formats: tuple[str, ...], tmp_path: Path) -> None:
+    weights = saved(tmp_path, *formats)
+    at, found, recorder = resumed(tmp_path)
+    assert at == 4
+    assert all(torch.equal(blob, weights[name]) for name, blob in found.items())
+    assert recorder.texts() == []
+    assert [event.iteration for event in recorder.of("restore")] == [4]
+
+
+def test_ten_is_newer_than_eight(tmp_path: Path) -> None:
+    saved(tmp_path, *["HDF5"] * 5)
+    assert resumed(tmp_path)[0] == 10
+
+
+def test_of_both_formats_the_later_one(tmp_path: Path) -> None:
+    saved(tmp_path, "HDF5")
+    solver, _ = regression(tmp_path, EXTRA + "BINARYPROTO")
+    solver.iter = 2
+    solver.snapshot()
+    os.utime(tmp_path / "s_iter_2.solverstate.h5", (1, 1))
+    _, found, recorder = resumed(tmp_path)
+    assert recorder.of("restore")[0].state.endswith("s_iter_2.solverstate")
+    assert all(torch.equal(blob, blobs_of(solver)[name[2:]]) for name, blob in found.items())
+
+
+def test_nothing_to_go_on_with(tmp_path: Path) -> None:
+    at, _, recorder = resumed(tmp_path)
+    assert (at, recorder.texts()) == (0, [])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+DAMAGES: dict[str, tuple[str, Damage, str]] = {
+    "no-state": ("solverstate", Path.unlink, "has no solver state"),
+    "no-model": ("caffemodel", Path.unlink, "its weights file .* is in none of these places"),
+    "cut-state": ("solverstate", truncate, "damaged or truncated"),
+    "cut-model": ("caffemodel", truncate, "damaged or truncated"),
+    "empty-state": ("solverstate", lambda path: path.write_bytes(b"") and None, "empty"),
+    "empty-model": ("caffemodel", lambda path: path.write_bytes(b"") and None, "empty"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
+def test_incomplete_or_damaged_falls_back(
+    form: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind, harm, says = DAMAGES[damage]
+    weights = saved(tmp_path, form, form)
+    harm(next(tmp_path.glob(f"s_iter_4.{kind}*")))
+    at, found, recorder = resumed(tmp_path)
+    assert at == 2
+    assert all(torch.equal(blob, weights[name]) for name, blob in found.items())
+    (text,) = recorder.texts()
+    assert re.match(rf"snapshot 4 is passed over: .*{says}", text)
+
+
+def test_only_damaged_ones_leave_the_solver_as_it_was(tmp_path: Path) -> None:
+    saved(tmp_path, "HDF5", "HDF5")
+    for path in tmp_path.glob("s_iter_*.caffemodel.h5"):
+        truncate(path)
+    solver, recorder = regression(tmp_path, EXTRA + "HDF5")
+    before = blobs_of(solver)
+    assert resume_latest(solver) is None
+    assert len(recorder.texts()) == 2
+    assert all(torch.equal(blob, before[name]) for name, blob in blobs_of(solver).items())
+    assert not any(tensor.any() for slot in solver.updater.history for tensor in slot)
+
+
+def test_snapshots_of_another_net_are_an_error(tmp_path: Path) -> None:
+    """Falling back would train something else than what the user asks for."""
+    saved(tmp_path, "HDF5")
+    solver, _ = regression(tmp_path, EXTRA + "HDF5", net=REGRESSION.replace("num_output: 2", "num_output: 2 axis: 1 "
+                                                                            "bias_term: false"))  # fmt: skip
+    with pytest.raises(ForceregError, match="holds 2 history blobs"):
+        resume_latest(solver)
+
+
+def test_other_prefixes_and_files_are_let_alone(tmp_path: Path) -> None:
+    saved(tmp_path, "HDF5")
+    for name in ("ss_iter_9", "s_iter_x", "s_iter_09", "s_iter_9.old"):
+        shutil.copy(tmp_path / "s_iter_2.solverstate.h5", tmp_path / f"{name}.solverstate.h5")
+    at, _, recorder = resumed(tmp_path)
+    assert (at, recorder.texts()) == (2, [])
+
+
+def test_what_a_killed_writer_left_is_deleted(tmp_path: Path) -> None:
+    saved(tmp_path, "HDF5")
+    left = [tmp_path / f".s_iter_4.{kind}.0123abcd.tmp" for kind in ("caffemodel.h5", "solverstate", "solverstate.h5")]
+    kept = [tmp_path / name for name in (".ss_iter_4.caffemodel.0123abcd.tmp", ".s_iter_4.caffemodel.tmp", ".s.tmp")]
+    for path in left + kept:
+        path.touch()
+    assert resumed(tmp_path)[0] == 2
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
