@@ -71,6 +71,10 @@ def cli(debug: bool) -> None:
     \b
     forcereg train --solver solver.prototxt
     forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05
+
+    \b
+    Completion in bash (or zsh, fish):
+    eval "$(_FORCEREG_COMPLETE=bash_source forcereg)"
     """
 
 

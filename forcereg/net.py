@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-import forcereg.data.sources  # noqa: F401  (registers the data layers)
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.memory_data import memory_feed
+from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
@@ -107,7 +107,7 @@ class Net(nn.Module):
         else:
             if context is None:
                 context = FeedContext(root=self.spec.root, device=torch.device("cpu"), seed=None)
-            feed = registry.source.get(spec.type)(spec, context)
+            feed = open_source(spec, context)
             self.feeds[spec.name] = feed
             shapes = list(feed.shapes)
         for top, shape in zip(spec.tops, shapes, strict=True):
@@ -283,6 +283,7 @@ class Net(nn.Module):
         missing = [name for name in self.inputs if name not in env]
         if missing:
             raise ForceregError(f"net '{self.spec.name}' needs input blobs {', '.join(missing)}; give one tensor each")
+        around = self.around
         for step in self._steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
@@ -290,7 +291,7 @@ class Net(nn.Module):
                 bottoms[index] = bottoms[index].detach()
             module = getattr(self.layers, step.key)
             try:
-                tops = module(*bottoms) if self.around is None else self.around(spec, module, bottoms)
+                tops = module(*bottoms) if around is None else around(spec, module, bottoms)
             except (RuntimeError, IndexError, MemoryError) as error:
                 raise self._explain(error, spec, bottoms) from error
             if len(spec.tops) == 1:

@@ -19,7 +19,7 @@ class Row:
     """One layer. `params` are learned values that the layer owns, `statistics` those it only gathers (BatchNorm).
 
     `borrowed` are values that it shares by name with the earlier layer that owns them.
-    `macs` are for one item of axis 0 of the net's first input, `memory` the bytes of its tops (0 if in place).
+    `macs` are for one item of the `batch` (see Summary), `memory` the bytes of its tops (0 if in place).
     """
 
     name: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers but Splits, in net order; `batch` is the size of axis 0 of the net's first input."""
+    """All layers but Splits, in net order; `batch` is the size of axis 0 of the first blob that the net is fed."""
 
     name: str
     phase: str
@@ -70,8 +70,7 @@ class Summary:
 
 def summarize(net: Net) -> Summary:
     """The summary of a net, which may lie on the meta device (see `load.shape_net`)."""
-    first = net.shapes[net.inputs[0]] if net.inputs else ()
-    batch = first[0] if first and first[0] else 1
+    batch = batch_size(net)
     rows = []
     for spec, module in net.built:
         if spec.type == "Split":
@@ -86,6 +85,13 @@ def summarize(net: Net) -> Summary:
         borrowed = sum(blob.numel() for blob in blobs) - learned - fixed
         rows.append(Row(spec.name, spec.type, tops, learned, fixed, borrowed, macs, memory))
     return Summary(net.spec.name, ("TRAIN", "TEST")[net.spec.phase], batch, rows)
+
+
+def batch_size(net: Net) -> int:
+    """Size of axis 0 of the first blob that the net is fed, be it by a Python layer; at least 1."""
+    made = (top for spec in net.spec.layers if not spec.bottoms and spec.type == "Python" for top in spec.tops)
+    shapes = [net.shapes[name] for name in (*net.inputs, *made)]
+    return next((shape[0] for shape in shapes if shape and shape[0]), 1)
 
 
 def size(count: float) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from forcereg.check import Options, Report, check_file, looks_like_solver
 from forcereg.errors import ForceregError
 from forcereg.shipped import configs_dir, shipped_configs
 from tests.data.lmdbs import numbered, put_lmdb
+from tests.data.pictures import put_images
 
 NET = """
 name: "n"
@@ -173,6 +176,29 @@ def test_data_that_a_program_gives_is_no_problem(data: str, call: str, here: Pat
     assert check_file("net.prototxt").warnings == []
 
 
+MEAN = "transform_param { crop_size: 3 mean_value: 7 }"
+SOURCES = [
+    f'"Data" top: "label" {MEAN} data_param {{ source: "db" batch_size: 4 backend: LMDB }}',
+    f'"ImageData" top: "label" {MEAN} image_data_param {{ source: "list.txt" batch_size: 4 }}',
+    f'"WindowData" top: "label" {MEAN} window_data_param {{ source: "windows.txt" batch_size: 4 }}',
+    '"HDF5Data" hdf5_data_param { source: "h5.txt" batch_size: 4 shuffle: true }',
+    '"DummyData" dummy_data_param { shape { dim: 4 dim: 2 } data_filler { type: "gaussian" } }',
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=[source.split('"')[1] for source in SOURCES])
+def test_data_is_read_though_the_net_has_no_memory(source: str, here: Path) -> None:
+    put_images(here, 3)
+    (here / "windows.txt").write_text("# 0\n0.png\n3\n4\n5\n2\n1 1.0 0 0 3 3\n2 0.1 1 1 4 3\n")
+    with h5py.File(here / "a.h5", "w") as file:
+        file["data"] = np.zeros((5, 2), np.float32)
+    (here / "h5.txt").write_text("a.h5\n")
+    kind, rest = source.split(" ", 1)
+    (here / "net.prototxt").write_text(f'layer {{ name: "d" type: {kind} top: "data" {rest} }}\n')
+    report = check_file("net.prototxt")
+    assert report.errors == [] and report.facts["TRAIN data 'd'"] == "the first 1,000 records read, all fine"
+
+
 def test_nothing_to_learn(here: Path) -> None:
     put_net(here, more="param { lr_mult: 0 } param { lr_mult: 0 }")
     assert any("no weights that learn" in text for text in check_file("solver.prototxt").warnings)
@@ -247,8 +273,6 @@ def test_a_test_that_does_not_see_every_record(here: Path) -> None:
 
 
 def test_weights_that_do_not_fit(here: Path) -> None:
-    import numpy as np
-
     from forcereg.snapshot import write_model
 
     write_model(here / "w.caffemodel.h5", {"ip": {0: np.zeros((3, 20), np.float32), 1: np.zeros(3, np.float32)}})

@@ -51,7 +51,7 @@ def test_a_model_of_another_kind(model: Any) -> None:
     ("text", "message"),
     [
         (NET.replace('"Dropout"', '"Dropuot"').replace("TRAIN", "TEST"), "unknown layer type 'Dropuot'; did you mean"),
-        (NET.replace('"ReLU"', '"Zzzzzz"'), "unknown layer type 'Zzzzzz'; known are"),
+        (NET.replace('"ReLU"', '"Zzzzzz"'), "unknown layer type 'Zzzzzz'; `forcereg layers` lists all"),
         (NET.replace('type: "ReLU"', ""), "type is missing; set for example type:"),
         (NET.replace("num_output: 3", ""), "<text>:5: layer 'conv': num_output is missing"),
         (NET.replace('bottom: "ip" ', 'bottom: "pi" ', 1), "unknown bottom blob 'pi'"),

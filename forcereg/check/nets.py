@@ -11,6 +11,7 @@ import forcereg.registry as registry
 from forcereg.check.report import Options, Report
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.memory_data import MemoryFeed
+from forcereg.data.sources import open_source
 from forcereg.layers import make_layer
 from forcereg.load import net_root
 from forcereg.net import Net
@@ -76,7 +77,7 @@ def _check_layers(
         if spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
             shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
         elif spec.type in registry.source:
-            feed = report.attempt(lambda: registry.source.get(spec.type)(spec, context), spec.where)  # noqa: B023
+            feed = report.attempt(lambda: open_source(spec, context), spec.where)  # noqa: B023
             if feed is None:
                 absent = True
                 continue

@@ -33,7 +33,7 @@ def _stop(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-@command.command()
+@command.command(short_help="MNIST's idx files -> two LMDBs.")
 @click.argument("idx_dir", type=_folder)
 @click.argument("out_dir", type=_folder)
 @_force
@@ -49,7 +49,7 @@ def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
     _report(convert_mnist(idx_dir, out_dir, force, _track))
 
 
-@command.command()
+@command.command(short_help="scikit-learn's digits -> two LMDBs.")
 @click.argument("out_dir", type=_folder)
 @_force
 def digits(out_dir: Path, force: bool) -> None:
@@ -64,7 +64,7 @@ def digits(out_dir: Path, force: bool) -> None:
     _report(convert_digits(out_dir, force, _track))
 
 
-@command.command()
+@command.command(short_help="CIFAR-10 -> two LMDBs and the mean image.")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=_folder)
 @_force
@@ -84,7 +84,7 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     _report(convert_cifar10(src, out_dir, force, _track))
 
 
-@command.command()
+@command.command(short_help="A list of image files -> an LMDB.")
 @click.argument("listing", metavar="LIST", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT_LMDB", type=_folder)
 @click.option("--root", metavar="FOLDER", type=_folder, help="Folder that the list's paths start from [default: here].")
@@ -130,7 +130,7 @@ def images(
     click.echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")
 
 
-@command.command()
+@command.command(short_help="The mean image of an LMDB or LevelDB.")
 @click.argument("source", metavar="LMDB_OR_LEVELDB", type=_folder)
 @click.argument("out", metavar="OUT.binaryproto", type=click.Path(path_type=Path))
 @_force

@@ -156,7 +156,7 @@ def show(result: Decomposition, written: dict[str, str]) -> None:
     for name, reason in result.skipped.items():
         click.echo(f"left whole: {name}: {reason}")
     if result.layers and result.totals.macs_before is None:
-        click.echo("MACs are unknown: input shapes are neither in the snapshot nor in data that is here")
+        click.echo("MACs are unknown: data that isn't here, or layers that need --allow-python-layers or --import")
     click.echo(f"wrote {written['model']} and {written['weights']}")
 
 

@@ -50,7 +50,7 @@ def show(summary: Summary) -> None:
     table.add_section()
     table.add_row("total", "", "", amount(summary.params), amount(summary.macs), size(summary.memory))
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
-    click.echo(f"{summary.params:,} parameters ({size(4 * summary.params)})" + statistics(summary))
+    click.echo(f"{summary.params:,} parameters ({size(4 * summary.params) or '0 B'})" + statistics(summary))
     if any(row.borrowed for row in summary.rows):
         click.echo("parameters in brackets are an earlier layer's, shared by name")
     click.echo("MACs are for one item, memory for the outputs of the whole batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
     given.resume = given.resume or restarted()
     file = _file(given)
     group = join(devices, file.message, given.global_batch)
+    if group.rank:
+        warnings.simplefilter("ignore")  # rank 0 says the same
     with contextlib.ExitStack() as stack:
         stack.enter_context(group.together())
         solver = _solver(given, file, group, [log, *_json_log(given, group, stack)])

@@ -146,11 +146,9 @@ def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") ->
 
 def unknown_type(spec: LayerSpec) -> ForceregError:
     """The error for a layer whose type nobody has registered: missing, not here yet, or misspelt."""
-    known = [*registry.layer, *registry.source]
-    listed = ", ".join(known)
     if not spec.type:
         return spec.fail('type is missing; set for example type: "Convolution"')
-    hint = did_you_mean(spec.type, known) or f"; known are {listed}"
+    hint = did_you_mean(spec.type, [*registry.layer, *registry.source]) or "; `forcereg layers` lists all that run"
     return spec.fail(f"unknown layer type '{shown(spec.type, 80)}'{hint} (for a type of your own give --import MODULE)")
 
 

@@ -43,7 +43,7 @@ def layer(name: str, params: str = "", limits: str = "") -> Callable[[C], C]:
             registry.layer(name, params, limits)(cls)
         else:
             made = type(cls.__name__, (ModuleLayer,), {"__doc__": cls.__doc__, "module_class": cls})
-            registry.layer(name, params or "python_param", limits)(made)
+            registry.layer(name, params or "python_param.param_str", limits)(made)
         return cls
 
     return register
@@ -71,7 +71,7 @@ def user_code(spec: LayerSpec, what: str, file: str | None = None) -> Iterator[N
         yield
     except (ForceregError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise spec.fail(f"{what} raised {plugins.told(error, file)}") from error
 
 
@@ -113,7 +113,14 @@ class ModuleLayer(Layer):
         keywords = given_keywords(self.spec)
         shown = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
         with user_code(self.spec, f"{self.title}({shown})"):
-            return module_class(**keywords).train(self.spec.phase == TRAIN)
+            try:
+                made = module_class(**keywords)
+            except Exception:
+                if torch.get_default_device().type != "meta":
+                    raise
+                with torch.device("cpu"):  # it computes with values while it is made
+                    made = module_class(**keywords).to("meta")
+            return made.train(self.spec.phase == TRAIN)
 
     def _try_out(self, module_class: type[nn.Module], shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         """The shapes that the module returns: run without memory if it allows that, else a second one on zeros."""

@@ -163,6 +163,8 @@ def stand_in() -> dict[str, ModuleType]:
     vars(messages).update({name: getattr(schema, name) for name in schema.__all__})
     vars(proto).update(caffe_pb2=messages)
     vars(caffe).update(Layer=CaffeLayer, TRAIN=TRAIN, TEST=TEST, proto=proto, __getattr__=lacking)
+    for name in ("set_mode_cpu", "set_mode_gpu", "set_device"):  # the command line's --gpu decides
+        vars(caffe)[name] = lambda *device: None
     return {module.__name__: module for module in (caffe, proto, messages)}
 
 
@@ -228,7 +230,7 @@ class PyCaffeLayer(Layer):
                 raise self.spec.fail(
                     f"{self.title} has no method {method}; a Python layer has setup, reshape, forward and backward"
                 )
-        with served():
+        with served(), torch.device("cpu"):  # user code has values even in a net without memory
             with user_code(self.spec, self.title, self._file):
                 user = user_class(self.spec.message)
             user.blobs = Blobs(self.spec.check_size)

@@ -15,7 +15,12 @@ from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
 
-@layer("Python", "python_param", limits="a pycaffe layer computes on the CPU, share_in_parallel has no effect")
+@layer(
+    "Python",
+    "python_param",
+    limits="a pycaffe layer computes on the CPU, snapshots hold its blobs but no position in data of its own, "
+    "share_in_parallel has no effect",
+)
 class Python(Layer):
     """python_param's class `layer` of the Python module `module`.
 

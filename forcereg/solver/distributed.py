@@ -64,12 +64,29 @@ class Group:
 
     # -- tensors on the devices
 
+    def averaging(self, value: Tensor) -> Callable[[], Tensor]:
+        """Starts on the mean of `value` over all ranks, which calling the result gives, without waiting for devices."""
+        if self.size == 1:
+            return lambda: value
+        part = value / self.size
+        work = dist.all_reduce(part, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return part
+
+        return wait
+
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of `value` over all ranks. Does not wait for the device."""
+        """The mean of `value` over all ranks."""
+        return self.averaging(value)()
+
+    def begin(self, *nets: Net) -> None:
+        """All ranks start with rank 0's blobs. Raises ForceregError for a net that several processes can't run."""
         if self.size > 1:
-            value = value / self.size
-            dist.all_reduce(value)
-        return value
+            for spec in (spec for net in nets for spec in net.spec.layers if spec.type == "HDF5Output"):
+                raise spec.fail("writes a file, which several processes can't do together; leave it out of training")
+        self.spread(*nets)
 
     def spread(self, *nets: Net, learned: bool = True) -> None:
         """Gives all ranks rank 0's blobs, or only what isn't learned: statistics, of which rank 0's are saved."""
@@ -201,8 +218,8 @@ class Group:
             if self.size == 1 or not _BROKEN.search(str(error)):
                 raise
             raise LostContact(
-                f"lost contact with another rank ({_cause(error)}), see what that one says; go on from the last snapshot "
-                "with --resume auto"
+                f"lost contact with another rank ({_cause(error)}), see what that one says; go on from the last "
+                "snapshot with --resume auto"
             ) from error
         if self.size > 1:
             self._finish()
@@ -254,10 +271,9 @@ class Replica:
         self._forward_loss = forward_loss
         self._wrapped: DistributedDataParallel | None = None
         self._sampled = False
-        module = _Loss(net, forward_loss)
-        if group.size > 1 and len(module.weights):
+        if group.size > 1 and any(weight.requires_grad for weight in net.parameters()):
             self._wrapped = DistributedDataParallel(
-                module, init_sync=False, gradient_as_bucket_view=True, static_graph=True
+                _Loss(net, forward_loss), init_sync=False, gradient_as_bucket_view=True, static_graph=True
             )
 
     def forward_loss(self, inputs: Mapping[str, Tensor] | None, last: bool) -> Result:

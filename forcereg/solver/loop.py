@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.events import Event, Observer
+from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
 from forcereg.solver.saving import check_format, write_pair
@@ -88,11 +88,9 @@ class Solver:
         for test_net in self.test_nets:
             test_net.share_params(self.net)
         self._nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
-        self.group.spread(*self._nets.values())
-        self.iter = 0
-        self.current_step = 0
-        self.stop_requested = False
-        self.snapshot_requested = False
+        self.group.begin(*self._nets.values())
+        self.iter = self.current_step = 0
+        self.stop_requested = self.snapshot_requested = False
         self.measure_force = False
         self._debugs = self.param.debug_info or specs.train.debug_info
         precision = Precision(self.net, self.device, amp, self.warn)
@@ -100,7 +98,7 @@ class Solver:
         self.updater = Updater(self.net, self.param, self.device, self.file.name, self.scale)
         self._passes = Passes(self.net, self.param.iter_size, precision, self.group)
         self._losses = LossWindow(self.param.average_loss, self.device)
-        self._clock = (0, time.perf_counter())
+        self._pace = Pace()
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         self.last_snapshot: Path | None = None
@@ -177,15 +175,11 @@ class Solver:
 
         It may be binary or HDF5, written by Caffe too. Raises ForceregError if it or its model doesn't fit.
         """
-        self.go_on_from(*self.read_pair(path))
-
-    def read_pair(self, path: str | Path) -> tuple[StateFile, ModelFile]:
-        """A solver state and the model that it names. Raises ForceregError if one of them is missing or damaged."""
         state = snapshot.read_state(path)
-        return state, snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path)))
+        self.go_on_from(state, snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path))))
 
     def go_on_from(self, state: StateFile, model: ModelFile) -> None:
-        """`restore` of what `read_pair` gave. Raises ForceregError if it doesn't fit."""
+        """`restore` of a pair that has been read. Raises ForceregError if it doesn't fit."""
         path = state.path
         self.emit("restore", state=str(path), iteration=state.iteration)
         self.updater.load_history(state.history, str(path), state.legacy)
@@ -259,10 +253,11 @@ class Solver:
         (in a test: of the iteration and the batch).
         """
         p, self._inputs = self.param, inputs
-        self._clock = (self.iter, time.perf_counter())
+        self._pace.start(self.iter)
         for _ in range(n):
             if self._due_for_test():
-                self.test_all()
+                with self._pace.paused():
+                    self.test_all()
                 if self.stop_requested:
                     break
             display = p.display > 0 and self.iter % p.display == 0
@@ -328,7 +323,6 @@ class Solver:
     def test_all(self) -> None:
         """Runs every test net over its test_iter batches; emits the mean of every output element."""
         self.check_finite()
-        started = time.perf_counter()
         self._before_tests = self._extra_state()
         self.group.spread(self.net, learned=False)
         for index in range(len(self.test_nets)):
@@ -339,8 +333,6 @@ class Solver:
             self._before_tests = None
             if self.measure_force:
                 self.emit("force", iteration=self.iter, layers=coordination(self.updater.forced))
-        first, clock = self._clock  # tests don't count in the pace of training
-        self._clock = (first, clock + time.perf_counter() - started)
 
     def test(self, index: int = 0) -> Score:
         """Scores test net `index` over its test_iter batches; emits and returns the means.
@@ -369,20 +361,15 @@ class Solver:
     def _display(self, outputs: Mapping[str, Tensor], rate: float) -> None:
         self.check_finite()
         outputs = self.group.mean_outputs(outputs)
-        first, clock = self._clock
-        now = time.perf_counter()
-        seconds = now - clock
         self.emit(
             "train",
             iteration=self.iter,
             loss=float(self._losses.mean()),
             outputs=read_outputs(outputs, self.net.loss_weights),
             rate=rate,
-            speed=(self.iter - first) / seconds if seconds > 0 else 0.0,
-            seconds=seconds,
+            **self._pace.lap(self.iter),
             interval=self.param.display,
         )
-        self._clock = (self.iter, now)
 
     @torch.no_grad()
     def _final_display(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -29,25 +30,20 @@ class Passes:
 
         Loss and gradients are the means over all ranks, outputs this rank's.
         """
-        total: Tensor | None = None
+        losses: list[Tensor] = []
         outputs: dict[str, Tensor] = {}
         for sub in range(self._iter_size):
-            last = sub == self._iter_size - 1
-            if watched is None:
-                loss, outputs = self._pass(inputs(sub), last)
-            else:
-                with Watch(self._net) as watch:
-                    loss, outputs = self._pass(inputs(sub), last)
+            with contextlib.ExitStack() as stack:
+                watch = None if watched is None else stack.enter_context(Watch(self._net))
+                loss, outputs = self._replica.forward_loss(inputs(sub), sub == self._iter_size - 1)
+                losses.append(loss.detach())
+                if len(losses) == self._iter_size:  # other ranks' losses come while backward runs
+                    mean = self._group.averaging(sum(losses[1:], losses[0]) / self._iter_size)
+                if loss.requires_grad:
+                    self.precision.backward(loss)
+            if watched is not None and watch is not None:
                 watched(watch)
-            total = loss if total is None else total + loss
-        assert total is not None
-        return self._group.mean(total if self._iter_size == 1 else total / self._iter_size), outputs
-
-    def _pass(self, inputs: Mapping[str, Tensor] | None, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, outputs = self._replica.forward_loss(inputs, last)
-        if loss.requires_grad:
-            self.precision.backward(loss)
-        return loss.detach(), outputs
+        return mean(), outputs
 
 
 def fed(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from forcereg.errors import ForceregError
-from forcereg.snapshot import ModelFile, StateFile
+from forcereg.snapshot import ModelFile, StateFile, read_model, read_state
 from forcereg.solver.loop import Solver
 
 _NAME = r"(0|[1-9][0-9]*)\.(caffemodel|solverstate)(?:\.h5)?"
@@ -23,7 +23,7 @@ def resume_latest(solver: Solver) -> Path | None:
     found = _newest(solver) if solver.group.rank == 0 else None
     path = solver.group.share(found and found[0])
     if path is not None:
-        solver.go_on_from(*(found[1] if found else solver.read_pair(path)))
+        solver.go_on_from(*(found[1] if found else _read(path)))
     return path
 
 
@@ -33,12 +33,17 @@ def _newest(solver: Solver) -> tuple[Path, tuple[StateFile, ModelFile]] | None:
     for iteration, states in sorted(_found(prefix).items(), reverse=True):
         for path in states:
             try:
-                return path, solver.read_pair(path)
+                return path, _read(path)
             except ForceregError as error:
                 solver.warn(f"snapshot {iteration} is passed over: {error}")
         if not states:
             solver.warn(f"snapshot {iteration} is passed over: {prefix}_iter_{iteration} has no solver state")
     return None
+
+
+def _read(state: Path) -> tuple[StateFile, ModelFile]:
+    """The pair of a state. Not the model that the state names: a file of that name may be another run's."""
+    return read_state(state), read_model(state.with_name(state.name.replace("solverstate", "caffemodel")))
 
 
 def _found(prefix: Path) -> dict[int, list[Path]]:

@@ -107,7 +107,11 @@ NAMES = [
         "misspelt-type", X + _layer("l", "Convolutional", "x", "y"), "unknown layer type 'Convolutional'; did you mean"
     ),
     Case("type-in-capitals", X + _layer("l", "RELU", "x", "y"), "unknown layer type 'RELU'; did you mean \"ReLU\"?"),
-    Case("type-unlike-any", X + _layer("l", "Wavelet77", "x", "y"), "unknown layer type 'Wavelet77'; known are AbsVal"),
+    Case(
+        "type-unlike-any",
+        X + _layer("l", "Wavelet77", "x", "y"),
+        "unknown layer type 'Wavelet77'; `forcereg layers` lists",
+    ),
 ]
 
 SHARED = 'param {{ name: "w" {} }}'.format

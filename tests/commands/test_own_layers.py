@@ -53,7 +53,7 @@ layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" 
 
 SOLVER = """
 net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 3 display: 1 random_seed: 1 solver_mode: CPU
-test_iter: 1 test_interval: 2 snapshot_prefix: "own"
+test_iter: 1 test_interval: 2 snapshot_prefix: "own" snapshot_format: HDF5
 """
 
 

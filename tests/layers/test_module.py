@@ -75,6 +75,17 @@ MODULES = """
         def forward(self, x):
             raise ValueError("early")
 
+    class Schedule(nn.Module):
+        '''Computes with values while it is made.'''
+
+        def __init__(self):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.gain = nn.Parameter(torch.tensor(self.rates))
+
+        def forward(self, x):
+            return x * self.gain * self.rates[1]
+
     class Nothing(nn.Module):
         def forward(self, x):
             return None
@@ -138,6 +149,13 @@ def test_parameters_are_blobs_in_their_order(modules: None) -> None:
 def test_without_memory(modules: None) -> None:
     net = shape_net(python("Low", (2, 4, 5, 6), param_str='{"channels": 4, "rank": 3}'), allow_python_layers=True)
     assert net.shapes["y0"] == (2, 4, 3, 4) and all(blob.is_meta for blob in net.params["l"])
+
+
+def test_values_while_it_is_made(modules: None) -> None:
+    text = python("Schedule", (2, 3))
+    net = shape_net(text, allow_python_layers=True)
+    assert net.shapes["y0"] == (2, 3) and all(blob.is_meta for blob in net.params["l"])
+    assert python_net(text).params["l"][0].tolist() == [0, 0.5, 1]
 
 
 @pytest.mark.parametrize("on_meta", [False, True])
@@ -290,7 +308,7 @@ def test_a_module_as_a_type(user_module: UserModule) -> None:
     torch.testing.assert_close(run(layer_net("Mish", "", (2, 3)), x)[0], nn.Mish()(x))
     net = layer_net("Mish", "python_param { param_str: '{\"inplace\": false}' }", (2, 3))
     assert gradcheck(net, x.requires_grad_())
-    assert registry.layer.about("Mish").params == ("python_param",)
+    assert registry.layer.about("Mish").params == ("python_param.param_str",)
     assert registry.layer.get("Mish").__doc__ == nn.Mish.__doc__
 
 

@@ -16,8 +16,10 @@ from forcereg.net import infer_shapes
 from forcereg.schema import TRAIN
 from forcereg.schema.text import parse_net
 from forcereg.solver.loop import Solver
+from forcereg.summary import summarize
 from tests.layers.nets import apply, noise, run
 from tests.layers.python_nets import LAYERS, UserModule, python, python_net
+from tests.small_nets import ip
 from tests.solver.nets import batch, blobs_of, write_solver
 
 
@@ -86,10 +88,27 @@ def test_forward_may_write_to_its_blobs(mylayers: Path, dtype: torch.dtype) -> N
 def test_data_layer_without_bottoms(mylayers: Path) -> None:
     net = python_net(python("Counter", tops=2))
     assert net.shapes == {"y0": (1, 3), "y1": (1,)}
+    assert summarize(net).batch == 1
     first, second = net(), net()
     assert first["y0"].tolist() == [[1, 1, 1]] * 2
     assert second["y0"].tolist() == [[2, 2, 2]] * 3
     assert second["y1"].tolist() == [0, 1, 2]
+
+
+def test_macs_are_for_one_of_the_items_that_a_data_layer_makes(user_module: UserModule) -> None:
+    user_module(
+        "mylayers",
+        """
+        import caffe
+
+        class Four(caffe.Layer):
+            def setup(self, bottom, top): top[0].reshape(4, 3)
+            def reshape(self, bottom, top): pass
+            def forward(self, bottom, top): pass
+        """,
+    )
+    found = summarize(python_net(python("Four") + ip("ip", "y0", "z", 5)))
+    assert (found.batch, found.macs) == (4, 15)
 
 
 def test_in_place(mylayers: Path) -> None:
@@ -124,6 +143,22 @@ def test_reshape_follows_the_batch_and_a_memory_format(mylayers: Path) -> None:
 def test_shapes_without_memory(mylayers: Path) -> None:
     file = parse_net(python("Stretch", (2, 3, 4), param_str="2"))
     assert infer_shapes(file, TRAIN, allow_python_layers=True)["y0"] == (2, 3, 4)
+
+
+def test_torch_values_in_a_net_without_memory(user_module: UserModule) -> None:
+    user_module(
+        "mylayers",
+        """
+        import caffe
+        import torch
+
+        class Ramp(caffe.Layer):
+            def setup(self, bottom, top): self.ramp = torch.linspace(0, 1, 5).numpy()
+            def reshape(self, bottom, top): top[0].reshape(*self.ramp.shape)
+            def forward(self, bottom, top): top[0].data[...] = self.ramp
+        """,
+    )
+    assert infer_shapes(parse_net(python("Ramp")), TRAIN, allow_python_layers=True)["y0"] == (5,)
 
 
 def test_module_beside_the_net_file(user_module: UserModule, tmp_path: Path) -> None:
@@ -242,6 +277,8 @@ def test_stand_in_is_served_only_while_needed(user_module: UserModule) -> None:
         class Late(caffe.Layer):
             def setup(self, bottom, top):
                 import caffe
+                caffe.set_mode_gpu()
+                caffe.set_device(1)
                 self.test = caffe.TEST, caffe_pb2.Datum(label=4).label, self.type
 
             def reshape(self, bottom, top):

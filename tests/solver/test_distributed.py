@@ -15,14 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg import snapshot
 from forcereg.errors import ForceregError, UsageError
+from forcereg.load import load_net
 from forcereg.schema import SolverParameter
 from forcereg.solver import distributed, launch
 from forcereg.solver.distributed import Group, join
+from forcereg.solver.loop import Solver
+from forcereg.solver.resume import resume_latest
 from tests.conftest import TOP, RunCli
 from tests.solver import ranks
-from tests.solver.nets import IMAGES, write_images, write_solver
+from tests.solver.nets import Recorder, blobs_of, write_images, write_solver
 
 SIZES = pytest.mark.parametrize("size", [2, 4], ids=lambda size: f"{size}-ranks")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -129,13 +131,12 @@ def test_trouble_of_one_rank_is_all_ranks(size: int, results: dict[int, dict[str
 # -- the command
 
 
-CRASHING = IMAGES.replace('type: "Dropout"', 'type: "Trouble"').replace("batch_size: 6", "batch_size: 2")
 MODULE = """
-import os, signal
+import os, signal, time
 from forcereg.layers.base import Layer
 from forcereg.registry import layer
 
-@layer("Trouble", "dropout_param")
+@layer("Trouble", "")
 class Trouble(Layer):
     passes = 0
 
@@ -151,36 +152,38 @@ class Trouble(Layer):
                     os.kill(os.getpid(), signal.SIGKILL)
             elif Trouble.passes == 7 and os.environ["RANK"] == "1" and "DIES" in os.environ:
                 os.kill(os.getpid(), signal.SIGKILL)
-            elif Trouble.passes == 3 and os.environ["RANK"] == "0" and "STOPS" in os.environ:
-                os.kill(os.getppid(), signal.SIGINT)
+            elif Trouble.passes == 3 and os.environ["RANK"] == "0" and "DIES" in os.environ:
+                heard, save = [], signal.getsignal(signal.SIGHUP)
+                signal.signal(signal.SIGHUP, lambda *args: heard.append(save(*args)))
+                os.kill(os.getppid(), signal.SIGHUP)
+                while not heard:
+                    time.sleep(0.01)
         return bottom
 """
 
 
 @pytest.fixture
 def crashing(tmp_path: Path) -> Path:
-    """A folder with a solver whose net has a layer that ends its process, or asks the launching one to stop."""
-    write_images(tmp_path, CRASHING)
+    """A folder with a solver whose net has a layer that ends its process, or asks the launching one to save."""
+    write_images(tmp_path, ranks.CONV.replace('type: "ReLU"', 'type: "Trouble"').replace("BATCH", "2"))
     (tmp_path / "trouble.py").write_text(MODULE)
     write_solver(tmp_path, 'max_iter: 10 snapshot: 5 snapshot_prefix: "s" test_iter: 2 test_interval: 5')
     return tmp_path
 
 
+def alone(root: Path) -> Solver:
+    """One process that trains on the same records, without the trouble."""
+    (root / "net.prototxt").write_text(ranks.CONV.replace("ReLU", "Split").replace("BATCH", "4"))
+    return Solver(root / "solver.prototxt", observers=[Recorder()])
+
+
 TRAIN = ("train", "--import", "trouble", "--solver", "solver.prototxt")
 
 
-def test_stop_and_death_of_a_rank(crashing: Path, run_cli: RunCli) -> None:
-    """Ctrl-C stops all; a killed rank ends the others, with one line and a snapshot to go on from."""
-    env = {**ENV, "PYTHONPATH": os.pathsep.join((str(crashing), str(TOP)))}
-    stopped = run_cli(*TRAIN, "--nproc", "2", cwd=crashing, env={**env, "STOPS": "1"})
-    assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.count("Optimization stopped early.") == 1
-    (saved,) = crashing.glob("s_iter_*.caffemodel.h5")
-    at = int(saved.name.split(".")[0][7:])
-    assert 3 <= at <= 6
-    died = run_cli(
-        *TRAIN, "--nproc", "2", "--resume", "auto", "--max-iter", "20", cwd=crashing, env={**env, "DIES": "1"}
-    )
+def test_death_of_a_rank(crashing: Path, run_cli: RunCli) -> None:
+    """The others end too, with one line; a signal to the launching process has had its effect, snapshots are usable."""
+    env = {**ENV, "PYTHONPATH": os.pathsep.join((str(crashing), str(TOP))), "DIES": "1"}
+    died = run_cli(*TRAIN, "--nproc", "2", cwd=crashing, env=env)
     assert died.returncode == 1
     assert died.stderr.splitlines()[-1] == (
         "forcereg: rank 1 was killed by SIGKILL and the others were ended; go on from the last snapshot with "
@@ -188,9 +191,15 @@ def test_stop_and_death_of_a_rank(crashing: Path, run_cli: RunCli) -> None:
     )
     assert "Traceback" not in died.stderr
     assert died.stderr.count("forcereg:") == 1
-    assert died.stderr.count("Restoring previous solver status") == 1
-    newest = max(int(path.name.split(".")[0][7:]) for path in crashing.glob("s_iter_*.solverstate.h5"))
-    assert newest == (at + 6) // 5 * 5  # what was due before the seventh pass
+    assert died.stderr.count("] Solving ") == 1
+    saved = {int(path.name.split(".")[0][7:]) for path in crashing.glob("s_iter_*.solverstate.h5")}
+    assert saved == {4, 5}  # SIGHUP came in the third iteration, and all ranks knew in the next
+    solver = alone(crashing)
+    assert resume_latest(solver) == crashing / f"s_iter_{max(saved)}.solverstate.h5"
+    solver.solve()
+    whole = alone(crashing)
+    whole.solve()
+    assert_close(blobs_of(solver), blobs_of(whole), TOLERANCE["float32"])
 
 
 def test_torchrun_goes_on_behind_a_death(crashing: Path) -> None:
@@ -205,7 +214,10 @@ def test_torchrun_goes_on_behind_a_death(crashing: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^forcereg: rank 0: lost contact with another rank \(.*--resume auto$", done.stderr, re.MULTILINE)
     assert done.stderr.count("Restoring previous solver status") == 1
-    assert snapshot.read_state(crashing / "s_iter_10.solverstate.h5").iteration == 10
+    whole, found = alone(crashing), alone(crashing)
+    assert found.load_weights(crashing / "s_iter_10.caffemodel.h5").loaded
+    whole.solve()
+    assert_close(blobs_of(found), blobs_of(whole), TOLERANCE["float32"])
 
 
 # -- what joins and launches
@@ -314,3 +326,15 @@ def test_usage(arguments: tuple[str, ...], tmp_path: Path, run_cli: RunCli) -> N
     assert (done.returncode, done.stderr.strip()) == (
         2, "forcereg: --nproc is 3, --gpu names 2 GPUs; name one for each process",
     )  # fmt: skip
+
+
+def test_a_file_is_not_written_by_several(tmp_path: Path) -> None:
+    text = (
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 } } } '
+        'layer { name: "out" type: "HDF5Output" bottom: "x" bottom: "x" hdf5_output_param { file_name: "out.h5" } }'
+    )
+    (tmp_path / "net.prototxt").write_text(text)
+    net = load_net(tmp_path / "net.prototxt", phase="TRAIN")
+    Group().begin(net)
+    with pytest.raises(ForceregError, match="'out': writes a file, which several processes can't do together"):
+        Group(0, 2).begin(net)

@@ -29,7 +29,8 @@ layer { name: "conv" type: "Convolution" bottom: "x" top: "conv" convolution_par
 layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
 layer { name: "scale" type: "Scale" bottom: "conv" top: "scaled" scale_param { bias_term: true } }
 layer { name: "relu" type: "ReLU" bottom: "scaled" top: "scaled" }
-layer { name: "pool" type: "Pooling" bottom: "scaled" top: "pool" top: "mask" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "pool" type: "Pooling" bottom: "scaled" top: "pool" top: "mask" pooling_param { kernel_size: 2
+  stride: 2 } }
 layer { name: "silence" type: "Silence" bottom: "mask" }
 layer { name: "lrn" type: "LRN" bottom: "pool" top: "lrn" }
 layer { name: "up" type: "Deconvolution" bottom: "lrn" top: "up" convolution_param { num_output: 4 kernel_size: 2
@@ -196,11 +197,8 @@ def test_step_that_overflows_is_left_out(kind: str, tmp_path: Path) -> None:
     weights, history = blobs_of(solver), [[t.clone() for t in slot] for slot in solver.updater.history]
     solver.step(1, huge(2))
     assert all(torch.equal(blob, weights[name]) for name, blob in blobs_of(solver).items())
-    assert all(
-        torch.equal(a, b)
-        for x, y in zip(history, solver.updater.history, strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
+    for slot, kept in zip(solver.updater.history, history, strict=True):
+        assert all(torch.equal(tensor, before) for tensor, before in zip(slot, kept, strict=True))
     solver.step(1, huge(2))
     assert not torch.equal(blobs_of(solver)["ip/0"], weights["ip/0"])
     told = [(e.iteration, e.scale, e.skipped) for e in recorder.of("scale")]

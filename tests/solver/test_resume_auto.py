@@ -48,6 +48,21 @@ def test_newest_of_any_format(formats: tuple[str, ...], tmp_path: Path) -> None:
     assert [event.iteration for event in recorder.of("restore")] == [4]
 
 
+def test_model_of_the_pair_counts_and_not_a_namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the state names is looked for in the working directory first, where another run may have been."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine.mkdir()
+    other.mkdir()
+    weights = saved(mine, "HDF5")
+    saved(other, "HDF5", "HDF5")
+    shutil.copy(other / "s_iter_4.caffemodel.h5", other / "s_iter_2.caffemodel.h5")
+    (other / "net.prototxt").unlink()  # or paths would start there
+    monkeypatch.chdir(other)
+    at, found, _ = resumed(mine)
+    assert at == 2
+    assert all(torch.equal(blob, weights[name]) for name, blob in found.items())
+
+
 def test_ten_is_newer_than_eight(tmp_path: Path) -> None:
     saved(tmp_path, *["HDF5"] * 5)
     assert resumed(tmp_path)[0] == 10
@@ -75,7 +90,7 @@ def truncate(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "no-state": ("solverstate", Path.unlink, "has no solver state"),
-    "no-model": ("caffemodel", Path.unlink, "its weights file .* is in none of these places"),
+    "no-model": ("caffemodel", Path.unlink, "cannot read .*s_iter_4.caffemodel.*no such file"),
     "cut-state": ("solverstate", truncate, "damaged or truncated"),
     "cut-model": ("caffemodel", truncate, "damaged or truncated"),
     "empty-state": ("solverstate", lambda path: path.write_bytes(b"") and None, "empty"),
