@@ -254,6 +254,8 @@ def test_force_without_force_mult(here: Path) -> None:
         ("max_iter: 40", 'max_iter: 40 weights: "w.caffemodel.h5"', "w.caffemodel.h5"),
         ('"net.prototxt"', '"nt.prototxt"', "net 'nt.prototxt' does not exist under"),
         ("test_interval: 20", "test_interval: 0", "test nets need test_interval > 0"),
+        ("base_lr: 0.1", "base_lr: nan", "base_lr is nan; expected a finite number"),
+        ("max_iter: 40", "max_iter: 40 momentum: -inf", "momentum is -inf; expected a finite number"),
     ],
 )
 def test_problems_of_a_solver(old: str, new: str, text: str, here: Path) -> None:

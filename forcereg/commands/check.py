@@ -8,7 +8,7 @@ from forcereg.commands.options import code_options, given_shapes, stage_list
 from forcereg.errors import ForceregError, printable
 
 
-@click.command(epilog="Example: forcereg check configs/examples/mnist/lenet_force_solver.prototxt")
+@click.command(epilog="\b\nExample: forcereg check configs/examples/mnist/lenet_force_solver.prototxt")
 @click.argument("file", metavar="SOLVER_OR_NET", type=click.Path())
 @click.option("--records", type=click.IntRange(min=0), default=1000, show_default=True,
               help="Records of each data source to read and to check the labels of.")  # fmt: skip

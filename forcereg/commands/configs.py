@@ -12,7 +12,7 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.shipped import Shipped, configs_dir, shipped_configs
 
 
-@click.group(invoke_without_command=True, epilog="Example: forcereg configs copy . examples/mnist")
+@click.group(invoke_without_command=True, epilog="\b\nExample: forcereg configs copy . examples/mnist")
 @click.pass_context
 def command(context: click.Context) -> None:
     """List the nets and solvers that forcereg ships.
@@ -31,7 +31,7 @@ def list_configs() -> None:
         click.echo(f"{file.path.as_posix():<{width}}  {file.kind:<6}  {file.description}")
 
 
-@command.command(epilog="Example: forcereg configs copy . examples/mnist")
+@command.command(epilog="\b\nExample: forcereg configs copy . examples/mnist")
 @click.argument("dest", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option("--force", is_flag=True, help="Overwrite files that exist and differ.")

@@ -21,7 +21,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 _pixels = click.IntRange(1, 65_500)  # the largest size of a JPEG
 
 
-@click.group(epilog="Example: forcereg data mnist ~/mnist configs/examples/mnist")
+@click.group(epilog="\b\nExample: forcereg data mnist ~/mnist configs/examples/mnist")
 @click.pass_context
 def command(context: click.Context) -> None:
     """Prepare data sets as LMDBs, with the names and keys that Caffe's converters give, and mean images."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODEL_END = ".caffemodel.h5"  # what is written is HDF5, whatever was read
 
 
-@click.command(epilog="Example: forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05")
+@click.command(epilog="\b\nExample: forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05")
 @click.option("--snapshot", required=True, metavar="FILE", type=click.Path(),
               help="A .caffemodel, also as .h5, or its solver state.")  # fmt: skip
 @click.option("--error", type=float, metavar="E", help="Bound on each layer's relative squared error, 0 <= E <= 1.")

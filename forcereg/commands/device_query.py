@@ -11,7 +11,7 @@ from forcereg.errors import UsageError
 GIB = 1 << 30
 
 
-@click.command(cls=CaffeCommand, epilog="Example: forcereg device_query --gpu all")
+@click.command(cls=CaffeCommand, epilog="\b\nExample: forcereg device_query --gpu all")
 @click.option("--gpu", metavar="N|N,M|all", default="all", show_default=True, help="GPUs to ask, counted from 0.")
 def command(gpu: str) -> None:
     """Print what there is to know of the CUDA devices, and of the PyTorch that would use them."""

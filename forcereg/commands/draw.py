@@ -14,7 +14,7 @@ from forcereg.errors import ForceregError, UsageError
 GRAPHICS = ("svg", "png", "pdf")
 
 
-@click.command(epilog="Example: forcereg draw configs/models/googlenet/deploy.prototxt googlenet.svg")
+@click.command(epilog="\b\nExample: forcereg draw configs/models/googlenet/deploy.prototxt googlenet.svg")
 @click.argument("net", metavar="NET", type=click.Path())
 @click.argument("out", metavar="OUT.svg|png|pdf|dot|txt", type=click.Path(dir_okay=False, path_type=Path))
 @net_options

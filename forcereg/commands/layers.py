@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forcereg.support import Support
 
 
-@click.command(epilog="Example: forcereg layers --markdown")
+@click.command(epilog="\b\nExample: forcereg layers --markdown")
 @click.option("--markdown", "style", flag_value="markdown", help="Print a Markdown table.")
 @click.option("--json", "style", flag_value="json", help="Print one JSON list.")
 @import_option

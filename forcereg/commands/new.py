@@ -11,7 +11,7 @@ from forcereg.errors import ForceregError, UsageError
 KINDS = ("lenet", "cifar10_full", "resnet", "alexnet")
 
 
-@click.command(epilog="Example: forcereg new resnet --n 9 experiments")
+@click.command(epilog="\b\nExample: forcereg new resnet --n 9 experiments")
 @click.argument("kind", metavar="|".join(KINDS), type=click.Choice(KINDS))
 @click.argument("dest", type=click.Path(file_okay=False, path_type=Path), default=".")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: forcereg plot plain.log force.log -o curves.svg")
+@click.command(epilog="\b\nExample: forcereg plot plain.log force.log -o curves.svg")
 @click.argument("logs", nargs=-1, required=True, metavar="LOG_OR_JSON...", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, metavar="OUT.png|svg|pdf|html", type=click.Path(path_type=Path),
               help="Picture, or a page with the picture and a table.")  # fmt: skip

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forcereg.summary import Summary
 
 
-@click.command(epilog="Example: forcereg summary configs/models/alexnet/deploy.prototxt")
+@click.command(epilog="\b\nExample: forcereg summary configs/models/alexnet/deploy.prototxt")
 @click.argument("net", metavar="NET", type=click.Path())
 @net_options
 @code_options

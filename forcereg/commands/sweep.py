@@ -11,7 +11,7 @@ from forcereg.commands.options import device_options
 
 
 @click.command(
-    epilog="Example: forcereg sweep --solver S --set force_decay=0,1e-4,1e-3 --set force_type=Constant,Degradation"
+    epilog="\b\nExample: forcereg sweep --solver S --set force_decay=0,1e-4,1e-3 --set force_type=Constant,Degradation"
 )
 @click.option("--solver", required=True, metavar="FILE", help="Solver prototxt.")
 @click.option("--set", "sets", multiple=True, required=True, metavar="FIELD=A,B,...",

@@ -16,7 +16,7 @@ from forcereg.commands.options import asked_devices, code_options, data_options,
 
 @click.command(
     cls=CaffeCommand,
-    epilog="Example: forcereg test --model net.prototxt --weights net_iter_10000.caffemodel.h5 --iterations 100",
+    epilog="\b\nExample: forcereg test --model net.prototxt --weights net_iter_10000.caffemodel.h5 --iterations 100",
 )
 @click.option("--model", required=True, metavar="FILE", type=click.Path(), help="Net prototxt; its TEST phase is run.")
 @click.option("--weights", required=True, metavar="FILE", type=click.Path(), help="Model to score, a single one.")

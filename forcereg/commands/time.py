@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=CaffeCommand,
-    epilog="Example: forcereg time --model configs/examples/mnist/lenet.prototxt --iterations 20 --gpu 0",
+    epilog="\b\nExample: forcereg time --model configs/examples/mnist/lenet.prototxt --iterations 20 --gpu 0",
 )
 @click.option("--model", required=True, metavar="FILE", type=click.Path(), help="Net prototxt.")
 @click.option("--weights", metavar="FILE", type=click.Path(),

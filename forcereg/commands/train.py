@@ -25,7 +25,7 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 
 @click.command(
     cls=CaffeCommand,
-    epilog="Example: forcereg train --solver configs/examples/mnist/lenet_force_solver.prototxt --set base_lr=0.001",
+    epilog="\b\nExample: forcereg train --solver configs/examples/mnist/lenet_force_solver.prototxt --seed 1",
 )
 @click.option("--solver", required=True, metavar="FILE", type=click.Path(), help="Solver prototxt.")
 @click.option("--snapshot", metavar="FILE", type=click.Path(), help="Continue from this solver state.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,13 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
     for field, least in (("average_loss", 1), ("iter_size", 1), ("max_iter", 0), ("snapshot", 0)):
         if getattr(p, field) < least:
             yield ForceregError(f"{name}: {field} is {getattr(p, field)}; expected >= {least}")
+    for field, value in p.ListFields():
+        if (
+            isinstance(value, float)
+            and not math.isfinite(value)
+            and (field.name, value) != ("clip_gradients", math.inf)
+        ):
+            yield ForceregError(f"{name}: {field.name} is {value}; expected a finite number")
     for field in ("net", "train_net", "test_net", "snapshot_prefix", "weights"):
         if "\0" in "".join(getattr(p, field)):
             yield ForceregError(f"{name}: {field} holds a NUL character, which no path has; correct it")
