@@ -52,4 +52,4 @@ print(forcereg.__file__, len(nets))
         text=True,
         check=False,
     )
-    assert done.stdout.split() == [str(installed / "forcereg" / "__init__.py"), "13"], done.stderr
+    assert done.stdout.split() == [str(installed / "forcereg" / "__init__.py"), "19"], done.stderr
