@@ -101,7 +101,7 @@ def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
             board = TensorBoard(given.log_dir)
             stack.callback(board.close)
             solver.observers.append(board)
-            solver.measure_force = True
+        solver.measure_force = bool(given.log_dir or given.log_json)
         stack.enter_context(_told(solver))
         stack.enter_context(handled(solver, given.sigint_effect, given.sighup_effect))
         _start(given, solver)

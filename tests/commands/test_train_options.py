@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
+from forcereg.report.curves import read_run
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import parse_text
 from forcereg.solver import launch
@@ -92,6 +93,15 @@ def test_weights_start_a_run_but_do_not_restart_it(root: Path, cli: Cli) -> None
         assert (code, "Finetuning" in err, "Restoring" in err) == (0, False, True)
     (root / "own.h5").unlink()  # isn't even looked for
     assert cli(*TRAIN, "--snapshot", "s_iter_2.solverstate.h5")[0] == 0
+
+
+def test_log_json_tells_ranks_and_plot_draws_them(root: Path, cli: Cli) -> None:
+    tested = ("--set", "test_iter=1", "--set", "test_interval=2", "--set", "force_decay=0.1")
+    assert cli(*TRAIN, "--log-json", "log", *tested)[0] == 0
+    run = read_run(root / "log")
+    assert run.curves["conv rank"].iterations == [0, 2, 4] and set(run.curves["conv rank"].values) <= {1, 2, 3, 4}
+    assert {"train loss", "lr", "test accuracy", "conv cosine", "conv ratio"} <= set(run.curves)
+    assert cli("plot", "log", "-o", "log.svg")[0] == 0 and "rank" in (root / "log.svg").read_text()
 
 
 def test_log_json_of_a_run_and_its_resume(root: Path, cli: Cli) -> None:
