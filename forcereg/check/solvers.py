@@ -113,10 +113,15 @@ def snapshots(p: Any) -> int:
     return scheduled + bool(p.snapshot_after_train and (p.snapshot <= 0 or p.max_iter % p.snapshot))
 
 
+def _slots(p: Any) -> int:
+    """History values that the solver type keeps for each weight; 1 if there is no such type (told elsewhere)."""
+    return registry.solver_type.get(p.type)().slots if p.type in registry.solver_type else 1
+
+
 def _check_memory(train: Net, p: Any, report: Report) -> None:
     """An estimate: weights, gradients and history, every blob kept for backward, and the two largest gradients."""
     summary = summarize(train)
-    slots = registry.solver_type.get(p.type)().slots if p.type in registry.solver_type else 1
+    slots = _slots(p)
     weights = FLOAT * summary.params * (2 + slots)
     largest = max((row.memory for row in summary.rows), default=0)
     needed = weights + summary.memory + 2 * largest
@@ -144,7 +149,7 @@ def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Repor
     if report.troubles > known or train is None:
         return
     count = snapshots(p)
-    slots = registry.solver_type.get(p.type)().slots if p.type in registry.solver_type else 1
+    slots = _slots(p)
     report.attempt(partial(check_format, p, train, slots, file.name))
     values = sum(one.blob.numel() for one in train.learnable)
     needed = count * FLOAT * values * (1 + slots + p.snapshot_diff)

@@ -38,7 +38,8 @@ class Passes:
                 loss, outputs = self._replica.forward_loss(inputs(sub), sub == self._iter_size - 1)
                 losses.append(loss.detach())
                 if len(losses) == self._iter_size:  # other ranks' losses come while backward runs
-                    mean = self._group.averaging(sum(losses[1:], losses[0]) / self._iter_size)
+                    total = sum(losses[1:], losses[0])
+                    mean = self._group.averaging(total if self._iter_size == 1 else total / self._iter_size)
                 if loss.requires_grad:
                     self.precision.backward(loss)
             if watched is not None and watch is not None:
