@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 
 from forcereg import snapshot
+from forcereg.cost import Shapes
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.device import prepare
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.net import Net
+from forcereg.net import Net, infer_shapes
 from forcereg.paths import find_root
-from forcereg.schema import NetParameter, NetState
+from forcereg.schema import TEST, TRAIN, NetParameter, NetState
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_net
 from forcereg.spec import NetSpec, build_spec, net_state, phase_number
 
@@ -118,3 +120,22 @@ def net_root(file: NetFile) -> Path:
                 naming = None if file.name.startswith("<") else file.name
                 return find_root(getattr(layer, field).source, naming)
     return Path.cwd()
+
+
+def net_shapes(
+    file: NetFile, input_shapes: str | None = None, root: Path | None = None, allow_python_layers: bool = False
+) -> Shapes | None:
+    """Blob shapes of a net, of its test phase where both phases have the blob; None if they cannot be known.
+
+    input_shapes: JSON, data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
+    """
+    given = json.loads(input_shapes) if input_shapes else None
+    shapes: dict[str, Sequence[int]] = {}
+    for phase in (TRAIN, TEST):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # told where the net is trained
+                shapes.update(infer_shapes(file, phase, given, root, allow_python_layers))
+        except ForceregError:
+            continue  # a phase without layers, a data source that is not here, code that may not run
+    return shapes or None

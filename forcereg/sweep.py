@@ -2,150 +2,144 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import hashlib
 import json
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError, UsageError
-from forcereg.files import write_text
-from forcereg.lowrank.cost import net_shapes
-from forcereg.lowrank.decompose import Decomposition, decompose
+from forcereg.files import refused, write_text
+from forcereg.grid import Setting
+from forcereg.lowrank.decompose import decompose
 from forcereg.lowrank.ranks import by_error
+from forcereg.schema import SolverParameter
 from forcereg.schema.settings import with_settings
 from forcereg.schema.text import SolverFile, parse_net, to_text
 from forcereg.scoring import score
+from forcereg.solver.events import Event, Observer
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
 from forcereg.solver.resume import resume_latest
+from forcereg.solver.setup import TRAIN_FIELDS, problems, solver_root, tested_nets, trained_net
 from forcereg.solver.signals import handled
+from forcereg.spec import NetSpec
 from forcereg.summary import summarize
 
-RESULT, CUT = "result.json", "net_lowrank"
+RUN, RESULT, CUT = "run.json", "result.json", "net_lowrank"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every run of a sweep shares: the solver, weights to start from, the cut, and how long to fine-tune."""
+    """What every run of a sweep shares: the solver, models to start from, the cut, and how long to fine-tune.
+
+    `options` are `Solver`'s.
+    """
 
     solver: SolverFile
-    weights: str | None
+    weights: Sequence[Path]
     error: float
     finetune: int
-    device: str | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One run: solver fields and their values as written, and the seed."""
-
-    fields: dict[str, str]
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """A name for the run's folder."""
-        parts = [f"{name}={value}" for name, value in self.fields.items()] + [f"seed={self.seed}"]
-        return ",".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in parts)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. Accuracies are None for a net without one; `ranks` of the decomposed layers, in order.
+    """What a run came to, None where it didn't get. Accuracies are None for a net without one.
 
-    `macs` are multiply-accumulates for one item: of the net as trained, and cut at the sweep's error.
+    All scores are of the same test records. `ranks` of the decomposed layers, in order. `macs` are multiply-accumulates
+    for one item: of the net as trained, and cut at the sweep's error. `seconds` since the run was last begun. `failed`:
+    why training or fine-tuning ended early.
     """
 
     fields: dict[str, str]
     seed: int
-    accuracy: float | None
-    loss: float
-    ranks: list[int]
-    full_ranks: list[int]
-    macs: int
-    macs_cut: int
-    accuracy_cut: float | None
-    accuracy_tuned: float | None
-    seconds: float
-
-
-def alternatives(text: str) -> tuple[str, list[str]]:
-    """`field=a,b` -> the field and its values; commas inside brackets, braces or quotes separate nothing.
-
-    Raises UsageError for anything else.
-    """
-    name, equals, rest = text.partition("=")
-    values, depth, quote, start = [], 0, "", 0
-    for place, char in enumerate(rest):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char in "[{":
-            depth += 1
-        elif char in "]}":
-            depth -= 1
-        elif char == "," and not depth:
-            values.append(rest[start:place])
-            start = place + 1
-    values = [value.strip() for value in [*values, rest[start:]]]
-    if not equals or not name.strip() or not all(values):
-        raise UsageError(f"--set {text}: expected FIELD=VALUE,VALUE,..., as in --set force_decay=0,1e-4,1e-3")
-    return name.strip(), values
-
-
-def grid(sets: Sequence[str], seeds: int) -> list[Setting]:
-    """Every combination of the alternatives, `seeds` times; without force (force_decay 0) its other fields say nothing.
-
-    Raises UsageError for a field given twice.
-    """
-    fields = [alternatives(text) for text in sets]
-    names = [name for name, _ in fields]
-    if len(set(names)) < len(names):
-        raise UsageError(f"--set names a field twice ({', '.join(names)}); give all of its values in one")
-    settings: dict[str, Setting] = {}
-    for values in itertools.product(*(values for _, values in fields)):
-        chosen = dict(zip(names, values, strict=True))
-        if "force_decay" in chosen and _is_zero(chosen["force_decay"]):
-            chosen = {name: value for name, value in chosen.items() if name == "force_decay" or "force" not in name}
-        for seed in range(1, seeds + 1):
-            setting = Setting(chosen, seed)
-            settings.setdefault(setting.folder, setting)
-    return list(settings.values())
-
-
-def _is_zero(text: str) -> bool:
-    try:
-        return float(text) == 0
-    except ValueError:
-        return False
+    accuracy: float | None = None
+    loss: float | None = None
+    ranks: list[int] = field(default_factory=list)
+    full_ranks: list[int] = field(default_factory=list)
+    macs: int | None = None
+    macs_cut: int | None = None
+    accuracy_cut: float | None = None
+    accuracy_tuned: float | None = None
+    seconds: float = 0.0
+    failed: str = ""
 
 
 def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[str], None]) -> Iterator[Result]:
     """Runs what has not been run yet, one folder each below `out`, and yields every result in order.
 
-    A run that was interrupted goes on from its newest snapshot. Raises ForceregError; KeyboardInterrupt once a run
-    that was told to stop has saved itself.
+    All settings are looked at before the first one runs. A run that was interrupted goes on from its newest snapshot;
+    one that failed is told, yielded and tried again next time. Raises ForceregError; KeyboardInterrupt once a run that
+    was told to stop has saved itself.
     """
-    for number, setting in enumerate(settings, 1):
+    runs = _runs(plan, settings, out)
+    warn = _Warnings(tell)
+    asked = {"error": plan.error, "finetune": plan.finetune}
+    for number, (setting, run) in enumerate(zip(settings, runs, strict=True), 1):
         folder = out / setting.folder
-        asked = {"error": plan.error, "finetune": plan.finetune, "weights": plan.weights}
         known = _read(folder / RESULT)
         if known is not None and known["asked"] == asked:
             tell(f"{number} of {len(settings)}: {setting.folder}: done before")
             yield Result(**known["result"])
             continue
         tell(f"{number} of {len(settings)}: {setting.folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-        result = run(plan, setting, folder)
-        write_text(folder / RESULT, json.dumps({"asked": asked, "result": asdict(result)}, indent=1) + "\n")
+        started = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(folder, error) from error
+        write_text(folder / RUN, json.dumps(run, indent=1) + "\n")
+        result = _tuned(plan, *_trained(plan, setting, folder, warn), folder, warn)
+        result = replace(result, seconds=round(time.perf_counter() - started, 1))
+        if result.failed:
+            tell(f"failed: {result.failed}")
+        else:
+            write_text(folder / RESULT, json.dumps({"asked": asked, "result": asdict(result)}, indent=1) + "\n")
         yield result
+
+
+def _runs(plan: Plan, settings: Sequence[Setting], out: Path) -> list[dict[str, Any]]:
+    """What decides how each run trains. Raises ForceregError if a folder holds a run of something else."""
+    weights = []
+    for path in plan.weights:
+        snapshot.read_model(path)
+        with open(path, "rb") as file:
+            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
+    runs = []
+    for setting in settings:
+        solver = _file(plan, setting)
+        for problem in problems(solver.message, solver.name):
+            raise problem
+        root = solver_root(solver)
+        train = trained_net(solver, root)
+        tests = tested_nets(solver, root, train.file)
+        if not tests:
+            raise ForceregError(
+                f"{solver.name}: has no test net, so a sweep can't compare; set test_iter and test_interval"
+            )
+        nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (train, *tests)]
+        runs.append({"solver": to_text(solver.message), "net": nets, "weights": weights})
+        _check_same(out / setting.folder, runs[-1])
+    return runs
+
+
+def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
+    known = _read(folder / RUN)
+    if known in (None, run):
+        return
+    what = next(name for name in run if known.get(name) != run[name])
+    there, here = (one["solver"].splitlines() for one in (known, run))
+    lines = [", ".join(sorted(set(a) - set(b))[:3]) or "not set" for a, b in ((there, here), (here, there))]
+    change = f" ({lines[0]}; now {lines[1]})" if what == "solver" else ""
+    raise ForceregError(
+        f"{folder}: holds a run with other {what}{change}; give another --out, or delete it to run it anew"
+    )
 
 
 def _read(path: Path) -> Any:
@@ -155,84 +149,139 @@ def _read(path: Path) -> Any:
         return None
 
 
-def run(plan: Plan, setting: Setting, folder: Path) -> Result:
-    """Trains, cuts, scores, fine-tunes and scores again; all files go into `folder`. Raises ForceregError."""
-    started = time.perf_counter()
-    trained = _solver(plan, setting, folder / "net", {}, plan.weights)
-    _train(trained, folder / "train.log")
-    whole = _score(trained)
-    cut = _cut(trained, plan.error, folder)
-    fields = {
-        **dict.fromkeys(("train_net", "test_net", "net_param", "train_net_param", "test_net_param", "test_state"), ""),
-        "net": os.path.relpath(folder / f"{CUT}.prototxt", trained.root),
-        "test_iter": str(trained.param.test_iter[0]),
-        "force_decay": "0",
-        "lr_policy": "fixed",
-        "base_lr": repr(trained.param.base_lr / 10),
-        "max_iter": str(plan.finetune),
-    }
-    tuned = _solver(plan, setting, folder / "tuned", fields, str((folder / f"{CUT}.caffemodel.h5").resolve()))
-    before = after = _score(tuned)
-    if plan.finetune:
-        _train(tuned, folder / "tune.log")
-        after = _score(tuned)
-    return Result(
-        fields=setting.fields,
-        seed=setting.seed,
-        accuracy=whole[0],
-        loss=whole[1],
-        ranks=[layer.rank for layer in cut.layers],
-        full_ranks=[layer.full_rank for layer in cut.layers],
-        macs=summarize(trained.net).macs,
-        macs_cut=summarize(tuned.net).macs,
-        accuracy_cut=before[0],
-        accuracy_tuned=after[0],
-        seconds=round(time.perf_counter() - started, 1),
-    )
+class _Warnings:
+    """An observer that tells each warning once."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell, self.known = tell, set[str]()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "warning" and event.text not in self.known:
+            self.known.add(event.text)
+            self.tell(f"warning: {event.text}")
 
 
-def _solver(plan: Plan, setting: Setting, prefix: Path, fields: Mapping[str, str], weights: str | None) -> Solver:
-    """The sweep's solver with this run's settings, then those of `fields` (an empty value unsets a field)."""
-    own = {"random_seed": str(setting.seed), "snapshot_prefix": str(prefix.resolve()), "snapshot_format": "HDF5"}
-    every = {**setting.fields, **own, "snapshot_after_train": "true", **fields}
-    file = with_settings(plan.solver, [f"{name}={value}" for name, value in every.items()])
-    solver = Solver(file, device=plan.device, observers=[lambda event: None])
-    if not solver.test_nets:
-        raise ForceregError(f"{file.name}: has no test net, so a sweep can't compare; set test_iter and test_interval")
-    if weights:
-        solver.load_weights(weights)
-    return solver
+def _file(plan: Plan, setting: Setting) -> SolverFile:
+    """The sweep's solver with this run's settings."""
+    if plan.weights and "weights" in setting.fields:
+        raise UsageError("--weights and --set weights are both given; use one")
+    file = with_settings(plan.solver, [f"{name}={value}" for name, value in setting.fields.items()])
+    file.message.random_seed, file.message.snapshot_after_train = setting.seed, True
+    file.message.ClearField("snapshot_prefix")
+    if plan.weights:
+        file.message.ClearField("weights")
+    return file
 
 
-def _train(solver: Solver, log: Path) -> None:
-    """To max_iter, from the newest snapshot if there is one. Raises KeyboardInterrupt if told to stop, once saved."""
-    with open(log, "a", encoding="utf-8") as stream:
-        solver.observers = [GlogWriter(stream)]
-        resume_latest(solver)
+def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tuple[Result, Solver]:
+    """Trains and scores. Raises ForceregError for what is wrong from the start."""
+    file = _file(plan, setting)
+    file.message.snapshot_prefix = str((folder / "net").resolve())
+    with _log(folder / "train.log") as log:
+        solver = Solver(file, observers=[log, warn], **plan.options)
+        for path in plan.weights:
+            solver.load_weights(path)
+        first = _position(solver)
+        result = Result(setting.fields, setting.seed, macs=summarize(solver.net).macs)
+        if failed := _train(solver):
+            return replace(result, failed=failed), solver
+    accuracy, loss = _score(solver, first)
+    return replace(result, accuracy=accuracy, loss=loss), solver
+
+
+def _tuned(plan: Plan, result: Result, trained: Solver, folder: Path, warn: Observer) -> Result:
+    """Cuts the trained net, scores it, fine-tunes it and scores it again."""
+    if result.failed:
+        return result
+    result, nets = _cut(trained, plan.error, folder, result)
+    with _log(folder / "tune.log") as log:
+        solver = Solver(_tuned_file(plan, trained, folder, nets), observers=[log, warn], **plan.options)
+        solver.load_weights(folder / f"{CUT}.caffemodel.h5")
+        first = _position(solver)
+        result = replace(result, macs_cut=summarize(solver.net).macs, accuracy_cut=_score(solver, first)[0])
+        if not plan.finetune:
+            return result
+        if failed := _train(solver):
+            return replace(result, failed=f"fine-tuning: {failed}")
+    return replace(result, accuracy_tuned=_score(solver, first)[0])
+
+
+def _tuned_file(plan: Plan, trained: Solver, folder: Path, nets: Sequence[Path]) -> SolverFile:
+    """The solver that fine-tunes: the first test net only, no force, a tenth of base_lr.
+
+    Its prefix tells the cut and the length, so that it can't go on from what was fine-tuned otherwise.
+    """
+    param = SolverParameter()
+    param.CopyFrom(trained.param)
+    for name in (*TRAIN_FIELDS, "test_net", "test_net_param", "weights"):
+        param.ClearField(name)
+    param.train_net = str(nets[0].resolve())
+    param.test_net.append(str(nets[-1].resolve()))
+    del param.test_iter[1:], param.test_state[1:]
+    param.force_decay, param.lr_policy, param.base_lr, param.max_iter = 0, "fixed", param.base_lr / 10, plan.finetune
+    param.snapshot_prefix = str((folder / f"tuned_{plan.error:g}_{plan.finetune}").resolve())
+    return SolverFile(param, trained.file.name, trained.file.text, trained.root)
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[Observer]:
+    with open(path, "a", encoding="utf-8") as stream:
+        yield GlogWriter(stream)
+
+
+def _train(solver: Solver) -> str:
+    """To max_iter, from the newest snapshot if there is one; why it ended before. Raises KeyboardInterrupt if told to
+    stop, once saved.
+    """
+    resume_latest(solver)
+    try:
         with handled(solver):
             solver.solve()
+    except ForceregError as error:
+        return str(error)
     if solver.stop_requested:
         raise KeyboardInterrupt
+    return ""
 
 
-def _score(solver: Solver) -> tuple[float | None, float]:
-    """Accuracy (of the first Accuracy layer, None without one) and loss of the first test net."""
+def _position(solver: Solver) -> dict[str, Any]:
+    """Where the first test net's data stands."""
+    return {name: deepcopy(feed.state_dict()) for name, feed in solver.test_nets[0].feeds.items()}
+
+
+def _score(solver: Solver, first: Mapping[str, Any]) -> tuple[float | None, float]:
+    """Accuracy and loss of the first test net, from the records at `first` on.
+
+    Of several Accuracy layers the last one with top_k 1 counts, behind which no auxiliary classifier comes; None
+    without one.
+    """
     net = solver.test_nets[0]
+    for name, feed in net.feeds.items():
+        feed.load_state_dict(deepcopy(first[name]))
+    net.reset_state()
     means = score(net, solver.param.test_iter[0])
-    tops = [spec.tops[0] for spec in net.spec.layers if spec.type == "Accuracy"]
-    return means.mean(tops[0]) if tops else None, means.loss
+    seen = {output.name for output in means.outputs}
+    layers = [spec for spec in net.spec.layers if spec.type == "Accuracy" and spec.tops[0] in seen]
+    layers.sort(key=lambda spec: spec.message.accuracy_param.top_k == 1)
+    return means.mean(layers[-1].tops[0]) if layers else None, means.loss
 
 
-def _cut(solver: Solver, error: float, folder: Path) -> Decomposition:
-    """Decomposes the trained net; net and weights go into the folder, as CUT.*."""
-    weights = snapshot.read_model(solver.last_snapshot or solver.snapshot())
-    file = parse_net(solver.net.spec.text, solver.net.spec.filename)
-    shapes = net_shapes(file, weights.attrs["forcereg_input_shapes"])
-    cut = decompose(file, weights.layers, by_error(error), shapes)
-    if not cut.layers:
-        raise ForceregError(f"{file.name}: has no convolution that can be decomposed, so there is nothing to sweep for")
-    text = to_text(cut.net)
-    write_text(folder / f"{CUT}.prototxt", text)
-    attrs = {**weights.attrs, "forcereg_net": text}
-    snapshot.write_model(folder / f"{CUT}.caffemodel.h5", cut.weights, attrs=attrs)
-    return cut
+def _cut(solver: Solver, error: float, folder: Path, result: Result) -> tuple[Result, list[Path]]:
+    """Decomposes the trained net, and the first test net if it is another file; nets and weights are CUT.* in `folder`.
+
+    The result with ranks, and the nets' paths.
+    """
+    model = snapshot.read_model(solver.last_snapshot or solver.snapshot())
+    specs: dict[str, NetSpec] = {spec.text: spec for spec in (solver.net.spec, solver.test_nets[0].spec)}
+    paths = [folder / f"{CUT}{ending}.prototxt" for ending, _ in zip(("", "_test"), specs, strict=False)]
+    cuts = [decompose(parse_net(s.text, s.filename), model.layers, by_error(error)) for s in specs.values()]
+    layers = cuts[0].layers
+    if not layers:
+        name = solver.net.spec.filename
+        raise ForceregError(f"{name}: has no convolution that can be decomposed, so there is nothing to sweep for")
+    for path, cut in zip(paths, cuts, strict=True):
+        write_text(path, to_text(cut.net))
+    attrs = {**model.attrs, "forcereg_net": to_text(cuts[0].net)}
+    snapshot.write_model(folder / f"{CUT}.caffemodel.h5", cuts[0].weights, attrs=attrs)
+    ranks, full_ranks = [layer.rank for layer in layers], [layer.full_rank for layer in layers]
+    return replace(result, ranks=ranks, full_ranks=full_ranks), paths

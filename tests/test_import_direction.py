@@ -23,6 +23,7 @@ ORDER = (
     "paths",
     "shipped",
     "files",
+    "cost",
     "starter",
     "device",
     "spec",

@@ -44,7 +44,7 @@ def command(
 
     Writes PREFIX.prototxt and PREFIX.caffemodel.h5, which `forcereg train --weights` trains further.
     """
-    from forcereg.lowrank.cost import net_shapes
+    from forcereg.load import net_shapes
     from forcereg.lowrank.decompose import decompose
     from forcereg.snapshot import modern
 

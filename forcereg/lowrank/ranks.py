@@ -1,30 +1,93 @@
-"""How much of each layer to keep: a criterion gives every chosen layer the arguments of its decomposition."""
+"""How much of each layer to keep: a criterion looks at all candidates and gives each a rank, or a reason to leave it.
+
+Add one here (or in a module of its own, if it is long): a function that returns a `Criterion`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from forcereg.cost import Cost, chain_cost
 from forcereg.errors import UsageError
+from forcereg.lowrank.factor import Ladder, Rank, parts_numel
 
-Criterion = Callable[[Sequence[str]], dict[str, dict[str, Any]]]
-"""Layer names in file order -> name -> `rank` or `error` of the decomposition method."""
+
+@dataclass(frozen=True)
+class Whole:
+    """A choice: the layer stays as it is."""
+
+    reason: str
+
+
+Choice = Rank | Whole
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that can be decomposed: the method's ladder of ranks, and what it costs at each."""
+
+    name: str
+    type: str
+    where: str
+    """Opens errors: file, line and layer."""
+    method: str
+    ladder: Ladder
+    dense: Cost
+    positions: tuple[int | None, ...]
+    """Output positions for one image of each part of the chain."""
+    bias: int = 0
+    """Values of the bias."""
+
+    def cost(self, choice: Choice) -> Cost:
+        """Of the chain at a rank, or of the whole layer."""
+        if isinstance(choice, Whole):
+            return self.dense
+        return chain_cost(parts_numel(self.ladder.sizes(choice)), self.positions, self.bias)
+
+    def error(self, choice: Choice) -> float:
+        """The relative squared error at a rank; 0 for the whole layer."""
+        return 0.0 if isinstance(choice, Whole) else self.ladder.error(choice)
+
+    @property
+    def ranks(self) -> range:
+        """All that can be chosen: multiples of the groups."""
+        return range(self.ladder.groups, self.ladder.full_rank + 1, self.ladder.groups)
+
+
+Criterion = Callable[[Sequence[Candidate]], Mapping[str, Choice]]
+"""Candidates in file order -> a choice for each by name."""
 
 
 def by_error(error: float) -> Criterion:
     """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1]."""
     if not 0 <= error <= 1:
         raise UsageError(f"the error bound is {error:g}; expected 0 to 1")
-    return lambda names: {name: {"error": error} for name in names}
+    return lambda candidates: {one.name: one.ladder.smallest_rank(error) for one in candidates}
+
+
+def by_energy(energy: float) -> Criterion:
+    """Every layer the smallest rank that keeps the share `energy`, in [0, 1], of the squared norm: error 1 - energy."""
+    if not 0 <= energy <= 1:
+        raise UsageError(f"the share of energy to keep is {energy:g}; expected 0 to 1")
+    return by_error(1 - energy)
+
+
+def by_fork_ratio(ratio: float) -> Criterion:
+    """The fork's ratio for svd: the root of the kept share of energy is at least `ratio`, in [0, 1]."""
+    if not 0 <= ratio <= 1:
+        raise UsageError(f"the ratio is {ratio:g}; expected 0 to 1")
+    return by_error(1 - ratio**2)
 
 
 def by_list(ranks: Sequence[int]) -> Criterion:
     """One given total rank per layer, in file order. The criterion raises UsageError if the counts differ."""
 
-    def choose(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:
+        names = [one.name for one in candidates]
         if len(ranks) != len(names):
             listed = ", ".join(names) or "none"
             raise UsageError(f"{len(ranks)} ranks given; the net has {len(names)} layers to decompose: {listed}")
-        return {name: {"rank": rank} for name, rank in zip(names, ranks, strict=True)}
+        return dict(zip(names, ranks, strict=True))
 
     return choose

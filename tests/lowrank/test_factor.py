@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forcereg.registry as registry
-from forcereg.lowrank.factor import Factors, pca, spectrum
+from forcereg.lowrank import Factors, factorize, pca, spectrum
 from tests.golden_cases import Case, golden_cases
 
 ERRORS = ("0.01", "0.05", "0.1", "0.2")
@@ -158,5 +158,5 @@ def test_shapes_without_rows(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_every_method_is_exact_at_full_rank(name: str, groups: int) -> None:
     weight = random_weight((6, 2, 3, 3), 5)
-    found = registry.factorizer.get(name)(weight, error=0, groups=groups)
+    found = factorize(weight, error=0, groups=groups, method=name)
     assert torch.allclose(found.reconstruct(), weight, rtol=1e-10, atol=1e-10)

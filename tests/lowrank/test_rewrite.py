@@ -9,9 +9,9 @@ import pytest
 import torch
 from google.protobuf import text_format
 
+from forcereg.cost import lowrank_speedup
 from forcereg.errors import ForceregError, UsageError
-from forcereg.load import load_net
-from forcereg.lowrank.cost import lowrank_speedup, net_shapes
+from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Decomposition, decompose
 from forcereg.lowrank.ranks import by_error, by_list
 from forcereg.net import Net

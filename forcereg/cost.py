@@ -1,0 +1,72 @@
+"""What layers cost: multiply-accumulates (MACs) for one image, and learned values. Biases cost no MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+Shapes = Mapping[str, Sequence[int]]
+"""Blob name -> shape."""
+
+
+def dense_macs(num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int) -> int:
+    """MACs of a convolution per output position."""
+    return num_output * channels_per_group * kernel_h * kernel_w
+
+
+def lowrank_macs(
+    num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int, groups: int, rank: int
+) -> float:
+    """MACs of its low-rank pair per output position; both parts grouped, `rank` the total of all groups."""
+    return dense_macs(rank, channels_per_group, kernel_h, kernel_w) + num_output * rank / groups
+
+
+def lowrank_speedup(
+    num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int, groups: int, rank: int
+) -> float:
+    """MACs of a convolution over those of its low-rank pair: the theoretical speed-up (Wen et al., table 3)."""
+    dense = dense_macs(num_output, channels_per_group, kernel_h, kernel_w)
+    return dense / lowrank_macs(num_output, channels_per_group, kernel_h, kernel_w, groups, rank)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs for one image (None where shapes are unknown) and learned values, biases among them."""
+
+    macs: int | None
+    params: int
+
+    def __add__(self, other: Cost) -> Cost:
+        unknown = self.macs is None or other.macs is None
+        return Cost(None if unknown else (self.macs or 0) + (other.macs or 0), self.params + other.params)
+
+
+def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | None]) -> list[int | None]:
+    """Output positions for one image of each convolution of a chain in place of `layer`, over all its tops.
+
+    `owned`: the spatial axes whose window each of them applies, None for all; the others still have their input's
+    size or already their output's. For an InnerProduct: its rows an image. None without the shapes.
+    """
+    if shapes is None or any(blob not in shapes for blob in (*layer.bottom, *layer.top)):
+        return [None] * len(owned)
+    fully_connected = layer.type == "InnerProduct"
+    axis = (layer.inner_product_param if fully_connected else layer.convolution_param).axis
+    totals = [0] * len(owned)
+    for bottom, top in zip(layer.bottom, layer.top, strict=True):
+        axis %= len(shapes[bottom])
+        outside = prod(shapes[bottom][1:axis])
+        sizes = [] if fully_connected else list(shapes[bottom][axis + 1 :])
+        for index, axes in enumerate(owned):
+            for spatial in range(len(sizes)) if axes is None else axes:
+                if spatial < len(sizes):
+                    sizes[spatial] = shapes[top][axis + 1 + spatial]
+            totals[index] += outside * prod(sizes)
+    return list(totals)
+
+
+def chain_cost(numels: Sequence[int], positions: Sequence[int | None], bias: int = 0) -> Cost:
+    """Of convolutions in a chain: values of each weight, times its positions for the MACs."""
+    known = [numel * place for numel, place in zip(numels, positions, strict=True) if place is not None]
+    return Cost(sum(known) if len(known) == len(numels) else None, sum(numels) + bias)

@@ -1,0 +1,215 @@
+"""The decomposition methods in closed form, and filter sharing. Add one here: a class and its decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.errors import ForceregError
+from forcereg.lowrank.factor import Method, Rank, Slot, tail_sums
+from forcereg.registry import factorizer
+
+RIDGE = 1e-6  # of the mean input power: directions that the batches never showed still count a little
+
+
+class Spectral(Method):
+    """Methods whose ranks are the singular values of one matrix of the weight, largest first."""
+
+    @cached_property
+    def decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U (rows, m), s (m), V^T (m, columns) of `matrix`, in float64."""
+        return torch.linalg.svd(self.matrix(), full_matrices=False)
+
+    @cached_property
+    def _tails(self) -> list[float]:
+        return tail_sums(self.decomposed[1].square()).tolist()
+
+    def matrix(self) -> Tensor:
+        """What is decomposed."""
+        return self.weight.flatten(1)
+
+    @property
+    def full_rank(self) -> int:
+        """The smaller side of `matrix`."""
+        return len(self._tails) - 1
+
+    def squared_error(self, rank: Rank) -> float:
+        """The sum of the squared singular values that are left out."""
+        return self._tails[single(rank)]
+
+
+@factorizer("pca")
+class Pca(Spectral):
+    """The best approximation of a given rank: uncentred PCA of the filters (Wen et al., ICCV 2017, section 3).
+
+    The combining columns are orthonormal. With `moments`, the best for the responses: the same of W L, L L^T = moments.
+    """
+
+    data_aware = True
+
+    def matrix(self) -> Tensor:
+        """W (N, K), or W L."""
+        rows = self.weight.flatten(1)
+        if self.moments is None:
+            return rows
+        values, vectors = torch.linalg.eigh(self.moments)
+        floor = RIDGE * values.clamp(min=0).mean()
+        scaled = rows @ (vectors * (values.clamp(min=0) + floor).sqrt())
+        self.scale = float(scaled.square().sum())
+        return scaled
+
+    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__(weight, moments, seed)
+        _ = self._tails  # sets `scale`
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """Basis (R, C, *kernel) and combining weights (N, R, 1...)."""
+        combine = self.decomposed[0][:, : single(rank)]
+        basis = combine.T @ self.weight.flatten(1)
+        return basis.reshape(-1, *self.weight.shape[1:]), with_kernel(combine, self.weight)
+
+    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
+        """As of every pair."""
+        return pair_sizes(self.weight, rank)
+
+
+@factorizer("svd")
+class Svd(Pca):
+    """The same approximation with the singular values' roots in both parts, so that both learn at like rates."""
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """U sqrt(S) and sqrt(S) V^T (with `moments`: each basis filter's own norm for its singular value)."""
+        combine = self.decomposed[0][:, : single(rank)]
+        basis = combine.T @ self.weight.flatten(1)
+        roots = basis.norm(dim=1, keepdim=True).sqrt()
+        basis = torch.where(roots > 0, basis / roots, 0.0)
+        return basis.reshape(-1, *self.weight.shape[1:]), with_kernel(combine * roots.T, self.weight)
+
+
+@factorizer("vh")
+class Vh(Spectral):
+    """Vertical kh x 1 filters, then horizontal 1 x kw ones, the best of their kind (Tai et al., ICLR 2016)."""
+
+    slots = (Slot("v", (0,)), Slot("h", (1,)))
+
+    @staticmethod
+    def misfit(kernel: Sequence[int]) -> str | None:
+        """Only kernels of two axes have a vertical and a horizontal one."""
+        return None if len(kernel) == 2 else f"needs a kernel of two axes; this weight's has {len(kernel)}"
+
+    def matrix(self) -> Tensor:
+        """(C * kh, kw * N)."""
+        _, channels, height, _ = self.weight.shape
+        return self.weight.permute(1, 2, 3, 0).reshape(channels * height, -1)
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(R, C, kh, 1) and (N, R, 1, kw), the singular values' roots in both."""
+        count, channels, height, width = self.weight.shape
+        left, singular, right = (part[..., : single(rank)] for part in (*self.decomposed[:2], self.decomposed[2].T))
+        vertical = (left * singular.sqrt()).T.reshape(-1, channels, height, 1)
+        horizontal = (right * singular.sqrt()).reshape(width, count, -1).permute(1, 2, 0)
+        return vertical, horizontal.unsqueeze(2)
+
+    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
+        """As `tensors`."""
+        count, channels, height, width = self.weight.shape
+        return [(single(rank), channels, height, 1), (count, single(rank), 1, width)]
+
+
+@factorizer("kmeans")
+class Kmeans(Method):
+    """Filter sharing: each filter becomes the mean of its cluster (Lloyd's algorithm, from scikit-learn).
+
+    Every number of clusters starts from the clusters of one less and the filter that is farthest from its mean,
+    so the error never rises with the rank.
+    """
+
+    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__(weight, moments, seed)
+        self._rows = np.ascontiguousarray(weight.flatten(1).numpy())
+        self._chain: list[tuple[float, np.ndarray]] = []  # by clusters: the error, and each filter's cluster
+
+    @property
+    def full_rank(self) -> int:
+        """One cluster a filter."""
+        return len(self._rows)
+
+    def squared_error(self, rank: Rank) -> float:
+        """Summed over the filters."""
+        return self._grown(single(rank))[0]
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """The clusters' means, and a 1 for each filter's own."""
+        _, labels = self._grown(single(rank))
+        centres = torch.from_numpy(means(self._rows, labels, single(rank)))
+        chosen = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), single(rank)).double()
+        return centres.reshape(-1, *self.weight.shape[1:]), with_kernel(chosen, self.weight)
+
+    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
+        """As of every pair."""
+        return pair_sizes(self.weight, rank)
+
+    def _grown(self, rank: int) -> tuple[float, np.ndarray]:
+        while len(self._chain) < rank:
+            self._chain.append(self._next(len(self._chain)))
+        return self._chain[rank - 1]
+
+    def _next(self, count: int) -> tuple[float, np.ndarray]:
+        """One cluster more than `count`."""
+        if count == 0:
+            labels = np.zeros(len(self._rows), np.int64)
+            return spread(self._rows, labels, 1), labels
+        error, labels = self._chain[-1]
+        centres = means(self._rows, labels, count)
+        distances = np.square(self._rows - centres[labels]).sum(1)
+        if error == 0 or not distances.any():
+            return 0.0, labels  # fewer filters differ than clusters are asked for
+        farthest = int(distances.argmax())
+        split = labels.copy()
+        split[farthest] = count
+        candidates = [split, lloyd(self._rows, np.vstack([centres, self._rows[farthest]]), self.seed)]
+        return min(((spread(self._rows, one, count + 1), one) for one in candidates), key=lambda pair: pair[0])
+
+
+def lloyd(rows: np.ndarray, centres: np.ndarray, seed: int) -> np.ndarray:
+    """Each row's cluster after k-means from `centres`. Raises ForceregError without scikit-learn."""
+    try:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise ForceregError('kmeans needs scikit-learn; install it with pip install "forcereg[lowrank]"') from None
+    with threadpool_limits(1):  # repeatable to the last bit
+        return KMeans(len(centres), init=centres, n_init=1, random_state=seed).fit(rows).labels_.astype(np.int64)
+
+
+def means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The clusters' means (count, K); zeros for one that has no rows."""
+    sums = np.zeros((count, rows.shape[1]))
+    np.add.at(sums, labels, rows)
+    return sums / np.maximum(np.bincount(labels, minlength=count), 1)[:, None]
+
+
+def spread(rows: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """The squared distances of all rows from their clusters' means, summed."""
+    return float(np.square(rows - means(rows, labels, count)[labels]).sum())
+
+
+def single(rank: Rank) -> int:
+    """A rank that is one number. Raises ValueError for several."""
+    if isinstance(rank, tuple):
+        raise ValueError(f"rank is {list(rank)}; expected one number (only tucker2 takes a pair)")
+    return rank
+
+
+def with_kernel(matrix: Tensor, weight: Tensor) -> Tensor:
+    """(N, R) -> (N, R, 1, ...), as many axes as the weight has."""
+    return matrix.reshape(*matrix.shape, *[1] * (weight.dim() - 2))
+
+
+def pair_sizes(weight: Tensor, rank: Rank) -> list[tuple[int, ...]]:
+    """The shapes of a low-rank layer and of the 1x1 layer that combines it."""
+    return [(single(rank), *weight.shape[1:]), (len(weight), single(rank), *[1] * (weight.dim() - 2))]

@@ -1,0 +1,229 @@
+"""Decompositions of the weight as a tensor: Tucker-2 and CP, by tensorly (the extra `lowrank`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.errors import ForceregError
+from forcereg.lowrank.factor import LINEAR, LOWRANK, Method, Rank, Slot
+from forcereg.lowrank.methods import single
+from forcereg.registry import factorizer
+
+SWEEPS = 5  # alternating least squares at each rank of CP, which starts from the rank before
+IN = Slot("in")
+
+
+def tensorly(module: str) -> Any:
+    """A module of tensorly. Raises ForceregError without it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ForceregError('tucker2 and cp need tensorly; install it with pip install "forcereg[lowrank]"') from None
+
+
+@factorizer("tucker2")
+class Tucker2(Method):
+    """1x1 into fewer channels, the kernel between fewer channels, 1x1 out (Kim et al., ICLR 2016; HOOI).
+
+    The rank is that of the outputs; the inputs' is the same share of its own full rank, rounded up. A pair
+    (output rank, input rank) gives both.
+    """
+
+    slots = (IN, LOWRANK, LINEAR)
+
+    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__(weight, moments, seed)
+        count, channels, *kernel = weight.shape
+        self._full = min(count, channels * prod(kernel)), min(channels, count * prod(kernel))
+        self._found: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @staticmethod
+    def misfit(kernel: Sequence[int]) -> str | None:
+        """A matrix has no core."""
+        return None if kernel else "needs a kernel; this weight is a matrix"
+
+    @property
+    def full_rank(self) -> int:
+        """Of the outputs."""
+        return self._full[0]
+
+    def _ranks(self, rank: Rank) -> tuple[int, int]:
+        if isinstance(rank, tuple):
+            if len(rank) != 2 or not all(1 <= one <= full for one, full in zip(rank, self._full, strict=True)):
+                raise ValueError(f"rank is {list(rank)}; expected one number, or two up to {list(self._full)} a group")
+            return rank[0], rank[1]
+        return rank, min(self._full[1], ceil(rank * self._full[1] / self._full[0]))
+
+    def _core(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
+        """The core (R, S, *kernel) and the bases of outputs (N, R) and inputs (C, S), orthonormal columns."""
+        ranks = self._ranks(rank)
+        if ranks not in self._found:
+            if ranks == self._full:
+                bases = [
+                    torch.linalg.svd(self.weight.movedim(axis, 0).flatten(1), full_matrices=False)[0] for axis in (0, 1)
+                ]
+            else:
+                partial_tucker = tensorly("tensorly.decomposition").partial_tucker
+                found = partial_tucker(self.weight.numpy(), list(ranks), modes=[0, 1], init="svd", n_iter_max=20)
+                bases = [torch.from_numpy(np.ascontiguousarray(one)) for one in found[0][1]]
+            core = torch.einsum("nc...,nr,cs->rs...", self.weight, *bases)
+            self._found[ranks] = core, bases[0], bases[1]
+        return self._found[ranks]
+
+    def squared_error(self, rank: Rank) -> float:
+        """What the core doesn't hold of the weight."""
+        if self._ranks(rank) == self._full:
+            return 0.0
+        core, out, into = self._core(rank)
+        return float((self.weight - torch.einsum("rs...,nr,cs->nc...", core, out, into)).square().sum())
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(S, C, 1...), (R, S, *kernel), (N, R, 1...)."""
+        core, out, into = self._core(rank)
+        ones = [1] * (self.weight.dim() - 2)
+        return into.T.reshape(-1, len(into), *ones), core, out.reshape(*out.shape, *ones)
+
+    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
+        """As `tensors`."""
+        count, channels, *kernel = self.weight.shape
+        (out, into), ones = self._ranks(rank), [1] * len(kernel)
+        return [(into, channels, *ones), (out, into, *kernel), (count, out, *ones)]
+
+
+@factorizer("cp")
+class Cp(Method):
+    """A sum of products of vectors: 1x1 in, kh x 1 and 1 x kw for each channel alone, 1x1 out (Lebedev et al., 2015).
+
+    Alternating least squares; every rank starts from the one before and the best single product for what is left,
+    so the error never rises with the rank. The full rank, where it is exact, costs more than the weight itself.
+    """
+
+    slots = (IN, Slot("v", (0,)), Slot("h", (1,)), LINEAR)
+
+    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__(weight, moments, seed)
+        self._whole = weight.numpy()
+        self._chain: list[tuple[float, list[np.ndarray]]] = []  # by rank: the error, and a matrix (size, R) an axis
+
+    @staticmethod
+    def misfit(kernel: Sequence[int]) -> str | None:
+        """Only kernels of two axes have a vertical and a horizontal one."""
+        return None if len(kernel) == 2 else f"needs a kernel of two axes; this weight's has {len(kernel)}"
+
+    @cached_property
+    def full_rank(self) -> int:
+        """The product of all sizes but the largest."""
+        return self._whole.size // max(self._whole.shape)
+
+    def squared_error(self, rank: Rank) -> float:
+        """0 at the full rank."""
+        return 0.0 if single(rank) == self.full_rank else self._grown(single(rank))[0]
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(R, C, 1, 1), (R, 1, kh, 1), (R, 1, 1, kw), (N, R, 1, 1)."""
+        matrices = self._exact() if single(rank) == self.full_rank else self._grown(single(rank))[1]
+        out, into, vertical, horizontal = (torch.from_numpy(np.ascontiguousarray(one)) for one in matrices)
+        return (
+            into.T[:, :, None, None].contiguous(),
+            vertical.T[:, None, :, None].contiguous(),
+            horizontal.T[:, None, None, :].contiguous(),
+            out[:, :, None, None],
+        )
+
+    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
+        """As `tensors`."""
+        (count, channels, height, width), one = self._whole.shape, single(rank)
+        return [(one, channels, 1, 1), (one, 1, height, 1), (one, 1, 1, width), (count, one, 1, 1)]
+
+    def _exact(self) -> list[np.ndarray]:
+        """One product for every place on all axes but the longest."""
+        longest = int(np.argmax(self._whole.shape))
+        others = [size for axis, size in enumerate(self._whole.shape) if axis != longest]
+        places = iter(np.indices(others).reshape(len(others), -1))
+        return [
+            np.moveaxis(self._whole, longest, 0).reshape(size, -1) if axis == longest else np.eye(size)[:, next(places)]
+            for axis, size in enumerate(self._whole.shape)
+        ]
+
+    def _grown(self, rank: int) -> tuple[float, list[np.ndarray]]:
+        while len(self._chain) < rank:
+            self._chain.append(self._next())
+        return self._chain[rank - 1]
+
+    def _next(self) -> tuple[float, list[np.ndarray]]:
+        """One product more than the chain's last, then all of them together."""
+        before = self._chain[-1][1] if self._chain else [np.zeros((size, 0)) for size in self._whole.shape]
+        left = self._whole - product(before)
+        more = [np.column_stack(pair) for pair in zip(before, single_product(left), strict=True)]
+        best = distance(self._whole, more), more
+        if self._chain and best[0] > self._chain[-1][0]:  # nothing but rounding is left
+            more = [np.column_stack([one, np.zeros(len(one))]) for one in before]
+            return self._chain[-1][0], more
+        if len(more[0].T) == 1:
+            return best
+        tuned = self._swept(more)
+        return min(best, (distance(self._whole, tuned), tuned), key=lambda pair: pair[0]) if tuned else best
+
+    def _swept(self, matrices: list[np.ndarray]) -> list[np.ndarray] | None:
+        """After SWEEPS of alternating least squares; None where its equations are singular."""
+        tl, parafac = tensorly("tensorly"), tensorly("tensorly.decomposition").parafac
+        start = tl.cp_tensor.CPTensor((None, matrices))
+        rank = len(matrices[0].T)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            try:
+                weights, tuned = parafac(self._whole, rank, init=start, n_iter_max=SWEEPS, tol=0)
+            except np.linalg.LinAlgError:
+                return None
+        tuned = [np.asarray(one) for one in tuned]
+        tuned[0] = tuned[0] * weights
+        return balanced(tuned) if all(np.isfinite(one).all() for one in tuned) else None
+
+
+def product(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of the outer products of equal columns: (size, R) an axis -> the tensor."""
+    return np.einsum("nr,cr,yr,xr->ncyx", *matrices, optimize=True)
+
+
+def distance(whole: np.ndarray, matrices: Sequence[np.ndarray]) -> float:
+    """Squared, of the tensor from the product."""
+    return float(np.square(whole - product(matrices)).sum())
+
+
+def single_product(whole: np.ndarray) -> list[np.ndarray]:
+    """The vectors (size,) an axis of about the best outer product: power iterations from the leading directions."""
+    vectors = []
+    for axis in range(whole.ndim):
+        unfolded = np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
+        vectors.append(np.linalg.eigh(unfolded @ unfolded.T)[1][:, -1])
+    for _ in range(SWEEPS):
+        for axis in range(whole.ndim):
+            names = "ncyx"
+            others = [other for other in range(whole.ndim) if other != axis]
+            terms = ",".join(names[other] for other in others)
+            vector = np.einsum(f"ncyx,{terms}->{names[axis]}", whole, *(vectors[o] for o in others), optimize=True)
+            length = np.linalg.norm(vector)
+            vectors[axis] = vector / length if length else vector
+    vectors[-1] = vectors[-1] * length
+    return balanced([vector[:, None] for vector in vectors], flat=True)
+
+
+def balanced(matrices: Sequence[np.ndarray], flat: bool = False) -> list[np.ndarray]:
+    """The same products with columns of equal length on every axis."""
+    lengths = [np.linalg.norm(one, axis=0) for one in matrices]
+    common = np.prod(lengths, 0) ** (1 / len(matrices))
+    scaled = [
+        one * np.divide(common, size, out=np.zeros_like(common), where=size > 0)
+        for one, size in zip(matrices, lengths, strict=True)
+    ]
+    return [one[:, 0] for one in scaled] if flat else scaled
