@@ -53,6 +53,8 @@ class Method(ABC):
     slots: ClassVar[tuple[Slot, ...]] = PAIR
     data_aware: ClassVar[bool] = False
     """Whether `moments` may be given."""
+    chained: ClassVar[bool] = False
+    """Whether it gets at a rank only through all lower ones."""
     scale: float
     """||weight||^2, or the responses' mean square."""
 
@@ -87,9 +89,9 @@ class Method(ABC):
         if error == 0:  # full, even if float64 sees a lower rank
             return self.full_rank
         bound = error * (1 + NOISE) * self.scale
-        low, high = 0, 1  # galloping: some methods get at a rank through all lower ones
+        low, high = 0, 1
         while high < self.full_rank and self.squared_error(high) > bound:
-            low, high = high, min(2 * high, self.full_rank)
+            low, high = high, min(high + 1 if self.chained else 2 * high, self.full_rank)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.squared_error(middle) <= bound else (middle, high)

@@ -128,6 +128,8 @@ class Kmeans(Method):
     so the error never rises with the rank.
     """
 
+    chained = True
+
     def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
         super().__init__(weight, moments, seed)
         self._rows = np.ascontiguousarray(weight.flatten(1).numpy())

@@ -17,7 +17,7 @@ from forcereg.lowrank.factor import LINEAR, LOWRANK, Method, Rank, Slot
 from forcereg.lowrank.methods import single
 from forcereg.registry import factorizer
 
-SWEEPS = 5  # alternating least squares at each rank of CP, which starts from the rank before
+SWEEPS = 3  # alternating least squares at each rank of CP, which starts from the rank before
 IN = Slot("in")
 
 
@@ -68,10 +68,10 @@ class Tucker2(Method):
         """The core (R, S, *kernel) and the bases of outputs (N, R) and inputs (C, S), orthonormal columns."""
         ranks = self._ranks(rank)
         if ranks not in self._found:
-            if ranks == self._full:
-                bases = [
-                    torch.linalg.svd(self.weight.movedim(axis, 0).flatten(1), full_matrices=False)[0] for axis in (0, 1)
-                ]
+            if ranks == self._full or not self.scale:
+                unfolded = (self.weight.movedim(axis, 0).flatten(1) for axis in (0, 1))
+                leading = (torch.linalg.svd(one, full_matrices=False)[0] for one in unfolded)
+                bases = [one[:, :size] for one, size in zip(leading, ranks, strict=True)]
             else:
                 partial_tucker = tensorly("tensorly.decomposition").partial_tucker
                 found = partial_tucker(self.weight.numpy(), list(ranks), modes=[0, 1], init="svd", n_iter_max=20)
@@ -109,6 +109,7 @@ class Cp(Method):
     """
 
     slots = (IN, Slot("v", (0,)), Slot("h", (1,)), LINEAR)
+    chained = True
 
     def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
         super().__init__(weight, moments, seed)
