@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from forcereg.cost import Shapes, chain_cost, places
+from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.lowrank.factor import Factors, Ladder, Rank
+from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
 from forcereg.registry import factorizer
@@ -99,13 +100,14 @@ class Decomposition:
 class Prepared:
     """A net whose layers wait for their ranks: nothing is computed twice, whatever is asked of it.
 
-    `file` and `weights`: with the chains of an earlier decomposition merged where they are candidates.
+    `chains`: name of a candidate -> the chain of an earlier decomposition that it stands for.
     """
 
     file: NetFile
     weights: Weights
     candidates: tuple[Candidate, ...]
     skipped: Mapping[str, str]
+    chains: Mapping[str, Chain] = field(default_factory=dict)
 
     def apply(self, choices: Mapping[str, Rank | Whole]) -> Decomposition:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""
@@ -120,7 +122,8 @@ class Prepared:
                 factors[one.name] = one.ladder.factors(choice)
             except ValueError as error:
                 raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
-        net, blobs = rewrite(self.file.message, self.weights, factors)
+        merged = merge(self.file.message, self.weights, [self.chains[name] for name in factors if name in self.chains])
+        net, blobs = rewrite(*merged, factors)
         layers = [layer_report(one, factors[one.name]) for one in self.candidates if one.name in factors]
         return Decomposition(net, blobs, tuple(layers), skipped)
 
@@ -142,27 +145,50 @@ def decompose(
 
 
 def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: Selection) -> Prepared:
-    """The candidates of a net. Raises ForceregError for weights that don't fit, UsageError for unknown names."""
-    chosen, skipped = choose_layers(file, weights, selection)
-    candidates = tuple(candidate(file, index, weights, shapes, selection) for index in chosen.values())
-    return Prepared(file, weights, candidates, skipped)
+    """The candidates of a net, chains of an earlier decomposition as the one layer that they stand for.
+
+    Raises ForceregError for weights that don't fit the net, UsageError for unknown names.
+    """
+    chains = {chain.name: chain for chain in find_chains(file.message, weights)}
+    net, whole = merge(file.message, weights, list(chains.values()))
+    chosen, skipped = choose_layers(file.name, net, whole, selection)
+    first = {chain.parts[0]: name for name, chain in chains.items()}
+    where: dict[str, str] = {}
+    for index, layer in enumerate(file.message.layer):
+        where.setdefault(first.get(layer.name, layer.name), file.where(index))
+    candidates = []
+    for layer in chosen:
+        one = candidate(layer, where[layer.name], whole[layer.name], shapes, selection, _limit(layer, chains, weights))
+        if layer.name in chains:
+            one = replace(one, dense=cost_now(chains[layer.name], layer, weights, shapes, one.bias))
+        candidates.append(one)
+    return Prepared(file, weights, tuple(candidates), skipped, chains)
 
 
-def choose_layers(file: NetFile, weights: Weights, selection: Selection) -> tuple[dict[str, int], dict[str, str]]:
-    """The layers to decompose, name -> index in the file; and those that cannot be, name -> why.
+def _limit(layer: Any, chains: Mapping[str, Chain], weights: Weights) -> int | None:
+    return chains[layer.name].limit(weights) if layer.name in chains else None
+
+
+def cost_now(chain: Chain, layer: Any, weights: Weights, shapes: Shapes | None, bias: int) -> Cost:
+    """What the chain in place of `layer` costs before it is decomposed again."""
+    positions = places(layer, shapes, [slot.axes for slot in chain.slots])
+    return chain_cost([weights[part][0].size for part in chain.parts], positions, bias)
+
+
+def choose_layers(filename: str, net: Any, weights: Weights, selection: Selection) -> tuple[list[Any], dict[str, str]]:
+    """The layers to decompose, and those that cannot be, name -> why.
 
     Raises UsageError for a name in the selection that the net lacks.
     """
     types = FC_TYPES if selection.fc else TYPES
-    known = {layer.name for layer in file.message.layer if layer.type in FC_TYPES}
-    named = [*(selection.only or ()), *selection.without, *selection.methods]
-    for name in named:
+    known = {layer.name for layer in net.layer if layer.type in FC_TYPES}
+    for name in [*(selection.only or ()), *selection.without, *selection.methods]:
         if name not in known:
             hint = did_you_mean(name, known) or f"; it has {', '.join(sorted(known)) or 'none'}"
-            raise UsageError(f"{file.name}: there is no Convolution or InnerProduct layer '{name}'{hint}")
-    chosen: dict[str, int] = {}
+            raise UsageError(f"{filename}: there is no Convolution or InnerProduct layer '{name}'{hint}")
+    chosen: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    for index, layer in enumerate(file.message.layer):
+    for layer in net.layer:
         name = layer.name
         asked = layer.type in types or (layer.type in FC_TYPES and name in (selection.only or selection.methods))
         if not asked or name in chosen or name in skipped or name in selection.without:
@@ -170,19 +196,24 @@ def choose_layers(file: NetFile, weights: Weights, selection: Selection) -> tupl
         if selection.only is not None and name not in selection.only:
             continue
         method = factorizer.get(selection.method_of(name))
-        if reason := reason_to_skip(file.message, name, weights, method.slots):
+        if reason := reason_to_skip(net, name, weights, method.slots):
             skipped[name] = reason
         elif reason := method.misfit(weights[name][0].shape[2:]):
             skipped[name] = f"{selection.method_of(name)} {reason}"
         else:
-            chosen[name] = index
-    return chosen, skipped
+            chosen[name] = layer
+    return list(chosen.values()), skipped
 
 
-def candidate(file: NetFile, index: int, weights: Weights, shapes: Shapes | None, selection: Selection) -> Candidate:
-    """One layer with its ladder. Raises ForceregError that opens with where the layer stands."""
-    layer = file.message.layer[index]
-    blobs = weights[layer.name]
+def candidate(
+    layer: Any,
+    where: str,
+    blobs: Mapping[int, np.ndarray],
+    shapes: Shapes | None,
+    selection: Selection,
+    limit: int | None = None,
+) -> Candidate:
+    """One layer with its ladder. Raises ForceregError that opens with `where` the layer stands."""
     weight, bias = blobs[0], sum(values.size for at, values in blobs.items() if at > 0)
     fully_connected = layer.type == "InnerProduct"
     param = layer.inner_product_param if fully_connected else layer.convolution_param
@@ -190,16 +221,16 @@ def candidate(file: NetFile, index: int, weights: Weights, shapes: Shapes | None
         weight = weight.T
     if weight.ndim < (2 if fully_connected else 3) or len(weight) != param.num_output:
         found = f"the snapshot's weights have shape {weight.shape}"
-        raise ForceregError(f"{file.where(index)}: {found}, the net's num_output is {param.num_output}")
+        raise ForceregError(f"{where}: {found}, the net's num_output is {param.num_output}")
     method = selection.method_of(layer.name)
     groups = 1 if fully_connected else param.group
     try:
-        ladder = Ladder(weight, method, groups, selection.moments.get(layer.name), selection.seed)
+        ladder = Ladder(weight, method, groups, selection.moments.get(layer.name), selection.seed, limit)
     except ValueError as error:
-        raise ForceregError(f"{file.where(index)}: cannot be decomposed: {error}") from error
+        raise ForceregError(f"{where}: cannot be decomposed: {error}") from error
     positions = tuple(places(layer, shapes, [slot.axes for slot in ladder.slots]))
     dense = chain_cost([weight.size], places(layer, shapes, [None]), bias)
-    return Candidate(layer.name, layer.type, file.where(index), method, ladder, dense, positions, bias)
+    return Candidate(layer.name, layer.type, where, method, ladder, dense, positions, bias)
 
 
 def layer_report(one: Candidate, factors: Factors) -> LayerReport:

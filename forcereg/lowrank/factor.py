@@ -53,6 +53,8 @@ class Method(ABC):
     slots: ClassVar[tuple[Slot, ...]] = PAIR
     data_aware: ClassVar[bool] = False
     """Whether `moments` may be given."""
+    matrix_rank: ClassVar[bool] = False
+    """Whether its ranks are those of the weight as a matrix (N, K)."""
     chained: ClassVar[bool] = False
     """Whether it gets at a rank only through all lower ones."""
     scale: float
@@ -170,7 +172,7 @@ class Ladder:
     """A weight (N, C, *kernel) at every rank of a method; rows in `groups` equal blocks, each decomposed alone.
 
     All groups have the same rank: the largest that any of them needs. `moments` (groups, K, K): see Method.
-    `limit`: the total rank that the weight has by construction, which lowers `full_rank`.
+    `limit`: the total rank that the weight has as a matrix by construction; lowers the `full_rank` of pca and svd.
     Raises ValueError for weights that the method can't take or that aren't finite, ForceregError for an unknown
     method.
     """
@@ -194,7 +196,9 @@ class Ladder:
         metrics = [None] * groups if moments is None else list(torch.as_tensor(moments).double())
         self._methods = [kind(block, metric, seed) for block, metric in zip(blocks, metrics, strict=True)]
         each = self._methods[0].full_rank
-        self.full_rank = groups * (each if limit is None else min(each, max(1, limit // groups)))
+        if limit is not None and kind.matrix_rank:
+            each = min(each, max(1, limit // groups))
+        self.full_rank = groups * each
         self._scale = sum(one.scale for one in self._methods)
 
     def rounded(self, rank: Rank) -> Rank:

@@ -49,7 +49,7 @@ class Pca(Spectral):
     The combining columns are orthonormal. With `moments`, the best for the responses: the same of W L, L L^T = moments.
     """
 
-    data_aware = True
+    data_aware = matrix_rank = True
 
     def matrix(self) -> Tensor:
         """W (N, K), or W L."""

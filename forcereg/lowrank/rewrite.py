@@ -94,16 +94,16 @@ def set_window(param: Any, whole: Any, part: Part) -> None:
         return
     for field, (height, width) in AXES.items():
         named = [getattr(whole, name) if whole.HasField(name) else None for name in (height, width)]
-        values = _per_axis(getattr(whole, field), named, dims, NEUTRAL[field])
+        values = per_axis(getattr(whole, field), named, dims, NEUTRAL[field])
         for name in (field, height, width):
             param.ClearField(name)
-        _set(param, field, [value if own else NEUTRAL[field] for value, own in zip(values, owned, strict=True)])
-    dilation = _per_axis(whole.dilation, [], dims, 1)
+        set_field(param, field, [value if own else NEUTRAL[field] for value, own in zip(values, owned, strict=True)])
+    dilation = per_axis(whole.dilation, [], dims, 1)
     param.ClearField("dilation")
-    _set(param, "dilation", [value if own else 1 for value, own in zip(dilation, owned, strict=True)])
+    set_field(param, "dilation", [value if own else 1 for value, own in zip(dilation, owned, strict=True)])
 
 
-def _per_axis(repeated: Sequence[int], named: Sequence[int | None], dims: int, neutral: int) -> list[int]:
+def per_axis(repeated: Sequence[int], named: Sequence[int | None], dims: int, neutral: int) -> list[int]:
     """A window field's value on every axis, by Caffe's rules: `_h` and `_w`, one value for all, or one each."""
     if any(value is not None for value in named):
         return [neutral if value is None else value for value in named]
@@ -111,8 +111,8 @@ def _per_axis(repeated: Sequence[int], named: Sequence[int | None], dims: int, n
     return values * dims if len(values) == 1 else values
 
 
-def _set(param: Any, field: str, values: list[int]) -> None:
-    """In the shortest way: nothing for what is neutral anyway, but for the kernel."""
+def set_field(param: Any, field: str, values: list[int]) -> None:
+    """Sets a window field, in the shortest way: nothing for what is neutral anyway, but for the kernel."""
     if len(set(values)) <= 1:
         values = values[:1] or [NEUTRAL[field]]
     if field == "kernel_size" or any(value != NEUTRAL[field] for value in values):
