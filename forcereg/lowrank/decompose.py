@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.lowrank.factor import Factors, Ladder, Rank
+from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
@@ -28,6 +29,7 @@ class Selection:
 
     `methods`: layer name -> method where it isn't `method`. `fc`: InnerProduct layers too. `only`: just these layers;
     `without`: not these. `moments`: layer name -> (groups, K, K), see `Method`. `seed`: for what is random.
+    `fold_bn`: BatchNorm and Scale go into the layers before them first.
     """
 
     method: str = "pca"
@@ -37,6 +39,7 @@ class Selection:
     without: Collection[str] = ()
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+    fold_bn: bool = False
 
     def method_of(self, name: str) -> str:
         """The method for the layer `name`."""
@@ -45,7 +48,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What the decomposition did to one layer. MACs are for one image, None where shapes are unknown."""
+    """What the decomposition did to one layer. MACs are for one image, None where shapes are unknown.
+
+    `widths`: outputs of each layer of the chain but the last. `cheaper_up_to`: the largest rank at which the chain costs
+    less than the layer did, 0 if there is none.
+    """
 
     name: str
     type: str
@@ -58,6 +65,8 @@ class LayerReport:
     params_before: int
     params_after: int
     speedup: float | None
+    widths: tuple[int, ...]
+    cheaper_up_to: int
 
 
 @dataclass(frozen=True)
@@ -100,14 +109,16 @@ class Decomposition:
 class Prepared:
     """A net whose layers wait for their ranks: nothing is computed twice, whatever is asked of it.
 
-    `chains`: name of a candidate -> the chain of an earlier decomposition that it stands for.
+    `net` (NetParameter) and `weights`: before any layer is replaced, BatchNorms folded. `chains`: name of a candidate
+    -> the chain of an earlier decomposition that it stands for. `folded`: layer name -> the layers folded into it.
     """
 
-    file: NetFile
+    net: Any
     weights: Weights
     candidates: tuple[Candidate, ...]
     skipped: Mapping[str, str]
-    chains: Mapping[str, Chain] = field(default_factory=dict)
+    chains: Mapping[str, Chain]
+    folded: Mapping[str, Sequence[str]]
 
     def apply(self, choices: Mapping[str, Rank | Whole]) -> Decomposition:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""
@@ -122,7 +133,7 @@ class Prepared:
                 factors[one.name] = one.ladder.factors(choice)
             except ValueError as error:
                 raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
-        merged = merge(self.file.message, self.weights, [self.chains[name] for name in factors if name in self.chains])
+        merged = merge(self.net, self.weights, [self.chains[name] for name in factors if name in self.chains])
         net, blobs = rewrite(*merged, factors)
         layers = [layer_report(one, factors[one.name]) for one in self.candidates if one.name in factors]
         return Decomposition(net, blobs, tuple(layers), skipped)
@@ -149,9 +160,12 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
 
     Raises ForceregError for weights that don't fit the net, UsageError for unknown names.
     """
-    chains = {chain.name: chain for chain in find_chains(file.message, weights)}
-    net, whole = merge(file.message, weights, list(chains.values()))
-    chosen, skipped = choose_layers(file.name, net, whole, selection)
+    net, folded = file.message, {}
+    if selection.fold_bn:
+        net, weights, folded = fold_bn(net, weights)
+    chains = {chain.name: chain for chain in find_chains(net, weights)}
+    merged, whole = merge(net, weights, list(chains.values()))
+    chosen, skipped = choose_layers(file.name, merged, whole, selection)
     first = {chain.parts[0]: name for name, chain in chains.items()}
     where: dict[str, str] = {}
     for index, layer in enumerate(file.message.layer):
@@ -162,7 +176,7 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
         if layer.name in chains:
             one = replace(one, dense=cost_now(chains[layer.name], layer, weights, shapes, one.bias))
         candidates.append(one)
-    return Prepared(file, weights, tuple(candidates), skipped, chains)
+    return Prepared(net, weights, tuple(candidates), skipped, chains, folded)
 
 
 def _limit(layer: Any, chains: Mapping[str, Chain], weights: Weights) -> int | None:
@@ -254,4 +268,6 @@ def layer_report(one: Candidate, factors: Factors) -> LayerReport:
         params_before=one.dense.params,
         params_after=after.params,
         speedup=speedup,
+        widths=tuple(len(part.weight) for part in factors.parts[:-1]),
+        cheaper_up_to=max(one.cheaper(), default=0),
     )
