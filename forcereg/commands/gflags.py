@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import click
 from click.shell_completion import CompletionItem
 
-GLOG = ("logtostderr", "alsologtostderr", "minloglevel", "stderrthreshold", "colorlogtostderr")
-"""glog's own flags, often seen in Caffe's scripts. Logs go to standard error, so they have no effect here."""
+GLOG = {
+    **dict.fromkeys(("logtostderr", "alsologtostderr", "colorlogtostderr", "log_prefix"), False),
+    **dict.fromkeys(("minloglevel", "stderrthreshold", "v", "vmodule", "logbufsecs", "max_log_size"), True),
+}
+"""glog's own flags, often seen in Caffe's scripts, and whether they take a value. Without effect here."""
 
 _RAW, _OPEN = "forcereg.arguments", "forcereg.open option"
 
@@ -19,7 +22,11 @@ class CaffeCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         plain = list(self._plain(ctx, args))
         ctx.meta[_RAW] = list(plain)
-        return super().parse_args(ctx, plain)
+        left = super().parse_args(ctx, plain)
+        for param in self.get_params(ctx):
+            if param.required and ctx.params.get(param.name or "") == "" and not ctx.resilient_parsing:
+                raise click.BadParameter("it is empty", ctx, param)  # a shell variable that isn't set
+        return left
 
     def _plain(self, ctx: click.Context, args: list[str]) -> Iterator[str]:
         """The arguments with each option's name as it was declared; values stay as they are."""
@@ -31,7 +38,8 @@ class CaffeCommand(click.Command):
             if arg == "--" or not arg.startswith("-"):
                 yield arg
             elif name in GLOG:
-                continue
+                if GLOG[name] and not equals:
+                    next(rest, None)
             elif option in known:
                 yield option + equals + value
                 if not equals and not getattr(known[option], "is_flag", False):

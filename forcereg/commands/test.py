@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import click
 
 from forcereg.commands.gflags import CaffeCommand
 from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
+from forcereg.errors import UsageError
 
 
 @click.command(
@@ -36,6 +38,8 @@ def command(**options: Any) -> None:
     from forcereg.solver.log import GlogWriter, describe
 
     given = SimpleNamespace(**options)
+    if "," in given.weights and not os.path.exists(given.weights):
+        raise UsageError(f"--weights is '{given.weights}'; a single model can be scored, give one file")
     batches, means = GlogWriter(file="test.py"), GlogWriter(sys.stdout, "test.py")
     device = choose_device(asked_devices(given.gpu, given.device)[0], None, lambda text: batches.line(text, "W"))
     net = load_net(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -13,6 +14,9 @@ from forcereg.schema import SolverParameter
 from forcereg.schema.scan import shown
 from forcereg.schema.text import SolverFile, parse_text
 from forcereg.schema.upgrade import upgrade_solver
+
+_ITEM = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,])+""")
+"""Of a list, which commas separate; not those inside quotes."""
 
 
 def with_settings(file: SolverFile, settings: Iterable[str]) -> SolverFile:
@@ -30,14 +34,17 @@ def with_settings(file: SolverFile, settings: Iterable[str]) -> SolverFile:
         if not equals or not name:
             raise UsageError(f"--set {setting}: expected FIELD=VALUE, as in --set base_lr=0.001")
         _put(message, name, value, f"--set {setting}")
-    return SolverFile(upgrade_solver(message, file.name), file.name, file.text)
+    return replace(file, message=upgrade_solver(message, file.name))
 
 
 def _put(message: Any, name: str, value: str, where: str) -> None:
     fields = SolverParameter.DESCRIPTOR.fields_by_name
     if name not in fields:
-        raise ForceregError(f"{where}: '{shown(name)}' is no field of SolverParameter{did_you_mean(name, fields)}")
-    read = _read(_as_text(fields[name], value), where) if value else None
+        outer = name.partition(".")[0]
+        whole = outer in fields and fields[outer].message_type
+        hint = f"; give {outer} whole, as in {outer}={{...}}" if whole else did_you_mean(name, fields)
+        raise ForceregError(f"{where}: '{shown(name)}' is no field of SolverParameter{hint}")
+    read = _read(_as_text(fields[name], value, where), where) if value else None
     for other in {"type": ("solver_type",), "solver_type": ("type",)}.get(name, ()):
         message.ClearField(other)  # two names of one setting
     message.ClearField(name)
@@ -55,13 +62,15 @@ def _read(text: str, where: str) -> Any:
         raise ForceregError(where + re.sub(r"^:\d+:\d+", "", str(error).removeprefix(where))) from None
 
 
-def _as_text(field: FieldDescriptor, value: str) -> str:
-    """The setting as a line of a solver file."""
+def _as_text(field: FieldDescriptor, value: str, where: str) -> str:
+    """The setting as a line of a solver file. Raises ForceregError for a list without brackets."""
     if field.type == FieldDescriptor.TYPE_STRING:
         if value.startswith("[") and value.endswith("]"):
-            items = [_quoted(item.strip()) for item in value[1:-1].split(",") if item.strip()]
+            items = [_quoted(item.strip()) for item in _ITEM.findall(value[1:-1]) if item.strip()]
             return f"{field.name}: [{', '.join(items)}]"
         return f"{field.name}: {_quoted(value)}"
+    if "," in value and field.message_type is None and value[0] != "[":
+        raise ForceregError(f"{where}: found a comma; several values go in brackets, as in stepvalue=[5000,7000]")
     return f"{field.name}: {value}"
 
 

@@ -76,6 +76,8 @@ class Watch:
                     if blob.grad is not None:
                         self._note("Backward", spec.name, "param", str(index), "diff", _unscaled(blob.grad, scale))
         found, self._found, self._layers, self._seen = self._found, [], [], set()
+        order = {top: place for place, top in enumerate(self._feeds)}  # data layers first, by their tops
+        found.sort(key=lambda one: order[one[0]["blob"]] if one[0]["layer"] in self._net.feeds else len(order))
         values = torch.stack([value for _, value in found]).tolist() if found else []
         return [{**row, "value": value} for (row, _), value in zip(found, values, strict=True)]
 

@@ -16,6 +16,8 @@ from forcereg.registry import lr_policy
 def problems(p: Any, name: str) -> Iterator[ForceregError]:
     """What keeps a policy from running; `name` is the solver's file."""
     try:
+        if not p.lr_policy:
+            raise ForceregError(f'{name}: lr_policy is missing; set one, for example lr_policy: "fixed"')
         lr_policy.get(p.lr_policy, name)
     except ForceregError as error:
         yield error

@@ -26,7 +26,7 @@ def _text(id: str, text: Content, expected: str) -> Case:
 
 
 TEXTS = [
-    Case("solver-empty", NET, "solver.prototxt: unknown lr_policy ''; known are exp, fixed", TRAIN, solver=""),
+    Case("solver-empty", NET, "solver.prototxt: lr_policy is missing; set one", TRAIN, solver=""),
     Case(
         "solver-binary",
         NET,

@@ -36,7 +36,7 @@ def options(*args: str) -> dict[str, object]:
         pytest.param(["-solver=s", "-sigint_effect=none", "-gpu=0,1"], id="gflags-equals"),
         pytest.param(["--solver=s", "--sigint_effect", "none", "-gpu=0,1"], id="mixed"),
         pytest.param(
-            ["-logtostderr", "-solver=s", "-sigint_effect=none", "--alsologtostderr=1", "-gpu=0,1"], id="glog"
+            ["-logtostderr", "-solver=s", "-v", "1", "--minloglevel=2", "-sigint_effect=none", "-gpu=0,1"], id="glog"
         ),
     ],
 )
@@ -73,6 +73,11 @@ def test_what_is_handed_to_other_processes() -> None:
         pytest.param(["train", "-sovler=x"], "No such option '--sovler'.", id="long"),
         pytest.param(["train", "-x"], "No such option '-x'.", id="short"),
         pytest.param(["train", "-solver"], "requires an argument", id="no-value"),
+        pytest.param(["train", "-solver="], "'--solver': it is empty", id="empty"),
+        pytest.param(["test", "-model=x", "-weights="], "'--weights': it is empty", id="empty-weights"),
+        pytest.param(["test", "-model=x", "-weights=a,b"], "'a,b'; a single model can be scored", id="two-to-test"),
+        pytest.param(["-solver=x", "-gpu", "y", "train"], "--gpu is 'y'", id="options-before-the-command"),
+        pytest.param(["-solver=x"], "No such option", id="options-without-a-command"),
         pytest.param(["train", "-solver=x", "-sigint_effect=die"], "'die' is not one of 'stop', 'snapshot', 'none'",
                      id="effect"),
         pytest.param(["train", "-solver=x", "--resume", "yes"], "'--resume'", id="resume"),
@@ -136,6 +141,11 @@ def test_help_of_every_command_has_an_example(cli: Cli) -> None:
         code, out, err = cli(*names, "--help")
         assert (code, err) == (0, ""), names
         assert re.search(rf"^ *(Example: )?forcereg {' '.join(names)} ", out, re.MULTILINE), names
+
+
+@pytest.mark.parametrize(("option", "shows"), [("-help", "Usage: forcereg"), ("-version", "forcereg ")])
+def test_options_of_the_group_with_one_dash(option: str, shows: str, cli: Cli) -> None:
+    assert (cli(option)[0], cli(option)[1].startswith(shows)) == (0, True)
 
 
 def test_caffes_commands_take_caffes_options() -> None:

@@ -98,7 +98,7 @@ def test_rate_stays_a_number(text: str, iteration: int, expected: float) -> None
     [
         pytest.param('lr_policy: "fixed"', "s: base_lr is missing", id="no-rate"),
         pytest.param('base_lr: 1 lr_policy: "fixd"', "s: unknown lr_policy 'fixd'; did you mean \"fixed\"?", id="typo"),
-        pytest.param("base_lr: 1", "s: unknown lr_policy ''", id="none"),
+        pytest.param("base_lr: 1", "s: lr_policy is missing", id="none"),
         pytest.param('base_lr: 1 lr_policy: "step" gamma: 1', 's: stepsize is 0; lr_policy "step"', id="step"),
         pytest.param('base_lr: 1 lr_policy: "sigmoid"', 's: stepsize is 0; lr_policy "sigmoid"', id="sigmoid"),
         pytest.param('base_lr: 1 lr_policy: "exp" gamma: -1', "s: gamma is -1; expected >= 0", id="gamma"),
