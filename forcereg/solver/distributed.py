@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
+import secrets
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,7 +30,7 @@ from forcereg.device import choose_device
 from forcereg.errors import ForceregError, UsageError
 from forcereg.net import Net
 from forcereg.scoring import Score, add_up, means
-from forcereg.solver.launch import LOST, REPORTS, in_group
+from forcereg.solver.launch import AGAIN, LAUNCHER, LOST, in_group
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 writes a snapshot."""
@@ -60,6 +63,7 @@ class Group:
         self.raised = dict.fromkeys(REQUESTS, False)
         self._control = control
         self._asked = set[str]()
+        self._since: dict[str, float] = {}
         self._sent: tuple[Any, Tensor] | None = None
 
     # -- tensors on the devices
@@ -123,10 +127,17 @@ class Group:
 
     def request(self, name: str) -> None:
         """Asks all ranks for one of `REQUESTS`; safe in a signal handler."""
+        self._since.setdefault(name, time.monotonic())
         if self.size > 1:
             self._asked.add(name)
         else:
             self.raised[name] = True
+
+    def insists(self, name: str) -> bool:
+        """Whether who asks here for `name` did so before; torchrun passes Ctrl-C on to ranks that had it already."""
+        if self.size == 1:
+            return self.raised[name]
+        return time.monotonic() - self._since.get(name, math.inf) > AGAIN
 
     def agree(self) -> None:
         """Every rank calls this at the same places: what any asked for by the last one, all see from here on.
@@ -214,6 +225,8 @@ class Group:
         """Leaves the group behind the block. LostContact if another rank is gone, so that that one's error counts."""
         try:
             yield
+            if self.size > 1:
+                self._finish()
         except RuntimeError as error:
             if self.size == 1 or not _BROKEN.search(str(error)):
                 raise
@@ -221,8 +234,6 @@ class Group:
                 f"lost contact with another rank ({_cause(error)}), see what that one says; go on from the last "
                 "snapshot with --resume auto"
             ) from error
-        if self.size > 1:
-            self._finish()
 
     def _finish(self) -> None:
         if self._sent is not None:
@@ -299,14 +310,13 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
         raise ForceregError(
             f"WORLD_SIZE is set but {', '.join(lacking)} is not; start with torchrun or unset WORLD_SIZE"
         )
-    if REPORTS in os.environ:
-        _end_with_parent()
+    if LAUNCHER in os.environ:
+        _end_with_parent(int(os.environ[LAUNCHER]))
     device = _local_device(devices, param)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-            # torchrun on one machine keeps its store when it starts ranks again: addresses of the dead are in it
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            store = dist.PrefixStore(_meet(store, rank, size), store)
         options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": PATIENCE}
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -318,6 +328,29 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
         raise LostContact(f"cannot join the other ranks ({_cause(error)})") from error
     chosen = str(device) if device.type == "cuda" else devices[0]
     return Group(rank, size, chosen, divide, control)
+
+
+def _meet(store: Any, rank: int, size: int) -> str:
+    """A name that only the processes have which are alive now.
+
+    torchrun keeps its store when it starts processes again: addresses of the dead are in it. How often this one was
+    started doesn't tell, because that differs between machines. So every rank leaves a ticket of its own, for which
+    rank 0, which can't know whether its owner is alive, gives the name, until all have acknowledged it.
+    """
+    own, deadline = secrets.token_hex(8), time.monotonic() + PATIENCE.total_seconds()
+    if rank:
+        store.set(f"ticket {rank}", own)
+        name = store.get(own).decode()
+        store.set(f"{name} {rank}", "")
+        return name
+    while not store.check([f"{own} {other}" for other in range(1, size)]):
+        for key in (f"ticket {other}" for other in range(1, size)):
+            if store.check([key]):
+                store.set(store.get(key).decode(), own)
+        if time.monotonic() > deadline:
+            raise RuntimeError("timed out")
+        time.sleep(0.02)
+    return own
 
 
 def _local_device(devices: Sequence[str | None], param: Any) -> torch.device:
@@ -346,7 +379,9 @@ def _cause(error: Exception) -> str:
     return known[0] if known else text
 
 
-def _end_with_parent() -> None:
-    """Lets Linux stop this process when the one that launched it is killed."""
+def _end_with_parent(parent: int) -> None:
+    """Lets Linux stop this process when the one that launched it is killed. LostContact if it was already."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        raise LostContact("the process that launched this one is gone")

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from forcereg.errors import ForceregError
 
-REPORTS = "FORCEREG_REPORTS"
-"""Names the folder into which a launched process writes the error that it ends with, as its rank."""
+REPORTS, LAUNCHER = "FORCEREG_REPORTS", "FORCEREG_LAUNCHER"
+"""Name the folder into which a launched process writes the error that it ends with, as its rank, and its parent."""
 LOST = 3
 """Exit code of a process that ends because another one did."""
 GRACE, PAUSE = 10.0, 0.05
+AGAIN = 1.0
+"""Seconds behind a signal to stop after which another one is meant, and not the same one passed on twice."""
+
+
+_AGENT = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID")
 
 
 class Failed(ForceregError):
@@ -53,17 +58,30 @@ def said_by(message: str) -> str | None:
     return None
 
 
-def launch(count: int, arguments: Sequence[str]) -> None:
+def leave(code: int) -> NoReturn:
+    """Ends this process; if it was one of a group's, whose threads may abort or never end, without taking it down."""
+    if in_group():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def launch(count: int, arguments: Sequence[str], stop: Container[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
     """Runs `forcereg ARGUMENTS` in `count` processes until all have ended.
 
     Each finds its rank in the environment under torchrun's names. Signals go to rank 0, from which the others learn
-    of them. When one process fails the others are ended, and `Failed` says which one it was and why.
+    of them; a second one of `stop` raises KeyboardInterrupt. When one process fails the others are ended, and `Failed`
+    says which one it was and why.
     """
-    with tempfile.TemporaryDirectory(prefix="forcereg-") as folder:
-        common = {**os.environ, **_environment(count), REPORTS: folder}
-        command = [sys.executable, "-m", "forcereg", *arguments]
+    with tempfile.TemporaryDirectory(prefix="forcereg-") as folder, free_port() as port:
+        # torchrun, whose only process this may be, keeps no store for these
+        inherited = {name: value for name, value in os.environ.items() if name not in _AGENT}
+        common = {**inherited, **environment(count, port), REPORTS: folder, LAUNCHER: str(os.getpid())}
+        debug = ["--debug"] if "--debug" in sys.argv else []
+        command = [sys.executable, "-m", "forcereg", *debug, *arguments]
         processes: list[subprocess.Popen[bytes]] = []
-        with _forwarded(processes):
+        with _forwarded(processes, stop):
             try:
                 for rank in range(count):
                     env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -76,10 +94,17 @@ def launch(count: int, arguments: Sequence[str]) -> None:
             raise _failure(failed, processes[failed].returncode, Path(folder))
 
 
-def _environment(count: int) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A port that no one else is given inside the block, though one process can listen there."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def environment(count: int, port: int) -> dict[str, str]:
+    """What `count` processes on this machine find each other by, but for their ranks."""
     # what torch would find by the host's name may not be reachable
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.exists("/sys/class/net/lo") else {}
     threads = str(max(1, (os.cpu_count() or 1) // count))
@@ -94,10 +119,16 @@ def _environment(count: int) -> dict[str, str]:
 
 
 @contextmanager
-def _forwarded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarded(processes: Sequence[subprocess.Popen[bytes]], stop: Container[int]) -> Iterator[None]:
+    stopping: list[float] = []
+
     def forward(number: int, frame: Any) -> None:
         if processes:
             processes[0].send_signal(number)
+        if number in stop:
+            stopping.append(time.monotonic())
+            if stopping[-1] - stopping[0] > AGAIN:
+                raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.signal(number, forward) for number in numbers}
@@ -149,6 +180,6 @@ def _failure(rank: int, code: int, folder: Path) -> Failed:
     else:
         same = all(one.read_text() == said for one in folder.iterdir()) and len(list(folder.iterdir())) > 1
         said = said if same else f"rank {rank}: {said}"
-        return Failed(said, code)
+        return Failed(said, max(1, code))
     hint = "go on from the last snapshot with --resume auto"
     return Failed(f"rank {rank} {said} and the others were ended; {hint}", max(1, code))

@@ -20,7 +20,7 @@ def handled(solver: Solver, sigint: str = "stop", sighup: str = "snapshot") -> I
     """
 
     def stop(*_: Any) -> None:
-        if solver.stop_requested:
+        if solver.group.insists("stop_requested"):
             raise KeyboardInterrupt
         solver.stop_requested = True
 

@@ -90,13 +90,15 @@ def write_data(root: Path) -> Path:
     return root
 
 
-def make(root: Path, group: Group, net: str, extra: str, times: int = 1) -> tuple[Solver, Recorder]:
+def make(
+    root: Path, group: Group, net: str, extra: str, times: int = 1, amp: str | None = None
+) -> tuple[Solver, Recorder]:
     """A solver of the group whose net's BATCH is `times` that of a rank, and what rank 0 is told."""
     name = f"{group.size}_{group.rank}"
     (root / f"{name}.prototxt").write_text(net.replace("BATCH", str(times * BATCH)))
     recorder = Recorder()
     solver = write_solver(root, extra, f"solver_{name}.prototxt", f'net: "{name}.prototxt"')
-    return Solver(solver, observers=[recorder], group=group), recorder
+    return Solver(solver, observers=[recorder], group=group, amp=amp), recorder
 
 
 def in_double(solver: Solver) -> Solver:
@@ -107,7 +109,7 @@ def in_double(solver: Solver) -> Solver:
             feed.next = lambda old=feed.next: tuple(top.double() for top in old())  # type: ignore[method-assign]
     solver.updater = Updater(solver.net, solver.param, solver.device, solver.file.name)
     precision = Precision(solver.net, solver.device, None, solver.warn)
-    solver._passes = Passes(solver.net, solver.param.iter_size, precision, solver.group)
+    solver.passes = Passes(solver.net, solver.param.iter_size, precision, solver.group)
     return solver
 
 
@@ -233,17 +235,33 @@ def trouble(root: Path, group: Group) -> dict[str, list[str]]:
 
     odd = group.rank == group.size - 1
     loss, _ = make(root, group, CONV, "")
-    forward = loss._passes._replica.forward_loss
+    forward = loss.passes._replica.forward_loss
 
     def broken(inputs: Any, last: bool) -> Any:
         result, outputs = forward(inputs, last)
         return (result * float("nan") if odd and loss.iter == 2 else result), outputs
 
-    loss._passes._replica.forward_loss = broken  # type: ignore[method-assign]
+    loss.passes._replica.forward_loss = broken  # type: ignore[method-assign]
     astray, _ = make(root, group, CONV, 'snapshot_prefix: "astray"')
     if odd:
         Net.params.fget(astray.net)["ip"][0].data.mul_(1.1)  # type: ignore[attr-defined]
     return {"loss": said(loss, lambda: loss.step(5)), "astray": said(astray, astray.snapshot)}
+
+
+def overflow(root: Path, group: Group) -> list[tuple[dict[str, Any], float]]:
+    """The loss scale, and how far weights moved, of every rank behind a step whose gradients overflow on the last."""
+    solver, _ = make(root, group, CONV, "", amp="fp16")
+    forward, before = solver.passes._replica.forward_loss, blobs_of(solver)
+
+    def large(inputs: Any, last: bool) -> Any:
+        loss, outputs = forward(inputs, last)
+        return (loss * 1e36 if group.rank == group.size - 1 else loss), outputs
+
+    solver.passes._replica.forward_loss = large  # type: ignore[method-assign]
+    solver.step(1)
+    moved = max(float((blob - before[name]).abs().max()) for name, blob in blobs_of(solver).items())
+    assert solver.scale is not None
+    return group.gather((solver.scale.state_dict(), moved))
 
 
 RUNS: dict[str, Callable[..., Any]] = {
@@ -258,6 +276,7 @@ RUNS: dict[str, Callable[..., Any]] = {
     "statistics": statistics,
     "dropout": dropout,
     "trouble": trouble,
+    "overflow": overflow,
 }
 
 
@@ -275,15 +294,16 @@ def run_all(root: Path) -> None:
 
 def fork(root: Path, size: int) -> None:
     """`size` processes, forked from this one because importing torch takes longer than all they do."""
-    os.environ.update(launch._environment(size))
     ranks = []
-    for rank in range(size):
-        ranks.append(os.fork())
-        if ranks[-1] == 0:
-            os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-            run_all(root)
-            os._exit(0)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+    with launch.free_port() as port:
+        os.environ.update(launch.environment(size, port))
+        for rank in range(size):
+            ranks.append(os.fork())
+            if ranks[-1] == 0:
+                os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+                run_all(root)
+                os._exit(0)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
     assert codes == [0] * size
 
 
