@@ -44,15 +44,18 @@ def snapshot_prefix(root: Path, prefix: str, solver_file: str | Path) -> Path:
     return path
 
 
-def find_learned_net(root: Path, learned_net: str, state_path: str | Path) -> Path:
-    """The weights file that a solver state names: as written, under the root, or beside the state.
+def learned_nets(root: Path, learned_net: str, state_path: str | Path) -> list[Path]:
+    """Files that a solver state may name as its weights: as written, under the root, and beside the state.
 
-    Raises ForceregError naming all three if it is nowhere.
+    Each file once. Raises ForceregError naming all three places if there is none.
     """
     written = Path(learned_net)
     tried = [written, resolve(root, learned_net), Path(state_path).parent / written.name]
+    found: dict[str, Path] = {}
     for path in tried:
         if os.path.isfile(path):
-            return path
+            found.setdefault(os.path.realpath(path), path)
+    if found:
+        return list(found.values())
     places = ", ".join(str(path) for path in dict.fromkeys(tried))
     raise ForceregError(f"{state_path}: its weights file (learned_net) is in none of these places: {places}")

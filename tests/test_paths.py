@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.paths import find_learned_net, find_root, resolve, snapshot_prefix
+from forcereg.paths import find_root, learned_nets, resolve, snapshot_prefix
 
 NET = "examples/mnist/net.prototxt"
 
@@ -93,7 +93,7 @@ LEARNED = "snapshots/lenet_iter_5.caffemodel.h5"
 
 
 @pytest.mark.parametrize("places", [("cwd", "root", "beside"), ("root", "beside"), ("beside",)])
-def test_learned_net_is_found_in_the_first_place(
+def test_learned_net_is_found_in_every_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[str, ...]
 ) -> None:
     for place in ("cwd", "root", "beside"):
@@ -102,14 +102,22 @@ def test_learned_net_is_found_in_the_first_place(
         name = Path(LEARNED).name if place == "beside" else LEARNED
         (tmp_path / place / name).touch()
     monkeypatch.chdir(tmp_path / "cwd")
-    found = find_learned_net(tmp_path / "root", LEARNED, tmp_path / "beside/lenet_iter_5.solverstate.h5")
-    assert found.resolve().is_relative_to(tmp_path / places[0])
+    found = learned_nets(tmp_path / "root", LEARNED, tmp_path / "beside/lenet_iter_5.solverstate.h5")
+    assert [path.resolve().relative_to(tmp_path).parts[0] for path in found] == list(places)
+
+
+def test_a_learned_net_in_several_places_at_once_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LEARNED).parent.mkdir()
+    (tmp_path / LEARNED).touch()
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "snapshots/lenet_iter_5.solverstate.h5"
+    assert learned_nets(tmp_path, LEARNED, state) == [Path(LEARNED)]
 
 
 def test_missing_learned_net_names_every_place(tmp_path: Path) -> None:
     state = tmp_path / "beside/lenet.solverstate.h5"
     with pytest.raises(ForceregError) as caught:
-        find_learned_net(tmp_path / "root", LEARNED, state)
+        learned_nets(tmp_path / "root", LEARNED, state)
     assert str(caught.value) == (
         f"{state}: its weights file (learned_net) is in none of these places: "
         f"{LEARNED}, {tmp_path / 'root' / LEARNED}, {tmp_path / 'beside/lenet_iter_5.caffemodel.h5'}"

@@ -1,24 +1,28 @@
 """Snapshots: models and solver states in Caffe's HDF5 and binary formats. The only package that knows these files."""
 
 from forcereg.snapshot.binary import check_size
-from forcereg.snapshot.binary import write_model as write_binary_model
-from forcereg.snapshot.binary import write_state as write_binary_state
-from forcereg.snapshot.content import Blobs, ModelFile, StateFile, fitted
-from forcereg.snapshot.hdf5 import check_names, write_model, write_state
-from forcereg.snapshot.load import LoadReport, load_into, modern
+from forcereg.snapshot.content import WEIGHTS, Blobs, ModelFile, StateFile, fingerprint, fitted
+from forcereg.snapshot.hdf5 import check_names
+from forcereg.snapshot.load import Copies, LoadReport, load_into, matched, modern, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
-from forcereg.snapshot.read import read, read_model, read_state
+from forcereg.snapshot.read import model_of, read, read_model, read_state
+from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
+    "WEIGHTS",
     "Blobs",
+    "Copies",
     "LoadReport",
     "ModelFile",
     "StateFile",
     "check_names",
     "check_size",
+    "fingerprint",
     "fitted",
     "load_into",
+    "matched",
+    "model_of",
     "model_path",
     "modern",
     "net_message",
@@ -28,8 +32,7 @@ __all__ = [
     "read_model",
     "read_state",
     "state_path",
-    "write_binary_model",
-    "write_binary_state",
+    "take_over",
     "write_model",
     "write_state",
 ]

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,7 +30,7 @@ from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState
 from forcereg.schema.blobs import LEGACY
 from forcereg.snapshot import container, hdf5, wire
-from forcereg.snapshot.content import Blobs, ModelFile, StateFile
+from forcereg.snapshot.content import ModelFile, StateFile, float_bytes
 
 LIMIT = (1 << 31) - 1
 """Bytes of a message that protobuf, and so Caffe, can read."""
@@ -39,7 +40,8 @@ _KINDS = {b"forcereg model": "model", b"forcereg state": "state"}
 # the wire types that fields have in each message; a NetParameter's 4, input_dim, may have two
 _MODEL = {1: 2, 2: 2, 3: 2, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
 _STATE = {1: 0, 2: 2, 3: 2, 4: 0}
-_PACKED = {5: "<f4", 6: "<f4", 8: "<f8", 9: "<f8"}  # of BlobProto: data, diff, and both in double
+_PACKED = {5: "<f4", 6: "<f4", 8: "<f8", 9: "<f8"}  # the numbers of a BlobProto
+_DATA, _DIFF = ((8, "double_data"), (5, "data")), ((9, "double_diff"), (6, "diff"))  # Caffe prefers doubles, too
 # wire.Damage is a ValueError; DecodeError is what the C runtime raises, the pure Python one lets others through
 _DAMAGE = (DecodeError, OSError, ValueError, IndexError, RecursionError, struct.error)
 _NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\v\f\r")  # every message has some of these, no prototxt does
@@ -62,50 +64,37 @@ _FORMS = {100: _Layer(1, 7), 2: _Layer(4, 6)}  # `layer` and, in the first two f
 _V0, _V0_LAYER = 1, _Layer(1, 50)  # in `layers`: the message that holds both in the first format
 
 
-def write_model(
-    path: str | Path, net: Any, layers: Blobs, diffs: Blobs | None = None, attrs: Mapping[str, str] | None = None
-) -> None:
-    """Write a model (`*.caffemodel`) that Caffe can read.
+def model_pieces(model: ModelFile, net: Any) -> list[wire.Piece]:
+    """A model as the content of a file; `net`: a NetParameter of its layers without blobs.
 
-    `net`: a NetParameter of the net's layers without blobs; `layers`: their blobs, shared ones under every layer
-    that uses them. Raises ForceregError if the file cannot be written (the old one stays).
+    Raises ForceregError if that is more than a message may hold.
     """
     head = NetParameter()
     head.CopyFrom(net)
     head.ClearField("layer")
     pieces = wire.message(_OPENING, [b"forcereg model"])
-    for key, text in (attrs or {}).items():
+    for key, text in model.attrs.items():
         pieces += wire.message(_ATTRIBUTE, wire.message(1, [key.encode()]) + wire.message(2, [text.encode()]))
     pieces.append(head.SerializeToString())
     for layer in net.layer:
         content: list[wire.Piece] = [layer.SerializeToString()]
-        blobs, changes = layers.get(layer.name, {}), (diffs or {}).get(layer.name, {})
+        blobs, changes = model.layers.get(layer.name, {}), model.diffs.get(layer.name, {})
         for index in range(len(blobs)):
             content += wire.message(7, _put_blob(blobs[index], changes.get(index)))
         pieces += wire.message(100, content)
-    _write(path, pieces)
+    return _closed(model.path, pieces)
 
 
-def write_state(
-    path: str | Path,
-    iteration: int,
-    current_step: int,
-    learned_net: str,
-    history: Sequence[np.ndarray],
-    extra: Mapping[str, object] | None = None,
-) -> None:
-    """Write a solver state (`*.solverstate`) that Caffe can read; the arguments are `hdf5.write_state`'s.
-
-    Raises ForceregError if the file cannot be written (the old one stays), TypeError for what `extra` cannot hold.
-    """
+def state_pieces(state: StateFile) -> list[wire.Piece]:
+    """A state as the content of a file. Raises ForceregError as `model_pieces`, TypeError for its `extra`."""
     pieces = wire.message(_OPENING, [b"forcereg state"])
-    pieces.append(SolverState(iter=iteration, current_step=current_step).SerializeToString())
-    pieces += wire.message(2, [os.fsencode(learned_net)])
-    for values in history:
+    pieces.append(SolverState(iter=state.iteration, current_step=state.current_step).SerializeToString())
+    pieces += wire.message(2, [os.fsencode(state.learned_net)])
+    for values in state.history:
         pieces += wire.message(3, _put_blob(values))
-    if extra is not None:
-        pieces += wire.message(_EXTRA, [hdf5.pack_extra(extra)])
-    _write(path, pieces)
+    if state.extra is not None:
+        pieces += wire.message(_EXTRA, [hdf5.pack_extra(state.extra)])
+    return _closed(state.path, pieces)
 
 
 def check_size(name: str, model: int, state: int) -> None:
@@ -135,17 +124,18 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
 # -- writing
 
 
-def _write(path: str | Path, pieces: list[wire.Piece]) -> None:
+def _closed(path: Path, pieces: list[wire.Piece]) -> list[wire.Piece]:
+    """The pieces, and the tag of the checksum that comes behind them."""
     pieces.append(wire.varint(_CHECKSUM << 3 | wire.COUNTED) + wire.varint(container.FOOTER))
     size = sum(map(len, pieces)) + container.FOOTER
     check_size(f"cannot write {path}", size, size)
-    container.write(path, pieces)
+    return pieces
 
 
 def _put_blob(values: np.ndarray, diff: np.ndarray | None = None) -> list[wire.Piece]:
-    pieces = wire.message(5, [wire.packed(values)])
+    pieces = wire.message(5, [float_bytes(values)])
     if diff is not None:
-        pieces += wire.message(6, [wire.packed(diff)])
+        pieces += wire.message(6, [float_bytes(diff)])
     return pieces + wire.message(7, [BlobShape(dim=np.shape(values)).SerializeToString()])
 
 
@@ -171,7 +161,7 @@ def _whole(raw: BinaryIO) -> list[wire.Field]:
     top = list(wire.fields(raw, 0, container.size(raw)))
     fits = container.checksum_fits(raw)
     numbers = [field.number for field in top]
-    written_anew = _OPENING in numbers[1:]
+    written_anew = numbers[0] != _OPENING and _OPENING in numbers
     if fits is False and not written_anew:
         raise wire.Damage("its checksum is wrong")
     if fits is None and numbers[0] == _OPENING:
@@ -254,26 +244,30 @@ def _attribute(raw: BinaryIO, field: wire.Field) -> tuple[str, str]:
 
 def _get_blob(raw: BinaryIO, field: wire.Field, where: str) -> _Blob:
     """The values of a BlobProto, as float32. Raises ForceregError if they don't fill its shape, or Damage."""
-    parts = list(wire.fields(raw, field.start, field.end))
-    is_packed = [part.number in _PACKED and part.wire == wire.COUNTED for part in parts]
-    rest = BlobProto.FromString(_joined(raw, (part for part, skip in zip(parts, is_packed, strict=True) if not skip)))
-    arrays: dict[int, list[np.ndarray]] = {}
-    for part, skip in zip(parts, is_packed, strict=True):
-        if skip:
-            arrays.setdefault(part.number, []).append(wire.read_array(raw, part, _PACKED[part.number]))
+    parts = list(takewhile(_is_usual, wire.fields(raw, field.start, field.end)))
+    if (parts[-1].end if parts else field.start) < field.end:  # a field for each number: protobuf reads these faster
+        parts = [field._replace(number=0, begin=field.start)]
+    rest = BlobProto.FromString(_joined(raw, (part for part in parts if part.number not in _PACKED)))
     legacy = any(rest.HasField(name) for name in LEGACY)
     shape = tuple(getattr(rest, name) for name in LEGACY) if legacy else tuple(rest.shape.dim)
-    data = _numbers(arrays.get(5) or arrays.get(8) or [np.array(rest.data or rest.double_data)])
-    diff = _numbers(arrays.get(6) or arrays.get(9) or [np.array(rest.diff or rest.double_diff)])
+    data, diff = (_numbers(raw, parts, rest, fields) for fields in (_DATA, _DIFF))
     if min(shape, default=0) < 0 or len(shape) > 32 or data.size != prod(shape) or diff.size not in (0, data.size):
         raise ForceregError(f"{where} holds {data.size} values in shape {list(shape)}; expected one value each")
     return _Blob(data.reshape(shape), diff.reshape(shape) if diff.size else None, legacy)
 
 
-def _numbers(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The packed pieces of a field, which nearly always are one, as float32."""
-    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    return np.asarray(joined, np.float32)
+def _is_usual(part: wire.Field) -> bool:
+    return part.number not in _PACKED or part.wire == wire.COUNTED
+
+
+def _numbers(raw: BinaryIO, parts: Sequence[wire.Field], rest: Any, fields: Iterable[tuple[int, str]]) -> np.ndarray:
+    """The first of `fields` that holds any, as float32: its packed pieces, nearly always one, else what `rest` has."""
+    for number, name in fields:
+        found = [part for part in parts if part.number == number and part.end > part.start]
+        arrays = [wire.read_array(raw, part, _PACKED[number]) for part in found] or [np.array(getattr(rest, name))]
+        if len(arrays[0]):
+            return np.asarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), np.float32)
+    return np.empty(0, np.float32)
 
 
 def _joined(raw: BinaryIO, parts: Iterable[wire.Field]) -> bytes:

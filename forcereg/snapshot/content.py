@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,9 +24,9 @@ class ModelFile:
     """
 
     path: Path
-    layers: dict[str, dict[int, np.ndarray]]
-    attrs: dict[str, str]
-    diffs: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    layers: Blobs
+    attrs: Mapping[str, str]
+    diffs: Blobs = field(default_factory=dict)
     legacy: bool = False
 
 
@@ -37,9 +38,32 @@ class StateFile:
     iteration: int
     current_step: int
     learned_net: str
-    history: list[np.ndarray]
-    extra: dict[str, Any] | None
+    history: Sequence[np.ndarray]
+    extra: Mapping[str, Any] | None
     legacy: bool = False
+
+    def goes_with(self, model: ModelFile) -> bool:
+        """Whether the model holds the weights that the state was saved with, as far as `extra` tells."""
+        saved = (self.extra or {}).get(WEIGHTS)
+        return saved is None or saved == fingerprint(model.layers)
+
+
+WEIGHTS = "weights"
+"""The entry of a state's `extra` that holds the fingerprint of its model."""
+
+
+def fingerprint(layers: Blobs) -> int:
+    """The CRC-32 of all weights as float32, ordered by layer name and position: the same in every format."""
+    checksum = 0
+    for _, blobs in sorted(layers.items()):
+        for _, values in sorted(blobs.items()):
+            checksum = zlib.crc32(float_bytes(values), checksum)
+    return checksum
+
+
+def float_bytes(values: np.ndarray) -> memoryview:
+    """Numbers as bytes, little-endian float32; a view if they are that already."""
+    return np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
 
 
 def fitted(values: np.ndarray, shape: tuple[int, ...], legacy: bool) -> np.ndarray | None:

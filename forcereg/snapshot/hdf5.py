@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
@@ -29,8 +29,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _STATE = ("iter", "current_step", "learned_net", "history")
 # What h5py raised for files without checksum when bytes in every part of them were changed; a link that leads
-# nowhere gives None, hence AttributeError.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+# nowhere gives None, hence AttributeError, and a number may lack its value, hence IndexError (a LookupError).
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
@@ -45,50 +45,33 @@ def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
                 raise ForceregError(f"{where}: a layer may not be called {blob!r} beside {name!r}; rename it")
 
 
-def write_model(
-    path: str | Path, layers: Blobs, diffs: Blobs | None = None, attrs: Mapping[str, str] | None = None
-) -> None:
-    """Write a model (`*.caffemodel.h5`) that Caffe can read; `layers` names all layers of the net.
-
-    A shared blob belongs under its owner alone. A `/` in a name makes nested groups.
-    Raises ForceregError if the file cannot be written (the old one stays) or a name cannot be stored.
-    """
+def model_image(model: ModelFile) -> memoryview:
+    """A model as the content of a file. Raises ForceregError if the name of a layer cannot be stored."""
 
     def fill(file: h5py.File) -> None:
-        for name, blobs in (("data", layers), ("diff", diffs)):
-            if blobs is not None:
-                _put_blobs(file.create_group(name), blobs, str(path))
-        for key, text in (attrs or {}).items():
+        _put_blobs(file.create_group("data"), model.layers, str(model.path))
+        if model.diffs:
+            _put_blobs(file.create_group("diff"), model.diffs, str(model.path))
+        for key, text in model.attrs.items():
             file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8"))
 
-    container.write(path, [_image(fill)])
+    return _image(fill)
 
 
-def write_state(
-    path: str | Path,
-    iteration: int,
-    current_step: int,
-    learned_net: str,
-    history: Sequence[np.ndarray],
-    extra: Mapping[str, object] | None = None,
-) -> None:
-    """Write a solver state (`*.solverstate.h5`) that Caffe can read.
-
-    `extra` is a nested dict of numbers, text, arrays and CPU or GPU tensors. Raises ForceregError if the file
-    cannot be written (the old one stays), TypeError for anything else in `extra`.
-    """
+def state_image(state: StateFile) -> memoryview:
+    """A state as the content of a file. Raises TypeError for what its `extra` cannot hold."""
 
     def fill(file: h5py.File) -> None:
-        file["iter"] = np.array([iteration], np.int32)
-        file["current_step"] = np.array([current_step], np.int32)
-        _put_c_string(file, "learned_net", os.fsencode(learned_net))
+        file["iter"] = np.array([state.iteration], np.int32)
+        file["current_step"] = np.array([state.current_step], np.int32)
+        _put_c_string(file, "learned_net", os.fsencode(state.learned_net))
         group = file.create_group("history")
-        for index, values in enumerate(history):
+        for index, values in enumerate(state.history):
             group[str(index)] = np.asarray(values, np.float32)
-        if extra is not None:
-            _put_extra(file.create_group("forcereg"), extra)
+        if state.extra is not None:
+            _put_extra(file.create_group("forcereg"), state.extra)
 
-    container.write(path, [_image(fill)])
+    return _image(fill)
 
 
 def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
@@ -106,7 +89,7 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
 
 
 def pack_extra(extra: Mapping[str, object]) -> memoryview:
-    """`extra` as the image of an HDF5 file, for a state of another format. Raises TypeError as `write_state`."""
+    """`extra` as the image of an HDF5 file, for a state of another format. Raises TypeError as `state_image`."""
     return _image(lambda file: _put_extra(file, extra))
 
 

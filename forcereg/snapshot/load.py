@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.snapshot.content import ModelFile, fitted
+
+Copies: TypeAlias = list[tuple[Tensor, np.ndarray]]
+"""Tensors and what is to be copied into them, all of it checked."""
 
 
 @dataclass(frozen=True)
@@ -33,32 +37,49 @@ class LoadReport:
 def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]) -> LoadReport:
     """Copy a model's blobs by layer name into `params` (every layer of the net), in place.
 
+    Raises ForceregError as `matched`, before anything is copied.
+    """
+    copies, report = matched(params, model, shared)
+    take_over(copies)
+    return report
+
+
+def take_over(copies: Copies) -> None:
+    """Copy all of it, in place."""
+    with torch.no_grad():
+        for target, values in copies:
+            target.copy_(torch.from_numpy(np.array(values, np.float32)))
+
+
+def matched(
+    params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]
+) -> tuple[Copies, LoadReport]:
+    """What `load_into` copies and reports.
+
     In a layer that the file has, only a blob borrowed from another layer may be missing (`shared`: borrowed
     "layer/i" -> its owner), and a layer without blobs counts as absent.
-    Raises ForceregError for another number or shape of blobs, before anything is copied.
+    Raises ForceregError for another number or shape of blobs.
     """
-    copies: list[tuple[Tensor, np.ndarray]] = []
+    copies: Copies = []
     loaded, fresh = [], []
     for name, targets in params.items():
         blobs = model.layers.get(name)
         if blobs:
-            copies += _matched(name, targets, blobs, model, shared)
+            copies += _of_layer(name, targets, blobs, model, shared)
             loaded.append(name)
         elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
             fresh.append(name)
-    with torch.no_grad():
-        for target, values in copies:
-            target.copy_(torch.from_numpy(np.array(values, np.float32)))
-    return LoadReport(tuple(loaded), tuple(name for name in model.layers if name not in params), tuple(fresh))
+    ignored = tuple(name for name in model.layers if name not in params)
+    return copies, LoadReport(tuple(loaded), ignored, tuple(fresh))
 
 
-def _matched(
+def _of_layer(
     layer: str,
     targets: Sequence[Tensor],
     blobs: Mapping[int, np.ndarray],
     model: ModelFile,
     shared: Mapping[str, str],
-) -> list[tuple[Tensor, np.ndarray]]:
+) -> Copies:
     """(target, values) for the blobs of one layer, all checked."""
     rename = "rename the layer in the net to start it fresh"
     if max(blobs) >= len(targets):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from forcereg.snapshot import binary, container, hdf5
@@ -17,7 +19,10 @@ def read(path: str | Path) -> ModelFile | StateFile:
     with container.opened(path) as raw:
         raw.seek(0)
         is_hdf5 = raw.read(len(hdf5.SIGNATURE)) == hdf5.SIGNATURE
-        return hdf5.read(raw, path) if is_hdf5 else binary.read(raw, path)
+        file = hdf5.read(raw, path) if is_hdf5 else binary.read(raw, path)
+    if isinstance(file, StateFile) and min(file.iteration, file.current_step) < 0:
+        raise container.damaged(path, f"iteration {file.iteration}, step {file.current_step}")
+    return file
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -34,3 +39,13 @@ def read_state(path: str | Path) -> StateFile:
     if isinstance(file, ModelFile):
         raise wrong_kind(file)
     return file
+
+
+def model_of(state: StateFile, places: Iterable[Path]) -> ModelFile:
+    """The model that goes with the state, of these files the first that does; else the first. Raises as `read_model`.
+
+    Another run may have left a file of the same name in the first place.
+    """
+    models = map(read_model, places)
+    first = next(models)
+    return next((model for model in chain([first], models) if state.goes_with(model)), first)

@@ -78,11 +78,6 @@ def message(number: int, pieces: Iterable[Piece]) -> list[Piece]:
     return [varint(number << 3 | COUNTED) + varint(sum(map(len, content))), *content]
 
 
-def packed(values: np.ndarray) -> memoryview:
-    """Numbers as bytes, little-endian float32; a view if they are that already."""
-    return np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
-
-
 def varint(value: int) -> bytes:
     """A number >= 0 in protobuf's variable length."""
     encoded = bytearray()

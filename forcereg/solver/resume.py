@@ -17,8 +17,8 @@ _NAME = r"(0|[1-9][0-9]*)\.(caffemodel|solverstate)(?:\.h5)?"
 def resume_latest(solver: Solver) -> Path | None:
     """Restores the newest complete pair of model and state, of any format, under the solver's prefix.
 
-    A newer one that is incomplete or damaged is warned of and passed over. Returns the state's path, None if there is
-    nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if the pair is of another net.
+    A newer one that is incomplete, damaged or no pair is warned of and passed over. Returns the state's path, None if
+    there is nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if it is of another net.
     """
     found = _newest(solver) if solver.group.rank == 0 else None
     path = solver.group.share(found and found[0])
@@ -43,7 +43,15 @@ def _newest(solver: Solver) -> tuple[Path, tuple[StateFile, ModelFile]] | None:
 
 def _read(state: Path) -> tuple[StateFile, ModelFile]:
     """The pair of a state. Not the model that the state names: a file of that name may be another run's."""
-    return read_state(state), read_model(state.with_name(state.name.replace("solverstate", "caffemodel")))
+    found, model = read_state(state), read_model(_beside(state))
+    if not found.goes_with(model):  # a run that wrote over another's was killed between model and state
+        raise ForceregError(f"{model.path} is not the model that {state.name} was saved with")
+    return found, model
+
+
+def _beside(state: Path) -> Path:
+    start, _, end = state.name.rpartition("solverstate")
+    return state.with_name(f"{start}caffemodel{end}")
 
 
 def _found(prefix: Path) -> dict[int, list[Path]]:
@@ -58,7 +66,8 @@ def _found(prefix: Path) -> dict[int, list[Path]]:
 
 def _clean_up(prefix: Path) -> None:
     """Deletes what writing a snapshot left behind when it was killed."""
-    for path, _ in _matching(prefix, rf"\.{re.escape(prefix.name)}_iter_{_NAME}\.[0-9a-f]{{8}}\.tmp"):
+    # such a name may be cut before its end
+    for path, _ in _matching(prefix, rf"\.{re.escape(prefix.name)}_iter_[0-9]*[.a-z0-9]*\.[0-9a-f]{{8}}\.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
 

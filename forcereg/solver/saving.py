@@ -10,7 +10,9 @@ from forcereg import snapshot
 from forcereg.net import Net
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import to_text
+from forcereg.solver.clipping import CLIPPED
 from forcereg.solver.state import pack
+from forcereg.solver.updater import HISTORY
 from forcereg.version import __version__
 
 if TYPE_CHECKING:
@@ -39,13 +41,14 @@ def write_pair(solver: Solver, extra: dict[str, Any]) -> Path:
     solver.emit("snapshot", model=str(model), state=str(state), iteration=at, binary=binary)
     blobs = pack(solver.net, everywhere=binary)
     diffs = pack(solver.net, solver.updater.last_update()) if solver.param.snapshot_diff else None
-    if binary:
-        snapshot.write_binary_model(model, snapshot.net_message(solver.net.spec), blobs, diffs, provenance(solver))
-    else:
-        snapshot.write_model(model, blobs, diffs, provenance(solver))
+    net = snapshot.net_message(solver.net.spec) if binary else None
+    snapshot.write_model(model, blobs, diffs, provenance(solver), net)
     learned = str(snapshot.model_path(solver.param.snapshot_prefix, at, binary))
-    write_state = snapshot.write_binary_state if binary else snapshot.write_state
-    write_state(state, at, solver.current_step, learned, solver.updater.saved_history(), extra)
+    history = solver.updater.saved_history()
+    extra = {**extra, HISTORY: solver.updater.holds, snapshot.WEIGHTS: snapshot.fingerprint(blobs)}
+    if solver.clipping is not None:
+        extra[CLIPPED] = solver.clipping.last
+    snapshot.write_state(state, at, solver.current_step, learned, history, extra, binary)
     if solver.keep:
         snapshot.prune(prefix, solver.keep, at, binary)
     return model

@@ -23,13 +23,19 @@ Tensors = list[Tensor]
 class Rule:
     """A solver type: gradients and history -> what to subtract from the weights, in place.
 
-    `history` has `slots` lists of one tensor per parameter, in the order Caffe's snapshots hold them. `rate` is the
-    learning rate times `scale`; a parameter's own is that times its lr_mult. `adaptive` types keep history of
-    gradients, so they need those of parameters with lr_mult 0 too (their weight decay), as Caffe does.
+    `history` has a list of one tensor per parameter for each thing that the type `holds`, in the order Caffe's
+    snapshots hold them; types that hold the same go on from each other's. `rate` is the learning rate times `scale`; a
+    parameter's own is that times its lr_mult. `adaptive` types keep history of gradients, so they need those of
+    parameters with lr_mult 0 too (their weight decay), as Caffe does.
     """
 
-    slots = 1
+    holds: tuple[str, ...] = ("velocity",)
     adaptive = False
+
+    @property
+    def slots(self) -> int:
+        """How many history tensors each parameter has."""
+        return len(self.holds)
 
     def problem(self, p: Any) -> str | None:
         """What in the solver's settings the type can't do, and a fix; None if nothing."""
@@ -140,6 +146,8 @@ def _rooted(squares: Tensors, delta: float) -> Tensors:
 class AdaGrad(_WithoutMomentum):
     """h += g^2; the update is rate * g / (sqrt(h) + delta)."""
 
+    holds = ("sum of squares",)
+
     def direction(self, p: Any, grads: Tensors, history: Sequence[Tensors]) -> Tensors:
         torch._foreach_addcmul_(history[0], grads, grads)
         return list(torch._foreach_div(grads, _rooted(history[0], p.delta)))
@@ -148,6 +156,8 @@ class AdaGrad(_WithoutMomentum):
 @solver_type("RMSProp")
 class RMSProp(_WithoutMomentum):
     """h = rms_decay * h + (1 - rms_decay) g^2; the update is rate * g / (sqrt(h) + delta)."""
+
+    holds = ("mean of squares",)
 
     def problem(self, p: Any) -> str | None:
         if not 0 <= p.rms_decay < 1:
@@ -164,7 +174,7 @@ class RMSProp(_WithoutMomentum):
 class AdaDelta(_Adaptive):
     """The update is rate * u, u = g sqrt((u2 + delta) / (g2 + delta)), with means g2, u2 of squares by momentum."""
 
-    slots = 2
+    holds = ("mean of squares", "mean of the updates' squares")
 
     def direction(self, p: Any, grads: Tensors, history: Sequence[Tensors]) -> Tensors:
         squared, updates = history
@@ -186,7 +196,7 @@ class Adam(_Adaptive):
     The rate is scaled by sqrt(1 - momentum2^t) / (1 - momentum^t), t = iteration + 1.
     """
 
-    slots = 2
+    holds = ("mean", "mean of squares")
 
     def scale(self, p: Any, iteration: int) -> float:
         t = iteration + 1

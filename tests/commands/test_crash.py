@@ -2,73 +2,49 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOP
+from tests.nursery import Child, Nursery
 from tests.solver.nets import write_images, write_solver
 from tests.solver.test_resume import assert_same
 
-ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 TRAIN = ("train", "--solver", "solver.prototxt")
 KILLS = 20
-
-# Python, torch and forcereg are loaded once; each line of arguments becomes a process of its own that runs the command
-# exactly as `forcereg` does. So a kill costs milliseconds, and most of them hit the training and not the start.
-NURSERY = """
-import os, sys
-import forcereg.solver.loop, forcereg.solver.resume, forcereg.solver.signals, forcereg.solver.distributed
-from forcereg.__main__ import main
-for line in sys.stdin:
-    folder, log, *args = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1), os.dup2(out, 2)
-        main(args)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Starts `forcereg ARGUMENTS` in `folder`, its output behind `log`; one at a time."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def start(self, folder: Path, *args: str) -> int:
-        """The process id."""
-        assert self._process.stdin is not None
-        print(folder, folder / "log", *args, sep="\t", file=self._process.stdin, flush=True)
-        return int(self._read())
-
-    def wait(self) -> int:
-        """Its exit code, negative for a signal."""
-        return int(self._read())
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
 
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    with subprocess.Popen(
-        [sys.executable, "-c", NURSERY], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Nursery(process)
+    """With all modules loaded: a kill costs milliseconds, and most of them hit the training and not the start."""
+    with Nursery(*(f"forcereg.solver.{name}" for name in ("loop", "resume", "signals", "distributed"))) as nursery:
+        yield nursery
+
+
+Command = Callable[..., Child]
+
+
+@pytest.fixture
+def command(nursery: Nursery) -> Iterator[Command]:
+    """`command(folder, "train", ...)` starts forcereg, its output behind folder/log; ended with the test."""
+    started: list[Child] = []
+
+    def start(folder: Path, *args: str) -> Child:
+        log = folder / "log"
+        started.append(nursery.start("-m", "forcereg", *args, cwd=folder, env=ON_CPU, out=log, err=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def prepare(root: Path, max_iter: int, form: str = "HDF5") -> Path:
@@ -94,27 +70,25 @@ def last(folder: Path, max_iter: int) -> tuple[Path, Path]:
 # -- kill -9
 
 
-def test_killed_at_random_moments(nursery: Nursery, tmp_path: Path) -> None:
+def test_killed_at_random_moments(command: Command, tmp_path: Path) -> None:
     """Whatever a kill hits (start, training, a test, the writing of a snapshot), the end is bit for bit the same."""
     iterations = 120
     whole, killed = (prepare(tmp_path / name, iterations) for name in ("whole", "killed"))
-    nursery.start(whole, *TRAIN)
     began = time.monotonic()
-    assert nursery.wait() == 0, read(whole)
+    assert command(whole, *TRAIN).wait() == 0, read(whole)
     duration = time.monotonic() - began
 
     chance = random.Random(1)
     for _ in range(KILLS):
-        process = nursery.start(killed, *TRAIN, "--resume", "auto")
+        process = command(killed, *TRAIN, "--resume", "auto")
         time.sleep(chance.uniform(0, duration / 5))
-        os.kill(process, signal.SIGKILL)
-        code = nursery.wait()
+        process.kill()
+        code = process.wait()
         assert code in (0, -signal.SIGKILL), read(killed)
         if code == 0:  # it was through; the others start over
             for path in killed.glob("s_iter_*"):
                 path.unlink()
-    nursery.start(killed, *TRAIN, "--resume", "auto")
-    assert nursery.wait() == 0, read(killed)
+    assert command(killed, *TRAIN, "--resume", "auto").wait() == 0, read(killed)
     assert "Restoring previous solver status" in read(killed)
     for one, other in zip(last(whole, iterations), last(killed, iterations), strict=True):
         assert_same(one, other)
@@ -123,11 +97,10 @@ def test_killed_at_random_moments(nursery: Nursery, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
 @pytest.mark.parametrize("at", ["between-model-and-state", "in-the-model", "in-the-state"])
-def test_killed_within_a_snapshot(at: str, form: str, nursery: Nursery, tmp_path: Path) -> None:
+def test_killed_within_a_snapshot(at: str, form: str, command: Command, tmp_path: Path) -> None:
     """The newest snapshot that is whole is the one before; the run goes on from there."""
     whole = prepare(tmp_path / "run", 9, form)
-    nursery.start(whole, *TRAIN)
-    assert nursery.wait() == 0, read(whole)
+    assert command(whole, *TRAIN).wait() == 0, read(whole)
     killed, whole = whole, Path(shutil.copytree(whole, tmp_path / "whole"))
     end = ".h5" if form == "HDF5" else ""
     state, model = (killed / f"s_iter_9.{kind}{end}" for kind in ("solverstate", "caffemodel"))
@@ -137,8 +110,7 @@ def test_killed_within_a_snapshot(at: str, form: str, nursery: Nursery, tmp_path
         model.rename(killed / f".s_iter_9.caffemodel{end}.0123abcd.tmp")
     elif at == "in-the-state":
         (killed / f".s_iter_9.solverstate{end}.0123abcd.tmp").write_bytes(b"half")
-    nursery.start(killed, *TRAIN, "--resume", "auto")
-    assert nursery.wait() == 0
+    assert command(killed, *TRAIN, "--resume", "auto").wait() == 0
     resumed = read(killed).rpartition("Restoring previous solver status from ")
     assert f"s_iter_6.solverstate{end}" in resumed[2].splitlines()[0]
     passed_over = re.search(r"^W.*snapshot 9 is passed over: .*has no solver state$", resumed[0], re.MULTILINE)
@@ -167,20 +139,16 @@ main(["train", "--solver", "solver.prototxt"])
 """
 
 
-def test_killed_just_before_the_state_is_written(nursery: Nursery, tmp_path: Path) -> None:
+def test_killed_just_before_the_state_is_written(command: Command, nursery: Nursery, tmp_path: Path) -> None:
     whole, killed = (prepare(tmp_path / name, 9) for name in ("whole", "killed"))
-    done = subprocess.run(
-        [sys.executable, "-c", KILL_BEFORE_STATE], cwd=killed, env=ENV, capture_output=True, check=False
-    )
+    done = nursery.run("-c", KILL_BEFORE_STATE, cwd=killed, env=ON_CPU)
     assert done.returncode == -signal.SIGKILL
     assert sorted(path.name for path in killed.glob("s_iter_*")) == [
         "s_iter_3.caffemodel.h5", "s_iter_3.solverstate.h5", "s_iter_6.caffemodel.h5",
     ]  # fmt: skip
-    nursery.start(killed, *TRAIN, "--resume", "auto")
-    assert nursery.wait() == 0, read(killed)
+    assert command(killed, *TRAIN, "--resume", "auto").wait() == 0, read(killed)
     assert "snapshot 6 is passed over" in read(killed)
-    nursery.start(whole, *TRAIN)
-    assert nursery.wait() == 0, read(whole)
+    assert command(whole, *TRAIN).wait() == 0, read(whole)
     for one, other in zip(last(whole, 9), last(killed, 9), strict=True):
         assert_same(one, other)
 
@@ -188,7 +156,7 @@ def test_killed_just_before_the_state_is_written(nursery: Nursery, tmp_path: Pat
 # -- signals
 
 
-def await_line(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> str:
+def await_line(folder: Path, pattern: str, process: Child) -> str:
     """Waits until the log has a line with `pattern`; its first group."""
     for _ in range(6000):
         if match := re.search(pattern, read(folder)):
@@ -196,26 +164,6 @@ def await_line(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> 
         assert process.poll() is None, read(folder)
         time.sleep(0.01)
     raise AssertionError(f"no line with {pattern!r}:\n{read(folder)}")
-
-
-Command = Callable[..., "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def command() -> Iterator[Command]:
-    """`command(folder, "train", ...)` starts the real command, its output in folder/log; ended with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(folder: Path, *args: str) -> subprocess.Popen[bytes]:
-        with (folder / "log").open("ab") as log:
-            call = [sys.executable, "-m", "forcereg", *args]
-            started.append(subprocess.Popen(call, cwd=folder, env=ENV, stdout=log, stderr=log))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 FOREVER = 100_000_000
@@ -231,7 +179,7 @@ UNSAVED = ("--set", "snapshot=0")
     ],
 )
 def test_stop_saves_ends_well_and_can_go_on(
-    number: signal.Signals, options: list[str], command: Command, nursery: Nursery, tmp_path: Path
+    number: signal.Signals, options: list[str], command: Command, tmp_path: Path
 ) -> None:
     """In the middle of an iteration: it is finished, saved, and what comes out later is what would have come out."""
     stopped = prepare(tmp_path / "stopped", FOREVER)
@@ -246,8 +194,7 @@ def test_stop_saves_ends_well_and_can_go_on(
 
     whole = prepare(tmp_path / "whole", end)
     for folder, resume in ((whole, []), (stopped, ["--resume=auto"])):
-        nursery.start(folder, *TRAIN, *UNSAVED, "--max-iter", str(end), *resume)
-        assert nursery.wait() == 0, read(folder)
+        assert command(folder, *TRAIN, *UNSAVED, "--max-iter", str(end), *resume).wait() == 0, read(folder)
     for one, other in zip(last(whole, end), last(stopped, end), strict=True):
         assert_same(one, other)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
 from forcereg.schema import NetParameter, SolverState
-from forcereg.snapshot import binary, read, read_model, read_state, write_binary_model, write_binary_state
+from forcereg.snapshot import binary, read, read_model, read_state, write_model, write_state
 from tests.snapshot.test_content import PROPERTY, extras, float32s, one_line, same, texts
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -38,11 +38,11 @@ def net_of(layers: Any, name: str = "net") -> Any:
 
 def small_model(path: Path) -> None:
     layers = numbered({"conv1": [np.arange(90).reshape(5, 2, 3, 3), np.ones(5)], "a/b": [np.ones(3)], "relu": []})
-    write_binary_model(path, net_of(layers), layers, None, {"forcereg_net": 'name: "net"', "forcereg_version": "1"})
+    write_model(path, layers, None, {"forcereg_net": 'name: "net"', "forcereg_version": "1"}, net_of(layers))
 
 
 def small_state(path: Path) -> None:
-    write_binary_state(path, 5, 1, "m.caffemodel", [np.ones((5, 2)), np.ones(5)], EXTRA)
+    write_state(path, 5, 1, "m.caffemodel", [np.ones((5, 2)), np.ones(5)], EXTRA, binary=True)
 
 
 KINDS: list[Any] = [pytest.param(small_model, id="model"), pytest.param(small_state, id="state")]
@@ -56,7 +56,7 @@ def test_a_model_comes_back(
     path, blobs = tmp_path_factory.getbasetemp() / "m.caffemodel", numbered(layers)
     negated = {layer: [-values for values in listed] for layer, listed in layers.items()}
     diffs = numbered(negated) if with_diffs else None
-    write_binary_model(path, net_of(layers, name), blobs, diffs, {"forcereg_net": text, "é": ""})
+    write_model(path, blobs, diffs, {"forcereg_net": text, "é": ""}, net_of(layers, name))
     model = read_model(path)
     assert (model.path, model.legacy) == (path, False)
     assert model.attrs == {"forcereg_net": text, "é": ""}
@@ -73,7 +73,7 @@ def test_a_state_comes_back(
     extra: Any, learned_net: str, history: Any, iteration: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "s.solverstate"
-    write_binary_state(path, iteration, 3, learned_net, history, extra)
+    write_state(path, iteration, 3, learned_net, history, extra, binary=True)
     state = read_state(path)
     assert (state.iteration, state.current_step, state.learned_net) == (iteration, 3, learned_net)
     assert len(state.history) == len(history) and all(map(same, state.history, history))
@@ -167,13 +167,26 @@ def test_no_changed_byte_goes_unnoticed(
     one_line(path, read)
 
 
+@pytest.mark.parametrize("write", KINDS)
+def test_no_flipped_bit_of_the_opening_goes_unnoticed(write: Any, tmp_path: Path) -> None:
+    """One such flip makes the second field look like another opening, which only files written anew have elsewhere."""
+    path = tmp_path / "a"
+    write(path)
+    image = path.read_bytes()
+    for bit in range(8 * 80):
+        flipped = bytearray(image)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        one_line(path, read)
+
+
 def test_a_file_over_64_megabytes_takes_its_size_in_memory(tmp_path: Path) -> None:
     """Where protobuf's own readers stop by default; here 100 MB, read into arrays and written from them."""
     path = tmp_path / "big.caffemodel"
     weight = np.arange(25_000_000, dtype=np.float32).reshape(5000, 5000)
     layers = {"ip": {0: weight, 1: weight[0]}}
     tracemalloc.start()
-    write_binary_model(path, net_of(layers), layers)
+    write_model(path, layers, net=net_of(layers))
     written = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
     found = read_model(path).layers["ip"]
@@ -211,7 +224,7 @@ def test_two_gigabytes_are_the_limit() -> None:
 @pytest.mark.parametrize("value", [None, 2**64, b"bytes"], ids=repr)
 def test_what_a_state_cannot_hold(value: object, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold 'x'"):
-        write_binary_state(tmp_path / "a", 1, 0, "", [], {"deep": {"x": value}})
+        write_state(tmp_path / "a", 1, 0, "", [], {"deep": {"x": value}}, binary=True)
     assert os.listdir(tmp_path) == []
 
 
@@ -241,6 +254,8 @@ def misshapen(path: Path) -> None:
         (message(NetParameter, layer=[{"name": "a"}]), read_state, "this is a model, expected a solver state"),
         (message(NetParameter, layers=[{"name": "a"}]), read_state, "this is a model, expected a solver state"),
         (message(SolverState, iter=5), read_state, "not a Caffe solver state: it lacks 'learned_net'"),
+        (message(SolverState, iter=-5, learned_net="m"), read_state, r"damaged or truncated \(iteration -5, step 0\)"),
+        (message(SolverState, iter=5, learned_net="m", current_step=-1), read_state, r"\(iteration 5, step -1\)"),
         (message(NetParameter, name="net"), read_model, "a binary message, but neither a model nor a solver state"),
         (lambda path: path.write_bytes(b"\x08\x01\x10\x03\x18\x02"), read, "a binary message, but neither"),
         (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), read, "this is neither HDF5 nor binaryproto; exp"),
@@ -258,7 +273,18 @@ def misshapen(path: Path) -> None:
     ],
     ids=[
         *("state-as-model", "model-as-state", "caffes-state-as-model", "caffes-model-as-state", "v1-as-state"),
-        *("no-learned-net", "no-layers", "mean-image", "zip", "text", "empty", "missing", "folder"),
+        *(
+            "no-learned-net",
+            "negative-iteration",
+            "negative-step",
+            "no-layers",
+            "mean-image",
+            "zip",
+            "text",
+            "empty",
+            "missing",
+            "folder",
+        ),
         *("two-of-a-name", "shape", "two-formats"),
     ],
 )

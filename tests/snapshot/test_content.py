@@ -212,6 +212,13 @@ def hdf5(fill: Callable[[h5py.File], object]) -> Callable[[Path], None]:
     return write
 
 
+def no_iteration(file: h5py.File) -> None:
+    file["iter"] = np.zeros(0, np.int32)
+    file["current_step"] = np.zeros(1, np.int32)
+    file["learned_net"] = "m"
+    file.create_group("history")
+
+
 def ten_times(file: h5py.File) -> None:
     for index in range(10):
         file[f"data/l/{index}"] = np.zeros(1, np.float32)
@@ -233,13 +240,14 @@ def ten_times(file: h5py.File) -> None:
         (hdf5(lambda file: file.create_group("x")), read_model, "holds neither a model .* nor a solver state"),
         (hdf5(lambda file: file.create_dataset("data", data=1.0)), read_model, "holds neither a model .group 'data'"),
         (hdf5(lambda file: file.create_group("history")), read_state, "not a Caffe solver state: it lacks 'iter'"),
+        (hdf5(no_iteration), read_state, "damaged or truncated .index 0 is out of bounds"),
         (hdf5(ten_times), read_model, "layer 'l' has a dataset 'x' of type float32, expected numbered floats"),
         (hdf5(lambda file: file.create_dataset("data/l/0", data=[1])), read_model, "'0' of type int64, expected"),
         (hdf5(lambda file: file.create_dataset("data/l/01", data=[1.0])), read_model, "a dataset '01'"),
     ],
     ids=[
         *("missing", "folder", "text", "state-as-model", "model-as-state", "no-data", "data-is-no-group"),
-        *("no-iter", "named", "integers", "padded"),
+        *("no-iter", "empty-iter", "named", "integers", "padded"),
     ],
 )
 def test_other_files_are_said_to_be_what_they_are(write: Any, read: Any, says: str, tmp_path: Path) -> None:

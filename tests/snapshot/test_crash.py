@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +11,22 @@ import numpy as np
 import pytest
 
 from forcereg.snapshot import read_model, read_state, write_model, write_state
-
-TOP = Path(__file__).resolve().parents[2]
+from tests.nursery import Nursery
 
 COMMON = """
 import json, os, random, resource, signal, sys, time
 import numpy as np
 from forcereg.errors import ForceregError
 from forcereg.schema import NetParameter
-from forcereg.snapshot import (
-    read_model, read_state, write_binary_model, write_binary_state, write_model, write_state
-)
+from forcereg.snapshot import read_model, read_state, write_model, write_state
 
 def write(kind, path, n):
     values = np.full((300 + n % 7, 1000), n, np.float32)  # other sizes, so that a torn file cannot pass
     layers, attrs = {"ip": {0: values}, "relu": {}}, {"forcereg_version": str(n)}
-    if kind == "model":
-        write_model(path, layers, attrs=attrs)
-    elif kind == "binary-model":
-        write_binary_model(path, NetParameter(layer=[{"name": "ip"}]), layers, attrs=attrs)
+    if "model" in kind:
+        write_model(path, layers, attrs=attrs, net=NetParameter(layer=[{"name": "ip"}]) if "binary" in kind else None)
     else:
-        (write_state if kind == "state" else write_binary_state)(path, n, 0, "x", [values], {"cursor": n})
+        write_state(path, n, 0, "x", [values], {"cursor": n}, "binary" in kind)
 
 def check(kind, path):
     if "model" in kind:
@@ -87,37 +80,28 @@ except ForceregError as exc:
 """
 
 
-def run(script: str, kind: str, path: Path) -> Any:
+def run(script: str, kind: str, path: Path, nursery: Nursery) -> Any:
     """What the script prints, from JSON; it runs in a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMMON + script, kind, str(path)],
-        cwd=TOP,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = nursery.run("-c", COMMON + script, kind, path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["model", "state", "binary-model", "binary-state"])
-def test_a_kill_never_leaves_half_a_file(kind: str, tmp_path: Path) -> None:
-    assert run(KILLED, kind, tmp_path / "a.h5")["kills"] >= 25
+def test_a_kill_never_leaves_half_a_file(kind: str, tmp_path: Path, nursery: Nursery) -> None:
+    assert run(KILLED, kind, tmp_path / "a.h5", nursery)["kills"] >= 25
 
 
 @pytest.mark.parametrize("kind", ["model", "state", "binary-model", "binary-state"])
-def test_a_full_disk_is_one_line_and_leaves_the_old_file(kind: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(kind: str, tmp_path: Path, nursery: Nursery) -> None:
     path = tmp_path / "a.h5"
     if "model" in kind:
         write_model(path, {"ip": {0: np.ones((2, 3))}})
     else:
         write_state(path, 3, 0, "x", [np.ones((2, 3))])
     old = path.read_bytes()
-    found = run(FULL, kind, path)
+    found = run(FULL, kind, path, nursery)
     limit = "file too large; raise the file size limit (`ulimit -f`) or write elsewhere"
     assert found == {"line": f"cannot write {path}: {limit}", "exit_code": 1}
     assert os.listdir(tmp_path) == ["a.h5"]

@@ -116,13 +116,12 @@ def test_a_double_build_is_read_as_float32(tmp_path: Path) -> None:
     assert model.layers["ip"][0].dtype == model.diffs["ip"][0].dtype == np.float32
 
 
-@pytest.mark.parametrize("form", ["unpacked", "in-pieces"])
+@pytest.mark.parametrize("form", ["unpacked", "in-pieces", "both"])
 def test_numbers_in_every_form_that_protobuf_allows(form: str, tmp_path: Path) -> None:
     numbers = values((6,))
-    if form == "unpacked":  # one tag per number: field 5, four bytes
-        content = b"".join(b"\x2d" + number.tobytes() for number in numbers)
-    else:
-        content = b"".join(b"\x2a\x0c" + numbers[i : i + 3].tobytes() for i in (0, 3))
+    single = [b"\x2d" + number.tobytes() for number in numbers]  # field 5, four bytes
+    packed = [b"\x2a\x0c" + numbers[i : i + 3].tobytes() for i in (0, 3)]
+    content = b"".join({"unpacked": single, "in-pieces": packed, "both": [*single[:3], packed[1]]}[form])
     blob = content + BlobProto(shape={"dim": [2, 3]}).SerializeToString()
     assert list(BlobProto.FromString(blob).data) == numbers.tolist()
     layer = b"\x0a\x02ip" + b"\x3a" + bytes([len(blob)]) + blob

@@ -155,7 +155,7 @@ def test_the_wrong_file_is_explained(form: str, tmp_path: Path) -> None:
 def test_a_model_that_lacks_layers_is_told_when_resuming(tmp_path: Path) -> None:
     solver, recorder = regression(tmp_path, BINARY + 'snapshot_prefix: "s"')
     path = solver.snapshot()
-    snapshot.write_binary_model(path, snapshot.net_message(solver.net.spec), {})
+    snapshot.write_model(path, {}, net=snapshot.net_message(solver.net.spec))
     solver.restore(tmp_path / "s_iter_0.solverstate")
     (text,) = recorder.texts()
     assert text == f"{path}: lacks layers ip; they keep their initial weights"

@@ -216,6 +216,107 @@ def test_state_of_another_net_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(blob, before[name]) for name, blob in blobs_of(other).items())
 
 
+@pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
+def test_a_model_that_does_not_fit_changes_nothing(form: str, tmp_path: Path) -> None:
+    """Not even the history, which the state has and which fits."""
+    extra = f'momentum: 0.9 snapshot_prefix: "s" snapshot_format: {form}'
+    solver, _ = regression(tmp_path, extra)
+    solver.step(2, batches)
+    model = solver.snapshot()
+    blobs = {"ip": {0: np.ones((3, 2)), 1: np.ones(2)}}
+    snapshot.write_model(model, blobs, net=snapshot.net_message(solver.net.spec) if form == "BINARYPROTO" else None)
+    other, _ = regression(tmp_path, extra)
+    before = blobs_of(other)
+    with pytest.raises(ForceregError, match=r"shape \(3, 2\) in the file, \(2, 3\) in the net"):
+        other.restore(model.with_name(model.name.replace("caffemodel", "solverstate")))
+    assert (other.iter, other.last_snapshot) == (0, None)
+    assert not any(tensor.any() for slot in other.updater.history for tensor in slot)
+    assert all(torch.equal(blob, before[name]) for name, blob in blobs_of(other).items())
+
+
+ADAPTIVE = 'type: "AdaGrad"'
+
+
+@pytest.mark.parametrize("caffes", [False, True], ids=["ours", "caffes"])
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        ("momentum: 0.9", ADAPTIVE, "its history is velocity, type AdaGrad keeps sum of squares; use the net and"),
+        (ADAPTIVE, 'type: "RMSProp"', "its history is sum of squares, type RMSProp keeps mean of squares"),
+        ('type: "Adam"', 'type: "AdaDelta"', "its history is mean, mean of squares, type AdaDelta keeps mean of"),
+        ("momentum: 0.9", 'type: "Nesterov" momentum: 0.9', None),
+        (ADAPTIVE, ADAPTIVE, None),
+    ],
+    ids=["velocity-as-squares", "sum-as-mean", "adam-as-adadelta", "sgd-as-nesterov", "same"],
+)
+def test_a_history_of_another_solver_type(
+    first: str, then: str, says: str | None, caffes: bool, tmp_path: Path
+) -> None:
+    """Ours say what they hold; of Caffe's at least squares can't be negative."""
+    solver, _ = regression(tmp_path, f'{first} snapshot_prefix: "s"')
+    solver.step(2, batches)
+    solver.snapshot()
+    state = tmp_path / "s_iter_2.solverstate.h5"
+    negative = any((values < 0).any() for values in snapshot.read_state(state).history)
+    if caffes:
+        as_caffe_writes(state)
+        says = "is negative in places, type .* keeps squares there; use" if says and negative else None
+    other, _ = regression(tmp_path, then)
+    if says is None:
+        other.restore(state)
+        return
+    with pytest.raises(ForceregError, match=says) as caught:
+        other.restore(state)
+    assert str(caught.value).startswith(f"{state}: ") and "\n" not in str(caught.value)
+    assert other.iter == 0 and not any(tensor.any() for slot in other.updater.history for tensor in slot)
+
+
+@pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
+def test_another_runs_model_of_the_same_name_is_not_taken(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair was moved away and the run started anew: now the state names the new run's model."""
+    monkeypatch.chdir(tmp_path)
+    extra = f'snapshot_prefix: "s" snapshot_format: {form}'
+    solver, _ = regression(tmp_path, extra)
+    solver.step(2, batches)
+    model = solver.snapshot().name
+    kept = blobs_of(solver)
+    (tmp_path / "kept").mkdir()
+    for path in tmp_path.glob("s_iter_2.*"):
+        shutil.move(path, tmp_path / "kept")
+    solver, _ = regression(tmp_path, f"{extra} random_seed: 8")
+    solver.step(2, batches)
+    solver.snapshot()
+    again, recorder = regression(tmp_path, extra)
+    state = tmp_path / "kept" / model.replace("caffemodel", "solverstate")
+    again.restore(state)
+    assert again.last_snapshot == tmp_path / "kept" / model and recorder.texts() == []
+    assert all(torch.equal(blob, kept[name]) for name, blob in blobs_of(again).items())
+    (tmp_path / "kept" / model).unlink()
+    again.restore(state)
+    (text,) = recorder.texts()
+    assert text == f"{model}: holds other weights than {state} was saved with; training goes on with these"
+
+
+def test_a_data_layer_of_another_type_starts_from_the_beginning(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    train(tmp_path, 7)
+    start, _, rest = (tmp_path / "net.prototxt").read_text().split("layer {", 2)
+    dummy = """
+    layer {
+      name: "data" type: "DummyData" top: "data" top: "label" include { phase: TRAIN }
+      dummy_data_param { shape { dim: 6 dim: 1 dim: 6 dim: 6 } shape { dim: 6 } }
+    }
+    """
+    (tmp_path / "net.prototxt").write_text(f"{start}{dummy}layer {{{rest}")
+    recorder = Recorder()
+    solver = Solver(write_solver(tmp_path, EXTRA + "0"), observers=[recorder])
+    solver.restore(tmp_path / "s_iter_7.solverstate.h5")
+    (text,) = recorder.texts()
+    assert "no position for data layer 'train/data'; it starts from the beginning" in text
+
+
 def test_resume_of_a_finished_run(tmp_path: Path) -> None:
     """No steps, the snapshot stays as it is, the actions at the end happen."""
     write_images(tmp_path)

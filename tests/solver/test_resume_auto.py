@@ -126,6 +126,23 @@ def test_only_damaged_ones_leave_the_solver_as_it_was(tmp_path: Path) -> None:
     assert not any(tensor.any() for slot in solver.updater.history for tensor in slot)
 
 
+def test_half_of_a_pair_that_was_written_over_is_no_pair(tmp_path: Path) -> None:
+    """A run over another one's files was killed between model and state: the state is still the other run's."""
+    weights = saved(tmp_path, "HDF5", "HDF5")
+    shutil.copy(tmp_path / "s_iter_2.caffemodel.h5", tmp_path / "s_iter_4.caffemodel.h5")
+    at, found, recorder = resumed(tmp_path)
+    assert at == 2
+    assert all(torch.equal(blob, weights[name]) for name, blob in found.items())
+    (text,) = recorder.texts()
+    assert text.endswith("s_iter_4.caffemodel.h5 is not the model that s_iter_4.solverstate.h5 was saved with")
+
+
+def test_the_prefix_may_be_called_as_a_state(tmp_path: Path) -> None:
+    extra = EXTRA.replace('"s"', '"my.solverstate"') + "BINARYPROTO"
+    regression(tmp_path, extra)[0].snapshot()
+    assert resume_latest(regression(tmp_path, extra)[0]) == tmp_path / "my.solverstate_iter_0.solverstate"
+
+
 def test_snapshots_of_another_net_are_an_error(tmp_path: Path) -> None:
     """Falling back would train something else than what the user asks for."""
     saved(tmp_path, "HDF5")
@@ -145,7 +162,8 @@ def test_other_prefixes_and_files_are_let_alone(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_deleted(tmp_path: Path) -> None:
     saved(tmp_path, "HDF5")
-    left = [tmp_path / f".s_iter_4.{kind}.0123abcd.tmp" for kind in ("caffemodel.h5", "solverstate", "solverstate.h5")]
+    kinds = ("caffemodel.h5", "solverstate", "solverstate.h5", "caffem")  # the last of a name that was too long
+    left = [tmp_path / f".s_iter_4.{kind}.0123abcd.tmp" for kind in kinds]
     kept = [tmp_path / name for name in (".ss_iter_4.caffemodel.0123abcd.tmp", ".s_iter_4.caffemodel.tmp", ".s.tmp")]
     for path in left + kept:
         path.touch()
