@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
 from typing import Any
@@ -13,10 +14,16 @@ from forcereg.errors import ForceregError, printable
 
 COMMANDS = {
     "train": "Train a net from a solver prototxt.",
+    "finetune": "Train a decomposed net further, by the original's solver.",
     "test": "Score a net: the mean of each output.",
     "time": "Measure each layer's forward and backward pass.",
     "device_query": "Tell what GPUs there are.",
-    "decompose": "Replace convolutions by low-rank pairs.",
+    "decompose": "Replace layers by low-rank chains: by error, ranks or budget.",
+    "ranks": "Show the rank that each layer needs at several errors.",
+    "sensitivity": "Show the accuracy with each layer decomposed alone.",
+    "frontier": "Compare nets: accuracy against cost, in MACs and measured time.",
+    "split-groups": "Turn grouped convolutions into parallel layers.",
+    "merge-groups": "Turn parallel layers into grouped convolutions.",
     "data": "Make LMDBs (mnist, digits, cifar10, images) and mean images.",
     "check": "Look for everything that would go wrong, without running.",
     "summary": "Print a net's layers: shapes, parameters, MACs, memory.",
@@ -33,13 +40,23 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Loads a command's module when it is called, so that --help needs no torch."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options may have one dash, and come before the command, as in Caffe."""
+        first = args[0] if args else ""
+        if first in ("-help", "-version"):
+            args = ["-" + first, *args[1:]]
+        elif first.startswith("-") and first not in {opt for param in self.get_params(ctx) for opt in param.opts}:
+            at = next((index for index, arg in enumerate(args) if arg in COMMANDS), 0)
+            args = [args[at], *args[:at], *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"forcereg.commands.{cmd_name}").command
+        return importlib.import_module(f"forcereg.commands.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from forcereg.errors import did_you_mean
@@ -117,12 +134,12 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    from forcereg.solver.launch import said_by
+    from forcereg.solver.launch import leave, said_by
 
-    message = printable(" ".join(message.split("\n")))
+    message = printable(re.sub(r"\n\t?", " ", message))
     if (line := said_by(message)) is not None:
         click.echo("forcereg: " + line, err=True)
-    sys.exit(code)
+    leave(code)
 
 
 if __name__ == "__main__":

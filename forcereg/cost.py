@@ -42,6 +42,10 @@ class Cost:
         unknown = self.macs is None or other.macs is None
         return Cost(None if unknown else (self.macs or 0) + (other.macs or 0), self.params + other.params)
 
+    def __sub__(self, other: Cost) -> Cost:
+        unknown = self.macs is None or other.macs is None
+        return Cost(None if unknown else (self.macs or 0) - (other.macs or 0), self.params - other.params)
+
 
 def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | None]) -> list[int | None]:
     """Output positions for one image of each convolution of a chain in place of `layer`, over all its tops.

@@ -1,7 +1,8 @@
-"""Where the prototxt files that forcereg ships lie: in the installed package, or in the checkout."""
+"""Where the nets, solvers and rank configs that forcereg ships lie: in the installed package, or in the checkout."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shipped:
-    """A shipped prototxt file: its path below `configs_dir()`, "net" or "solver", and what it is for."""
+    """A shipped file: its path below `configs_dir()`, "net", "solver" or "ranks", and what it is for."""
 
     path: Path
     kind: str
@@ -24,14 +25,20 @@ def configs_dir() -> Path:
 
 
 def shipped_configs() -> Iterator[Shipped]:
-    """All shipped files by path. Each says what it is for in a comment on its first line."""
+    """All shipped files by path. Each says what it is for: in a comment on its first line, or under "//"."""
     top = configs_dir()
-    for path in sorted(top.rglob("*.prototxt")):
+    for path in sorted([*top.rglob("*.prototxt"), *top.rglob("ranks_*.json")]):
         if not path.stem.endswith("_lowrank"):  # what `forcereg decompose` wrote beside them
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            yield Shipped(path.relative_to(top), _kind(path), first.removeprefix("# "))
+            yield Shipped(path.relative_to(top), _kind(path), _description(path))
 
 
 def _kind(path: Path) -> str:
     """Solver files have `solver` in their name."""
-    return "solver" if "solver" in path.stem else "net"
+    return "ranks" if path.suffix == ".json" else "solver" if "solver" in path.stem else "net"
+
+
+def _description(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return str(json.loads(text).get("//", ""))
+    return text.partition("\n")[0].removeprefix("# ")

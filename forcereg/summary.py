@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from forcereg.cost import Cost
+from forcereg.errors import ForceregError
 from forcereg.net import Net
+from forcereg.schema import TEST, TRAIN
+from forcereg.schema.text import NetFile
+from forcereg.spec import build_spec, net_state
 
 FLOAT = 4
 """Bytes of a value."""
@@ -85,6 +94,27 @@ def summarize(net: Net) -> Summary:
         borrowed = sum(blob.numel() for blob in blobs) - learned - fixed
         rows.append(Row(spec.name, spec.type, tops, learned, fixed, borrowed, macs, memory))
     return Summary(net.spec.name, ("TRAIN", "TEST")[net.spec.phase], batch, rows)
+
+
+def net_cost(
+    file: NetFile, input_shapes: str | None = None, root: Path | None = None, allow_python_layers: bool = False
+) -> Cost | None:
+    """All layers' MACs for one item and learned values, of either phase, in the test phase where both have the layer.
+
+    None if they cannot be known. Arguments as for `load.net_shapes`.
+    """
+    given = json.loads(input_shapes) if input_shapes else None
+    rows: dict[str, Row] = {}
+    for phase in (TRAIN, TEST):
+        try:
+            spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
+            with warnings.catch_warnings(), torch.device("meta"):
+                warnings.simplefilter("ignore")  # told where the net is trained
+                net = Net(spec, input_shapes=given, allow_python_layers=allow_python_layers)
+        except ForceregError:
+            continue  # a phase without layers, a data source that is not here, code that may not run
+        rows.update({row.name: row for row in summarize(net).rows})
+    return Cost(sum(row.macs for row in rows.values()), sum(row.params for row in rows.values())) if rows else None
 
 
 def batch_size(net: Net) -> int:

@@ -7,28 +7,23 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError, UsageError
-from forcereg.files import refused, write_text
+from forcereg.evaluate import Evaluator, make_folder, train, weights_of
+from forcereg.files import write_text
 from forcereg.grid import Setting
-from forcereg.lowrank.decompose import decompose
+from forcereg.lowrank.decompose import Decomposition, Totals, decompose
 from forcereg.lowrank.ranks import by_error
-from forcereg.schema import SolverParameter
 from forcereg.schema.settings import with_settings
 from forcereg.schema.text import SolverFile, parse_net, to_text
-from forcereg.scoring import score
 from forcereg.solver.events import Event, Observer
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
-from forcereg.solver.resume import resume_latest
-from forcereg.solver.setup import TRAIN_FIELDS, problems, solver_root, tested_nets, trained_net
-from forcereg.solver.signals import handled
-from forcereg.spec import NetSpec
+from forcereg.solver.setup import problems, solver_root, tested_nets, trained_net
 from forcereg.summary import summarize
 
 RUN, RESULT, CUT = "run.json", "result.json", "net_lowrank"
@@ -90,10 +85,7 @@ def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[st
             continue
         tell(f"{number} of {len(settings)}: {setting.folder}")
         started = time.perf_counter()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused(folder, error) from error
+        make_folder(folder)
         write_text(folder / RUN, json.dumps(run, indent=1) + "\n")
         result = _tuned(plan, *_trained(plan, setting, folder, warn), folder, warn)
         result = replace(result, seconds=round(time.perf_counter() - started, 1))
@@ -117,13 +109,13 @@ def _runs(plan: Plan, settings: Sequence[Setting], out: Path) -> list[dict[str, 
         for problem in problems(solver.message, solver.name):
             raise problem
         root = solver_root(solver)
-        train = trained_net(solver, root)
-        tests = tested_nets(solver, root, train.file)
+        own = trained_net(solver, root)
+        tests = tested_nets(solver, root, own.file)
         if not tests:
             raise ForceregError(
                 f"{solver.name}: has no test net, so a sweep can't compare; set test_iter and test_interval"
             )
-        nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (train, *tests)]
+        nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (own, *tests)]
         runs.append({"solver": to_text(solver.message), "net": nets, "weights": weights})
         _check_same(out / setting.folder, runs[-1])
     return runs
@@ -156,9 +148,14 @@ class _Warnings:
         self.tell, self.known = tell, set[str]()
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "warning" and event.text not in self.known:
-            self.known.add(event.text)
-            self.tell(f"warning: {event.text}")
+        if event.kind == "warning":
+            self.once(event.text)
+
+    def once(self, text: str) -> None:
+        """Unless it was told before."""
+        if text not in self.known:
+            self.known.add(text)
+            self.tell(f"warning: {text}")
 
 
 def _file(plan: Plan, setting: Setting) -> SolverFile:
@@ -181,46 +178,47 @@ def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tupl
         solver = Solver(file, observers=[log, warn], **plan.options)
         for path in plan.weights:
             solver.load_weights(path)
-        first = _position(solver)
         result = Result(setting.fields, setting.seed, macs=summarize(solver.net).macs)
-        if failed := _train(solver):
-            return replace(result, failed=failed), solver
-    accuracy, loss = _score(solver, first)
-    return replace(result, accuracy=accuracy, loss=loss), solver
+        try:
+            train(solver)
+        except ForceregError as error:
+            return replace(result, failed=str(error)), solver
+    return result, solver
 
 
-def _tuned(plan: Plan, result: Result, trained: Solver, folder: Path, warn: Observer) -> Result:
-    """Cuts the trained net, scores it, fine-tunes it and scores it again."""
+def _tuned(plan: Plan, result: Result, trained: Solver, folder: Path, warn: _Warnings) -> Result:
+    """Scores the trained net, cuts it, scores it again, fine-tunes it and scores that."""
     if result.failed:
         return result
-    result, nets = _cut(trained, plan.error, folder, result)
-    with _log(folder / "tune.log") as log:
-        solver = Solver(_tuned_file(plan, trained, folder, nets), observers=[log, warn], **plan.options)
-        solver.load_weights(folder / f"{CUT}.caffemodel.h5")
-        first = _position(solver)
-        result = replace(result, macs_cut=summarize(solver.net).macs, accuracy_cut=_score(solver, first)[0])
-        if not plan.finetune:
-            return result
-        if failed := _train(solver):
-            return replace(result, failed=f"fine-tuning: {failed}")
-    return replace(result, accuracy_tuned=_score(solver, first)[0])
+    evaluator = Evaluator(trained.file, tell=warn.once, **plan.options)
+    tested = trained.test_nets[0].spec
+    whole = evaluator.score(parse_net(tested.text, tested.filename), weights_of(trained))
+    cut, test_cut = _cut(trained, plan.error, folder)
+    bare = evaluator.score(test_cut.net, test_cut.weights)
+    result = replace(
+        result,
+        accuracy=whole.accuracy,
+        loss=whole.loss,
+        ranks=[layer.rank for layer in cut.layers],
+        full_ranks=[layer.full_rank for layer in cut.layers],
+        macs_cut=_macs(result.macs, cut.totals),
+        accuracy_cut=bare.accuracy,
+    )
+    if not plan.finetune:
+        return result
+    test = None if test_cut is cut else test_cut.net
+    try:
+        score, _ = evaluator.finetune(cut.net, test_cut.weights, plan.finetune, folder, test)
+    except ForceregError as error:
+        return replace(result, failed=f"fine-tuning: {error}")
+    return replace(result, accuracy_tuned=score.accuracy)
 
 
-def _tuned_file(plan: Plan, trained: Solver, folder: Path, nets: Sequence[Path]) -> SolverFile:
-    """The solver that fine-tunes: the first test net only, no force, a tenth of base_lr.
-
-    Its prefix tells the cut and the length, so that it can't go on from what was fine-tuned otherwise.
-    """
-    param = SolverParameter()
-    param.CopyFrom(trained.param)
-    for name in (*TRAIN_FIELDS, "test_net", "test_net_param", "weights"):
-        param.ClearField(name)
-    param.train_net = str(nets[0].resolve())
-    param.test_net.append(str(nets[-1].resolve()))
-    del param.test_iter[1:], param.test_state[1:]
-    param.force_decay, param.lr_policy, param.base_lr, param.max_iter = 0, "fixed", param.base_lr / 10, plan.finetune
-    param.snapshot_prefix = str((folder / f"tuned_{plan.error:g}_{plan.finetune}").resolve())
-    return SolverFile(param, trained.file.name, trained.file.text, trained.root)
+def _macs(whole: int | None, cut: Totals) -> int | None:
+    """Of the cut net."""
+    if whole is None or cut.macs_before is None or cut.macs_after is None:
+        return None
+    return whole - cut.macs_before + cut.macs_after
 
 
 @contextlib.contextmanager
@@ -229,59 +227,19 @@ def _log(path: Path) -> Iterator[Observer]:
         yield GlogWriter(stream)
 
 
-def _train(solver: Solver) -> str:
-    """To max_iter, from the newest snapshot if there is one; why it ended before. Raises KeyboardInterrupt if told to
-    stop, once saved.
-    """
-    resume_latest(solver)
-    try:
-        with handled(solver):
-            solver.solve()
-    except ForceregError as error:
-        return str(error)
-    if solver.stop_requested:
-        raise KeyboardInterrupt
-    return ""
-
-
-def _position(solver: Solver) -> dict[str, Any]:
-    """Where the first test net's data stands."""
-    return {name: deepcopy(feed.state_dict()) for name, feed in solver.test_nets[0].feeds.items()}
-
-
-def _score(solver: Solver, first: Mapping[str, Any]) -> tuple[float | None, float]:
-    """Accuracy and loss of the first test net, from the records at `first` on.
-
-    Of several Accuracy layers the last one with top_k 1 counts, behind which no auxiliary classifier comes; None
-    without one.
-    """
-    net = solver.test_nets[0]
-    for name, feed in net.feeds.items():
-        feed.load_state_dict(deepcopy(first[name]))
-    net.reset_state()
-    means = score(net, solver.param.test_iter[0])
-    seen = {output.name for output in means.outputs}
-    layers = [spec for spec in net.spec.layers if spec.type == "Accuracy" and spec.tops[0] in seen]
-    layers.sort(key=lambda spec: spec.message.accuracy_param.top_k == 1)
-    return means.mean(layers[-1].tops[0]) if layers else None, means.loss
-
-
-def _cut(solver: Solver, error: float, folder: Path, result: Result) -> tuple[Result, list[Path]]:
-    """Decomposes the trained net, and the first test net if it is another file; nets and weights are CUT.* in `folder`.
-
-    The result with ranks, and the nets' paths.
-    """
+def _cut(solver: Solver, error: float, folder: Path) -> tuple[Decomposition, Decomposition]:
+    """The trained net decomposed, and the first test net, if it is another file; both are CUT.* in `folder`."""
     model = snapshot.read_model(solver.last_snapshot or solver.snapshot())
-    specs: dict[str, NetSpec] = {spec.text: spec for spec in (solver.net.spec, solver.test_nets[0].spec)}
+    specs = {spec.text: spec for spec in (solver.net.spec, solver.test_nets[0].spec)}
     paths = [folder / f"{CUT}{ending}.prototxt" for ending, _ in zip(("", "_test"), specs, strict=False)]
-    cuts = [decompose(parse_net(s.text, s.filename), model.layers, by_error(error)) for s in specs.values()]
-    layers = cuts[0].layers
-    if not layers:
+    files = [parse_net(spec.text, spec.filename) for spec in specs.values()]
+    shapes = solver.net.shapes
+    cuts = [decompose(file, model.layers, by_error(error), shapes) for file in files]
+    if not cuts[0].layers:
         name = solver.net.spec.filename
         raise ForceregError(f"{name}: has no convolution that can be decomposed, so there is nothing to sweep for")
     for path, cut in zip(paths, cuts, strict=True):
         write_text(path, to_text(cut.net))
     attrs = {**model.attrs, "forcereg_net": to_text(cuts[0].net)}
     snapshot.write_model(folder / f"{CUT}.caffemodel.h5", cuts[0].weights, attrs=attrs)
-    ranks, full_ranks = [layer.rank for layer in layers], [layer.full_rank for layer in layers]
-    return replace(result, ranks=ranks, full_ranks=full_ranks), paths
+    return cuts[0], cuts[-1]

@@ -63,7 +63,8 @@ def test_counts() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_file_says_what_it_is(name: str) -> None:
-    assert (configs_dir() / name).read_text().startswith(f"# {SHIPPED[name].description}\n")
+    opening = {"ranks": '{\n  "//": "%s",\n'}.get(SHIPPED[name].kind, "# %s\n")
+    assert (configs_dir() / name).read_text().startswith(opening % SHIPPED[name].description)
     assert SHIPPED[name].description.endswith(".")
 
 

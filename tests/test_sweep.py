@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
-from forcereg.errors import UsageError
-from forcereg.report.sweep import as_csv, by_setting, spread
-from forcereg.sweep import Result, alternatives, grid
+from forcereg.commands.sweep import command
+from forcereg.errors import ForceregError, UsageError
+from forcereg.grid import alternatives, grid
+from forcereg.report.sweep import as_csv, by_setting, picture, spread, table
+from forcereg.schema import Datum
+from forcereg.schema.text import read_solver
+from forcereg.sweep import Plan, Result, sweep
 from tests.conftest import RunCli
-from tests.solver.nets import write_images, write_solver
+from tests.data.lmdbs import put_lmdb
+from tests.solver.nets import CLASSES, IMAGES, image_records, write_images, write_solver
 
 SCHEDULE = "max_iter: 6 test_iter: 2 test_interval: 3 display: 2 weight_decay: 0.001"
 
@@ -36,6 +43,29 @@ def test_no_alternatives(text: str) -> None:
         alternatives(text)
 
 
+@pytest.mark.parametrize("field", ["random_seed", "snapshot_prefix"])
+def test_fields_that_a_sweep_sets_itself(field: str) -> None:
+    with pytest.raises(UsageError, match=f"a sweep sets {field} itself; use --"):
+        alternatives(f"{field}=1,2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'train_state={stage: "a b"},{stage: "a_b"}',
+        "net=a/b,a_b",
+        "stepvalue=[3,5],[35]",
+        f"net={'x' * 400},{'x' * 401}",
+        "train_net='a',\"a\"",
+    ],
+    ids=["stages", "paths", "lists", "long", "quotes"],
+)
+def test_every_setting_has_a_folder_of_its_own(text: str) -> None:
+    folders = [setting.folder for setting in grid([text], 1)]
+    assert len(set(folders)) == 2
+    assert all(len(folder) < 200 and not set(folder) & set("/ \"'{}[]:*?") for folder in folders)
+
+
 def test_grid() -> None:
     settings = grid(["force_decay=0,0.1", "force_type=Constant,Linear", "base_lr=1,2"], 2)
     # without force the type says nothing: 2 rates; with it 2 types x 2 rates; each with 2 seeds
@@ -50,15 +80,39 @@ def result(decay: str, seed: int, accuracy: float) -> Result:
     return Result({"force_decay": decay}, seed, accuracy, 0.5, [2, 3], [4, 8], 1000, 500, 0.25, None, 1.5)
 
 
+FAILED = Result({"force_decay": "1"}, 2, macs=1000, failed="diverged")
+
+
 def test_report() -> None:
     results = [result("0", 1, 0.5), result("0", 2, 0.75), result("1", 1, 1.0)]
     assert list(by_setting(results)) == ["force_decay=0", "force_decay=1"]
     assert as_csv(results).splitlines()[:2] == [
-        "force_decay,seed,accuracy,loss,ranks,full_ranks,macs,macs_cut,accuracy_cut,accuracy_tuned,seconds",
-        "0,1,0.5,0.5,2/3,4/8,1000,500,0.25,,1.5",
+        "force_decay,seed,accuracy,loss,ranks,full_ranks,macs,macs_cut,accuracy_cut,accuracy_tuned,seconds,failed",
+        "0,1,0.5,0.5,2/3,4/8,1000,500,0.25,,1.5,",
     ]
     assert spread([0.5, 0.75], ".1%") == "62.5% (50.0% to 75.0%)"
     assert (spread([1.0, 1.0], "g"), spread([None], "g")) == ("1", "-")
+
+
+def test_report_of_runs_that_failed() -> None:
+    results = [result("0", 1, 0.5), result("1", 1, 1.0), FAILED]
+    assert as_csv(results).splitlines()[-1] == "1,2,,,,,1000,,,,0,diverged"
+    found = table(results, 0.005, 0)
+    assert [column.header for column in found.columns][2:] == ["ranks at 0.5% error", "million MACs", "cut"]
+    assert list(found.columns[0].cells) == ["force_decay=0", "force_decay=1, 1 of 2 failed"]
+    assert list(found.columns[1].cells) == ["50.00%", "100.00%"]
+    assert list(table([FAILED], 0.05, 9).columns[2].cells) == ["-"]
+    assert picture([FAILED, *results], "png").startswith(b"\x89PNG")
+
+
+def test_a_picture_of_many_settings_tells_them_apart() -> None:
+    svg = picture([result(str(number), 1, 0.5) for number in range(12)], "svg").decode()
+    assert all(f"force_decay={number}" in svg for number in (0, 10, 11))
+    looks = {
+        piece.split("</g>")[0].split("<use ")[1].split("x=")[0] + piece.split('style="')[-1].split('"')[0]
+        for piece in svg.split('<g id="legend_1">')[1].split('<g id="line2d_')[1:]
+    }
+    assert len(looks) == 12
 
 
 def test_a_sweep_and_going_on(tmp_path: Path, run_cli: RunCli) -> None:
@@ -103,3 +157,168 @@ def test_a_solver_without_a_test(tmp_path: Path, run_cli: RunCli) -> None:
     write_solver(write_images(tmp_path), "max_iter: 1")
     done = run_cli("sweep", "--solver", "solver.prototxt", "--set", "base_lr=1", cwd=tmp_path)
     assert done.returncode == 1 and "has no test net, so a sweep can't compare" in done.stderr
+
+
+def test_a_shell_completes_its_files() -> None:
+    kinds = {param.name: param.type for param in command.params}
+    assert all(isinstance(kinds[name], click.Path) for name in ("solver", "weights", "out"))
+
+
+def swept(
+    root: Path, sets: str, error: float = 0.0, finetune: int = 0, weights: tuple[Path, ...] = (), out: str = "out"
+) -> tuple[list[Result], str]:
+    """A sweep over `root`/solver.prototxt, here: its results, and what it told."""
+    told: list[str] = []
+    plan = Plan(read_solver(root / "solver.prototxt"), weights, error, finetune, {"device": "cpu"})
+    results = list(sweep(plan, grid([sets], 1), root / out, told.append))
+    return results, "\n".join(told)
+
+
+def mislabel(root: Path) -> None:
+    """Gives the second half of the test images wrong labels."""
+    records = [(key, Datum.FromString(value)) for key, value in image_records(10)]
+    for _, datum in records[5:]:
+        datum.label = (datum.label + 1) % CLASSES
+    put_lmdb(root / "test_lmdb", [(key, datum.SerializeToString()) for key, datum in records])
+
+
+def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path, run_cli: RunCli) -> None:
+    write_solver(write_images(tmp_path), SCHEDULE)
+    done = run_cli("sweep", "--solver", "solver.prototxt", "--set", "base_lr=0.1,1e10,0.2", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith("1 of 3 runs failed; sweep/results.csv says why\n")
+    with open(tmp_path / "sweep/results.csv", newline="") as file:
+        rows = {row["base_lr"]: row for row in csv.DictReader(file)}
+    assert "the loss is not finite at iteration" in rows["1e10"]["failed"] and rows["1e10"]["accuracy"] == ""
+    assert all(rows[rate]["accuracy"] and not rows[rate]["failed"] for rate in ("0.1", "0.2"))
+    assert "base_lr=1e10, 1 of 1 failed" in done.stdout
+    _, told = swept(tmp_path, "base_lr=0.1,1e10,0.2,0.3", error=0.05, out="sweep")
+    assert told.count("done before") == 2 and told.count("failed: ") == 1
+
+
+@pytest.mark.parametrize("sets", ["base_lr=0.1,abc", "force_type=Constant,Bogus", "net=net.prototxt,none.prototxt"])
+def test_every_setting_is_looked_at_before_one_runs(sets: str, tmp_path: Path) -> None:
+    write_solver(write_images(tmp_path), SCHEDULE)
+    with pytest.raises(ForceregError, match=r"abc|Bogus|none\.prototxt"):
+        swept(tmp_path, sets)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_run_otherwise_is_not_taken_for_this_run(tmp_path: Path) -> None:
+    write_solver(write_images(tmp_path), SCHEDULE)
+    swept(tmp_path, "force_decay=0.01")
+    model = next((tmp_path / "out").rglob("net_iter_6.caffemodel.h5"))
+    with pytest.raises(ForceregError, match="holds a run with other weights; give another --out"):
+        swept(tmp_path, "force_decay=0.01", weights=(model,))
+    write_solver(tmp_path, SCHEDULE.replace("max_iter: 6", "max_iter: 8"))
+    with pytest.raises(ForceregError, match=r"other solver \(max_iter: 6; now max_iter: 8\)"):
+        swept(tmp_path, "force_decay=0.01")
+    write_solver(tmp_path, SCHEDULE)
+    (tmp_path / "net.prototxt").write_text(IMAGES.replace("dropout_ratio: 0.3", "dropout_ratio: 0.4"))
+    with pytest.raises(ForceregError, match="holds a run with other net"):
+        swept(tmp_path, "force_decay=0.01")
+
+
+def test_another_cut_and_another_length_of_fine_tuning(tmp_path: Path) -> None:
+    """They go on from the trained net, not from what was fine-tuned before: the same as in a new folder."""
+    write_solver(write_images(tmp_path), SCHEDULE)
+    swept(tmp_path, "base_lr=0.1", error=0.0, finetune=3)
+    for error, finetune in ((0.0, 1), (0.6, 3), (0.6, 0)):
+        found = [
+            swept(tmp_path, "base_lr=0.1", error, finetune, out=out)[0][0] for out in ("out", f"{error}{finetune}")
+        ]
+        assert found[0].ranks == ([4] if error == 0 else [1])
+        first, second = ({**vars(one), "seconds": 0} for one in found)
+        assert first == second
+    logs = [path.read_text() for path in (tmp_path / "out").rglob("t*.log")]
+    assert len(logs) == 2 and sum("Restoring" in log for log in logs) == 1  # the trained net was there each time
+
+
+def test_scores_are_of_the_same_records(tmp_path: Path) -> None:
+    """A test of half of the records, the second half of which has wrong labels."""
+    write_images(tmp_path)
+    mislabel(tmp_path)
+    lines = IMAGES.replace("dropout_ratio: 0.3", "dropout_ratio: 0.0")
+    (tmp_path / "net.prototxt").write_text(lines)
+    write_solver(tmp_path, SCHEDULE.replace("test_iter: 2", "test_iter: 1").replace("max_iter: 6", "max_iter: 60"))
+    results, _ = swept(tmp_path, "base_lr=0.05", finetune=1)
+    assert [results[0].accuracy, results[0].accuracy_cut, results[0].accuracy_tuned] == [1.0, 1.0, 1.0]
+
+
+def _separate(root: Path) -> str:
+    """Training and test net in files of their own; the training net's data would be tested on if they were mixed up."""
+    (root / "test.prototxt").write_text(IMAGES)
+    data, *layers = (part for part in IMAGES.split("\nlayer {\n") if "test_lmdb" not in part)
+    text = "\nlayer {\n".join([data, *layers]).replace("include { phase: TRAIN }", "")
+    (root / "train.prototxt").write_text(text.replace("include { phase: TEST }", ""))
+    return 'train_net: "train.prototxt" test_net: "test.prototxt"'
+
+
+def _inline(root: Path) -> str:
+    source = IMAGES.replace("train_lmdb", str(root / "train_lmdb")).replace("test_lmdb", str(root / "test_lmdb"))
+    return f"net_param {{ {source} }}"
+
+
+def _staged(root: Path) -> str:
+    """Two test nets; the first is on the test data."""
+    staged = IMAGES.replace("include { phase: TEST }", 'include { phase: TEST stage: "a" }', 1)
+    other = staged.split("layer {")[1].replace("phase: TRAIN", 'phase: TEST stage: "b"')
+    (root / "net.prototxt").write_text(staged.replace("layer {", f"layer {{{other}layer {{", 1))
+    return 'net: "net.prototxt" test_state { stage: "a" } test_state { stage: "b" } test_iter: 2'
+
+
+@pytest.mark.parametrize("write_net", [_separate, _inline, _staged], ids=["train_net-test_net", "net_param", "stages"])
+def test_the_cut_net_is_tested_as_the_trained_one(write_net: Callable[[Path], str], tmp_path: Path) -> None:
+    write_images(tmp_path)
+    mislabel(tmp_path)
+    write_solver(tmp_path, SCHEDULE.replace("max_iter: 6", "max_iter: 60"), net=write_net(tmp_path))
+    results, _ = swept(tmp_path, "base_lr=0.05", finetune=2)
+    accuracy = results[0].accuracy
+    assert accuracy == 0.5  # on the training data it is 1
+    assert results[0].accuracy_cut == accuracy and results[0].accuracy_tuned is not None
+
+
+def test_the_solver_is_beside_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path from the solver's folder to the cut net leads there from the working directory too."""
+    for name in ("net", "work"):
+        (tmp_path / name).mkdir()
+    write_solver(write_images(tmp_path / "net"), SCHEDULE)
+    monkeypatch.chdir(tmp_path / "work")
+    plan = Plan(read_solver("../net/solver.prototxt"), (), 0.1, 1)
+    assert [result.failed for result in sweep(plan, grid(["base_lr=0.1"], 1), Path("out"), print)] == [""]
+
+
+@pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
+def test_both_snapshot_formats(form: str, tmp_path: Path) -> None:
+    write_solver(write_images(tmp_path), f"{SCHEDULE} snapshot_format: {form}")
+    results, _ = swept(tmp_path, "base_lr=0.1", finetune=1)
+    ending = ".h5" if form == "HDF5" else ""
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*iter*"))
+    assert names[:2] == [f"net_iter_6.caffemodel{ending}", f"net_iter_6.solverstate{ending}"]
+    assert [name.split("_iter_")[1] for name in names[2:]] == [f"1.caffemodel{ending}", f"1.solverstate{ending}"]
+    assert results[0].accuracy_cut == results[0].accuracy
+
+
+def test_warnings_are_told_once_and_weights_in_the_log(tmp_path: Path) -> None:
+    write_images(tmp_path, IMAGES.replace("force_mult: 1", ""))
+    write_solver(tmp_path, SCHEDULE)
+    _, told = swept(tmp_path, "force_decay=0.1,0.2,0")
+    assert told.count("NOTHING IS REGULARIZED") == 2  # the value differs
+    model = next((tmp_path / "out").rglob("net_iter_6.caffemodel.h5"))
+    _, told = swept(tmp_path, "base_lr=0.1,0.2", weights=(model,), out="again")
+    logs = [path.read_text() for path in (tmp_path / "again").rglob("train.log")]
+    assert len(logs) == 2 and all("Loaded layers: conv, bn, scale, ip" in log for log in logs)
+    with pytest.raises(UsageError, match="--weights and --set weights are both given"):
+        swept(tmp_path, f"weights={model}", weights=(model,))
+
+
+def test_the_last_top_1_accuracy_counts(tmp_path: Path) -> None:
+    """As in GoogLeNet: an auxiliary classifier's comes before, a top-5 behind it."""
+    layer = next(line for line in IMAGES.splitlines() if '"Accuracy"' in line)
+    aux = layer.replace('"accuracy"', '"aux"').replace('bottom: "ip"', 'bottom: "wrong"')
+    top3 = layer.replace('"accuracy"', '"top3"').replace("include", "accuracy_param { top_k: 3 } include")
+    wrong = 'layer { name: "wrong" type: "Power" bottom: "ip" top: "wrong" power_param { scale: -1 } }'
+    write_images(tmp_path, IMAGES.replace(layer, "\n".join([wrong, aux, layer, top3])))
+    write_solver(tmp_path, SCHEDULE.replace("max_iter: 6", "max_iter: 60"))
+    mislabel(tmp_path)
+    results, _ = swept(tmp_path, "base_lr=0.05")
+    assert results[0].accuracy == 0.5

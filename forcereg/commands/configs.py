@@ -1,4 +1,4 @@
-"""`forcereg configs`: list the shipped prototxt files, and copy them to where they can be edited and run."""
+"""`forcereg configs`: list the shipped files, and copy them to where they can be edited and run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forcereg.shipped import Shipped, configs_dir, shipped_configs
 @click.group(invoke_without_command=True, epilog="\b\nExample: forcereg configs copy . examples/mnist")
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List the nets and solvers that forcereg ships.
+    """List the nets, solvers and rank configs that forcereg ships.
 
     Each path is relative to the folder that `forcereg configs copy` fills.
     """

@@ -17,7 +17,7 @@ from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
 from forcereg.registry import factorizer
-from forcereg.schema.text import NetFile
+from forcereg.schema.text import NetFile, net_from_message
 
 TYPES = ("Convolution",)
 FC_TYPES = ("Convolution", "InnerProduct")
@@ -50,8 +50,8 @@ class Selection:
 class LayerReport:
     """What the decomposition did to one layer. MACs are for one image, None where shapes are unknown.
 
-    `widths`: outputs of each layer of the chain but the last. `cheaper_up_to`: the largest rank at which the chain costs
-    less than the layer did, 0 if there is none.
+    `widths`: outputs of each layer of the chain but the last. `cheaper_up_to`: the largest rank at which the chain
+    costs less than the layer did, 0 if there is none.
     """
 
     name: str
@@ -109,16 +109,18 @@ class Decomposition:
 class Prepared:
     """A net whose layers wait for their ranks: nothing is computed twice, whatever is asked of it.
 
-    `net` (NetParameter) and `weights`: before any layer is replaced, BatchNorms folded. `chains`: name of a candidate
-    -> the chain of an earlier decomposition that it stands for. `folded`: layer name -> the layers folded into it.
+    `file` and `weights`: before any layer is replaced, BatchNorms folded. `chains`: name of a candidate -> the chain of
+    an earlier decomposition that it stands for. `folded`: layer name -> the layers folded into it. `shapes`: of the
+    net's blobs, None where unknown.
     """
 
-    net: Any
+    file: NetFile
     weights: Weights
     candidates: tuple[Candidate, ...]
     skipped: Mapping[str, str]
-    chains: Mapping[str, Chain]
-    folded: Mapping[str, Sequence[str]]
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shapes: Shapes | None = None
 
     def apply(self, choices: Mapping[str, Rank | Whole]) -> Decomposition:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""
@@ -133,7 +135,7 @@ class Prepared:
                 factors[one.name] = one.ladder.factors(choice)
             except ValueError as error:
                 raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
-        merged = merge(self.net, self.weights, [self.chains[name] for name in factors if name in self.chains])
+        merged = merge(self.file.message, self.weights, [self.chains[name] for name in factors if name in self.chains])
         net, blobs = rewrite(*merged, factors)
         layers = [layer_report(one, factors[one.name]) for one in self.candidates if one.name in factors]
         return Decomposition(net, blobs, tuple(layers), skipped)
@@ -160,9 +162,11 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
 
     Raises ForceregError for weights that don't fit the net, UsageError for unknown names.
     """
-    net, folded = file.message, {}
+    net = file.message
+    folded: Mapping[str, Sequence[str]] = {}
     if selection.fold_bn:
         net, weights, folded = fold_bn(net, weights)
+    whole_file = net_from_message(net, file.name) if folded else file
     chains = {chain.name: chain for chain in find_chains(net, weights)}
     merged, whole = merge(net, weights, list(chains.values()))
     chosen, skipped = choose_layers(file.name, merged, whole, selection)
@@ -176,7 +180,7 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
         if layer.name in chains:
             one = replace(one, dense=cost_now(chains[layer.name], layer, weights, shapes, one.bias))
         candidates.append(one)
-    return Prepared(net, weights, tuple(candidates), skipped, chains, folded)
+    return Prepared(whole_file, weights, tuple(candidates), skipped, chains, folded, shapes)
 
 
 def _limit(layer: Any, chains: Mapping[str, Chain], weights: Weights) -> int | None:

@@ -10,7 +10,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import nan, prod
 from typing import Any, ClassVar
 
 import torch
@@ -237,16 +237,22 @@ class Ladder:
     def factors(self, rank: Rank) -> Factors:
         """The approximation at a rank. Raises ValueError for a rank out of range."""
         each = self._each(rank)
+        blocks = zip(*(one.tensors(each) for one in self._methods), strict=True)
+        return self._chain(rank, [torch.cat(same).to(self.dtype) for same in blocks], self.error(rank))
+
+    def outline(self, rank: Rank) -> Factors:
+        """The same without computing it: weights without values, on the meta device, and an error of NaN."""
+        return self._chain(rank, [torch.empty(size, device="meta") for size in self.sizes(rank)], nan)
+
+    def _chain(self, rank: Rank, weights: Sequence[Tensor], error: float) -> Factors:
         parts = []
         channels = self._methods[0].weight.shape[1]
-        for slot, blocks in zip(
-            self.slots, zip(*(one.tensors(each) for one in self._methods), strict=True), strict=True
-        ):
-            weight = torch.cat(blocks).to(self.dtype)
+        for slot, weight in zip(self.slots, weights, strict=True):
             parts.append(Part(slot, weight, self.groups * (channels // weight.shape[1])))
-            channels = len(blocks[0])
-        total = each[0] if isinstance(each, tuple) else each
-        return Factors(total * self.groups, self.error(rank), self.full_rank, self.groups, tuple(parts))
+            channels = len(weight) // self.groups
+        each = self._each(rank)
+        total = self.groups * (each[0] if isinstance(each, tuple) else each)
+        return Factors(total, error, self.full_rank, self.groups, tuple(parts))
 
 
 def factorize(

@@ -5,6 +5,7 @@ Add one here (or in a module of its own, if it is long): a function that returns
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,15 @@ class Candidate:
     def ranks(self) -> range:
         """All that can be chosen: multiples of the groups."""
         return range(self.ladder.groups, self.ladder.full_rank + 1, self.ladder.groups)
+
+    def cheaper(self, measure: str = "") -> range:
+        """The ranks whose chain costs less than the whole layer: its "macs" or "params".
+
+        Without a measure the MACs, the learned values where shapes are unknown.
+        """
+        measure = measure or ("params" if self.dense.macs is None else "macs")
+        whole = getattr(self.dense, measure)
+        return self.ranks[: bisect_left(self.ranks, whole, key=lambda rank: getattr(self.cost(rank), measure))]
 
 
 Criterion = Callable[[Sequence[Candidate]], Mapping[str, Choice]]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.report.curves import Run
+from forcereg.report.curves import Curve, Run
 
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
 KINDS = ("png", "svg", "pdf", "html")
 STYLES = ("-", "--", ":", "-.")
+INSIDE, LEGEND_ROWS = 6, 20
+"""Entries of a legend that has room among the curves, and rows of one beside them."""
 
 
 def panel_of(curve: str) -> str:
@@ -40,44 +43,78 @@ def chosen(run: Run) -> dict[str, list[str]]:
 
 def draw(runs: Sequence[Run], kind: str) -> bytes:
     """The picture of one or several runs in one of `KINDS`. Raises ForceregError without matplotlib."""
-    figure = _figure(runs)
     out = io.BytesIO()
-    figure.savefig(out, format="svg" if kind == "html" else kind, dpi=120)
+    figure(runs).savefig(out, format="svg" if kind == "html" else kind, dpi=120)
     return page(runs, out.getvalue().decode()).encode() if kind == "html" else out.getvalue()
 
 
-def _figure(runs: Sequence[Run]) -> Any:
+def figure_type() -> Any:
+    """matplotlib's Figure. Raises ForceregError without matplotlib."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ForceregError('plots need matplotlib; install it with pip install "forcereg[plot]"') from None
-    panels = [panel for panel in PANELS if any(panel in chosen(run) for run in runs)]
+    return Figure
+
+
+def plain(label: str) -> str:
+    """`label` so that matplotlib shows it as it is: no mathematics, in the legend though it begins with `_`, short."""
+    label = label if len(label) <= 80 else f"{label[:39]}...{label[-38:]}"
+    return (f" {label}" if label.startswith("_") else label).replace("$", r"\$")
+
+
+def figure(runs: Sequence[Run]) -> Any:
+    """The picture as matplotlib's Figure. Raises ForceregError without matplotlib."""
+    shown = [chosen(run) for run in runs]
+    panels = {panel: [(run, names.get(panel, [])) for run, names in zip(runs, shown, strict=True)] for panel in PANELS}
+    panels = {panel: found for panel, found in panels.items() if any(names for _, names in found)}
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.4 * columns, 4 * rows), layout="constrained")
-    for place, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, place, title=panel, xlabel="iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.grid(alpha=0.3)
-        for number, run in enumerate(runs):
-            for index, name in enumerate(chosen(run).get(panel, ())):
-                curve = run.curves[name]
-                label = f"{run.name}: {name}" if len(runs) > 1 else name
-                few = len(curve.values) < 30
-                # with one run colours tell curves apart, with several the runs
-                color = f"C{(number if len(runs) > 1 else index) % 10}"
-                style = STYLES[index % len(STYLES)] if len(runs) > 1 else "-"
-                axes.plot(curve.iterations, curve.values, style, color=color, marker="." if few else "", label=label)
+    entries = max(sum(len(names) for _, names in found) for found in panels.values())
+    wide = 6.4 + (2.6 * -(-entries // LEGEND_ROWS) if entries > INSIDE else 0)
+    made = figure_type()(figsize=(wide * columns, 4 * rows), layout="constrained")
+    for place, (panel, found) in enumerate(panels.items(), 1):
+        _panel(made.add_subplot(rows, columns, place, title=panel, xlabel="iteration"), found)
+    return made
+
+
+def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
+    """Draws each run's curves. With one run colours tell curves apart, with several the runs, and styles the curves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.grid(alpha=0.3)
+    order = list(dict.fromkeys(name for _, names in found for name in names))
+    for number, (run, names) in enumerate(found):
+        for name in names:
+            curve = run.curves[name]
+            label = plain((f"{run.name}: {name}" if len(found) > 1 else name) + gone(curve))
+            first, second = (number, order.index(name)) if len(found) > 1 else (order.index(name), 0)
+            style, color = STYLES[(second + first // 10) % len(STYLES)], f"C{first % 10}"
+            marker = "." if len(curve.values) < 30 else ""
+            axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
+    entries = sum(len(names) for _, names in found)
+    if entries > INSIDE:
+        columns = -(-entries // LEGEND_ROWS)
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, ncols=columns)
+    else:
         axes.legend(fontsize="small")
-    return figure
+
+
+def gone(curve: Curve) -> str:
+    """' (nan from 300)' for a curve that leaves the numbers and doesn't come back, which a picture can't show."""
+    finite = [math.isfinite(value) for value in curve.values]
+    if finite[-1]:
+        return ""
+    start = max((place for place, good in enumerate(finite) if good), default=-1) + 1
+    return f" ({curve.values[start]:g} from {curve.iterations[start]})"
 
 
 def page(runs: Sequence[Run], svg: str) -> str:
     """One HTML file that needs nothing else: the picture, and a table of where every curve ended."""
     rows = "".join(
         f"<tr><td>{escape(run.name)}</td><td>{escape(name)}</td><td>{curve.iterations[-1]:,}</td>"
-        f"<td>{curve.values[-1]:g}</td><td>{min(curve.values):g}</td><td>{max(curve.values):g}</td></tr>\n"
+        f"<td>{curve.values[-1]:g}</td><td>{_bound(min, curve)}</td><td>{_bound(max, curve)}</td></tr>\n"
         for run in runs
         for name, curve in run.curves.items()
     )
@@ -93,6 +130,11 @@ td:nth-child(-n+2), th:nth-child(-n+2) {{ text-align: left }}
 <table><tr><th>run</th><th>curve</th><th>iteration</th><th>last</th><th>least</th><th>most</th></tr>
 {rows}</table></body></html>
 """
+
+
+def _bound(bound: Callable[..., float], curve: Curve) -> str:
+    """The least or the most of a curve's numbers; a nan has no place among them."""
+    return f"{bound((value for value in curve.values if not math.isnan(value)), default=math.nan):g}"
 
 
 def kind_of(path: Path) -> str:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from forcereg.errors import ForceregError
+from forcereg.report.plot import figure_type, plain
 from forcereg.sweep import Result
 
-COLUMNS = ("accuracy", "loss", "ranks", "full_ranks", "macs", "macs_cut", "accuracy_cut", "accuracy_tuned", "seconds")
+COLUMNS = (
+    "accuracy", "loss", "ranks", "full_ranks", "macs", "macs_cut", "accuracy_cut", "accuracy_tuned",
+    "seconds", "failed",
+)  # fmt: skip
+MARKERS = "os^Dv"
 
 
 def as_csv(results: Iterable[Result]) -> str:
@@ -53,23 +58,25 @@ def spread(values: Sequence[float | None], form: str) -> str:
 
 
 def table(results: Iterable[Result], error: float, finetune: int) -> Any:
-    """A rich table, one row a setting, over its seeds."""
+    """A rich table, one row a setting, over those of its seeds that got there."""
     from rich.table import Table
 
     found = Table()
     found.add_column("setting", overflow="fold")
-    for heading in ("accuracy", f"ranks at {error:.0%} error", "million MACs", "cut", f"fine-tuned for {finetune}"):
+    tuned = [f"fine-tuned for {finetune}"] if finetune else []
+    for heading in ("accuracy", f"ranks at {100 * error:g}% error", "million MACs", "cut", *tuned):
         found.add_column(heading, justify="right")
     for name, runs in by_setting(results).items():
-        ranks = zip(*(run.ranks for run in runs), strict=True)
-        found.add_row(
-            name,
+        failed = sum(bool(run.failed) for run in runs)
+        ranks = itertools.zip_longest(*(run.ranks for run in runs if run.ranks))
+        cells = [
             spread([run.accuracy for run in runs], ".2%"),
-            " / ".join(spread(layer, ".3g") for layer in ranks),
-            spread([run.macs_cut / 1e6 for run in runs], ".3g"),
+            " / ".join(spread(layer, ".3g") for layer in ranks) or "-",
+            spread([run.macs_cut and run.macs_cut / 1e6 for run in runs], ".3g"),
             spread([run.accuracy_cut for run in runs], ".2%"),
             spread([run.accuracy_tuned for run in runs], ".2%"),
-        )
+        ]
+        found.add_row(f"{name}, {failed} of {len(runs)} failed" if failed else name, *cells[: 4 + len(tuned)])
     return found
 
 
@@ -78,34 +85,28 @@ def picture(results: Sequence[Result], kind: str) -> bytes:
 
     Raises ForceregError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ForceregError('plots need matplotlib; install it with pip install "forcereg[plot]"') from None
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = figure_type()(figsize=(15, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (name, runs) in enumerate(by_setting(results).items()):
-        color = f"C{number % 10}"
-        for axes, places in ((left, _shares(runs)), (right, [run.macs_cut / 1e6 for run in runs])):
-            for place, run in zip(places, runs, strict=True):
-                if run.accuracy_cut is not None and run.accuracy_tuned is not None:
+        look = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "linestyle": ""}
+        for run in runs:
+            if run.macs_cut is None or run.accuracy_cut is None:
+                continue
+            for axes, place in ((left, 100 * sum(run.ranks) / sum(run.full_ranks)), (right, run.macs_cut / 1e6)):
+                axes.plot(place, run.accuracy_cut, fillstyle="none", **look)
+                if run.accuracy_tuned is not None:
                     pair = (run.accuracy_cut, run.accuracy_tuned)
-                    axes.plot([place] * 2, pair, color=color, alpha=0.4, linewidth=1)
-                    axes.plot(place, pair[0], "o", color=color, fillstyle="none")
-                    axes.plot(place, pair[1], "o", color=color)
-            axes.plot([], [], "o", color=color, label=name)
-    whole = {run.macs / 1e6 for run in results}
-    for place in whole:
+                    axes.plot([place] * 2, pair, "-", color=look["color"], alpha=0.4, linewidth=1)
+                    axes.plot(place, run.accuracy_tuned, **look)
+        left.plot([], [], label=plain(name), **look)
+    for place in {run.macs / 1e6 for run in results if run.macs}:
         right.axvline(place, color="0.6", linestyle=":", linewidth=1)
     left.set(xlabel="rank that is left, % of the filters", ylabel="test accuracy")
     right.set(xlabel="million multiply-accumulates an image (dotted: as trained)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(fontsize="small", title="hollow: cut, full: fine-tuned")
+    title = "hollow: cut, full: fine-tuned"
+    figure.legend(fontsize="small", title=title, loc="outside right upper")
     out = io.BytesIO()
     figure.savefig(out, format=kind, dpi=120)
     return out.getvalue()
-
-
-def _shares(runs: Iterable[Result]) -> list[float]:
-    return [100 * sum(run.ranks) / sum(run.full_ranks) for run in runs]

@@ -10,33 +10,12 @@ import pytest
 import torch
 
 from forcereg import __main__ as cli
-from forcereg.load import load_net
+from forcereg.load import load_net, shape_net
 from forcereg.net import Net
 from forcereg.schema import NetParameter
-from forcereg.snapshot import (
-    net_message,
-    read_model,
-    write_binary_model,
-    write_binary_state,
-    write_model,
-    write_state,
-)
-
-NET = """
-layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-  data_param { source: "absent_lmdb" batch_size: 4 backend: LMDB } }
-layer { name: "data" type: "Input" top: "data" include { phase: TEST }
-  input_param { shape { dim: 2 dim: 3 dim: 12 dim: 12 } } }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" param { force_mult: 1 }
-  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } } }
-layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
-layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2"
-  convolution_param { num_output: 6 kernel_size: 5 group: 2 weight_filler { type: "xavier" } } }
-layer { name: "ip" type: "InnerProduct" bottom: "conv2" top: "ip"
-  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" include { phase: TRAIN } }
-"""
-INPUTS = {"data": [4, 3, 12, 12], "label": [4]}
+from forcereg.snapshot import net_message, read_model, write_model, write_state
+from forcereg.summary import summarize
+from tests.commands.decomposing import INPUTS, NET, write_snapshot
 
 
 def run(*args: str | Path) -> int:
@@ -53,12 +32,7 @@ def net() -> Net:
 
 @pytest.fixture
 def snapshot(tmp_path: Path, net: Net) -> Path:
-    """A snapshot as `forcereg train` writes it."""
-    path = tmp_path / "snap_iter_7.caffemodel.h5"
-    blobs = {name: {i: b.detach().numpy() for i, b in enumerate(held)} for name, held in net.params.items()}
-    attrs = {"forcereg_net": NET, "forcereg_input_shapes": json.dumps(INPUTS), "forcereg_seed": "1"}
-    write_model(path, blobs, attrs=attrs)
-    return path
+    return write_snapshot(tmp_path / "snap_iter_7.caffemodel.h5", net)
 
 
 def test_writes_both_files_and_equals_the_original(snapshot: Path, net: Net, capsys) -> None:
@@ -74,8 +48,11 @@ def test_writes_both_files_and_equals_the_original(snapshot: Path, net: Net, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"wrote {model} and {weights}"
     (total,) = (line for line in lines if "total" in line)
-    assert "14" in total and sorted(p.name for p in snapshot.parent.iterdir()) == sorted(
-        [snapshot.name, model.name, weights.name]
+    (whole,) = (line for line in lines if "whole net" in line)
+    assert (
+        "14" in total
+        and "0.86x" in whole
+        and sorted(p.name for p in snapshot.parent.iterdir()) == sorted([snapshot.name, model.name, weights.name])
     )
 
 
@@ -88,7 +65,7 @@ def test_piped_table_cuts_no_name(tmp_path: Path, capsys) -> None:
     }
     write_model(path, blobs, attrs={"forcereg_net": text, "forcereg_input_shapes": json.dumps(INPUTS)})
     assert run("--snapshot", path, "--error", "0") == 0
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if "3x3_reduce" in line)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "3x3_reduce │" in line)
     assert name in row and "21,600" in row
 
 
@@ -100,11 +77,23 @@ def test_json_is_one_object(snapshot: Path, capsys) -> None:
     first, second = printed["layers"]
     before, after = 100 * 8 * 27, 100 * (4 * 27 + 8 * 4)
     expected = {"name": "conv1", "type": "Convolution", "full_rank": 8, "rank": 4, "error": first["error"]}
-    assert first == {**expected, "macs_before": before, "macs_after": after, "speedup": before / after}
+    expected |= {"macs_before": before, "macs_after": after, "speedup": before / after}
+    expected |= {"method": "pca", "params_before": 8 * 27 + 8, "params_after": 4 * 27 + 8 * 4 + 8}
+    assert first == {**expected, "widths": [4], "cheaper_up_to": 6}
     assert (second["full_rank"], second["rank"]) == (6, 2)
     assert second["macs_after"] == 36 * (2 * 100 + 6 * 2 // 2)
     assert printed["totals"]["macs_before"] == before + second["macs_before"]
-    assert printed["skipped"] == []
+    assert printed["skipped"] == [] and printed["folded"] == {}
+
+
+def test_the_whole_net_is_accounted_for(snapshot: Path, capsys) -> None:
+    """As `forcereg summary` counts it, before and after."""
+    assert run("--snapshot", snapshot, "--ranks", "4,2", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    for when, text in (("before", NET), ("after", Path(printed["model"]).read_text())):
+        found = summarize(shape_net(text, "TRAIN", input_shapes=INPUTS))
+        assert (printed["net"][f"macs_{when}"], printed["net"][f"params_{when}"]) == (found.macs, found.params)
+    assert printed["net"]["speedup"] == printed["net"]["macs_before"] / printed["net"]["macs_after"]
 
 
 def test_decomposed_layers_carry_the_error_bound(snapshot: Path, capsys) -> None:
@@ -131,8 +120,8 @@ def test_a_state_leads_to_its_model(snapshot: Path, capsys, monkeypatch: pytest.
 def test_binary_snapshots_give_the_same(given: str, snapshot: Path, net: Net, capsys) -> None:
     old = read_model(snapshot)
     model, state = snapshot.with_name("bin_iter_7.caffemodel"), snapshot.with_name("bin_iter_7.solverstate")
-    write_binary_model(model, net_message(net.spec), old.layers, attrs=old.attrs)
-    write_binary_state(state, 7, 0, f"gone/{model.name}", [])
+    write_model(model, old.layers, attrs=old.attrs, net=net_message(net.spec))
+    write_state(state, 7, 0, f"gone/{model.name}", [], binary=True)
     assert run("--snapshot", model if given == "model" else state, "--error", "0.1", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["weights"] == str(snapshot.with_name("bin_iter_7_lowrank.caffemodel.h5"))
@@ -177,8 +166,30 @@ def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        pytest.param([], 2, "exactly one of --error and --ranks", id="neither"),
-        pytest.param(["--error", "0.1", "--ranks", "1,1"], 2, "exactly one of --error and --ranks", id="both"),
+        pytest.param([], 2, "give exactly one of --error, --energy, --fork-svd-ratio, --ranks,", id="neither"),
+        pytest.param([], 2, "; found none", id="neither-found"),
+        pytest.param(["--error", "0.1", "--ranks", "1,1"], 2, "found --error and --ranks", id="both"),
+        pytest.param(["--max-macs", "0.5", "--max-params", "0.5"], 2, "found --max-macs and", id="budgets"),
+        pytest.param(["--energy", "1.5"], 2, "energy to keep is 1.5", id="energy"),
+        pytest.param(["--fork-svd-ratio", "0.9"], 2, "the fork's rule for --method svd, not for pca", id="fork-pca"),
+        pytest.param(["--fork-svd-ratio", "2", "--method", "svd"], 2, "the ratio is 2", id="fork-range"),
+        pytest.param(["--max-macs", "0"], 2, "'--max-macs': 0.0 is not in the range", id="budget-0"),
+        pytest.param(["--max-macs", "nan"], 2, "share of MACs to keep is nan", id="budget-nan"),
+        pytest.param(["--max-macs", "0.01"], 2, "of the net's MACs can't be reached: the least is 0.", id="budget-low"),
+        pytest.param(["--max-params", "0.01"], 2, "decompose more layers (--fc)", id="params-low"),
+        pytest.param(["--max-macs", "1"], 1, "nothing to decompose in <net in", id="budget-1"),
+        pytest.param(["--error", "0.1", "--method", "pcs"], 1, 'did you mean "pca"?', id="method"),
+        pytest.param(["--error", "0.1", "--method", "mixed"], 2, "from --rank-config FILE.json", id="mixed"),
+        pytest.param(["--error", "0.1", "--only-layers", "conv3"], 2, "no Convolution or InnerProduct", id="only"),
+        pytest.param(["--error", "0.1", "--only-layers", ","], 2, "--only-layers names no layer", id="only-none"),
+        pytest.param(["--error", "0.1", "--except-layers", "conv3"], 2, 'did you mean "conv2"?', id="except"),
+        pytest.param(["--error", "0.1", "--only-layers", "conv1", "--except-layers", "conv1"], 2, "both name 'conv1'",
+                     id="only-except"),
+        pytest.param(["--error", "0.1", "--except-layers", "conv1,conv2"], 1, "nothing to decompose", id="nothing"),
+        pytest.param(["--rank-config", "gone.json"], 1, "gone.json: No such file", id="config"),
+        pytest.param(["--error", "0.1", "--data-aware", "0"], 2, "'--data-aware': 0 is not in the range", id="aware-0"),
+        pytest.param(["--error", "0.1", "--data-aware", "1", "--method", "vh"], 2, "--data-aware needs a layer",
+                     id="aware-vh"),
         pytest.param(["--error", "1.5"], 2, "error bound is 1.5", id="error"),
         pytest.param(["--error", "nan"], 2, "error bound is nan", id="nan"),
         pytest.param(["--ranks", "1,x"], 2, "expected whole numbers", id="ranks-text"),
@@ -186,7 +197,7 @@ def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, ca
         pytest.param(["--ranks", "9,1"], 1, "layer 'conv1': cannot be decomposed: rank is 9", id="rank-range"),
         pytest.param(["--error", "0.1", "--model", "no.prototxt"], 1, "no.prototxt: no such file", id="model"),
     ],
-)
+)  # fmt: skip
 def test_errors_are_one_line(snapshot: Path, options: list[str], code: int, message: str, capsys) -> None:
     assert run("--snapshot", snapshot, *options) == code
     printed = capsys.readouterr()

@@ -1,0 +1,75 @@
+"""forcereg finetune"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forcereg.commands import train
+from forcereg.commands.gflags import CaffeCommand
+from forcereg.errors import UsageError
+
+if TYPE_CHECKING:
+    from forcereg.schema.text import SolverFile
+
+ENDING = "_finetuned"
+
+
+@click.command(
+    cls=CaffeCommand,
+    params=[
+        click.Option(["--model"], required=True, metavar="FILE", type=click.Path(),
+                     help="Net prototxt that takes the place of the solver's, as decompose wrote it."),
+        click.Option(["--test-model"], metavar="A,B", type=click.Path(),
+                     help="Where the solver's test nets are files of their own: what takes their place."),
+        *train.command.params,
+    ],
+    epilog="\b\nExample: forcereg finetune --model net_lowrank.prototxt --weights net_lowrank.caffemodel.h5 --solver S",
+)  # fmt: skip
+@click.pass_context
+def command(ctx: click.Context, /, model: str, test_model: str | None, **options: Any) -> None:
+    """Train a decomposed net further, by the solver that the original was trained with.
+
+    The solver's nets are replaced, all else holds: its rates, its length (--max-iter), its force. Snapshots go to
+    its snapshot_prefix with _finetuned behind, so that the original's stay, unless --set snapshot_prefix says
+    otherwise. Options are those of train.
+    """
+    if not (options["weights"] or options["snapshot"]):
+        raise UsageError("--weights is missing: the model that decompose wrote beside the net; or --snapshot to go on")
+    own_prefix = any(setting.partition("=")[0].strip() == "snapshot_prefix" for setting in options["settings"])
+    train.run(ctx, options, lambda file: with_net(file, model, test_model, None if own_prefix else ENDING))
+
+
+def with_net(file: SolverFile, model: str, test_model: str | None, ending: str | None) -> SolverFile:
+    """The solver with other nets, and `ending` behind its snapshot_prefix; its paths start where they did.
+
+    Raises UsageError unless `test_model` names as many nets as the solver has test nets of their own.
+    """
+    from forcereg.schema import SolverParameter
+    from forcereg.schema.text import SolverFile, read_net
+    from forcereg.solver.setup import TRAIN_FIELDS, complete_prefix, solver_root
+
+    root = solver_root(file)
+    param = SolverParameter()
+    param.CopyFrom(file.message)
+    tests = [name.strip() for name in (test_model or "").split(",") if name.strip()]
+    own = len(param.test_net) + len(param.test_net_param)
+    if len(tests) != own:
+        there = ", ".join(param.test_net) or f"{own} inline" if own else "none"
+        raise UsageError(
+            f"{file.name} has {own} test nets of their own ({there}), --test-model names {len(tests)}; decompose each "
+            "alike (decompose --model) and name them"
+        )
+    for name in (*TRAIN_FIELDS, "test_net", "test_net_param"):
+        param.ClearField(name)
+    paths = [name if root == Path.cwd() else str(Path(name).resolve()) for name in (model, *tests)]
+    for path in paths:
+        read_net(path)  # what is wrong with it is told before anything else
+    param.net, param.test_net[:] = paths[0], paths[1:]
+    made = SolverFile(param, file.name, file.text, root)
+    if ending and param.snapshot_prefix:
+        complete_prefix(made, root)
+        param.snapshot_prefix += ending
+    return made

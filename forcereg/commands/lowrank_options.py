@@ -1,0 +1,249 @@
+"""What decompose, ranks, sensitivity and frontier ask alike: a net, its layers and how each is decomposed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forcereg.commands.options import asked_devices, code_options, data_options, device_options
+from forcereg.errors import ForceregError, UsageError
+
+if TYPE_CHECKING:
+    from forcereg.cost import Cost, Shapes
+    from forcereg.evaluate import Evaluator
+    from forcereg.lowrank.config import RankConfig
+    from forcereg.lowrank.decompose import Prepared, Selection
+    from forcereg.lowrank.rewrite import Weights
+    from forcereg.schema.text import NetFile, SolverFile
+    from forcereg.snapshot import ModelFile
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A net that waits for its ranks, and where it came from. `model`: the snapshot, its weights in the net's form.
+
+    `scores`: the file that keeps scores of its decompositions.
+    """
+
+    model: ModelFile
+    root: Path
+    prepared: Prepared
+    allow_python_layers: bool
+    scores: Path | None = None
+
+    @cached_property
+    def whole(self) -> Cost:
+        """Of the whole net as it is; MACs are None where shapes are unknown."""
+        return self.cost(self.prepared.file, self.prepared.weights)
+
+    @property
+    def unknown(self) -> str:
+        """Why MACs are unknown; empty if they are known."""
+        if self.whole.macs is not None:
+            return ""
+        if not self.allow_python_layers and any(one.type == "Python" for one in self.prepared.file.message.layer):
+            return "MACs are unknown: the net has Python layers, which run with --allow-python-layers only"
+        return "MACs are unknown: data that isn't here, or layers of your own that need --import"
+
+    def cost(self, file: NetFile, weights: Weights) -> Cost:
+        """Of a whole net that is fed like this one."""
+        from forcereg.cost import Cost
+        from forcereg.summary import net_cost
+
+        shapes = self.model.attrs.get("forcereg_input_shapes")
+        if known := net_cost(file, shapes, self.root, self.allow_python_layers):
+            return known
+        learned = {layer.name for layer in file.message.layer if layer.type != "BatchNorm"}
+        return Cost(None, sum(values.size for name in learned for values in weights.get(name, {}).values()))
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What the options of `layer_options` say."""
+
+    model: str | None
+    method: str
+    fc: bool
+    only_layers: str | None
+    except_layers: str | None
+    fold_bn: bool
+    data_aware: int | None
+    seed: int
+    solver: str | None
+    gpu: str | None
+    device: str | None
+    data_budget: int
+    workers: int
+    allow_python_layers: bool
+
+    @property
+    def on(self) -> str | None:
+        """The one device to run on, None for the solver's. Raises UsageError for several."""
+        found = asked_devices(self.gpu, self.device)
+        if len(found) > 1:
+            raise UsageError(f"--gpu is '{self.gpu}'; this runs on one GPU")
+        return found[0]
+
+    def solver_file(self) -> SolverFile | None:
+        """The file of --solver. Raises ForceregError."""
+        from forcereg.schema.text import read_solver
+
+        return None if self.solver is None else read_solver(self.solver)
+
+    def selection(self, config: RankConfig | None = None) -> Selection:
+        """Which layers to decompose and how. Raises UsageError for what doesn't go together."""
+        from forcereg.lowrank.decompose import Selection
+        from forcereg.registry import factorizer
+
+        only, without = names("--only-layers", self.only_layers), names("--except-layers", self.except_layers) or ()
+        if both := sorted({*(only or ())}.intersection(without)):
+            raise UsageError(f"--only-layers and --except-layers both name '{both[0]}'")
+        if self.method != MIXED:
+            factorizer.get(self.method)
+        elif config is None:
+            raise UsageError("--method mixed takes each layer's method from --rank-config FILE.json; give that too")
+        plain = Selection(self.method, {}, self.fc, only, without, seed=self.seed, fold_bn=self.fold_bn)
+        if config is None:
+            return plain
+        for name in config.layers:
+            if self.method == MIXED and name not in config.methods:
+                raise UsageError(f"{config.name}: layer '{name}' has no method; --method mixed needs one (\"pca\")")
+        for name in only or ():
+            if name not in config.layers:
+                raise UsageError(f"--only-layers names '{name}', for which {config.name} has no rank")
+        return replace(plain, methods=config.methods, only=only or list(config.layers))
+
+    def evaluator(self, scores: Path | None) -> Evaluator:
+        """What scores nets on the test net of --solver. Raises UsageError without, ForceregError for a wrong one."""
+        from forcereg.evaluate import Evaluator
+
+        file = self.solver_file()
+        if file is None:
+            raise UsageError("--solver is missing: its test net scores the decomposed nets")
+        return Evaluator(
+            file,
+            device=self.on,
+            cache=scores,
+            budget=self.data_budget << 20,
+            workers=self.workers,
+            allow_python_layers=self.allow_python_layers,
+        )
+
+    def open(self, snapshot: str | Path, config: RankConfig | None = None, scores: Path | None = None) -> Opened:
+        """The net of a snapshot, ready to be decomposed; `scores` as in Opened. Raises ForceregError."""
+        from forcereg.load import net_shapes
+        from forcereg.snapshot import modern
+
+        selection = self.selection(config)
+        model = read_weights(snapshot)
+        file, root = asked_net(self.model, model)
+        model = modern(model, {layer.name: layer.type for layer in file.message.layer})
+        shapes = net_shapes(file, model.attrs.get("forcereg_input_shapes"), root, self.allow_python_layers)
+        prepared = self._prepared(file, model.layers, shapes, selection)
+        return Opened(model, root, prepared, self.allow_python_layers, scores)
+
+    def _prepared(self, file: NetFile, weights: Weights, shapes: Shapes | None, selection: Selection) -> Prepared:
+        from forcereg.lowrank.decompose import prepare
+
+        if self.data_aware is None:
+            return prepare(file, weights, shapes, selection)
+        from forcereg.moments import TrainingData, prepare_aware
+
+        options = (self.on, self.data_budget << 20, self.workers, self.allow_python_layers)
+        return prepare_aware(
+            file, weights, shapes, selection, TrainingData(self.data_aware, self.solver_file(), *options)
+        )
+
+
+def gathered(into: str, kind: type, options: Sequence[Decorator]) -> Decorator:
+    """A decorator that gives a command `options` as one argument: a `kind`, a dataclass with a field for each."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            own = {one.name: values.pop(one.name) for one in fields(kind)}
+            return function(**{into: kind(**own)}, **values)
+
+        wrapped: Callable[..., Any] = call
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+layer_options = gathered("layers", LayerOptions, [
+    click.option("--model", metavar="FILE", type=click.Path(),
+                 help="Net prototxt.  [default: the net that the snapshot holds]"),
+    click.option("--method", default="pca", show_default=True, metavar="pca|svd|kmeans|vh|tucker2|cp|mixed",
+                 help="How to decompose; mixed: as --rank-config says for each layer."),
+    click.option("--fc", is_flag=True, help="InnerProduct layers too, not convolutions only."),
+    click.option("--only-layers", metavar="A,B", help="Decompose these layers only."),
+    click.option("--except-layers", metavar="A,B", help="Leave these layers as they are."),
+    click.option("--fold-bn", is_flag=True, help="Fold BatchNorm and Scale into the layers before them first."),
+    click.option("--data-aware", type=click.IntRange(min=1), metavar="N",
+                 help="Minimise the error of the layers' responses on N training batches (pca and svd)."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of kmeans."),
+    click.option("--solver", metavar="FILE", type=click.Path(), help="Solver prototxt, for what needs data."),
+    device_options,
+    data_options,
+    code_options,
+])  # fmt: skip
+
+
+def names(option: str, text: str | None) -> list[str] | None:
+    """Layer names with commas; None if the option isn't given. Raises UsageError for none."""
+    if text is None:
+        return None
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise UsageError(f"{option} names no layer; expected names with commas, as in conv1,conv2")
+    return found
+
+
+def read_weights(snapshot: str | Path) -> ModelFile:
+    """The model file, also through a solver state's learned_net. Raises ForceregError."""
+    from forcereg.paths import find_root, learned_nets
+    from forcereg.snapshot import ModelFile, model_of, read
+
+    found = read(snapshot)
+    if isinstance(found, ModelFile):
+        return found
+    root = find_root(found.learned_net, str(snapshot))
+    return model_of(found, learned_nets(root, found.learned_net, str(snapshot)))
+
+
+def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
+    """The net of --model or of the snapshot, and the root of its relative paths. Raises ForceregError."""
+    from forcereg.load import net_root
+    from forcereg.schema.text import parse_net, read_net
+
+    text = weights.attrs.get("forcereg_net")
+    if model is None and text is None:
+        raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
+    file = read_net(model) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
+    return file, net_root(file)
+
+
+def opened_model(snapshot: str, model: str | None) -> tuple[ModelFile, NetFile]:
+    """A snapshot's weights in the form of its net, and the net. Raises ForceregError."""
+    from forcereg.snapshot import modern
+
+    weights = read_weights(snapshot)
+    file, _ = asked_net(model, weights)
+    return modern(weights, {layer.name: layer.type for layer in file.message.layer}), file
+
+
+def nothing(snapshot: str | Path, file: NetFile, skipped: Mapping[str, str]) -> ForceregError:
+    """The error for a net of which no layer is decomposed."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no convolution"
+    return ForceregError(f"{snapshot}: nothing to decompose in {file.name} ({reasons})")

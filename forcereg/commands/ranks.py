@@ -1,0 +1,49 @@
+"""forcereg ranks"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from forcereg.commands.lowrank_options import LayerOptions, layer_options, nothing
+from forcereg.errors import UsageError
+
+
+@click.command(epilog="\b\nExample: forcereg ranks net_iter_10000.caffemodel.h5 --error 0.01,0.05,0.1,0.2")
+@click.argument("snapshot", metavar="SNAPSHOT", type=click.Path())
+@click.option("--error", default="0.01,0.05,0.1,0.2", show_default=True, metavar="A,B,..",
+              help="Bounds on each layer's relative squared error.")  # fmt: skip
+@layer_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> None:
+    """Show the rank that each layer needs at several errors, what the net would cost, and a bar for each layer.
+
+    SNAPSHOT: a .caffemodel, also as .h5, or its solver state. Nothing is written.
+    """
+    from forcereg.report.ranks import rank_table, show
+
+    errors = bounds(error)
+    opened = layers.open(snapshot)
+    if not opened.prepared.candidates:
+        raise nothing(snapshot, opened.prepared.file, opened.prepared.skipped)
+    table = rank_table(opened.prepared.candidates, errors, opened.whole)
+    if as_json:
+        click.echo(json.dumps(table.report()))
+        return
+    show(table)
+    if opened.unknown:
+        click.echo(opened.unknown)
+    for name, reason in opened.prepared.skipped.items():
+        click.echo(f"can't be decomposed: {name}: {reason}")
+
+
+def bounds(text: str) -> list[float]:
+    """Error bounds with commas. Raises UsageError unless all are from 0 to 1."""
+    try:
+        found = [float(one) for one in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= one <= 1 for one in found):
+        raise UsageError(f"--error is '{text}'; expected bounds from 0 to 1 with commas, as in 0.01,0.05")
+    return found

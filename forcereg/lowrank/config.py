@@ -1,0 +1,131 @@
+"""Rank configs: a JSON file that says, layer by layer, by which method and to which rank a net is decomposed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import fspath
+from typing import Any
+
+from forcereg.errors import ForceregError, did_you_mean, printable
+from forcereg.lowrank.factor import Rank
+from forcereg.lowrank.ranks import Candidate, Choice, Whole
+
+COMMENT = "//"
+"""A name under which a file says what it is for."""
+RULES = ("rank", "error", "energy")
+FORM = '{"conv1": 8} or {"conv1": {"method": "vh", "rank": 8}} or {"conv1": {"error": 0.05}}'
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """How one layer is decomposed: by `method` (None: the command's), to a rank or within an error bound."""
+
+    where: str
+    method: str | None = None
+    rank: Rank | None = None
+    error: float = 0.0
+
+    def choose(self, one: Candidate) -> Rank:
+        """The rank for a layer. Raises ForceregError for one that the method doesn't have."""
+        if self.rank is None:
+            return one.ladder.smallest_rank(self.error)
+        try:
+            one.ladder.sizes(self.rank)
+            return self.rank
+        except ValueError as error:
+            raise ForceregError(f"{self.where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """The rules of a file, by layer name; a criterion itself: layers that it doesn't name stay whole."""
+
+    name: str
+    layers: Mapping[str, LayerRule]
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Layer name -> method, where the file says one."""
+        return {name: rule.method for name, rule in self.layers.items() if rule.method is not None}
+
+    def __call__(self, candidates: Sequence[Candidate]) -> dict[str, Choice]:
+        left = Whole(f"{self.name} doesn't name it")
+        return {one.name: self.layers[one.name].choose(one) if one.name in self.layers else left for one in candidates}
+
+
+def read_config(path: Any) -> RankConfig:
+    """The config in a file. Raises ForceregError for one that can't be read or isn't of the form."""
+    name = fspath(path)
+    try:
+        with open(name, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ForceregError(f"{name}: {getattr(error, 'strerror', None) or 'is no UTF-8 text'}") from error
+    return parse_config(text, name)
+
+
+def parse_config(text: str, name: str = "<config>") -> RankConfig:
+    """The config in JSON text. Raises ForceregError with the line for text that is none."""
+    try:
+        found = json.loads(text, object_pairs_hook=lambda pairs: once(name, pairs))
+    except json.JSONDecodeError as error:
+        raise ForceregError(f"{name}:{error.lineno}:{error.colno}: {error.msg}; expected JSON as in {FORM}") from error
+    except RecursionError:
+        raise ForceregError(f"{name}: nested too deeply; expected {FORM}") from None
+    return config_of(found, name)
+
+
+def config_of(found: Any, name: str = "<config>") -> RankConfig:
+    """The config of plain data, layer name -> rank or {"method", "rank" | "error" | "energy"}. Raises ForceregError."""
+    rules = {} if not isinstance(found, Mapping) else {key: value for key, value in found.items() if key != COMMENT}
+    if not rules:
+        raise ForceregError(f"{name}: names no layer; expected {FORM}")
+    return RankConfig(name, {layer: rule_of(value, f"{name}: layer '{layer}'") for layer, value in rules.items()})
+
+
+def once(name: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ForceregError for a name that stands twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ForceregError(f"{name}: '{key}' stands twice; keep one")
+        found[key] = value
+    return found
+
+
+def rule_of(value: Any, where: str) -> LayerRule:
+    """A layer's rule from its JSON value. Raises ForceregError."""
+    fields = value if isinstance(value, Mapping) else {"rank": value}
+    for key in fields:
+        if key not in ("method", *RULES):
+            hint = did_you_mean(key, ("method", *RULES)) or "; expected method, and rank, error or energy"
+            raise ForceregError(f"{where}: has '{key}'{hint}")
+    given = [key for key in RULES if key in fields]
+    if len(given) != 1:
+        raise ForceregError(f"{where}: has {' and '.join(given) or 'no rank'}; expected one of rank, error and energy")
+    method = fields.get("method")
+    if method is not None and not isinstance(method, str):
+        raise ForceregError(f'{where}: method is {shown(method)}; expected a name as in "pca"')
+    if given == ["rank"]:
+        return LayerRule(where, method, rank_of(fields["rank"], where))
+    share = fields[given[0]]
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ForceregError(f"{where}: {given[0]} is {shown(share)}; expected a number from 0 to 1")
+    return LayerRule(where, method, error=share if given == ["error"] else 1 - share)
+
+
+def rank_of(value: Any, where: str) -> Rank:
+    """A whole number from 1, or several in a list (tucker2's output and input rank). Raises ForceregError."""
+    many = value if isinstance(value, list | tuple) and value else [value]
+    if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in many):
+        raise ForceregError(
+            f"{where}: rank is {shown(value)}; expected a whole number from 1, or [out, in] for tucker2"
+        )
+    return tuple(many) if isinstance(value, list | tuple) else value
+
+
+def shown(value: Any) -> str:
+    """A JSON value for a message."""
+    return printable(json.dumps(value))[:60]

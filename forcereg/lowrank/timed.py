@@ -1,0 +1,152 @@
+"""Ranks from measured times: of the ranks near those that a criterion gives the fastest, or the layer as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from forcereg.errors import ForceregError, UsageError
+from forcereg.lowrank.factor import Rank
+from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
+
+Timer = Callable[[Candidate, Sequence[Choice]], Sequence[Sequence[float]]]
+"""A layer and choices for it (`Whole`: as it is) -> milliseconds of each, by rounds in which all took turns."""
+
+MULTIPLES = (4, 8, 16, 32)
+"""Channels of a group that kernels like: registers and blocks hold so many."""
+GAIN = 0.03
+"""The share of its time that a layer has to save before its chain counts as faster."""
+TIE = 0.02
+"""Chains whose times differ by less count as equally fast."""
+MOST = 0.75
+"""The share of the rounds in which a faster chain has to be faster."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured of a layer, in milliseconds, and what came of it.
+
+    `asked`: the criterion's rank. `before`: as it is. `times`: its chain at each rank tried.
+    """
+
+    name: str
+    asked: Rank
+    before: float
+    times: Mapping[Rank, float]
+    choice: Choice
+
+    @property
+    def after(self) -> float:
+        """Of what was chosen."""
+        return self.before if isinstance(self.choice, Whole) else self.times[self.choice]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A choice for every layer by name, and the trials of those that the criterion gave a rank."""
+
+    choices: Mapping[str, Choice]
+    trials: tuple[Trial, ...]
+
+
+def by_times(candidates: Sequence[Candidate], criterion: Criterion, timer: Timer, budget: bool = False) -> Timed:
+    """Every layer its fastest chain at the criterion's rank or one near it; layers that none makes faster stay whole.
+
+    Ranks go up, so that the error only gets less; with a `budget` they go down, and what it leaves is shared out anew
+    without the layers that stay whole. Raises ForceregError for ranks out of range, UsageError as the criterion.
+    """
+    known: dict[tuple[str, Rank], Trial] = {}
+    whole: dict[str, Trial] = {}
+    while True:
+        left = [one for one in candidates if one.name not in whole]
+        asked = _asked(criterion, left, list(whole))
+        found: dict[str, Trial] = {}
+        for one in left:
+            if not isinstance(choice := asked[one.name], Whole):
+                rank = rounded(one, choice)
+                found[one.name] = known.get((one.name, rank)) or trial(one, rank, timer, budget)
+                known[one.name, rank] = found[one.name]
+        slower = {name: tried for name, tried in found.items() if isinstance(tried.choice, Whole)}
+        whole.update(slower)
+        if not budget or not slower:
+            tried = {**whole, **found}
+            trials = tuple(tried[one.name] for one in candidates if one.name in tried)
+            return Timed({**asked, **{one.name: one.choice for one in trials}}, trials)
+
+
+def _asked(criterion: Criterion, left: Sequence[Candidate], whole: Sequence[str]) -> Mapping[str, Choice]:
+    try:
+        return criterion(left)
+    except UsageError as error:
+        if not whole:
+            raise
+        raise UsageError(f"{error}; no chain makes {', '.join(whole)} faster here, so they stay whole") from error
+
+
+def rounded(one: Candidate, rank: Rank) -> Rank:
+    """The rank that the layer's method takes for `rank`. Raises ForceregError for one out of range."""
+    try:
+        one.ladder.sizes(rank)
+        return one.ladder.rounded(rank)
+    except ValueError as error:
+        raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
+
+
+def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Trial:
+    """Measures one layer and decides. Of chains that are equally fast the one nearest to `asked` wins."""
+    ranks = [asked, *nearby(one, asked, down)]
+    as_is, *chains = timer(one, [Whole("as it is"), *ranks])
+    before, times = median(as_is), {rank: median(rounds) for rank, rounds in zip(ranks, chains, strict=True)}
+    quick = min(times.values()) * (1 + TIE)
+    best = next(rank for rank in ranks if times[rank] <= quick)
+    choice: Choice = best
+    if not is_faster(chains[ranks.index(best)], as_is):
+        choice = Whole(f"measured: {before:.3g} ms as it is, {times[best]:.3g} ms as a chain of rank {rank_text(best)}")
+    return Trial(one.name, asked, before, times, choice)
+
+
+def nearby(one: Candidate, asked: Rank, down: bool = False) -> list[Rank]:
+    """The next multiples of MULTIPLES for every group above `asked`, or below it if `down`; the nearest first.
+
+    At most twice or at least half of it, and only where the chain costs less than the layer.
+    """
+    found: list[Rank] = []
+    for multiple in MULTIPLES:
+        step = multiple * one.ladder.groups
+        each = tuple(value // step * step if down else -(-value // step) * step for value in _values(asked))
+        rank: Rank = each if isinstance(asked, tuple) else each[0]
+        if rank != asked and rank not in found and _is_near(each, _values(asked)) and _costs_less(one, rank):
+            found.append(rank)
+    return sorted(found, key=lambda rank: sum(_values(rank)), reverse=down)
+
+
+def _values(rank: Rank) -> tuple[int, ...]:
+    return rank if isinstance(rank, tuple) else (rank,)
+
+
+def _is_near(values: Sequence[int], asked: Sequence[int]) -> bool:
+    return all(2 * value >= other and value <= 2 * other for value, other in zip(values, asked, strict=True))
+
+
+def _costs_less(one: Candidate, rank: Rank) -> bool:
+    """Also that the method has the rank."""
+    try:
+        one.ladder.sizes(rank)
+    except ValueError:
+        return False
+    chain = one.cost(rank)
+    if chain.macs is None or one.dense.macs is None:
+        return chain.params < one.dense.params
+    return chain.macs < one.dense.macs
+
+
+def is_faster(chain: Sequence[float], whole: Sequence[float]) -> bool:
+    """Whether a chain is really faster, by its milliseconds and those of the whole layer in the same rounds."""
+    wins = sum(a < b for a, b in zip(chain, whole, strict=True))
+    return median(chain) <= (1 - GAIN) * median(whole) and wins >= MOST * len(whole)
+
+
+def rank_text(rank: Rank) -> str:
+    """12, or 8-12 for a pair."""
+    return "-".join(map(str, _values(rank)))

@@ -1,0 +1,70 @@
+"""What was measured for ranks by times: tables and plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forcereg.lowrank.ranks import Whole
+from forcereg.lowrank.timed import Trial, rank_text
+from forcereg.report.lowrank import printer
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Trials of layers and milliseconds of the whole net's forward pass, on `device` with `batch` (None: the net's)."""
+
+    device: str
+    batch: int | None
+    trials: Sequence[Trial]
+    before: float
+    after: float
+
+    def report(self) -> dict[str, Any]:
+        """Everything as plain data, for JSON; `rank` is null for a layer that stays whole."""
+        layers = [
+            {
+                "name": one.name,
+                "asked": one.asked,
+                "rank": None if isinstance(one.choice, Whole) else one.choice,
+                "ms_before": one.before,
+                "ms_after": one.after,
+                "chains": [{"rank": rank, "ms": ms} for rank, ms in one.times.items()],
+            }
+            for one in self.trials
+        ]
+        net = {"ms_before": self.before, "ms_after": self.after, "speedup": self.before / self.after}
+        return {"device": self.device, "batch": self.batch, "layers": layers, "net": net}
+
+    def show(self) -> None:
+        """Print the milliseconds of each layer and of the whole net."""
+        from rich.markup import escape
+        from rich.table import Column, Table
+
+        right = [Column(text, justify="right") for text in ("asked", "rank", "ms before", "ms after", "faster")]
+        table = Table(Column("layer", overflow="fold"), *right, Column("chains measured, rank: ms", overflow="fold"))
+        for one in self.trials:
+            chosen = "whole" if isinstance(one.choice, Whole) else rank_text(one.choice)
+            tried = ", ".join(f"{rank_text(rank)}: {ms:.3g}" for rank, ms in one.times.items())
+            table.add_row(escape(one.name), rank_text(one.asked), chosen, *times(one.before, one.after), tried)
+        table.add_section()
+        table.add_row("whole net", "", "", *times(self.before, self.after), "")
+        printer().print(table)
+        batch = "the net's batch" if self.batch is None else f"batch {self.batch}"
+        print(f"medians of forward passes on {self.device}, {batch}")
+
+
+def device_text(device: torch.device) -> str:
+    """The device for people, with what its speed depends on."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def times(before: float, after: float) -> list[str]:
+    """Milliseconds and their ratio, as table cells."""
+    return [f"{before:.3g}", f"{after:.3g}", f"{before / after:.2f}x"]

@@ -1,0 +1,105 @@
+"""What a decomposition came to: the table, and remarks on what isn't faster."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from forcereg.cost import Cost
+from forcereg.lowrank.decompose import Decomposition, LayerReport
+
+SMALL = 0.5
+"""The share of a net's MACs below which the rest of the net is worth a remark."""
+
+
+def net_report(before: Cost, after: Cost) -> dict[str, Any]:
+    """The whole net's cost as plain data; MACs and their ratio are None where shapes are unknown."""
+    known = before.macs is not None and after.macs is not None
+    return {
+        "macs_before": before.macs,
+        "macs_after": after.macs,
+        "speedup": (before.macs or 0) / after.macs if known and after.macs else None,
+        "params_before": before.params,
+        "params_after": after.params,
+    }
+
+
+def remarks(result: Decomposition, net: dict[str, Any]) -> list[str]:
+    """Why the net may not be faster, one line each: chains that cost more than their layer, and what was left."""
+    lines = [slower(layer) for layer in result.layers if is_slower(layer)]
+    before, whole = result.totals.macs_before, net["macs_before"]
+    if before is not None and whole and before < SMALL * whole:
+        most = f"the whole net can't be more than {whole / (whole - before):.2f}x faster by them"
+        lines.append(f"the decomposed layers do {before / whole:.0%} of the net's MACs: {most}")
+    return lines
+
+
+def is_slower(layer: LayerReport) -> bool:
+    """Whether the chain costs as much as the layer did, or more."""
+    if layer.macs_before is None or layer.macs_after is None:
+        return layer.params_after >= layer.params_before
+    return layer.macs_after >= layer.macs_before
+
+
+def slower(layer: LayerReport) -> str:
+    """The remark on such a layer."""
+    if layer.macs_before is None or layer.macs_after is None:
+        cost = f"{layer.params_after / layer.params_before:.2f}x the parameters"
+    else:
+        cost = f"{layer.macs_after / layer.macs_before:.2f}x the MACs"
+    better = f"ranks up to {layer.cheaper_up_to} cost less, or " if layer.cheaper_up_to else "no rank costs less; "
+    return f"{layer.name}: its chain has {cost} of the layer before; {better}leave it: --except-layers {layer.name}"
+
+
+def show(result: Decomposition, net: dict[str, Any]) -> None:
+    """Print the table, the remarks, and what was left whole and why."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(Column("layer", overflow="fold"), Column("method", overflow="fold"))
+    numbers = ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up", "params before", "params after")
+    for heading in numbers:
+        table.add_column(heading, justify="right", overflow="fold")
+    for layer in result.layers:
+        ranks = (str(layer.full_rank), rank_text(layer), f"{layer.error:.4f}")
+        table.add_row(escape(layer.name), layer.method, *ranks, *costs(layer), *values(layer))
+    table.add_section()
+    full, kept = (sum(getattr(layer, key) for layer in result.layers) for key in ("full_rank", "rank"))
+    params = [f"{sum(getattr(one, key) for one in result.layers):,}" for key in ("params_before", "params_after")]
+    table.add_row("total", "", str(full), str(kept), "", *costs(result.totals), *params)
+    table.add_row("whole net", "", "", "", "", *costs(net), *values(net))
+    printer().print(table)
+    for line in remarks(result, net):
+        print(line)
+    for name, reason in result.skipped.items():
+        print(f"left whole: {name}: {reason}")
+
+
+def printer() -> Any:
+    """The console; behind a pipe rich takes 80 columns for granted, and would cut names and numbers to fit."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 1000)
+
+
+def rank_text(layer: LayerReport) -> str:
+    """The rank, and the chain's widths where they are others."""
+    others = set(layer.widths) != {layer.rank}
+    return f"{layer.rank} ({'-'.join(map(str, layer.widths))})" if others else str(layer.rank)
+
+
+def costs(of: Any) -> list[str]:
+    """MACs before and after and the speed-up, as table cells; - for what is unknown."""
+    before, after, speedup = (field(of, key) for key in ("macs_before", "macs_after", "speedup"))
+    macs = ["-" if count is None else f"{count:,}" for count in (before, after)]
+    return [*macs, "-" if speedup is None else f"{speedup:.2f}x"]
+
+
+def values(of: Any) -> list[str]:
+    """Learned values before and after, as table cells."""
+    return [f"{field(of, key):,}" for key in ("params_before", "params_after")]
+
+
+def field(of: Any, key: str) -> Any:
+    """Of a report or of plain data."""
+    return of[key] if isinstance(of, dict) else getattr(of, key)

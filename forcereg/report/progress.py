@@ -1,0 +1,55 @@
+"""Progress of work that takes a few long steps: a bar on a terminal, lines otherwise."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from forcereg.solver.log import on_terminal
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Steps:
+    """Tells on stderr what each step came to; `most` steps at most."""
+
+    def __init__(self, title: str, most: int) -> None:
+        self._title, self._most, self._count = title, most, 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Steps:
+        if on_terminal():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            last = TextColumn("{task.fields[last]}", markup=False)
+            self._bar = Progress(*columns, last, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._title, total=self._most, last="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def around(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, with the progress shown while it runs."""
+
+        @functools.wraps(function)
+        def call(*args: P.args, **named: P.kwargs) -> T:
+            with self:
+                return function(*args, **named)
+
+        return call
+
+    def done(self, text: str) -> None:
+        """One more step."""
+        self._count += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._count, last=text)
+        else:
+            print(f"{self._title} {self._count} of at most {self._most}: {text}", file=sys.stderr, flush=True)

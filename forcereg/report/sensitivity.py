@@ -1,0 +1,64 @@
+"""How sensitive a net's layers are to decomposition: CSV, table and picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from forcereg.lowrank.accuracy import Point
+from forcereg.report.plot import figure_type, plain
+
+EXACT = 1e-6
+"""Errors up to here have no place on a logarithmic axis: the layer is as good as whole."""
+
+
+def as_csv(points: Sequence[Point]) -> str:
+    """One line a net; the first is the whole one, without a layer."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([one.name for one in fields(Point)])
+    for point in points:
+        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in asdict(point).values()])
+    return out.getvalue()
+
+
+def table(points: Sequence[Point]) -> Any:
+    """A rich table: a row for each layer, a column for each bound; in a cell the accuracy and the rank."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    rest = points[1:]
+    bounds = list(dict.fromkeys(point.bound for point in rest))
+    made = Table(Column("layer alone", overflow="fold"), Column("full rank", justify="right"))
+    for bound in bounds:
+        made.add_column(f"error {bound:g}", justify="right")
+    for name in dict.fromkeys(point.layer for point in rest):
+        own = [point for point in rest if point.layer == name]
+        cells = [f"{point.accuracy:.2%} ({point.rank})" for point in own]
+        made.add_row(escape(name), str(own[0].full_rank), *cells)
+    return made
+
+
+def picture(points: Sequence[Point], kind: str) -> bytes:
+    """Accuracy against the error reached, a curve for each layer. Raises ForceregError without matplotlib."""
+    whole, *rest = points
+    figure = figure_type()(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(point.layer for point in rest))
+    for number, name in enumerate(names):
+        found = [(point.error, point.accuracy) for point in rest if point.layer == name]
+        own = sorted(pair for pair in found if pair[0] > EXACT)
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        errors, accuracies = [pair[0] for pair in own], [pair[1] for pair in own]
+        axes.plot(errors, accuracies, style, color=f"C{number % 10}", marker=".", label=plain(name))
+    axes.axhline(whole.accuracy, color="0.6", linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set(xlabel="relative squared error of the layer that is decomposed", ylabel="test accuracy (dotted: whole)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=-(-len(names) // 20))
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=120)
+    return out.getvalue()
