@@ -69,7 +69,6 @@ class Net(nn.Module):
         self.feeds: dict[str, Feed] = {}
         self.inputs: tuple[str, ...] = ()
         self.around: Around | None = None
-        self._named = {layer_spec.name: layer_spec for layer_spec in reversed(spec.layers)}
         self._keys: dict[str, str] = {}
         self._taken = Counter[str]()
         self._built: list[tuple[LayerSpec, str]] = []
@@ -83,8 +82,7 @@ class Net(nn.Module):
                 self._add_layer(layer_spec, given)
         self._fill(generator)
         self._owners.check_finished(self.module, freeze=not spec.force_backward)
-        runs = [(layer_spec, key) for layer_spec, key in self._built if layer_spec.type != "Input"]
-        self._steps = plan_steps(spec, [(layer_spec, key, getattr(self.layers, key)) for layer_spec, key in runs])
+        self._plan()
         self._losses = tuple(
             (top, weight)
             for layer_spec in spec.layers
@@ -138,6 +136,39 @@ class Net(nn.Module):
             fill_blobs(spec, module, borrowed, generator)
         self.reset_state()
 
+    def _plan(self) -> None:
+        runs = [(spec, key, getattr(self.layers, key)) for spec, key in self._built if spec.type != "Input"]
+        self._steps = plan_steps(self.spec, runs)
+
+    def adopt(self, spec: NetSpec) -> None:
+        """Takes over `spec`: layers that have other settings there, or read other shapes now, begin anew.
+
+        Of their blobs those of another shape are not filled yet; they must not be shared. All else stays as it is.
+        Raises ForceregError if settings and shapes don't fit together.
+        """
+        keys, before, built = {id(old): key for old, key in self._built}, dict(self.shapes), []
+        for old, new in zip(self.spec.layers, spec.layers, strict=True):
+            if (key := keys.get(id(old))) is None:
+                continue
+            if new is not old or any(self.shapes[bottom] != before[bottom] for bottom in new.bottoms):
+                module = self._remade(new, getattr(self.layers, key))
+                setattr(self.layers, key, module)
+                self.shapes.update(zip(new.tops, module.out_shapes, strict=True))
+            built.append((new, key))
+        self.spec, self._built = spec, built
+        self._plan()
+
+    def _remade(self, spec: LayerSpec, old: Layer) -> Layer:
+        module = make_layer(spec, [self.shapes[bottom] for bottom in spec.bottoms], self._allow_python_layers)
+        for blob in old.blobs[:1]:
+            module.to(blob.device, blob.dtype).lay_out(blob.device)
+        for index, (mine, blob) in enumerate(zip(module.blobs, old.blobs, strict=True)):
+            if mine.shape == blob.shape:
+                module.share_blob(index, blob)
+            else:
+                mine.requires_grad_(blob.requires_grad)
+        return module.train(old.training)
+
     def _key(self, name: str) -> str:
         """A state_dict key for a layer name: torch reserves the dot and its own attributes' names."""
         key = stem = name.replace(".", "_") or "_"
@@ -147,7 +178,7 @@ class Net(nn.Module):
         return key
 
     def _spec_of(self, name: str) -> LayerSpec:
-        return self._named[name]
+        return next(one for one in self.spec.layers if one.name == name)
 
     # -- parameters
 
@@ -282,7 +313,8 @@ class Net(nn.Module):
                 env.update(zip(feed.tops, feed.next(), strict=True))
         missing = [name for name in self.inputs if name not in env]
         if missing:
-            raise ForceregError(f"net '{self.spec.name}' needs input blobs {', '.join(missing)}; give one tensor each")
+            needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"
+            raise ForceregError(f"{needed}; give one tensor each or a data layer")
         around = self.around
         for step in self._steps:
             spec = step.spec

@@ -138,7 +138,7 @@ def test_unknown_blob_asked_for() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": None}, "net 'small' needs input blobs label; give one tensor each"),
+        ({"label": None}, "net 'small' needs input blobs label; give one tensor each or a data layer"),
         ({"dat": torch.ones(1)}, "net 'small' has no input blob 'dat'; did you mean \"data\"?"),
         ({"zzz": torch.ones(1)}, "net 'small' has no input blob 'zzz'; inputs are data, label"),
         ({"data": torch.ones(2, 6, 6)}, "input 'data' has shape [2, 6, 6]; expected 4 axes like [4, 2, 6, 6]"),

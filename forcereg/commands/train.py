@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,11 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
               help="Set a field of the solver, as in base_lr=0.001 or stepvalue=[5000,7000]; repeatable.")  # fmt: skip
 @click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="The same as --set max_iter=N.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same as --set random_seed=N.")
+@click.option("--rank-clipping", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+              help="Reduce the ranks of a decomposed net at each test interval: each X_lowrank -> X_linear keeps this "
+                   "share of its weight's squared norm, as in 0.99.")  # fmt: skip
+@click.option("--clip-until", type=click.IntRange(min=1), metavar="ITER",
+              help="With --rank-clipping: reduce no ranks from this iteration on.")  # fmt: skip
 @click.option("--log-json", metavar="FILE", type=click.Path(),
               help="Also write every event there, one JSON object a line.")  # fmt: skip
 @click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
@@ -63,11 +69,20 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     SIGINT (Ctrl-C) and SIGTERM write a snapshot and stop, SIGHUP writes one and goes on. With several GPUs (or --nproc,
     or under torchrun) each trains on a part of the data.
     """
-    given = SimpleNamespace(**options)
+    run(ctx, options)
+
+
+def run(
+    ctx: click.Context, options: Mapping[str, Any], arrange: Callable[[SolverFile], SolverFile] = lambda file: file
+) -> None:
+    """Trains as the options of `command` say; `arrange` changes the solver once they have. Raises ForceregError."""
+    given = SimpleNamespace(**options, arrange=arrange)
     starts = [name for name in ("snapshot", "resume", "weights") if getattr(given, name)]
     if "snapshot" in starts and len(starts) > 1:
         why = "a snapshot brings its own weights" if "weights" in starts else "both say where to go on"
         raise UsageError(f"--snapshot and --{starts[1]} are both given; {why}, use one")
+    if given.clip_until is not None and given.rank_clipping is None:
+        raise UsageError("--clip-until is about --rank-clipping, which isn't given; add it, as in --rank-clipping 0.99")
     devices = asked_devices(given.gpu, given.device)
     from forcereg.solver.launch import in_group, launch
 
@@ -75,7 +90,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     if count != len(devices) > 1:
         raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
     if count > 1 and not in_group():
-        launch(count, ["train", *arguments(ctx)])
+        stop = [signal.SIGTERM, *([signal.SIGINT] if given.sigint_effect == "stop" else [])]
+        launch(count, [str(ctx.info_name), *arguments(ctx)], stop)
     else:
         _train(given, devices)
 
@@ -87,13 +103,13 @@ def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
     from forcereg.solver.signals import handled
 
     log = GlogWriter()
-    given.resume = given.resume or restarted()
     file = _file(given)
     group = join(devices, file.message, given.global_batch)
     if group.rank:
         warnings.simplefilter("ignore")  # rank 0 says the same
     with contextlib.ExitStack() as stack:
         stack.enter_context(group.together())
+        given.restarted = any(group.gather(restarted()))  # of several machines not all may know
         solver = _solver(given, file, group, [log, *_json_log(given, group, stack)])
         if given.log_dir and group.rank == 0:
             from forcereg.solver.tensorboard import TensorBoard
@@ -129,17 +145,17 @@ def _file(given: SimpleNamespace) -> SolverFile:
 
     named = {"max_iter": given.max_iter, "random_seed": given.seed}
     settings = [*given.settings, *(f"{name}={value}" for name, value in named.items() if value is not None)]
-    file = with_settings(read_solver(given.solver), settings)
-    given.own_weights = list(file.message.weights)
-    if given.snapshot or given.resume or given.weights is not None:
-        del file.message.weights[:]
-    return file
+    return given.arrange(with_settings(read_solver(given.solver), settings))
 
 
 def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: list[Observer]) -> Solver:
     from forcereg.device import prepare
+    from forcereg.solver.clipping import RankClipping
     from forcereg.solver.loop import Solver
 
+    given.own_weights = list(file.message.weights)
+    if given.snapshot or given.resume or given.restarted or given.weights is not None:
+        del file.message.weights[:]
     solver = Solver(
         file,
         device=group.device,
@@ -155,16 +171,18 @@ def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: l
     )
     if given.deterministic or given.tf32:
         prepare(solver.device, given.tf32, given.deterministic)
+    if given.rank_clipping is not None:
+        RankClipping(solver, given.rank_clipping, given.clip_until)
     return solver
 
 
 def _start(given: SimpleNamespace, solver: Solver) -> None:
     """Loads the snapshot or weights that the options, or with --resume auto the solver, name."""
     from forcereg.paths import resolve
-    from forcereg.solver.launch import restarted
     from forcereg.solver.resume import resume_latest
 
-    resumed = bool(given.resume and (solver.param.snapshot_prefix or not restarted()) and resume_latest(solver))
+    wanted = given.resume or (given.restarted and solver.param.snapshot_prefix)
+    resumed = bool(wanted and resume_latest(solver))
     if given.snapshot:
         if not resumed:
             solver.restore(given.snapshot)
@@ -174,7 +192,7 @@ def _start(given: SimpleNamespace, solver: Solver) -> None:
         paths: list[Any] = list(names)
     else:
         names = [name.strip() for name in ",".join(given.own_weights).split(",") if name.strip()]
-        paths = [resolve(solver.root, name) for name in names] if given.resume else []
+        paths = [resolve(solver.root, name) for name in names] if given.resume or given.restarted else []
     for path in [] if resumed else paths:
         solver.load_weights(path)
     solver.param.weights[:] = names  # what snapshots tell of where they come from

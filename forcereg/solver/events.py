@@ -18,9 +18,9 @@ class Event:
     start(net, policy) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
     train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
     rate(iteration, rate) · scale(iteration, scale, good, skipped) · debug(iteration, rows, norms) ·
-    final(iteration, loss) · force(iteration, layers) · snapshot(model, state, iteration, binary) ·
-    restore(state, iteration) · weights(file, report) · progress(iteration, max_iter) · note(text) ·
-    warning(text) · stopped() · done() · error(text)
+    final(iteration, loss) · force(iteration, layers) · ranks(iteration, layers) ·
+    snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
+    progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
     """
 
     kind: str

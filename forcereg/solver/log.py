@@ -93,6 +93,11 @@ class GlogWriter:
     def on_final(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss = {event.loss:g}")
 
+    def on_ranks(self, event: Event) -> None:
+        for layer in event.layers:
+            cut = f" (was {layer['before']}, keeps {layer['kept']:.4f})" if "before" in layer else ""
+            self.line(f"Iteration {event.iteration}, rank of {layer['layer']} = {layer['rank']}{cut}")
+
     def on_step(self, event: Event) -> None:
         self.line(f"MultiStep Status: Iteration {event.iteration}, step = {event.current_step}")
 

@@ -19,10 +19,11 @@ from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
-from forcereg.paths import find_learned_net, resolve
+from forcereg.paths import learned_nets, resolve
 from forcereg.scoring import Score, check_blobs, read_outputs
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
+from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.distributed import Group, Request
@@ -33,7 +34,7 @@ from forcereg.solver.precision import Precision
 from forcereg.solver.saving import check_format, write_pair
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, unpack, unpack_carried
-from forcereg.solver.updater import Updater
+from forcereg.solver.updater import NO_FORCE, Updater
 from forcereg.solver.window import LossWindow
 
 
@@ -92,17 +93,19 @@ class Solver:
         self.iter = self.current_step = 0
         self.stop_requested = self.snapshot_requested = False
         self.measure_force = False
+        self.clipping: RankClipping | None = None
         self._debugs = self.param.debug_info or specs.train.debug_info
         precision = Precision(self.net, self.device, amp, self.warn)
         self.scale = precision.scale
         self.updater = Updater(self.net, self.param, self.device, self.file.name, self.scale)
-        self._passes = Passes(self.net, self.param.iter_size, precision, self.group)
+        self.passes = Passes(self.net, self.param.iter_size, precision, self.group)
         self._losses = LossWindow(self.param.average_loss, self.device)
         self._pace = Pace()
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         self.last_snapshot: Path | None = None
-        self._warn_of_no_force()
+        if self.param.force_decay and not self.updater.regularizes:
+            self.warn(NO_FORCE.format(self.param.force_decay))
         for path in ",".join(self.param.weights).split(","):
             if path.strip():
                 self.load_weights(resolve(self.root, path.strip()))
@@ -114,13 +117,6 @@ class Solver:
             self.warn(text)
         generator = torch.Generator().manual_seed(self.seed)
         return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
-
-    def _warn_of_no_force(self) -> None:
-        if self.param.force_decay and not self.updater.regularizes:
-            self.warn(
-                f"force_decay is {self.param.force_decay:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
-                "add `param { force_mult: 1 }` to the layers whose filters should be coordinated"
-            )
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tells the observers."""
@@ -149,7 +145,10 @@ class Solver:
         Raises ForceregError; the report is the train net's.
         """
         model = snapshot.read_model(path)
-        report, *_ = [snapshot.load_into(net.params, model, net.shared) for net in (self.net, *self.test_nets)]
+        found = [snapshot.matched(net.params, model, net.shared) for net in (self.net, *self.test_nets)]
+        for copies, _ in found:
+            snapshot.take_over(copies)
+        report = found[0][1]
         self.emit("weights", file=str(path), report=report)
         return report
 
@@ -176,16 +175,20 @@ class Solver:
         It may be binary or HDF5, written by Caffe too. Raises ForceregError if it or its model doesn't fit.
         """
         state = snapshot.read_state(path)
-        self.go_on_from(state, snapshot.read_model(find_learned_net(self.root, state.learned_net, Path(path))))
+        self.go_on_from(state, snapshot.model_of(state, learned_nets(self.root, state.learned_net, path)))
 
     def go_on_from(self, state: StateFile, model: ModelFile) -> None:
-        """`restore` of a pair that has been read. Raises ForceregError if it doesn't fit."""
+        """`restore` of a pair that has been read. Raises ForceregError, with nothing taken over, if it doesn't fit."""
         path = state.path
         self.emit("restore", state=str(path), iteration=state.iteration)
-        self.updater.load_history(state.history, str(path), state.legacy)
-        report = snapshot.load_into(self.net.params, model, self.net.shared)
+        with fitted(self, state, model):
+            history = self.updater.matched(state)
+            weights, report = snapshot.matched(self.net.params, model, self.net.shared)
+        self.updater.go_on(weights + history)
         if report.fresh:
             self.warn(f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights")
+        elif not state.goes_with(model):
+            self.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
         self._before_tests = None
         self.iter = state.iteration
         self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
@@ -221,8 +224,8 @@ class Solver:
     def solve(self, inputs: Inputs = None) -> None:
         """Trains to max_iter with all tests and snapshots, and Caffe's end-of-run actions."""
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
-        if self._passes.precision.kind:
-            self.emit("note", text=self._passes.precision.describe())
+        if self.passes.precision.kind:
+            self.emit("note", text=self.passes.precision.describe())
         if self.param.snapshot > 0 or self.param.snapshot_after_train:
             self.group.once(lambda: probe_prefix(self.prefix(), self.file.name))
             check_format(self.param, self.net, len(self.updater.history), self.file.name)
@@ -244,6 +247,8 @@ class Solver:
         self._final_display()
         if p.test_interval > 0 and self.iter % p.test_interval == 0:
             self.test_all()
+        if self.clipping is not None:
+            self.clipping.finish()
         self.emit("done")
 
     def step(self, n: int, inputs: Inputs = None) -> Tensor:
@@ -255,6 +260,9 @@ class Solver:
         p, self._inputs = self.param, inputs
         self._pace.start(self.iter)
         for _ in range(n):
+            if self.clipping is not None and self.clipping.due():
+                with self._pace.paused():
+                    self.clipping.clip()
             if self._due_for_test():
                 with self._pace.paused():
                     self.test_all()
@@ -283,7 +291,7 @@ class Solver:
         p = self.param
         self.updater.clear_gradients()
         inputs = functools.partial(self._fed, self.net)
-        loss, outputs = self._passes.accumulate(inputs, self._debug if display and self._debugs else None)
+        loss, outputs = self.passes.accumulate(inputs, self._debug if display and self._debugs else None)
         self._losses.add(loss)
         before, self.current_step = self.current_step, policy.advance(p, self.iter, self.current_step)
         rate = policy.rate(p, self.iter, self.current_step)
@@ -380,7 +388,7 @@ class Solver:
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
         extra = self._extra_state()
-        loss, _ = self._passes.precision.forward_loss(self._fed(self.net, 0))
+        loss, _ = self.passes.precision.forward_loss(self._fed(self.net, 0))
         self._losses.add(self.group.mean(loss))
         self.emit("final", iteration=self.iter, loss=float(self._losses.mean()))
         unpack(self.group.unpack(extra), self._nets, self._losses, self.device, self.warn)

@@ -21,7 +21,11 @@ class Passes:
 
     def __init__(self, net: Net, iter_size: int, precision: Precision, group: Group) -> None:
         self._net, self._iter_size, self.precision, self._group = net, iter_size, precision, group
-        self._replica = Replica(group, net, precision.forward_loss)
+        self.renew()
+
+    def renew(self) -> None:
+        """Looks anew at which weights the net has."""
+        self._replica = Replica(self._group, self._net, self.precision.forward_loss)
 
     def accumulate(
         self, inputs: Callable[[int], Mapping[str, Tensor] | None], watched: Callable[[Watch], None] | None = None

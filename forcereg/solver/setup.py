@@ -97,6 +97,8 @@ def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[st
 
 def solver_root(file: SolverFile) -> Path:
     """The folder that the solver's relative paths start from."""
+    if file.root is not None:
+        return file.root
     p = file.message
     named = p.net or p.train_net or (p.test_net[0] if p.test_net else "")
     return find_root(named, None if file.name.startswith("<") else file.name)

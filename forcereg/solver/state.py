@@ -81,9 +81,9 @@ def unpack(
     """Puts `extra_state` back. Warns of data and recurrent layers that the state doesn't know."""
     saved = {entry["name"]: entry["state"] for entry in extra.get("feeds", {}).values()}
     for name, feed in _feeds(nets).items():
-        if name in saved:
+        try:
             feed.load_state_dict(_tensors(saved[name]))
-        else:
+        except KeyError:  # none, or that of another type of layer
             warn(f"the state holds no position for data layer '{name}'; it starts from the beginning")
     unpack_carried(extra.get("carried", {}), nets, warn)
     random = extra.get("random", {})

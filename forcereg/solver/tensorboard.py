@@ -49,6 +49,9 @@ class TensorBoard:
             for layer in event.layers:
                 for name in layer.keys() - {"layer"}:
                     self._writer.add_scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
+        elif event.kind == "ranks":
+            for layer in event.layers:
+                self._writer.add_scalar(f"rank/{layer['layer']}", layer["rank"], event.iteration)
         elif event.kind == "done":
             self._writer.flush()
 

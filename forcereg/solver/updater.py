@@ -14,13 +14,20 @@ from forcereg.errors import ForceregError
 from forcereg.memory import check_room
 from forcereg.net import Net
 from forcereg.registry import solver_type
-from forcereg.snapshot import fitted
+from forcereg.snapshot import Copies, StateFile, fitted, take_over
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
 from forcereg.solver.precision import LossScale
 from forcereg.solver.state import to_array
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
+
+NO_FORCE = (
+    "force_decay is {:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
+    "add `param {{ force_mult: 1 }}` to the layers whose filters should be coordinated"
+)
+HISTORY = "history"
+"""The entry of a state's `extra` that says what its history is."""
 
 
 class Updater:
@@ -32,7 +39,7 @@ class Updater:
 
     def __init__(self, net: Net, p: Any, device: torch.device, name: str, scale: LossScale | None = None) -> None:
         self.p = p
-        self._scale = scale
+        self._net, self._name, self._scale = net, name, scale
         every = net.learnable
         self._rule = solver_type.get(p.type, name)()
         # under force_backward frozen weights have gradients too, which count in the clipped norm
@@ -71,6 +78,21 @@ class Updater:
         """Layer name (with "/index" unless it is the first blob) -> each weight that feels a force."""
         chosen = [(self._owners[self._live[i]], self.weights[i]) for i in self._forced]
         return {f"{layer}/{index}" if index else layer: weight for (layer, index), weight in chosen}
+
+    def renewed(self) -> Updater:
+        """The same for its net as that is now: blobs that it had before keep their history, others begin with zeros."""
+        new = Updater(self._net, self.p, self._rate.device, self._name, self._scale)
+        places = {id(weight): place for place, weight in enumerate(self.weights)}
+        for fresh, held in zip((*new.history, new._values), (*self.history, self._values), strict=True):
+            for place, weight in enumerate(new.weights):
+                if id(weight) in places:
+                    fresh[place] = held[places[id(weight)]]
+        return new
+
+    def history_of(self, layer: str, index: int) -> list[tuple[str, Tensor]]:
+        """One learning blob's history: what the solver type `holds`, and the tensor."""
+        place = self._live.index(self._owners.index((layer, index)))
+        return [(held, slot[place]) for held, slot in zip(self._rule.holds, self.history, strict=True)]
 
     def clear_gradients(self) -> None:
         """Forgets the gradients of the last iteration."""
@@ -147,29 +169,39 @@ class Updater:
         held = dict(zip(self._live, tensors, strict=True))
         return [held[i] if i in held else torch.zeros_like(blob) for i, blob in enumerate(self._blobs)]
 
-    def load_history(self, arrays: Sequence[np.ndarray], where: str, legacy: bool = False) -> None:
-        """Takes over a StateFile's history. Raises ForceregError, before copying, if it doesn't fit."""
-        count = len(self._blobs)
-        if len(arrays) != count * len(self.history):
-            raise ForceregError(
-                f"{where}: holds {len(arrays)} history blobs, this net and solver type need "
-                f"{count * len(self.history)}; use the net and solver type it was saved with"
-            )
-        targets = [
-            (tensor, slot * count + index)
-            for slot, tensors in enumerate(self.history)
-            for index, tensor in zip(self._live, tensors, strict=True)
-        ]
-        copies = []
-        for tensor, position in targets:
-            values = fitted(arrays[position], tuple(tensor.shape), legacy)
-            if values is None:
-                raise ForceregError(
-                    f"{where}: history blob {position} has shape {list(arrays[position].shape)}; "
-                    f"expected {list(tensor.shape)}"
-                )
-            copies.append((tensor, values))
-        for tensor, values in copies:
-            tensor.copy_(torch.from_numpy(np.array(values)))
+    @property
+    def holds(self) -> str:
+        """What the history is, for the `extra` of a state."""
+        return ", ".join(self._rule.holds)
+
+    def matched(self, state: StateFile) -> Copies:
+        """The state's history for this one's tensors. Raises ForceregError if it is another net's or type's."""
+        count, found, needed = len(self._blobs), len(state.history), len(self._blobs) * len(self.history)
+        saved = (state.extra or {}).get(HISTORY, self.holds)
+        if saved != self.holds:
+            raise self._misfit(state, f"its history is {saved}, type {self.p.type} keeps {self.holds}")
+        if found != needed:
+            raise self._misfit(state, f"holds {found} history blobs, this net and solver type need {needed}")
+        copies: Copies = []
+        for slot, (kind, tensors) in enumerate(zip(self._rule.holds, self.history, strict=True)):
+            for index, tensor in zip(self._live, tensors, strict=True):
+                blob = state.history[slot * count + index]
+                values, what = fitted(blob, tuple(tensor.shape), state.legacy), f"history blob {slot * count + index}"
+                if values is None:
+                    raise self._misfit(state, f"{what} has shape {list(blob.shape)}; expected {list(tensor.shape)}")
+                if "squares" in kind and (values < 0).any():
+                    raise self._misfit(state, f"{what} is negative in places, type {self.p.type} keeps squares there")
+                copies.append((tensor, values))
+        return copies
+
+    def _misfit(self, state: StateFile, what: str) -> ForceregError:
+        return ForceregError(
+            f"{state.path}: {what}; use the net and solver type it was saved with, or start anew from its model by "
+            "--weights"
+        )
+
+    def go_on(self, copies: Copies) -> None:
+        """Takes over what `matched` gave, and forgets bad iterations."""
+        take_over(copies)
         self._bad.fill_(-1)
         self._host_bad = -1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,54 @@ def test_a_run_that_was_resumed_replaces_what_it_did_again() -> None:
     assert (run.curves["lr"].iterations, run.curves["lr"].values) == ([0, 100, 200], [1.0, 4.0, 5.0])
 
 
+def test_what_was_done_again_goes_from_every_curve(tmp_path: Path) -> None:
+    """Also from those that the resumed run has no point of yet."""
+    lines = [f"Iteration {n}, loss = {n}" for n in (0, 100, 200)]
+    lines += ["Iteration 200, Testing net (#0)", "    Test net output #0: accuracy = 0.5", "Iteration 100, loss = 7"]
+    run = read_run(written(tmp_path, "".join(f"I0612 10:11:12.123456  4711 solver.cpp:1] {line}\n" for line in lines)))
+    assert set(run.curves) == {"train loss"}
+    assert run.curves["train loss"].values == [0, 7]
+
+
+def test_outputs_of_several_elements(tmp_path: Path) -> None:
+    """Accuracy's second top has one for every class, all with its name."""
+    outputs = ["accuracy = 0.5", "each = 0.1", "each = 0.2", "each = 0.3", "loss = 2 (* 1 = 2 loss)"]
+    lines = [
+        line
+        for n in (0, 500)
+        for line in (
+            f"Iteration {n}, Testing net (#0)",
+            *(f"    Test net output #{index}: {output}" for index, output in enumerate(outputs)),
+        )
+    ]
+    run = read_run(written(tmp_path, "".join(f"I0612 10:11:12.123456  4711 solver.cpp:1] {line}\n" for line in lines)))
+    assert {name: curve.values for name, curve in run.curves.items()} == {
+        "test accuracy": [0.5, 0.5],
+        "test each[0]": [0.1, 0.1],
+        "test each[1]": [0.2, 0.2],
+        "test each[2]": [0.3, 0.3],
+        "test loss": [2, 2],
+    }
+    event = {"event": "test", "iteration": 0, "net": 0}
+    event["outputs"] = [{"name": "each", "value": value} for value in (0.1, 0.2)]
+    assert set(read_run(written(tmp_path, json.dumps(event))).curves) == {"test each[0]", "test each[1]"}
+
+
+@pytest.mark.parametrize("change", [gzip.compress, lambda data: data.replace(b"\n", b"\r\n")], ids=["gzip", "crlf"])
+def test_the_same_log_in_other_forms(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = written(tmp_path, CAFFE)
+    before = read_run(path)
+    path.write_bytes(change(path.read_bytes()))
+    assert str(read_run(path)) == str(before)
+
+
+def test_a_compressed_log_that_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "run.log.gz"
+    path.write_bytes(gzip.compress(CAFFE.encode())[:-20])
+    with pytest.raises(ForceregError, match="cannot be read \\(Compressed file ended"):
+        read_run(path)
+
+
 def test_json_events(tmp_path: Path) -> None:
     events = [
         {"event": "start", "net": "LeNet"},
@@ -90,6 +140,9 @@ def test_json_events(tmp_path: Path) -> None:
         ("", "holds no line like 'Iteration 100, loss = 0.5'"),
         ("nothing of the kind", "holds no line like"),
         ('{"event": "rate", "iteration": 1, "rate": 1}\n{{\n{}', ":2: is no JSON object"),
+        ('{"event": "rate", "iteration": 1, "rate": 1}\n[1]', ":2: is no event"),
+        ('{"event": "rate", "iteration": 1}', ":1: is no event"),
+        ('{"event": "train", "iteration": 1, "loss": "none", "outputs": []}', ":1: is no event"),
     ],
 )
 def test_other_files(text: str, says: str, tmp_path: Path) -> None:

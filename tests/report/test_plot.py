@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from forcereg.report.curves import Run
-from forcereg.report.plot import chosen, panel_of
+from forcereg.report.curves import Curve, Run
+from forcereg.report.plot import chosen, draw, figure, panel_of
 from tests.conftest import RunCli
 from tests.report.test_curves import CAFFE
 
@@ -63,6 +65,70 @@ def test_pictures_of_one_and_several_runs(logs: Path, run_cli: RunCli) -> None:
     assert html.count("<svg") == 1 and "plain/train&lt;1&gt;.log" in html and "<td>test #1 accuracy</td>" in html
 
 
+def drawn(runs: list[Run]) -> list[list[tuple[str, Any, str]]]:
+    """Label, colour and line style of every entry of every panel's legend."""
+    return [
+        [(text.get_text(), line.get_color(), line.get_linestyle())
+         for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)]
+        for legend in (axes.get_legend() for axes in figure(runs).axes)
+    ]  # fmt: skip
+
+
+def with_curves(name: str, *curves: str) -> Run:
+    run = Run(name)
+    for curve in curves:
+        for iteration in (0, 1):
+            run.curves.setdefault(curve, Curve()).add(iteration, 1.0)
+    return run
+
+
+def test_every_curve_of_one_run_looks_different() -> None:
+    """And is named beside the picture, where many names hide nothing."""
+    names = [f"conv{number} rank" for number in range(36)]
+    (panel,) = drawn([with_curves("r", *names)])
+    assert [label for label, *_ in panel] == names
+    assert len({look for _, *look in map(tuple, panel) for look in [tuple(look)]}) == len(names)
+    axes = figure([with_curves("r", *names)]).axes[0]
+    axes.figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+def test_a_style_is_a_curve_and_a_colour_a_run() -> None:
+    runs = [with_curves("a", "test loss", "test #1 loss", "train loss"), with_curves("b", "train loss", "test loss")]
+    (panel,) = drawn(runs)
+    styles = {label: style for label, _, style in panel}
+    assert styles["a: train loss"] == styles["b: train loss"] != styles["a: test loss"] == styles["b: test loss"]
+    assert len({color for label, color, _ in panel if label.startswith("a")}) == 1
+    assert len({color for _, color, _ in panel}) == 2
+
+
+def test_runs_are_named_as_they_are() -> None:
+    """A leading underscore would hide a curve from the legend, dollars would make it a formula."""
+    runs = [with_curves(name, "lr") for name in ("_hidden", "a$b^$c", "long" * 40)]
+    (panel,) = drawn(runs)
+    labels = [label for label, *_ in panel]
+    assert labels[0].strip() == "_hidden: lr" and labels[1].replace("\\$", "$") == "a$b^$c: lr" and len(labels[2]) <= 80
+    assert draw(runs, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [((1.0, math.nan, 2.0), "lr"), ((1.0, math.nan, math.inf), "lr (nan from 100)"), ((math.inf,), "lr (inf from 0)")],
+)
+def test_where_a_loss_left_the_numbers(values: tuple[float, ...], label: str) -> None:
+    run = Run("r")
+    for place, value in enumerate(values):
+        run.add("lr", 100 * place, value)
+    assert drawn([run])[0][0][0] == label
+
+
+def test_the_page_gives_least_and_most_of_the_numbers() -> None:
+    run = Run("r")
+    for place, value in enumerate((math.nan, 3.0, 2.0, math.nan)):
+        run.add("train loss", place, value)
+    assert "<td>nan</td><td>2</td><td>3</td>" in draw([run], "html").decode()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
@@ -79,7 +145,6 @@ def test_errors(args: tuple[str, ...], code: int, says: str, logs: Path, run_cli
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     from forcereg.errors import ForceregError
-    from forcereg.report.plot import draw
 
     run = Run("r")
     run.add("lr", 0, 1.0)

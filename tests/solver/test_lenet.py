@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,30 @@ def mnist_lmdbs(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root
 
 
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone in the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
+@pytest.mark.parametrize(
+    ("device", "threads"),
+    [
+        pytest.param("cpu", 1, id="cpu-1-thread"),
+        pytest.param("cpu", 2, id="cpu-2-threads"),
+        pytest.param("cuda", 1, id="cuda", marks=NO_CUDA),
+    ],
+)
 @pytest.mark.parametrize("case", golden_cases("lenet"))
-def test_hundred_iterations(case: Case, device: str, mnist_lmdbs: Path) -> None:
+def test_hundred_iterations(
+    case: Case, device: str, threads: int, mnist_lmdbs: Path, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(threads)
     (mnist_lmdbs / "examples/mnist/lenet_train_test_force.prototxt").write_text(case.attrs["net"])
     path = mnist_lmdbs / "solver.prototxt"
     path.write_text(case.attrs["solver"])
