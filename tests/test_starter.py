@@ -72,9 +72,17 @@ def test_the_command(tmp_path: Path, run_cli: RunCli) -> None:
     assert solver.read_text().startswith("# ResNet-8 on CIFAR-10")
 
 
+def test_a_folder_in_the_way(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "examples/mnist/lenet.prototxt").mkdir(parents=True)
+    refused = run_cli("new", "lenet", cwd=tmp_path)
+    assert refused.returncode == 1 and "lenet.prototxt: is a folder; choose another one" in refused.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        ((), "Choose from: lenet, cifar10_full, resnet, alexnet"),
         (("lenet", "--n", "3"), "--n is for resnet"),
         (("vgg",), "'vgg' is not one of"),
         (("resnet", "--n", "0"), "0 is not in"),

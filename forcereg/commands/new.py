@@ -31,6 +31,8 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
     starter = STARTERS[kind](n or 3) if kind == "resnet" else STARTERS[kind]()
     for path, text in starter.files.items():
         target = dest / path
+        if target.is_dir():
+            raise ForceregError(f"{target}: is a folder; choose another one for the starter")
         if target.exists() and not force and target.read_text(encoding="utf-8", errors="replace") != text:
             raise ForceregError(f"{target}: exists and differs; give --force to overwrite it, or another folder")
     for path, text in starter.files.items():

@@ -54,7 +54,8 @@ def scan(text: str, name: str) -> Scan:
     for match in _TOKEN.finditer(text):
         kind, at = match.lastgroup, match.start()
         if kind == "string":
-            _check_escapes(match[0], at, text, name)
+            if "\\" in match[0]:
+                _check_escapes(match[0], at, text, name)
         elif kind == "word" and not opened:
             word, word_at = match[0], at
         elif kind == "open":
@@ -65,7 +66,9 @@ def scan(text: str, name: str) -> Scan:
             opened.append(at)
             if len(opened) > MAX_DEPTH:
                 raise ForceregError(f"{name}:{position(text, at)}: blocks are nested more than {MAX_DEPTH} deep")
-        elif kind == "close" and opened:
+        elif kind == "close":
+            if not opened:  # the parser gets no further than here either
+                break
             opened.pop()
     return Scan(_lines(text, starts), _lines(text, opened[-1:])[0] if opened else None)
 

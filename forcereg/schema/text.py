@@ -56,6 +56,8 @@ class SolverFile:
     message: Any
     name: str
     text: str
+    root: Path | None = None
+    """Where its relative paths start; None: where the nets that it names are found (forcereg.paths)."""
 
 
 def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:

@@ -3,7 +3,7 @@
 # error and fine-tuned for 500.
 #   bash scripts/paper/lenet_sweep.sh MNIST_IDX_DIR [OUT_DIR]
 # Prints the table and leaves OUT_DIR/sweep/results.csv and sweep.svg; run again it goes on. SEEDS (3) and ITERATIONS
-# (3000) shorten it for a try.
+# (3000) shorten it for a try, the latter in an OUT_DIR of its own.
 set -euo pipefail
 
 mnist=${1:?usage: lenet_sweep.sh MNIST_IDX_DIR [OUT_DIR]}
@@ -17,8 +17,8 @@ fi
 
 mkdir -p "$out"
 cd "$out"
-[[ -d examples/mnist ]] || "$FORCEREG" configs copy . 'examples/mnist/*'
-[[ -d examples/mnist/mnist_train_lmdb ]] || "$FORCEREG" data mnist "$mnist" examples/mnist
+[[ -f examples/mnist/lenet_train_test_force.prototxt ]] || "$FORCEREG" configs copy . 'examples/mnist/*'
+[[ -d examples/mnist/mnist_test_lmdb ]] || "$FORCEREG" data mnist --force "$mnist" examples/mnist
 
 iterations=${ITERATIONS:-3000}
 grep -vE '^(force_|max_iter|snapshot|random_seed|stepvalue|test_interval)' examples/mnist/lenet_force_solver.prototxt \
