@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and all tests, in the project's own environment; arguments go to pytest:
 #   bash scripts/test.sh [-k lenet ...]
+# Tests run in one process per core, at most 8; -n 0 runs them in one, as --pdb needs.
 # FORCEREG_DATA and FORCEREG_GOLDEN name folders of real data and of further golden cases (see tests/).
 set -euo pipefail
 
@@ -24,7 +25,7 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy --no-error-summary
-step pytest "$@"
+step pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 
 if ((${#failed[@]})); then
   printf 'FAILED: %s\n' "${failed[@]}"

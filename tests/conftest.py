@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from forcereg import registry
+from tests.nursery import Nursery
 
 # the same examples on every run of a commit: a rare one found by chance would fail somebody else's change
 settings.register_profile("forcereg", derandomize=True, deadline=None)
 settings.load_profile("forcereg")
 
+# before anything loads torch: a thread that waits for another must not keep that one's core busy, and where pytest
+# runs a process per core none is left for threads
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TOP = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays, so that no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -45,27 +62,32 @@ def cifar_tar() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_cli() -> RunCli:
-    """`run_cli("decompose", "--help", cwd=..., env={...})`: forcereg as a process of its own.
+def nursery() -> Iterator[Nursery]:
+    """`nursery.run("-c", code, ...)`: Python as a process of its own that needn't load torch."""
+    with Nursery("torch") as nursery:
+        yield nursery
 
-    Output is captured; `env` adds to the environment; the exit code is the caller's to check.
-    """
 
-    def run(
-        *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(filter(None, (str(TOP), os.environ.get("PYTHONPATH"))))
-        return subprocess.run(
-            [sys.executable, "-m", "forcereg", *map(str, args)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+@pytest.fixture(scope="session")
+def run_cli(nursery: Nursery) -> RunCli:
+    """`run_cli("decompose", "--help", cwd=..., env={...})`: forcereg as a process of its own."""
+    return functools.partial(nursery.run, "-m", "forcereg")
 
-    return run
+
+@pytest.fixture(autouse=True)
+def _the_process_is_left_as_found() -> Iterator[None]:
+    """What other tests of the same process, in whatever order they run, would be disturbed by."""
+
+    def state() -> tuple[object, ...]:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return (os.getcwd(),)
+        flags = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()
+        return os.getcwd(), torch.get_num_threads(), *flags
+
+    before = state()
+    yield
+    assert state()[: len(before)] == before
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +23,25 @@ from forcereg.load import load_net, shape_net
 from forcereg.shipped import configs_dir
 from forcereg.solver.loop import Solver
 from tests.broken.case import COMMANDS, NET, SOLVER, Case, input_layer
+from tests.broken.cases import ALL, CASES
 from tests.conftest import TOP as CHECKOUT
 from tests.conftest import RunCli
 
-GROUPS = ("texts", "nets", "layers", "data", "solvers")
-"""The modules of tests.broken that hold CASES."""
-CASES = {group: import_module(f"tests.broken.{group}").CASES for group in GROUPS}
 LONGEST_LINE = LONGEST + 20
 
 
-@functools.cache
-def results(group: str) -> dict[str, Any]:
-    """What the cases of a group did, all run in one process of limited memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.broken.runner", group],
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """A process of limited memory."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.broken.runner"],
         cwd=CHECKOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=3000,  # nothing depends on it
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    ) as process:
+        yield process
 
 
 def said(result: dict[str, Any]) -> str:
@@ -59,11 +53,11 @@ def said(result: dict[str, Any]) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize(
-    ("group", "case"), [pytest.param(group, case, id=case.id) for group in GROUPS for case in CASES[group]]
-)
-def test_case(group: str, case: Case) -> None:
-    for command, result in results(group)[case.id].items():
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
+def test_case(case: Case, runner: subprocess.Popen[str]) -> None:
+    assert runner.stdin is not None and runner.stdout is not None
+    print(case.id, file=runner.stdin, flush=True)
+    for command, result in json.loads(runner.stdout.readline()).items():
         assert result["code"] == case.code, (command, result)
         lines = [said(result)] if case.code else (result["out"] + result["err"]).splitlines()
         if COMMANDS[command][0] == "check":
@@ -73,9 +67,8 @@ def test_case(group: str, case: Case) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    cases = [case for group in CASES.values() for case in group]
-    assert len({case.id for case in cases}) == len(cases) >= 80
-    assert {case.kind for case in cases} >= {*registry.layer, *registry.source}
+    assert len(CASES) == len(ALL) >= 80
+    assert {case.kind for case in ALL} >= {*registry.layer, *registry.source}
 
 
 PROCESSES = (
@@ -90,7 +83,7 @@ PROCESSES = (
 
 @pytest.mark.parametrize("id", PROCESSES)
 def test_as_a_process(id: str, tmp_path: Path, run_cli: RunCli) -> None:
-    case = next(case for group in CASES.values() for case in group if case.id == id)
+    case = CASES[id]
     case.write(str(tmp_path))
     done = run_cli(*COMMANDS["check-solver" if id.startswith("solver") else "summary"], cwd=tmp_path)
     assert done.returncode == 1, done.stderr

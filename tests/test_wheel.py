@@ -31,7 +31,7 @@ def test_wheel_holds_the_modules_and_configs_only(installed: Path) -> None:
     modules = {path.relative_to(TOP / "forcereg").as_posix() for path in (TOP / "forcereg").rglob("*.py")}
     assert modules <= found
     assert {"schema/caffe.desc", "schema/caffe.proto"} <= found
-    assert {path.rsplit(".", 1)[1] for path in found} == {"py", "desc", "proto", "prototxt"}
+    assert {path.rsplit(".", 1)[1] for path in found} == {"py", "desc", "proto", "prototxt", "json"}
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"forcereg"}
 
 

@@ -10,7 +10,7 @@ import click
 
 from forcereg.commands.lowrank_options import Opened, gathered
 from forcereg.commands.lowrank_rules import RankOptions
-from forcereg.errors import UsageError
+from forcereg.errors import ForceregError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -50,21 +50,24 @@ class LatencyOptions:
         return by_times(opened.prepared.candidates, criterion, timer, budget)
 
     def measured(self, device: torch.device, opened: Opened, timed: Timed, result: Decomposition) -> Latency:
-        """All times, those of the whole net before and after among them. Raises ForceregError."""
+        """All times, with those of the whole net before and after unless its test phase can't run by itself."""
         from forcereg.latency import net_latencies
         from forcereg.report.latency import Latency, device_text
         from forcereg.schema.text import net_from_message
 
-        file, attrs = opened.prepared.file, opened.model.attrs
-        before, after = net_latencies(
-            [(file, opened.prepared.weights), (net_from_message(result.net, file.name), result.weights)],
-            self.batch,
-            device=device,
-            input_shapes=attrs.get("forcereg_input_shapes"),
-            root=opened.root,
-            allow_python_layers=opened.allow_python_layers,
-        )
-        return Latency(device_text(device), self.batch, timed.trials, before, after)
+        file, net = opened.prepared.file, None
+        try:
+            net = net_latencies(
+                [(file, opened.prepared.weights), (net_from_message(result.net, file.name), result.weights)],
+                self.batch,
+                device=device,
+                input_shapes=opened.model.attrs.get("forcereg_input_shapes"),
+                root=opened.root,
+                allow_python_layers=opened.allow_python_layers,
+            )
+        except ForceregError as error:
+            click.echo(f"the whole net isn't measured: {error}", err=True)
+        return Latency(device_text(device), self.batch, timed.trials, net)
 
 
 latency_options = gathered("latency", LatencyOptions, [

@@ -118,10 +118,10 @@ class Layer(nn.Module):
 
     def blob(self, name: str) -> Tensor | None:
         """Blob `name` in this layer's own shape; None if the layer was built without it."""
-        value = getattr(self, name, None)
-        if value is not None and name in self._views:
-            return value.reshape(self._views[name])
-        return value
+        if name not in self.blob_names:
+            return None
+        value: Tensor = getattr(self, name)
+        return value.reshape(self._views[name]) if name in self._views else value
 
     def weight_blob(self, name: str = "weight") -> Tensor:
         """Like `blob`, for a blob that is always there."""

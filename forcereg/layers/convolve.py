@@ -60,12 +60,17 @@ class TwoHalves(torch.autograd.Function):
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any, dilation: Any, group: int) -> Tensor:
     """torch's conv2d; on the CPU in float32 with long sums in two halves where that costs nothing."""
-    channels = weight.shape[1]
-    split = weight[0].numel() > LONG_SUM and channels % 2 == 0 and channels % BLOCK != 0
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if split and group == 1 and plain:
-        return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
+    if group == 1 and _is_split(weight.shape):
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if plain:
+            return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)
+
+
+def _is_split(shape: Shape) -> bool:
+    """Whether two halves of the channels are worth adding separately, for a weight (out, C, kh, kw)."""
+    _, channels, height, width = shape
+    return channels % 2 == 0 and channels % BLOCK != 0 and channels * height * width > LONG_SUM
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from forcereg.report.lowrank import printer
 
 @dataclass(frozen=True)
 class Latency:
-    """Trials of layers and milliseconds of the whole net's forward pass, on `device` with `batch` (None: the net's)."""
+    """Trials of layers and milliseconds of the whole net before and after, on `device` with `batch` (None: the net's)."""
 
     device: str
     batch: int | None
     trials: Sequence[Trial]
-    before: float
-    after: float
+    net: Sequence[float] | None
 
     def report(self) -> dict[str, Any]:
         """Everything as plain data, for JSON; `rank` is null for a layer that stays whole."""
@@ -36,7 +35,10 @@ class Latency:
             }
             for one in self.trials
         ]
-        net = {"ms_before": self.before, "ms_after": self.after, "speedup": self.before / self.after}
+        net = None
+        if self.net is not None:
+            before, after = self.net
+            net = {"ms_before": before, "ms_after": after, "speedup": before / after}
         return {"device": self.device, "batch": self.batch, "layers": layers, "net": net}
 
     def show(self) -> None:
@@ -50,8 +52,9 @@ class Latency:
             chosen = "whole" if isinstance(one.choice, Whole) else rank_text(one.choice)
             tried = ", ".join(f"{rank_text(rank)}: {ms:.3g}" for rank, ms in one.times.items())
             table.add_row(escape(one.name), rank_text(one.asked), chosen, *times(one.before, one.after), tried)
-        table.add_section()
-        table.add_row("whole net", "", "", *times(self.before, self.after), "")
+        if self.net is not None:
+            table.add_section()
+            table.add_row("whole net", "", "", *times(*self.net), "")
         printer().print(table)
         batch = "the net's batch" if self.batch is None else f"batch {self.batch}"
         print(f"medians of forward passes on {self.device}, {batch}")

@@ -1,6 +1,6 @@
-"""Runs broken inputs in one process of limited memory: `python -m tests.broken.runner GROUP` prints JSON.
+"""Runs broken inputs in one process of limited memory: a line of input is an id, a line of output its result in JSON.
 
-Each case gets a fresh folder; each of its commands runs `forcereg.__main__.main` with its output captured.
+A case gets a fresh folder; each of its commands runs `forcereg.__main__.main` with its output captured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import resource
 import signal
 import sys
 import tempfile
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import forcereg.net  # loads all that a command may need, so that the limit leav
 import forcereg.solver.loop  # noqa: F401
 from forcereg.__main__ import main
 from tests.broken.case import COMMANDS, Case
+from tests.broken.cases import CASES
 
 ROOM = 1536 << 20
 """Bytes of address space that a case may take beyond what the process has."""
@@ -89,13 +89,15 @@ def run_case(case: Case) -> dict[str, Any]:
             os.chdir("/")
 
 
-def run_group(group: str) -> dict[str, Any]:
-    """Case id -> command -> result, for the cases of module tests.broken.GROUP."""
+def serve() -> None:
+    """Answers with command -> result."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _hang)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + ROOM, resource.RLIM_INFINITY))
-    return {case.id: run_case(case) for case in import_module(f"tests.broken.{group}").CASES}
+    for line in sys.stdin:
+        case = CASES[line.rstrip()]
+        print(json.dumps(run_case(case)), flush=True)
 
 
 if __name__ == "__main__":
-    json.dump(run_group(sys.argv[1]), sys.stdout)
+    serve()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import resource
 import shutil
 import struct
 import subprocess
@@ -25,6 +24,7 @@ from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 from tests.data.lmdbs import make_feed, numbered, put_lmdb
+from tests.nursery import Nursery
 
 
 def read_lmdb(path: Path) -> tuple[list[bytes], np.ndarray, list[int]]:
@@ -350,32 +350,24 @@ def test_a_file_size_limit_is_one_clear_line(run_limited, tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def run_limited(tmp_path: Path):
+def run_limited(tmp_path: Path, nursery: Nursery):
     """Runs a line of Python in tmp_path that may not write files above 1 MB."""
-    top = Path(__file__).resolve().parents[2]
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         script = f"""
-import sys
+import resource, sys
 from pathlib import Path
 from forcereg.data.convert import write_lmdb
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import numbered
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     {line}
 except ForceregError as error:
     print(error)
     sys.exit(1)
 """
-        return subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
-        )
+        return nursery.run("-c", script, cwd=tmp_path)
 
     return run
 

@@ -22,6 +22,7 @@ from forcereg.data.leveldb_records import LevelDbRecords
 from forcereg.data.records import LmdbRecords
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import batches, make_feed, numbered, put_leveldb, put_lmdb
+from tests.nursery import Nursery
 
 STREAM = 0
 
@@ -99,12 +100,14 @@ def test_the_folder_is_not_touched_and_no_copy_is_left(db: Path, copies: Callabl
     assert content(db / "db") == before and copies() == 0
 
 
-def test_no_copy_is_left_by_a_process_that_ends_while_it_reads(db: Path, copies: Callable[[], int]) -> None:
+def test_no_copy_is_left_by_a_process_that_ends_while_it_reads(
+    db: Path, copies: Callable[[], int], nursery: Nursery
+) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.data.lmdbs import make_feed\n"
         "feed = make_feed(Path(sys.argv[1]), budget=0); print(feed.next()[1].tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(db)], capture_output=True, text=True, timeout=120)
+    done = nursery.run("-c", code, db)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0.0, 1.0, 2.0]\n", "")
     assert copies() == 0
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -19,9 +17,8 @@ from forcereg.layers.output import Staged, append, create
 from forcereg.load import load_net, shape_net
 from forcereg.net import Net
 from tests.layers.nets import layer_error, layer_text, noise
+from tests.nursery import Nursery
 from tests.small_nets import module_copies
-
-TOP = Path(__file__).resolve().parents[2]
 
 
 def text(path: Path | str, data: tuple[int, ...] = (3, 2), label: tuple[int, ...] = (3,)) -> str:
@@ -285,7 +282,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"cannot write {path}: permission denied; make its folder writable or write elsewhere" in refused(net)
 
 
-def test_a_full_disk_leaves_the_rows_written_before(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_rows_written_before(tmp_path: Path, nursery: Nursery) -> None:
     path = tmp_path / "out.h5"
     script = """
 import resource, sys, torch
@@ -301,10 +298,8 @@ for value in range(2, 20):
         print(value, exc)
         break
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, text(path, (100, 50), (100,))],
-        cwd=TOP, capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+    done = nursery.run("-c", script, text(path, (100, 50), (100,)))
+    assert done.returncode == 0, done.stderr
     number, line = done.stdout.rstrip("\n").split(" ", 1)
     assert line == (
         f"<text>:3: layer 'l': cannot write {path}: file too large; raise the file size limit (`ulimit -f`) or "
