@@ -1,0 +1,146 @@
+"""Processes forked from one that has torch already: loading it takes two seconds, most of them need a tenth of that.
+
+Each is what `python -m MODULE ...` or `python -c CODE ...` would be, with a folder, environment, output, signals and
+end of its own, and imports forcereg itself; only what torch reads from the environment while it is loaded is set here:
+there is one thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+class Child:
+    """A process of a nursery; like subprocess.Popen."""
+
+    def __init__(self, nursery: Nursery, pid: int) -> None:
+        self.pid, self.returncode = pid, None
+        self._nursery = nursery
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._nursery._ask(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code; raises TimeoutExpired after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.002)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing happens if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(9)
+
+
+class Nursery:
+    """The process that the others are forked from; it loads `modules`."""
+
+    def __init__(self, *modules: str) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.nursery", *modules],
+            cwd=TOP,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__(None, None, None)
+
+    def start(
+        self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, out: Path, err: Path
+    ) -> Child:
+        """`python ARGS` with its output behind files `out` and `err`; `env` adds to the environment."""
+        path = os.pathsep.join(filter(None, (str(TOP), os.environ.get("PYTHONPATH"))))
+        whole = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "200", **(env or {})}
+        for file in (out, err):
+            file.touch()
+        files = [os.devnull, str(out), str(err)]
+        pid = self._ask({"args": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "env": whole, "files": files})
+        return Child(self, pid)
+
+    def run(
+        self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """`python ARGS` from start to end; its output is captured, its exit code is the caller's to check."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            child = self.start(*args, cwd=cwd, env=env, out=out, err=err)
+            try:
+                code = child.wait(timeout)
+            finally:
+                child.kill()
+            return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+
+    def _ask(self, request: Any) -> Any:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+
+def serve() -> None:
+    """Answers each line of input: a process's id with its exit code or null, what is to be started with its id."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if isinstance(request, int):
+            done, status = os.waitpid(request, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if done else None
+        else:
+            answer = os.fork()
+            if not answer:
+                return become(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def become(args: list[str], cwd: str, env: dict[str, str], files: list[str]) -> None:
+    """Makes this the process `python ARGS`, and runs it."""
+    for number, path in enumerate(files):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:1] = ["", str(TOP)]
+    option, what, *sys.argv[1:] = args
+    sys.argv[0] = option
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # so that a collection in a child doesn't copy all of it
+    serve()
