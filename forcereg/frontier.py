@@ -5,15 +5,15 @@ Rank at a fixed error alone misleads: what counts is the accuracy that a net kee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from forcereg.cost import Cost
-from forcereg.errors import UsageError
+from forcereg.errors import ForceregError, UsageError
 from forcereg.evaluate import Evaluator, origin
 from forcereg.lowrank.decompose import Prepared
+from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema.text import NetFile, net_from_message
@@ -21,10 +21,15 @@ from forcereg.schema.text import NetFile, net_from_message
 WHOLE = "whole"
 """The target of a net that isn't decomposed."""
 
+Tell = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Subject:
-    """A net to look at, ready to be decomposed by one method. `cost`: of a net made from it, with its weights."""
+    """A net to look at, ready to be decomposed by one method; `weights`: those that `prepared` was made from.
+
+    `cost`: of a net made from it, with its weights.
+    """
 
     name: str
     method: str
@@ -42,6 +47,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """A net to make: a subject, and the ranks of the layers that are decomposed, which `target` chose."""
+
+    subject: Subject
+    target: str
+    ranks: Mapping[str, Rank]
+
+
+@dataclass(frozen=True)
 class Point:
     """One net on the frontier. Accuracies are shares of 1; `macs` for one image, `milliseconds` for a batch.
 
@@ -54,85 +68,91 @@ class Point:
     ranks: Mapping[str, int]
     macs: int | None
     params: int
-    accuracy: float | None
+    accuracy: float
     tuned: float | None = None
     milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """A point, and what it was made of: for measuring."""
+    """A point, and the net it stands for, as decomposed: for measuring."""
 
     point: Point
     net: NetFile
     weights: Weights
 
 
-def frontier(
-    subjects: Sequence[Subject],
-    targets: Sequence[Target],
-    evaluator: Evaluator,
-    finetune: int,
-    folder: Path,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Iterator[Made]:
-    """All points, each subject's in the order of the targets; first each net as it is.
+def planned(subjects: Sequence[Subject], targets: Sequence[Target], tell: Tell) -> list[Aim]:
+    """What to make: each net whole, then by each of its methods at every target, in the order given.
 
-    finetune: iterations, 0 for none; their snapshots go to `folder`. A target out of a subject's reach, or one that
-    comes to ranks that it has had, is told and left out. Raises ForceregError as `Evaluator`.
+    A target out of a subject's reach, or one that comes to a net that is there already, is told and left out. Raises
+    UsageError if none is left, ForceregError as the targets.
     """
-    seen: set[str] = set()
+    aims: list[Aim] = []
     for subject in subjects:
-        tested = evaluator.tested(subject.prepared, subject.weights)
-
-        def made(target: str, choices: Mapping[str, Choice], subject: Subject = subject, tested: Any = tested) -> Made:
-            return _made(subject, tested, target, choices, evaluator, finetune, folder)
-
-        if subject.name not in seen:
-            seen.add(subject.name)
-            reason = Whole("it is the whole net")
-            yield made(WHOLE, {one.name: reason for one in subject.prepared.candidates})
-        had: list[Mapping[str, Choice]] = []
+        if all(aim.subject.name != subject.name for aim in aims):
+            aims.append(Aim(subject, WHOLE, {}))
+        had: list[Mapping[str, Rank]] = [{}]
         for target in targets:
             try:
-                choices = target.choose(subject)
+                ranks = _reached(subject, target)
+                if ranks in had:
+                    raise UsageError("a net that is there already" if ranks else "it leaves the net whole")
             except UsageError as error:
                 tell(f"{subject.name}, {subject.method}, {target.text}: left out: {error}")
                 continue
-            if all(isinstance(choice, Whole) for choice in choices.values()) or choices in had:
-                tell(f"{subject.name}, {subject.method}, {target.text}: left out: a net that is there already")
-                continue
-            had.append(choices)
-            yield made(target.text, choices)
+            had.append(ranks)
+            aims.append(Aim(subject, target.text, ranks))
+    if all(aim.target == WHOLE for aim in aims):
+        raise UsageError("every target was left out, so there is nothing to compare; give others")
+    return aims
 
 
-def _made(
-    subject: Subject,
-    tested: Prepared,
-    target: str,
-    choices: Mapping[str, Choice],
-    evaluator: Evaluator,
-    finetune: int,
-    folder: Path,
-) -> Made:
-    result = subject.prepared.apply(choices)
-    net = net_from_message(result.net, subject.prepared.file.name)
-    other = None
-    if tested is not subject.prepared:
-        other = net_from_message(tested.apply(choices).net, tested.file.name)
-    named = origin(subject.prepared, choices)
-    before = evaluator.score(other or net, result.weights, named).accuracy
-    weights: Weights = result.weights
-    after = None
-    if finetune:
-        found, weights = evaluator.finetune(net, weights, finetune, folder, other, named)
-        after = found.accuracy
-    cost = subject.cost(net, result.weights)
-    ranks = {layer.name: layer.rank for layer in result.layers}
-    method = "" if target == WHOLE else subject.method
-    return Made(Point(subject.name, method, target, ranks, cost.macs, cost.params, before, after), net, weights)
+def _reached(subject: Subject, target: Target) -> dict[str, Rank]:
+    """The ranks that a target comes to, as the layers take them. Raises UsageError for one out of range."""
+    choices = target.choose(subject)
+    ranks = {}
+    for one in subject.prepared.candidates:
+        choice = choices.get(one.name, Whole(""))
+        if not isinstance(choice, Whole):
+            try:
+                ranks[one.name] = one.ladder.rounded(choice)
+            except ValueError as error:
+                raise UsageError(f"{one.name}: {error}") from error
+    return ranks
 
 
-def timed(made: Sequence[Made], milliseconds: Sequence[float]) -> list[Point]:
-    """The points with their times."""
-    return [replace(one.point, milliseconds=time) for one, time in zip(made, milliseconds, strict=True)]
+def frontier(
+    aims: Iterable[Aim], evaluator: Evaluator, finetune: int, folder: Path, tell: Tell = lambda text: None
+) -> Iterator[Made]:
+    """The nets made, scored and fine-tuned, one by one.
+
+    finetune: iterations, 0 for none; their snapshots go to `folder`. Where it fails (a loss that isn't finite), that is
+    told and the accuracy after it unknown. Raises ForceregError as `Evaluator`, KeyboardInterrupt as its `finetune`.
+    """
+    for aim in aims:
+        subject = aim.subject
+        before = evaluator.accuracy(subject.prepared, subject.weights)(aim.ranks)
+        result = subject.prepared.apply(aim.ranks)
+        net = net_from_message(result.net, subject.prepared.file.name)
+        tuned = None
+        if finetune:
+            try:
+                tuned = _tuned(aim, net, result.weights, evaluator, finetune, folder)
+            except ForceregError as error:
+                tell(f"{subject.name}, {subject.method}, {aim.target}: fine-tuning failed: {error}")
+        cost = subject.cost(net, result.weights)
+        ranks = {layer.name: layer.rank for layer in result.layers}
+        method = "" if aim.target == WHOLE else subject.method
+        point = Point(subject.name, method, aim.target, ranks, cost.macs, cost.params, before, tuned)
+        yield Made(point, net, result.weights)
+
+
+def _tuned(
+    aim: Aim, net: NetFile, weights: Weights, evaluator: Evaluator, iterations: int, folder: Path
+) -> float | None:
+    """The accuracy after fine-tuning."""
+    prepared = aim.subject.prepared
+    tested = evaluator.tested(prepared, aim.subject.weights)
+    test = None if tested is prepared else net_from_message(tested.apply(aim.ranks).net, tested.file.name)
+    return evaluator.finetune(net, weights, iterations, folder, test, origin(prepared, aim.ranks))[0].accuracy

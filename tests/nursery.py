@@ -102,7 +102,9 @@ class Nursery:
     def _ask(self, request: Any) -> Any:
         assert self._server.stdin is not None and self._server.stdout is not None
         print(json.dumps(request), file=self._server.stdin, flush=True)
-        return json.loads(self._server.stdout.readline())
+        answer = self._server.stdout.readline()
+        assert answer, "the nursery has ended"
+        return json.loads(answer)
 
 
 def serve() -> None:

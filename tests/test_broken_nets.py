@@ -57,7 +57,9 @@ def said(result: dict[str, Any]) -> str:
 def test_case(case: Case, runner: subprocess.Popen[str]) -> None:
     assert runner.stdin is not None and runner.stdout is not None
     print(case.id, file=runner.stdin, flush=True)
-    for command, result in json.loads(runner.stdout.readline()).items():
+    answer = runner.stdout.readline()
+    assert answer, "the process that runs the cases ended in this one"
+    for command, result in json.loads(answer).items():
         assert result["code"] == case.code, (command, result)
         lines = [said(result)] if case.code else (result["out"] + result["err"]).splitlines()
         if COMMANDS[command][0] == "check":

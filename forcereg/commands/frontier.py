@@ -8,19 +8,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options, nothing
-from forcereg.commands.lowrank_rules import RankOptions, Rule
-from forcereg.errors import UsageError
+from forcereg.commands.frontier_options import Aims, aim_options, labels_of, opened_nets
+from forcereg.commands.latency_options import LatencyOptions
+from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options
 
 if TYPE_CHECKING:
+    import torch
+
+    from forcereg.commands.lowrank_rules import Rule
     from forcereg.frontier import Made, Point, Subject
+    from forcereg.latency import Run
     from forcereg.lowrank.ranks import Choice
 
-SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
+PACE = 0.5
+"""Seconds of measuring for each net, so that many nets have as many rounds as few."""
+
+tell = partial(click.echo, err=True)
 
 
 @click.command(
@@ -29,13 +36,7 @@ SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
 @click.argument("snapshots", metavar="SNAPSHOT...", nargs=-1, required=True, type=click.Path())
 @click.option("--out", "-o", required=True, metavar="OUT.png|svg|pdf", type=click.Path(path_type=Path),
               help="Picture; OUT.csv is written beside it.")  # fmt: skip
-@click.option("--max-macs", metavar="A,B,..",
-              help=f"Shares of the whole net's MACs to aim at.  [default without another aim: {SHARES}]")  # fmt: skip
-@click.option("--max-params", metavar="A,B,..", help="Shares of its parameters.")
-@click.option("--error", metavar="A,B,..", help="Bounds on each layer's relative squared error.")
-@click.option(
-    "--ranks", multiple=True, metavar="A,B,..", help="One rank for each layer that is decomposed; repeatable."
-)
+@aim_options
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Iterations to train each net further, without force, at a tenth of base_lr.")  # fmt: skip
 @click.option("--labels", metavar="A,B,..", help="Names of the nets.  [default: what their paths differ in]")
@@ -47,10 +48,7 @@ SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
 def command(
     snapshots: tuple[str, ...],
     out: Path,
-    max_macs: str | None,
-    max_params: str | None,
-    error: str | None,
-    ranks: tuple[str, ...],
+    aims: Aims,
     finetune: int,
     labels: str | None,
     where: str,
@@ -59,78 +57,39 @@ def command(
 ) -> None:
     """Compare nets by the accuracy that they keep at a cost, in MACs and in measured time.
 
-    Every SNAPSHOT (a .caffemodel, also as .h5, or its solver state) is decomposed to each aim given, and with each
-    method of --method A,B,..., and scored on the test net of --solver, before and after fine-tuning. Writes the
-    picture and a CSV file, and beside them what was scored and tuned, so that nothing is done twice.
+    Every SNAPSHOT (a .caffemodel, also as .h5, or its solver state) is decomposed to each aim given, by each method of
+    --method A,B,.., and scored on the test net of --solver, before and after fine-tuning. Writes the picture and a CSV
+    file, and beside them what was scored and tuned, so that nothing is done twice.
     """
     from forcereg.commands.sensitivity import picture_kind
     from forcereg.evaluate import make_folder
     from forcereg.files import write_bytes, write_text
-    from forcereg.frontier import Subject, Target, frontier
+    from forcereg.frontier import Subject, Target, frontier, planned
     from forcereg.report.frontier import as_csv, picture, table
     from forcereg.report.lowrank import printer
     from forcereg.report.plot import figure_type
     from forcereg.report.progress import Steps
 
-    kind = picture_kind(out)
+    kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules(layers)
     figure_type()  # without matplotlib it ends here, not after the scores
-    given = {"max_macs": max_macs, "max_params": max_params, "error": error}
-    asked = [(rule, part) for rule, text in given.items() if text is not None for part in parts(rule, text)]
-    asked += [("ranks", one) for one in ranks]
-    asked = asked or [("max_macs", one) for one in SHARES.split(",")]
-    rules = {f"{rule.replace('_', ' ')} {value}": rank_rule(rule, value, layers) for rule, value in asked}
+    device = None if where == "no" else LatencyOptions(where, batch).device()
     prefix = out.with_suffix("")
     make_folder(out.parent)
     evaluator = layers.evaluator(Path(f"{prefix}.scores.json"))
-    device = measured_on(where)
-    opened = opened_all(snapshots, names_of(snapshots, labels), layers)
+    opened = opened_nets(snapshots, names, layers, tell)
     subjects = [Subject(*key, one.prepared, one.model.layers, one.cost) for key, one in opened.items()]
-    targets = [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()]
+    plan = planned(subjects, [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()], tell)
     made: list[Made] = []
-    with Steps("net", len(snapshots) + len(subjects) * len(targets)) as steps:
-        folder = Path(f"{prefix}.tuned")
-        for one in frontier(subjects, targets, evaluator, finetune, folder, lambda text: click.echo(text, err=True)):
+    with Steps("net", len(plan)) as steps:
+        for one in frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell):
             made.append(one)
-            found = [one.point.accuracy, one.point.tuned]
-            scores = ", fine-tuned ".join(f"{value:.4f}" for value in found if value is not None)
-            steps.done(f"{one.point.net} {one.point.method} {one.point.target}: accuracy {scores or 'unknown'}")
+            steps.done(step_text(one.point))
     points = [one.point for one in made] if device is None else measured(made, opened, device, batch)
     printer().print(table(points, finetune))
-    write_text(f"{prefix}.csv", as_csv(points, about(device, batch, finetune)))
-    write_bytes(out, picture(points, kind))
-    click.echo(f"wrote {out} and {prefix}.csv")
-
-
-def parts(rule: str, text: str) -> list[str]:
-    """Numbers with commas. Raises UsageError for anything else."""
-    option = f"--{rule.replace('_', '-')}"
-    try:
-        values = [(float(part), part.strip()) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} is '{text}'; expected numbers with commas, as in 0.2,0.5") from None
-    for value, _ in values:
-        if not 0 <= value <= 1:
-            raise UsageError(f"{option} has {value:g}; expected numbers from 0 to 1")
-    return [part for _, part in values]
-
-
-def rank_rule(rule: str, value: str, layers: LayerOptions) -> Rule:
-    """A rule of the command `decompose` with one value. Raises UsageError."""
-    options: dict[str, Any] = dict.fromkeys(RankOptions.__dataclass_fields__)
-    options[rule] = value if rule == "ranks" else float(value)
-    return RankOptions(**options).rule(layers)
-
-
-def opened_all(snapshots: Sequence[str], labels: Sequence[str], layers: LayerOptions) -> dict[tuple[str, str], Opened]:
-    """Every net by every method: label and method -> the net. Raises ForceregError."""
-    opened: dict[tuple[str, str], Opened] = {}
-    for label, snapshot in zip(labels, snapshots, strict=True):
-        for method in (one.strip() for one in layers.method.split(",")):
-            found = replace(layers, method=method).open(snapshot)
-            if not found.prepared.candidates:
-                raise nothing(snapshot, found.prepared.file, found.prepared.skipped)
-            opened[label, method] = found
-    return opened
+    how = measured_text(device, batch)
+    write_text(f"{prefix}.csv", as_csv(points, remarks(how, finetune)))
+    write_bytes(out, picture(points, kind, how))
+    click.echo(f"wrote {out} and {prefix}.csv; {evaluator.runs} nets scored, the others were known")
 
 
 def chosen(rule: Rule, opened: Mapping[tuple[str, str], Opened], subject: Subject) -> Mapping[str, Choice]:
@@ -138,51 +97,49 @@ def chosen(rule: Rule, opened: Mapping[tuple[str, str], Opened], subject: Subjec
     return rule(opened[subject.name, subject.method])(subject.prepared.candidates)
 
 
-def names_of(snapshots: Sequence[str], labels: str | None) -> list[str]:
-    """The nets' names: those given, or their paths without what all have in common. Raises UsageError."""
-    if labels is not None:
-        names = [name.strip() for name in labels.split(",")]
-        if len(names) != len(snapshots) or len(set(names)) < len(names):
-            raise UsageError(f"--labels names {len(names)} nets; expected {len(snapshots)} different names")
-        return names
-    if len(set(snapshots)) < len(snapshots):
-        raise UsageError("a SNAPSHOT is given twice")
-    pieces = [Path(snapshot).resolve().parts for snapshot in snapshots]
-    if len(pieces) == 1:
-        return [Path(snapshots[0]).name.split(".caffemodel")[0]]
-    same = {part for part in pieces[0] if all(part in own for own in pieces)}
-    return ["/".join(part for part in own if part not in same).split(".caffemodel")[0] for own in pieces]
+def step_text(point: Point) -> str:
+    """What one net came to, on a line."""
+    name = " ".join(part for part in (point.net, point.method, point.target) if part)
+    tuned = "" if point.tuned is None else f", fine-tuned {point.tuned:.4f}"
+    return f"{name}: accuracy {point.accuracy:.4f}{tuned}"
 
 
-def measured_on(where: str) -> Any:
-    """The device to measure on; None for `no`. Raises ForceregError."""
-    from forcereg.device import choose_device, prepare
-
-    if where == "no":
-        return None
-    device = choose_device(where, None, lambda text: None)
-    prepare(device)
-    return device
+# -- times
 
 
-def measured(made: Sequence[Made], opened: Mapping[tuple[str, str], Opened], device: Any, batch: int) -> list[Point]:
-    """The points with each net's time, all taking turns. Raises ForceregError."""
-    from forcereg.frontier import timed
+def measured(
+    made: Sequence[Made], opened: Mapping[tuple[str, str], Opened], device: torch.device, batch: int
+) -> list[Point]:
+    """The points with each net's time, all taking turns; nets of one structure are one. Raises ForceregError."""
     from forcereg.latency import fed_shapes, interleaved, net_run
     from forcereg.load import net_shapes
 
     origins = {name: one for (name, _), one in opened.items()}
-    runs = []
+    runs: dict[str, Run] = {}
+    keys = []
     for one in made:
         own = origins[one.point.net]
         allow = own.allow_python_layers
         shapes = net_shapes(one.net, own.model.attrs.get("forcereg_input_shapes"), own.root, allow)
-        runs.append(net_run(one.net, one.weights, fed_shapes(one.net, shapes or {}, batch), device, allow))
-    return timed(made, [median(times) for times in interleaved(runs, device)])
+        fed = fed_shapes(one.net, shapes or {}, batch)
+        keys.append(f"{fed} {one.net.message}")
+        if keys[-1] not in runs:
+            runs[keys[-1]] = net_run(one.net, one.weights, fed, device, allow)
+    tell(f"measuring {len(runs)} nets on {device}")
+    times = interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
+    medians = dict(zip(runs, map(median, times), strict=True))
+    return [replace(one.point, milliseconds=medians[key]) for one, key in zip(made, keys, strict=True)]
 
 
-def about(device: Any, batch: int, finetune: int) -> list[str]:
-    """How the figures came about: command, versions, date and machine."""
+def measured_text(device: torch.device | None, batch: int) -> str:
+    """How nets were measured; empty if they weren't."""
+    from forcereg.report.latency import device_text
+
+    return "" if device is None else f"batch {batch} on {device_text(device)}"
+
+
+def remarks(how: str, finetune: int) -> list[str]:
+    """How the figures came about: command, versions, machine and date."""
     import datetime
     import platform
     import shlex
@@ -191,9 +148,9 @@ def about(device: Any, batch: int, finetune: int) -> list[str]:
 
     from forcereg.version import __version__
 
-    where = "" if device is None else f"; batch {batch} measured on {device}, {torch.get_num_threads()} threads"
+    versions = f"forcereg {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return [
-        f"forcereg {' '.join(shlex.quote(arg) for arg in sys.argv[1:])}",
-        f"forcereg {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}, {datetime.date.today()}{where}; {finetune} iterations of fine-tuning",
+        f"forcereg {shlex.join(sys.argv[1:])}",
+        f"{versions}, {platform.machine()}, {datetime.date.today()}",
+        f"times: {f'{how}, medians' if how else 'not measured'}; fine-tuned for {finetune} iterations",
     ]

@@ -18,8 +18,12 @@ MODEL_END = ".caffemodel.h5"  # what is written is HDF5, whatever was read
 def default_prefix(snapshot: str, ending: str = "lowrank") -> Path:
     """`<snapshot stem>_<ending>` beside the snapshot."""
     path = Path(snapshot)
-    name = path.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".solverstate")
-    return path.with_name(f"{name}_{ending}")
+    return path.with_name(f"{stem(path)}_{ending}")
+
+
+def stem(snapshot: Path) -> str:
+    """A snapshot's name without its endings."""
+    return snapshot.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".solverstate")
 
 
 def write_net(

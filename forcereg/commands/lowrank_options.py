@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcereg.commands.options import asked_devices, code_options, data_options, device_options
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from forcereg.cost import Cost, Shapes
@@ -107,9 +107,10 @@ class LayerOptions:
         only, without = names("--only-layers", self.only_layers), names("--except-layers", self.except_layers) or ()
         if both := sorted({*(only or ())}.intersection(without)):
             raise UsageError(f"--only-layers and --except-layers both name '{both[0]}'")
-        if self.method != MIXED:
-            factorizer.get(self.method)
-        elif config is None:
+        if self.method not in (known := sorted([MIXED, *factorizer])):
+            hint = did_you_mean(self.method, known) or f"; known are {', '.join(known)}"
+            raise UsageError(f"unknown decomposition method '{self.method}'{hint}")
+        if self.method == MIXED and config is None:
             raise UsageError("--method mixed takes each layer's method from --rank-config FILE.json; give that too")
         plain = Selection(self.method, {}, self.fc, only, without, seed=self.seed, fold_bn=self.fold_bn)
         if config is None:
@@ -150,6 +151,12 @@ class LayerOptions:
         shapes = net_shapes(file, model.attrs.get("forcereg_input_shapes"), root, self.allow_python_layers)
         prepared = self._prepared(file, model.layers, shapes, selection)
         return Opened(model, root, prepared, self.allow_python_layers, scores)
+
+    def reopened(self, opened: Opened) -> Opened:
+        """A net that others of these options opened, read once for all. Raises ForceregError."""
+        file, _ = asked_net(self.model, opened.model)
+        prepared = self._prepared(file, opened.model.layers, opened.prepared.shapes, self.selection())
+        return replace(opened, prepared=prepared)
 
     def _prepared(self, file: NetFile, weights: Weights, shapes: Shapes | None, selection: Selection) -> Prepared:
         from forcereg.lowrank.decompose import prepare

@@ -11,6 +11,7 @@ from typing import Any
 from forcereg.errors import ForceregError, did_you_mean, printable
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
+from forcereg.registry import factorizer
 
 COMMENT = "//"
 """A name under which a file says what it is for."""
@@ -108,6 +109,8 @@ def rule_of(value: Any, where: str) -> LayerRule:
     method = fields.get("method")
     if method is not None and not isinstance(method, str):
         raise ForceregError(f'{where}: method is {shown(method)}; expected a name as in "pca"')
+    if method is not None:
+        factorizer.get(method, where)
     if given == ["rank"]:
         return LayerRule(where, method, rank_of(fields["rank"], where))
     share = fields[given[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -106,6 +107,7 @@ def merge_groups(net: Any, weights: Weights) -> tuple[Any, Blobs, list[str]]:
 def _fans(net: Any, weights: Weights) -> list[list[str]]:
     """Names of a Slice, the Convolutions that alone read its tops, and the Concat that alone reads theirs."""
     layers = {layer.name: layer for layer in net.layer}
+    times = Counter(layer.name for layer in net.layer)  # a net for both phases may have two data layers of one name
     readers: dict[str, list[str]] = {}
     for layer in net.layer:
         for bottom in layer.bottom:
@@ -113,7 +115,7 @@ def _fans(net: Any, weights: Weights) -> list[list[str]]:
     shared = {spec.name for layer in net.layer for spec in layer.param if spec.name}
     found = []
     for layer in layers.values():
-        if layer.type != "Slice" or layer.slice_param.slice_point or len(layers) != len(net.layer):
+        if layer.type != "Slice" or layer.slice_param.slice_point:
             continue
         parts = [readers.get(top, []) for top in layer.top]
         if any(len(part) != 1 or layers[part[0]].type != "Convolution" for part in parts):
@@ -122,8 +124,10 @@ def _fans(net: Any, weights: Weights) -> list[list[str]]:
         behind = {tuple(readers.get(top, [])) for name in names for top in layers[name].top}
         if len(behind) != 1 or len(last := next(iter(behind))) != 1 or layers[last[0]].type != "Concat":
             continue
-        if _alike(layer, [layers[name] for name in names], layers[last[0]], weights, shared):
-            found.append([layer.name, *names, last[0]])
+        fan = [layer.name, *names, last[0]]
+        unique = all(times[name] == 1 for name in fan)
+        if unique and _alike(layer, [layers[name] for name in names], layers[last[0]], weights, shared):
+            found.append(fan)
     return found
 
 

@@ -53,8 +53,8 @@ class Timed:
 def by_times(candidates: Sequence[Candidate], criterion: Criterion, timer: Timer, budget: bool = False) -> Timed:
     """Every layer its fastest chain at the criterion's rank or one near it; layers that none makes faster stay whole.
 
-    Ranks go up, so that the error only gets less; with a `budget` they go down, and what it leaves is shared out anew
-    without the layers that stay whole. Raises ForceregError for ranks out of range, UsageError as the criterion.
+    Ranks go up, so that the error only gets less; with a `budget` they go down, and it is shared out anew without the
+    layers that stay whole. Raises ForceregError for ranks out of range, UsageError as the criterion.
     """
     known: dict[tuple[str, Rank], Trial] = {}
     whole: dict[str, Trial] = {}
@@ -94,15 +94,19 @@ def rounded(one: Candidate, rank: Rank) -> Rank:
 
 
 def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Trial:
-    """Measures one layer and decides. Of chains that are equally fast the one nearest to `asked` wins."""
+    """Measures one layer and decides for its fastest chain; of equals the one nearest to `asked` wins.
+
+    Going `down` a lower rank is faster anyway and costs accuracy, so there the time for each MAC counts.
+    """
     ranks = [asked, *nearby(one, asked, down)]
     as_is, *chains = timer(one, [Whole("as it is"), *ranks])
     before, times = median(as_is), {rank: median(rounds) for rank, rounds in zip(ranks, chains, strict=True)}
-    quick = min(times.values()) * (1 + TIE)
-    best = next(rank for rank in ranks if times[rank] <= quick)
+    scores = {rank: ms / (_work(one, rank) if down else 1) for rank, ms in times.items()}
+    best = next(rank for rank in ranks if scores[rank] <= min(scores.values()) * (1 + TIE))
     choice: Choice = best
     if not is_faster(chains[ranks.index(best)], as_is):
-        choice = Whole(f"measured: {before:.3g} ms as it is, {times[best]:.3g} ms as a chain of rank {rank_text(best)}")
+        text = f"measured: {before:.3g} ms as it is, {times[best]:.3g} ms as a chain of rank {rank_text(best)}"
+        choice = Whole(text + _doubt(chains[ranks.index(best)], as_is))
     return Trial(one.name, asked, before, times, choice)
 
 
@@ -135,16 +139,31 @@ def _costs_less(one: Candidate, rank: Rank) -> bool:
         one.ladder.sizes(rank)
     except ValueError:
         return False
-    chain = one.cost(rank)
-    if chain.macs is None or one.dense.macs is None:
-        return chain.params < one.dense.params
-    return chain.macs < one.dense.macs
+    return _work(one, rank) < _work(one, Whole(""))
+
+
+def _work(one: Candidate, choice: Choice) -> int:
+    """MACs, or the learned values where they are unknown."""
+    cost = one.cost(choice)
+    return cost.params if cost.macs is None or one.dense.macs is None else cost.macs
 
 
 def is_faster(chain: Sequence[float], whole: Sequence[float]) -> bool:
     """Whether a chain is really faster, by its milliseconds and those of the whole layer in the same rounds."""
-    wins = sum(a < b for a, b in zip(chain, whole, strict=True))
-    return median(chain) <= (1 - GAIN) * median(whole) and wins >= MOST * len(whole)
+    return _saves(chain, whole) and _wins(chain, whole) >= MOST * len(whole)
+
+
+def _saves(chain: Sequence[float], whole: Sequence[float]) -> bool:
+    return median(chain) <= (1 - GAIN) * median(whole)
+
+
+def _wins(chain: Sequence[float], whole: Sequence[float]) -> int:
+    return sum(a < b for a, b in zip(chain, whole, strict=True))
+
+
+def _doubt(chain: Sequence[float], whole: Sequence[float]) -> str:
+    """Why a chain doesn't count as faster although its median is."""
+    return f", faster in {_wins(chain, whole)} of {len(whole)} rounds only" if _saves(chain, whole) else ""
 
 
 def rank_text(rank: Rank) -> str:

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from forcereg.frontier import WHOLE, Point
 from forcereg.report.plot import figure_type, plain
 
 COLUMNS = ("net", "method", "target", "ranks", "macs", "params", "accuracy", "accuracy_tuned", "milliseconds")
+MARKERS = "os^Dv"
+LINE = {"markersize": 5, "linewidth": 1}
+HOLLOW = {"fillstyle": "none"}
+STAR = {"marker": "*", "markersize": 11, "linestyle": ""}
+ACROSS = 3
+"""Panels side by side at most: more are too small to read where a page is wide."""
+TOP = 1e-4
+"""Test errors down to here are told apart in the picture."""
+ROOM = 0.07
+"""The least distance of the accuracies written beside a panel, as a share of its height."""
+ENOUGH = 4
+LEVELS: Sequence[Sequence[float]] = (
+    (0.0, 0.5, 0.9, 0.99, 0.999),
+    (0.8, 0.95, 0.98, 0.995, 0.998, 0.6, 0.7, 0.2),
+    *([part / whole for part in range(whole)] for whole in (10, 20, 100, 1000, 10000)),
+)
+"""The accuracies that may be written there: a finer level comes in where the ones before aren't ENOUGH."""
 
 
 def as_csv(points: Sequence[Point], remarks: Sequence[str] = ()) -> str:
-    """One line a net, ranks as conv1=4/conv2=8; `remarks` open it as comments."""
+    """One line a net, ranks as "conv1=4 conv2=8"; `remarks` open it as comments."""
     out = io.StringIO()
     out.writelines(f"# {line}\n" for line in remarks)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in points:
-        ranks = "/".join(f"{name}={rank}" for name, rank in one.ranks.items())
+        ranks = " ".join(f"{name}={rank}" for name, rank in one.ranks.items())
         numbers = (one.macs, one.params, one.accuracy, one.tuned, one.milliseconds)
         cells = ("" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else cell for cell in numbers)
         writer.writerow([one.net, one.method, one.target, ranks, *cells])
@@ -32,16 +51,16 @@ def table(points: Sequence[Point], finetune: int) -> Any:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    found = Table(Column("net", overflow="fold"), "method", "target", "ranks")
-    numbers = ["million MACs", "ms", "accuracy"] + [f"fine-tuned for {finetune}"] * bool(finetune)
+    found = Table(Column("net", overflow="fold"), "method", "target", Column("ranks", overflow="fold"))
+    numbers = ["million MACs", "parameters", "ms", "accuracy"] + [f"fine-tuned for {finetune}"] * bool(finetune)
     for heading in numbers:
         found.add_column(heading, justify="right")
-    last = ""
+    last = points[0].net if points else ""
     for one in points:
-        if last and one.net != last:
+        if one.net != last:
             found.add_section()
         last = one.net
-        cells = [_number(one.macs and one.macs / 1e6, ".3g"), _number(one.milliseconds, ".3g")]
+        cells = [_number(one.macs and one.macs / 1e6, ".3g"), f"{one.params:,}", _number(one.milliseconds, ".3g")]
         cells += [_number(one.accuracy, ".2%")] + [_number(one.tuned, ".2%")] * bool(finetune)
         ranks = " ".join(f"{name} {rank}" for name, rank in one.ranks.items())
         found.add_row(escape(one.net), one.method, one.target, escape(ranks), *cells)
@@ -52,50 +71,131 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def picture(points: Sequence[Point], kind: str) -> bytes:
-    """Accuracy against MACs and against time, a column for each method, a colour for each net.
+# -- picture
 
-    Hollow: as decomposed; full: fine-tuned; stars: the whole nets. Raises ForceregError without matplotlib.
-    """
-    methods = list(dict.fromkeys(point.method for point in points if point.method)) or [""]
-    axes_of = {"macs": "million multiply-accumulates an image", "milliseconds": "milliseconds a batch, measured"}
-    rows = [name for name in axes_of if any(getattr(point, name) is not None for point in points)] or ["macs"]
-    figure = figure_type()(figsize=(1 + 4.6 * max(len(methods), 1.4), 4.2 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(methods), sharey=True, squeeze=False)
-    nets = list(dict.fromkeys(point.net for point in points))
-    for row, name in enumerate(rows):
-        for column, method in enumerate(methods):
-            axes = grid[row][column]
-            for number, net in enumerate(nets):
-                own = [point for point in points if point.net == net and point.method in ("", method)]
-                _draw(axes, own, name, f"C{number % 10}", plain(net))
-            axes.set_xlabel(axes_of[name], fontsize="small")
-            axes.grid(alpha=0.3)
-            if row == 0:
-                axes.set_title(method)
-        grid[row][0].set_ylabel("test accuracy")
-    tuned = any(point.tuned is not None for point in points)
-    title = "star: whole, hollow: decomposed" + (", full: fine-tuned" if tuned else "")
-    grid[0][0].legend(fontsize="small", title=title, title_fontsize="small")
+
+def picture(points: Sequence[Point], kind: str, measured: str = "") -> bytes:
+    """The figure as png, svg or pdf. Raises ForceregError without matplotlib."""
     out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=120)
+    figure(points, measured).savefig(out, format=kind, dpi=120)
     return out.getvalue()
 
 
-def _draw(axes: Any, points: Sequence[Point], name: str, color: str, label: str) -> None:
-    """One net's curves: as decomposed, dashed; fine-tuned; and a star for the whole net."""
-    scale = 1e-6 if name == "macs" else 1
-    places = [(getattr(point, name) or 0) * scale for point in points]
-    whole = [point.target == WHOLE for point in points]
-    for accuracies, style, fill in (
-        ([point.accuracy for point in points], "o--", "none"),
-        ([point.tuned for point in points], "o-", "full"),
-    ):
-        known = [found for found in zip(places, accuracies, whole, strict=True) if found[1] is not None]
-        curve = sorted((place, accuracy) for place, accuracy, is_whole in known if not is_whole)
-        if curve:
-            axes.plot(*zip(*curve, strict=True), style, color=color, fillstyle=fill, markersize=5, linewidth=1)
-        for place, accuracy, is_whole in known:
-            if is_whole:
-                axes.plot(place, accuracy, "*", color=color, fillstyle=fill, markersize=11)
-    axes.plot([], [], "o-", color=color, label=label)
+def figure(points: Sequence[Point], measured: str = "") -> Any:
+    """Accuracy against MACs and against time (`measured`: how), a panel for each method, a colour for each net.
+
+    Hollow: as decomposed; full: fine-tuned; stars: the whole nets. Lines join the nets that no other beats at its cost.
+    matplotlib's Figure; raises ForceregError without it.
+    """
+    methods: list[str | None] = [*dict.fromkeys(point.method for point in points if point.method)]
+    costs = axes_of(points, measured)
+    columns = len(costs) if len(methods) == 1 else 2 if len(methods) == 4 else min(len(methods), ACROSS)
+    if len(methods) > 1:
+        methods += [None] * (-len(methods) % columns)  # every kind of cost begins a row
+    panels = [(cost, method) for cost in costs for method in methods]
+    rows = -(-len(panels) // columns)
+    made = figure_type()(figsize=(4.2 * max(columns, 1.5), 0.9 + 3.1 * rows), layout="constrained")
+    grid = made.subplots(rows, columns, sharey=True, squeeze=False)
+    drawn: dict[str, Any] = {}
+    for axes, (cost, method) in zip(grid.flat, panels, strict=True):
+        if method is None:
+            axes.axis("off")
+            continue
+        axes.sharex(drawn.get(cost, axes))
+        drawn.setdefault(cost, axes)
+        axes.set_title(method, fontsize="medium")
+        axes.set_xlabel(costs[cost], fontsize="small")
+        _draw(axes, points, method, cost)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy")
+    shown = ticks(*grid[0][0].get_ylim())
+    grid[0][0].set_yticks(shown, [f"{100 * one:.4g}%" for one in shown])
+    _legends(made, points)
+    return made
+
+
+def axes_of(points: Sequence[Point], measured: str) -> dict[str, str]:
+    """The costs that are known of all points, field -> label: parameters only where there are no MACs."""
+    labels = {
+        "macs": "million multiply-accumulates an image",
+        "params": "million parameters",
+        "milliseconds": f"milliseconds, {measured}" if measured else "milliseconds a batch",
+    }
+    known = {name: text for name, text in labels.items() if all(getattr(one, name) is not None for one in points)}
+    if "macs" in known:
+        del known["params"]
+    return known
+
+
+def _draw(axes: Any, points: Sequence[Point], method: str, cost: str) -> None:
+    """The nets by one method and the whole ones: marks, and a line along the best."""
+    axes.grid(alpha=0.3)
+    axes.set_yscale("function", functions=(stretched, relaxed))
+    for net, look in looks(points).items():
+        own = [point for point in points if point.net == net and point.method in ("", method)]
+        for kind, line, fill in (("accuracy", "--", HOLLOW), ("tuned", "-", {})):
+            whole, cut = _pairs(own, cost, kind, True), _pairs(own, cost, kind, False)
+            front = {"marker": "", "linestyle": line}
+            for pairs, more in ((whole, STAR), (cut, {"linestyle": ""}), (best(cut), front)):
+                axes.plot(*np.reshape(pairs, (-1, 2)).T, **{**look, **fill, **more})
+
+
+def _pairs(points: Iterable[Point], cost: str, kind: str, whole: bool) -> list[tuple[float, float]]:
+    """Cost and accuracy of the whole nets, or of the others."""
+    scale = 1 if cost == "milliseconds" else 1e-6
+    own = [one for one in points if (one.target == WHOLE) == whole and getattr(one, kind) is not None]
+    return [(scale * getattr(one, cost), getattr(one, kind)) for one in own]
+
+
+def looks(points: Iterable[Point]) -> dict[str, dict[str, Any]]:
+    """How each net is drawn."""
+    nets = enumerate(dict.fromkeys(point.net for point in points))
+    return {net: {**LINE, "color": f"C{at % 10}", "marker": MARKERS[at // 10 % len(MARKERS)]} for at, net in nets}
+
+
+def _legends(made: Any, points: Sequence[Point]) -> None:
+    """The nets above the panels, what the marks mean below."""
+    from matplotlib.lines import Line2D
+
+    nets = [(plain(net), look) for net, look in looks(points).items()]
+    marks: list[tuple[str, dict[str, Any]]] = [("as decomposed", {"marker": "o", "linestyle": "--", **HOLLOW})]
+    if any(point.tuned is not None for point in points):
+        marks.append(("fine-tuned", {"marker": "o"}))
+    marks.append(("whole net", STAR))
+    for shown, place in ((nets, "upper"), (marks, "lower")):
+        handles = [Line2D([], [], label=label, **{**LINE, "color": "0.4", **look}) for label, look in shown]
+        made.legend(handles=handles, loc=f"outside {place} center", ncols=ACROSS, fontsize="small")
+
+
+def best(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of pairs (cost, accuracy) those that no other of at most their cost equals in accuracy, by rising cost."""
+    found: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(pairs, key=lambda pair: (pair[0], -pair[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((cost, accuracy))
+    return found
+
+
+# -- the axis of accuracies: 90%, 99% and 99.9% at equal distances, because there nets differ
+
+
+def stretched(accuracy: Any) -> Any:
+    """-log of the error; errors below `TOP` as that."""
+    return -np.log(np.maximum(1 - np.asarray(accuracy, float), TOP))
+
+
+def relaxed(place: Any) -> Any:
+    """The accuracy again."""
+    return 1 - np.exp(-np.asarray(place, float))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round accuracies between the bounds with room for their labels, roundest first."""
+    span = float(stretched(high) - stretched(low))
+    found: list[float] = []
+    for level in LEVELS:
+        for one in level if len(found) < ENOUGH else ():
+            gaps = (abs(float(stretched(one) - stretched(other))) for other in found)
+            if low <= one <= high and all(gap > ROOM * span for gap in gaps):
+                found.append(one)
+    return sorted(found)

@@ -15,7 +15,7 @@ from forcereg.report.lowrank import printer
 
 @dataclass(frozen=True)
 class Latency:
-    """Trials of layers and milliseconds of the whole net before and after, on `device` with `batch` (None: the net's)."""
+    """Trials of layers, and milliseconds of the whole net before and after; `batch` is None for the net's own."""
 
     device: str
     batch: int | None

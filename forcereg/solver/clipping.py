@@ -83,6 +83,16 @@ class RankClipping:
         self.full = self.ranks
         self.last = -1
         solver.clipping = self
+        self._tell_what_stays()
+
+    def _tell_what_stays(self) -> None:
+        solver, names = self.solver, {pair.name for pair in self.pairs}
+        for chain in _chains(solver.net):
+            if chain.name not in names:
+                why = "only X_lowrank -> X_linear that learn and share nothing are reduced"
+                solver.emit("note", text=f"Rank clipping leaves {' -> '.join(chain.parts)} as they are: {why}")
+        if self.until is not None and self.until <= (every := solver.param.test_interval):
+            solver.warn(f"no rank will be reduced: the first look is at iteration {every}, clip-until is {self.until}")
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -169,6 +179,7 @@ class RankClipping:
             self._install(before)
             raise
         self.last = int((state.extra or {}).get(CLIPPED, -1))
+        self.full = {name: max(rank, self.full[name]) for name, rank in self.ranks.items()}
 
     def _fits(self, pair: Pair, found: np.ndarray | None) -> bool:
         own = self.solver.net.params[pair.first][0]
@@ -226,13 +237,17 @@ def _common_pairs(nets: list[Net]) -> list[Pair]:
 
 def _pairs(net: Net) -> Iterator[Pair]:
     """The pairs of one net that compute, per group, C A x."""
-    weights: Any = {name: dict(enumerate(blobs)) for name, blobs in net.params.items() if blobs}
-    for chain in find_chains(net_message(net.spec), weights):
+    for chain in _chains(net):
         if chain.slots == PAIR and (groups := _groups(net, chain)):
             spec = net.module(chain.parts[0]).spec
             transposed = spec.type == "InnerProduct" and spec.message.inner_product_param.transpose
             first, second = chain.parts
             yield Pair(chain.name, first, second, groups, transposed)
+
+
+def _chains(net: Net) -> list[Chain]:
+    weights: Any = {name: dict(enumerate(blobs)) for name, blobs in net.params.items() if blobs}
+    return find_chains(net_message(net.spec), weights)
 
 
 def _groups(net: Net, chain: Chain) -> int:

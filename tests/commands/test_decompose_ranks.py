@@ -98,7 +98,10 @@ def test_a_config_is_narrowed_by_layers(snapshot: Path, tmp_path: Path, capsys) 
         pytest.param({"conv9": 3}, [], 2, "there is no Convolution or InnerProduct layer 'conv9'", id="unknown"),
         pytest.param({"conv1": 3}, ["--only-layers", "conv2"], 2, "names 'conv2', for which", id="only"),
         pytest.param({"conv1": 3}, ["--error", "0.1"], 2, "found --error and --rank-config", id="two-rules"),
-        pytest.param({"conv1": {"method": "pcb", "rank": 1}}, [], 1, 'did you mean "pca"?', id="method"),
+        pytest.param(
+            {"conv1": {"method": "pcb", "rank": 1}}, [], 1,
+            "ranks.json: layer 'conv1': unknown decomposition method 'pcb'; did you mean \"pca\"?", id="method",
+        ),  # fmt: skip
         pytest.param({"conv1": 99}, [], 1, "layer 'conv1': rank is 99; expected 1 to 8", id="range"),
         pytest.param({"conv1": [4, 2]}, [], 1, "expected one number (only tucker2 takes a pair)", id="pair"),
         pytest.param([], [], 1, "names no layer; expected", id="form"),
@@ -111,6 +114,13 @@ def test_configs_that_do_not_fit(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not list(tmp_path.glob("*_lowrank*"))
+
+
+@pytest.mark.parametrize(("method", "hint"), [("mixd", 'did you mean "mixed"?'), ("x", "kmeans, mixed, pca")])
+def test_an_unknown_method_is_wrong_usage(method: str, hint: str, snapshot: Path, capsys) -> None:
+    assert run("--snapshot", snapshot, "--error", "0.1", "--method", method) == 2
+    printed = capsys.readouterr().err
+    assert f"unknown decomposition method '{method}'" in printed and hint in printed and printed.count("\n") == 1
 
 
 def test_layers_can_be_chosen(snapshot: Path, capsys) -> None:

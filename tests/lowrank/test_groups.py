@@ -87,6 +87,18 @@ def test_parallel_layers_of_any_name_merge() -> None:
     outputs_agree(old, new)
 
 
+def test_layers_of_one_name_for_each_phase_do_not_hinder() -> None:
+    """As the data layers of a net for training and testing."""
+    seen = "".join(
+        f'layer {{ name: "seen" type: "Silence" bottom: "y" include {{ phase: {phase} }} }}\n'
+        for phase in ("TRAIN", "TEST")
+    )
+    file = parse_net(INPUT + CASES["two"] + seen)
+    net, blobs, names = split_groups(file.message, arrays(load_net(file)))
+    again, _, merged = merge_groups(net, blobs)
+    assert merged == names == ["c"] and again == file.message
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -96,6 +108,9 @@ def test_parallel_layers_of_any_name_merge() -> None:
         pytest.param(parallel(order='bottom: "b" bottom: "a"'), id="order"),
         pytest.param(parallel(more='layer { name: "r" type: "ReLU" bottom: "a" top: "z" }'), id="read-elsewhere"),
         pytest.param(parallel().replace('bottom: "q"', 'bottom: "p"'), id="same-slice"),
+        pytest.param(
+            parallel(more=convolution(BODY, "include { phase: TRAIN }", name="left", top="z")), id="one-name-twice"
+        ),
     ],
 )
 def test_what_only_looks_parallel_stays(text: str) -> None:

@@ -93,8 +93,16 @@ def test_the_fastest_wins() -> None:
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 def test_of_equally_fast_chains_the_rank_asked_for_wins(down: bool) -> None:
-    found = by_times([layer()], by_list([46]), given_times(10, lambda rank: 5 if rank == 46 else 4.95), down)
+    ms = {46: 4.6, 44: 4.38, 40: 3.99, 32: 3.2} if down else {46: 5, 48: 4.95, 64: 5.5}
+    found = by_times([layer()], by_list([46]), given_times(10, lambda rank: ms[rank]), down)
     assert chosen(found) == 46
+    assert len(found.trials[0].times) == len(ms)
+
+
+def test_under_a_budget_a_lower_rank_has_to_save_more_time_than_work() -> None:
+    ms = {46: 6.0, 44: 5.7, 40: 4.2, 32: 3.9}  # 32 is the fastest, but by less than its share
+    found = by_times([layer()], by_list([46]), given_times(10, lambda rank: ms[rank]), budget=True)
+    assert chosen(found) == 40
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,15 @@ def test_a_layer_that_no_chain_makes_faster_stays_whole() -> None:
     found = by_times([layer()], by_list([30]), given_times(10, lambda rank: 9.9))
     assert chosen(found) == Whole("measured: 10 ms as it is, 9.9 ms as a chain of rank 30")
     assert found.trials[0].after == found.trials[0].before == 10
+
+
+def test_a_median_that_few_rounds_bear_out_is_told() -> None:
+    ms = {30: [9.0, 9.0, 9.0, 11.0, 11.0]}
+    found = by_times(
+        [layer()], by_list([30]), lambda one, tried: [[10.0] * 5, *(ms.get(r, [12.0] * 5) for r in tried[1:])]
+    )
+    text = "measured: 10 ms as it is, 9 ms as a chain of rank 30, faster in 3 of 5 rounds only"
+    assert chosen(found) == Whole(text)
 
 
 def test_a_layer_that_the_criterion_leaves_whole_is_not_measured() -> None:

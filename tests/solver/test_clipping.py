@@ -23,8 +23,8 @@ from forcereg.solver.jsonlog import JsonLog
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
 from forcereg.solver.resume import resume_latest
-from tests.solver.clipping_nets import CHAINS, EXTRA, clipped_solver, ranks_told, write_chains
-from tests.solver.nets import Recorder, blobs_of, regression, write_images, write_solver
+from tests.solver.clipping_nets import EXTRA, clipped_solver, ranks_told, write_chains
+from tests.solver.nets import Recorder, blobs_of, write_solver
 from tests.solver.test_resume import assert_same, told
 
 TYPES = {
@@ -329,52 +329,16 @@ def test_rank_history_in_tensorboard(tmp_path: Path) -> None:
     ]
 
 
-# -- what can be clipped
-
-RELU2, LINEAR = 'layer { name: "relu2"', 'layer {\n  name: "fc_linear"'
-SEE = 'layer { name: "see" type: "Silence" bottom: "fc_lowrank" RULE }\n'
-BETWEEN = 'layer { name: "between" type: "ReLU" bottom: "fc_lowrank" top: "fc_lowrank" }\n'
-SPOILT = {
-    "no pair": ("fc_lowrank", "fc_first"),
-    "bias between": ("num_output: 7 bias_term: false", "num_output: 7"),
-    "frozen": ('bottom: "fc_lowrank" top: "fc"', 'bottom: "fc_lowrank" top: "fc" param { lr_mult: 0 }'),
-    "layer between": (LINEAR, BETWEEN + LINEAR),
-    "read elsewhere": (RELU2, SEE.replace("RULE", "") + RELU2),
-    "read in one net": (RELU2, SEE.replace("RULE", "include { phase: TEST }") + RELU2),
-}
-
-
-@pytest.mark.parametrize("what", SPOILT)
-def test_what_is_no_pair_stays(what: str, tmp_path: Path) -> None:
-    net = CHAINS.replace(*SPOILT[what])
-    assert net != CHAINS
-    write_images(tmp_path, net)
-    solver, _ = clipped_solver(tmp_path, share=0.5)
-    assert [pair.name for pair in solver.clipping.pairs] == ["conv"]  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [("kernel_size: 1 group: 2", "kernel_size: 3 group: 2"), ("kernel_size: 1 group: 2", "kernel_size: 1 group: 1"),
-     ("kernel_size: 1 group: 2", "kernel_size: 1 stride: 2 group: 2")],
-    ids=["kernel", "groups", "stride"],
-)  # fmt: skip
-def test_the_second_layer_only_combines(change: tuple[str, str], tmp_path: Path) -> None:
-    write_images(tmp_path, CHAINS.replace(*change))
-    solver, _ = clipped_solver(tmp_path, share=0.5)
-    assert [pair.name for pair in solver.clipping.pairs] == ["fc"]  # type: ignore[union-attr]
-
-
-def test_errors(tmp_path: Path) -> None:
-    solver, _ = regression(tmp_path, "test_interval: 2")
-    with pytest.raises(ForceregError) as info:
-        RankClipping(solver, 0.9)
-    assert str(info.value) == (
-        f"{solver.net.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share nothing; "
-        "make them by `forcereg decompose --snapshot S --error 0`"
-    )
+def test_a_net_with_fewer_ranks_goes_on_from_a_state_with_more(tmp_path: Path) -> None:
+    """Then the ranks that it began with are the state's."""
     write_chains(tmp_path)
-    with pytest.raises(ForceregError, match=r"cannot write snapshots to '.*/gone/s'"):
-        clipped_solver(tmp_path, EXTRA.replace('"s"', '"gone/s"') + "0")
-    with pytest.raises(ForceregError, match=r"looks at ranks every test_interval iterations; set it"):
-        clipped_solver(tmp_path, "base_lr: 0.1")
+    train(tmp_path, 2, "s")
+    extra = EXTRA.replace('"s"', '"t"') + "0"
+    solver = Solver(write_solver(tmp_path, extra, net='net: "s_clipped.prototxt"'))
+    RankClipping(solver, 0.7)
+    assert solver.clipping is not None
+    few = solver.clipping.ranks
+    whole = snapshot.read_model(tmp_path / "s_iter_2.caffemodel.h5").layers
+    solver.restore(tmp_path / "s_iter_2.solverstate.h5")
+    found = {"conv": len(whole["conv_lowrank"][0]), "fc": whole["fc_lowrank"][0].shape[1]}
+    assert few != found == solver.clipping.full == solver.clipping.ranks
