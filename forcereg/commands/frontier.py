@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from forcereg.commands.frontier_options import Aims, aim_options, labels_of, opened_nets
-from forcereg.commands.latency_options import LatencyOptions
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options
 
 if TYPE_CHECKING:
@@ -65,28 +64,23 @@ def command(
     from forcereg.evaluate import make_folder
     from forcereg.files import write_bytes, write_text
     from forcereg.frontier import Subject, Target, frontier, planned
+    from forcereg.latency import measuring_device
     from forcereg.report.frontier import as_csv, picture, table
     from forcereg.report.lowrank import printer
     from forcereg.report.plot import figure_type
-    from forcereg.report.progress import Steps
 
     kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules(layers)
     figure_type()  # without matplotlib it ends here, not after the scores
-    device = None if where == "no" else LatencyOptions(where, batch).device()
+    device = None if where == "no" else measuring_device(where)
     prefix = out.with_suffix("")
     make_folder(out.parent)
     evaluator = layers.evaluator(Path(f"{prefix}.scores.json"))
     opened = opened_nets(snapshots, names, layers, tell)
     subjects = [Subject(*key, one.prepared, one.model.layers, one.cost) for key, one in opened.items()]
     plan = planned(subjects, [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()], tell)
-    made: list[Made] = []
-    with Steps("net", len(plan)) as steps:
-        for one in frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell):
-            made.append(one)
-            steps.done(step_text(one.point))
-    points = [one.point for one in made] if device is None else measured(made, opened, device, batch)
+    made = shown(frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell), len(plan))
+    points, how = measured(made, opened, device, batch)
     printer().print(table(points, finetune))
-    how = measured_text(device, batch)
     write_text(f"{prefix}.csv", as_csv(points, remarks(how, finetune)))
     write_bytes(out, picture(points, kind, how))
     click.echo(f"wrote {out} and {prefix}.csv; {evaluator.runs} nets scored, the others were known")
@@ -97,28 +91,55 @@ def chosen(rule: Rule, opened: Mapping[tuple[str, str], Opened], subject: Subjec
     return rule(opened[subject.name, subject.method])(subject.prepared.candidates)
 
 
-def step_text(point: Point) -> str:
-    """What one net came to, on a line."""
-    name = " ".join(part for part in (point.net, point.method, point.target) if part)
-    tuned = "" if point.tuned is None else f", fine-tuned {point.tuned:.4f}"
-    return f"{name}: accuracy {point.accuracy:.4f}{tuned}"
+def shown(nets: Iterable[Made], count: int) -> list[Made]:
+    """All nets, what each came to told as soon as it is made."""
+    from forcereg.report.progress import Steps
+
+    made = []
+    with Steps("net", count) as steps:
+        for one in nets:
+            made.append(one)
+            point = one.point
+            name = " ".join(part for part in (point.net, point.method, point.target) if part)
+            tuned = "" if point.tuned is None else f", fine-tuned {point.tuned:.4f}"
+            steps.done(f"{name}: accuracy {point.accuracy:.4f}{tuned}")
+    return made
 
 
 # -- times
 
 
 def measured(
-    made: Sequence[Made], opened: Mapping[tuple[str, str], Opened], device: torch.device, batch: int
-) -> list[Point]:
-    """The points with each net's time, all taking turns; nets of one structure are one. Raises ForceregError."""
+    made: Sequence[Made], opened: Mapping[tuple[str, str], Opened], device: torch.device | None, batch: int
+) -> tuple[list[Point], str]:
+    """The points with each net's time, and how it was taken; without for no device.
+
+    Where nets can't run by themselves, that is told.
+    """
+    from forcereg.errors import ForceregError
+    from forcereg.report.latency import device_text
+
+    points = [one.point for one in made]
+    if device is None:
+        return points, ""
+    try:
+        times = latencies(made, {name: one for (name, _), one in opened.items()}, device, batch)
+    except ForceregError as error:
+        tell(f"not measured: {error}")
+        return points, ""
+    timed = [replace(point, milliseconds=time) for point, time in zip(points, times, strict=True)]
+    return timed, f"batch {batch} on {device_text(device)}"
+
+
+def latencies(made: Sequence[Made], opened: Mapping[str, Opened], device: torch.device, batch: int) -> list[float]:
+    """Milliseconds of each net, all taking turns; nets of one structure are one. Raises ForceregError."""
     from forcereg.latency import fed_shapes, interleaved, net_run
     from forcereg.load import net_shapes
 
-    origins = {name: one for (name, _), one in opened.items()}
     runs: dict[str, Run] = {}
     keys = []
     for one in made:
-        own = origins[one.point.net]
+        own = opened[one.point.net]
         allow = own.allow_python_layers
         shapes = net_shapes(one.net, own.model.attrs.get("forcereg_input_shapes"), own.root, allow)
         fed = fed_shapes(one.net, shapes or {}, batch)
@@ -128,14 +149,7 @@ def measured(
     tell(f"measuring {len(runs)} nets on {device}")
     times = interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
     medians = dict(zip(runs, map(median, times), strict=True))
-    return [replace(one.point, milliseconds=medians[key]) for one, key in zip(made, keys, strict=True)]
-
-
-def measured_text(device: torch.device | None, batch: int) -> str:
-    """How nets were measured; empty if they weren't."""
-    from forcereg.report.latency import device_text
-
-    return "" if device is None else f"batch {batch} on {device_text(device)}"
+    return [medians[key] for key in keys]
 
 
 def remarks(how: str, finetune: int) -> list[str]:

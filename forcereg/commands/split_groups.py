@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, UsageError
 
 
 @click.command(epilog="\b\nExample: forcereg split-groups alexnet.caffemodel --model train_val.prototxt --out split")
@@ -23,16 +23,19 @@ def command(snapshot: str, model: str | None, only_layers: str | None, out: str 
     """
     from forcereg.commands.lowrank_files import default_prefix, write_net
     from forcereg.commands.lowrank_options import names, opened_model
-    from forcereg.lowrank.groups import split_groups
+    from forcereg.lowrank.groups import split_groups, splittable
 
     only = names("--only-layers", only_layers)
     weights, file = opened_model(snapshot, model)
-    net, blobs, split = split_groups(file.message, weights.layers, only)
-    if missing := [name for name in only or () if name not in split]:
-        raise ForceregError(f"{file.name}: '{missing[0]}' is no grouped Convolution that can be split; "
-                            f"those are: {', '.join(split) or 'none'}")  # fmt: skip
-    if not split:
+    known = splittable(file.message, weights.layers)
+    if not known:
         raise ForceregError(f"{file.name}: has no grouped Convolution with weights of its own, so nothing to split")
+    if missing := [name for name in only or () if name not in known]:
+        raise UsageError(
+            f"--only-layers: '{missing[0]}' is no grouped Convolution of {file.name} that can be split; "
+            f"those are {', '.join(known)}"
+        )
+    net, blobs, split = split_groups(file.message, weights.layers, only)
     prefix = Path(out) if out else default_prefix(snapshot, "split")
     written = write_net(prefix, net, blobs, weights, model, f"groups of {', '.join(split)} as parallel layers")
     click.echo(f"split {', '.join(split)}; wrote {written['model']} and {written['weights']}")

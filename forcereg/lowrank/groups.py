@@ -25,7 +25,7 @@ def split_groups(net: Any, weights: Weights, only: Collection[str] | None = None
     Parallel layers have the multipliers, filler and window of X. `only`: just these layers. Third: the names split.
     A layer with several bottoms, or whose weights are shared by name or missing, stays.
     """
-    names = [name for name in _grouped(net, weights) if only is None or name in only]
+    names = [name for name in splittable(net, weights) if only is None or name in only]
     new = _like(net)
     for layer in net.layer:
         new.layer.extend(_parallel(layer) if layer.name in names else [layer])
@@ -38,7 +38,8 @@ def split_groups(net: Any, weights: Weights, only: Collection[str] | None = None
     return new, blobs, names
 
 
-def _grouped(net: Any, weights: Weights) -> list[str]:
+def splittable(net: Any, weights: Weights) -> list[str]:
+    """The names of the grouped Convolutions that `split_groups` takes."""
     named = [spec.name for layer in net.layer for spec in layer.param if spec.name]
     taken = {layer.name for layer in net.layer} | {top for layer in net.layer for top in layer.top}
     found = {}

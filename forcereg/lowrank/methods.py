@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -20,21 +21,16 @@ class Spectral(Method):
     """Methods whose ranks are the singular values of one matrix of the weight, largest first."""
 
     @cached_property
-    def decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U (rows, m), s (m), V^T (m, columns) of `matrix`, in float64."""
-        return torch.linalg.svd(self.matrix(), full_matrices=False)
-
-    @cached_property
     def _tails(self) -> list[float]:
-        return tail_sums(self.decomposed[1].square()).tolist()
+        return tail_sums(self.energies()).tolist()
 
-    def matrix(self) -> Tensor:
-        """What is decomposed."""
-        return self.weight.flatten(1)
+    @abstractmethod
+    def energies(self) -> Tensor:
+        """The squared singular values, descending."""
 
     @property
     def full_rank(self) -> int:
-        """The smaller side of `matrix`."""
+        """The smaller side of the matrix."""
         return len(self._tails) - 1
 
     def squared_error(self, rank: Rank) -> float:
@@ -51,24 +47,33 @@ class Pca(Spectral):
 
     data_aware = matrix_rank = True
 
-    def matrix(self) -> Tensor:
-        """W (N, K), or W L."""
-        rows = self.weight.flatten(1)
-        if self.moments is None:
-            return rows
-        values, vectors = torch.linalg.eigh(self.moments)
-        floor = RIDGE * values.clamp(min=0).mean()
-        scaled = rows @ (vectors * (values.clamp(min=0) + floor).sqrt())
-        self.scale = float(scaled.square().sum())
-        return scaled
-
     def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
         super().__init__(weight, moments, seed)
-        _ = self._tails  # sets `scale`
+        rows = weight.flatten(1)
+        if moments is not None:
+            values, vectors = torch.linalg.eigh(moments)
+            floor = RIDGE * values.clamp(min=0).mean()
+            rows = rows @ (vectors * (values.clamp(min=0) + floor).sqrt())
+            self.scale = float(rows.square().sum())
+        self._rows = rows
+
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Left singular vectors (N, m) and squared singular values (m,)."""
+        if len(self._rows) <= self._rows.shape[1]:
+            # the Gram matrix is as exact as errors need, which are squares, and many times faster for long filters
+            values, vectors = torch.linalg.eigh(self._rows @ self._rows.T)
+            return vectors.flip(1), values.flip(0).clamp(min=0)
+        left, singular, _ = torch.linalg.svd(self._rows, full_matrices=False)
+        return left, singular.square()
+
+    def energies(self) -> Tensor:
+        """Eigenvalues of W W^T, or of W L (W L)^T."""
+        return self._axes[1]
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """Basis (R, C, *kernel) and combining weights (N, R, 1...)."""
-        combine = self.decomposed[0][:, : single(rank)]
+        combine = self._axes[0][:, : single(rank)]
         basis = combine.T @ self.weight.flatten(1)
         return basis.reshape(-1, *self.weight.shape[1:]), with_kernel(combine, self.weight)
 
@@ -83,7 +88,7 @@ class Svd(Pca):
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """U sqrt(S) and sqrt(S) V^T (with `moments`: each basis filter's own norm for its singular value)."""
-        combine = self.decomposed[0][:, : single(rank)]
+        combine = self._axes[0][:, : single(rank)]
         basis = combine.T @ self.weight.flatten(1)
         roots = basis.norm(dim=1, keepdim=True).sqrt()
         basis = torch.where(roots > 0, basis / roots, 0.0)
@@ -101,15 +106,23 @@ class Vh(Spectral):
         """Only kernels of two axes have a vertical and a horizontal one."""
         return None if len(kernel) == 2 else f"needs a kernel of two axes; this weight's has {len(kernel)}"
 
-    def matrix(self) -> Tensor:
-        """(C * kh, kw * N)."""
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, s and V of the weight as (C * kh, kw * N)."""
         _, channels, height, _ = self.weight.shape
-        return self.weight.permute(1, 2, 3, 0).reshape(channels * height, -1)
+        left, singular, right = torch.linalg.svd(
+            self.weight.permute(1, 2, 3, 0).reshape(channels * height, -1), full_matrices=False
+        )
+        return left, singular, right.T
+
+    def energies(self) -> Tensor:
+        """Of the weight as (C * kh, kw * N)."""
+        return self._factors[1].square()
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, C, kh, 1) and (N, R, 1, kw), the singular values' roots in both."""
         count, channels, height, width = self.weight.shape
-        left, singular, right = (part[..., : single(rank)] for part in (*self.decomposed[:2], self.decomposed[2].T))
+        left, singular, right = (part[..., : single(rank)] for part in self._factors)
         vertical = (left * singular.sqrt()).T.reshape(-1, channels, height, 1)
         horizontal = (right * singular.sqrt()).reshape(width, count, -1).permute(1, 2, 0)
         return vertical, horizontal.unsqueeze(2)

@@ -99,9 +99,12 @@ def test_a_config_is_narrowed_by_layers(snapshot: Path, tmp_path: Path, capsys) 
         pytest.param({"conv1": 3}, ["--only-layers", "conv2"], 2, "names 'conv2', for which", id="only"),
         pytest.param({"conv1": 3}, ["--error", "0.1"], 2, "found --error and --rank-config", id="two-rules"),
         pytest.param(
-            {"conv1": {"method": "pcb", "rank": 1}}, [], 1,
-            "ranks.json: layer 'conv1': unknown decomposition method 'pcb'; did you mean \"pca\"?", id="method",
-        ),  # fmt: skip
+            {"conv1": {"method": "pcb", "rank": 1}},
+            [],
+            1,
+            "ranks.json: layer 'conv1': unknown decomposition method 'pcb'; did you mean \"pca\"?",
+            id="method",
+        ),
         pytest.param({"conv1": 99}, [], 1, "layer 'conv1': rank is 99; expected 1 to 8", id="range"),
         pytest.param({"conv1": [4, 2]}, [], 1, "expected one number (only tucker2 takes a pair)", id="pair"),
         pytest.param([], [], 1, "names no layer; expected", id="form"),

@@ -137,7 +137,7 @@ def test_amp(amp: str, root: Path, cli: Cli) -> None:
 
 def test_several_devices_are_handed_on(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, list[str]]] = []
-    monkeypatch.setattr(launch, "launch", lambda count, arguments: calls.append((count, list(arguments))))
+    monkeypatch.setattr(launch, "launch", lambda count, arguments, stop: calls.append((count, list(arguments))))
     assert cli(*TRAIN, "-gpu=0,1,2", "-max_iter", 3)[0] == 0
     ((count, arguments),) = calls
     assert count == 3
