@@ -78,7 +78,10 @@ def test_a_good_net(here: Path) -> None:
     assert set(report.facts) == {"TRAIN net", "TEST net", "TRAIN data 'd'", "TEST data 'd'"}
 
 
-@pytest.mark.parametrize("name", [file.path.as_posix() for file in shipped_configs() if file.path.suffix == ".prototxt"])
+SHIPPED = [file.path.as_posix() for file in shipped_configs() if file.path.suffix == ".prototxt"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_lack_only_their_data(name: str) -> None:
     options = Options(input_shapes={"data": (2, *_image(name)), "label": (2,)}, records=0)
     report = check_file(configs_dir() / name, options)

@@ -111,7 +111,9 @@ class LayerOptions:
             hint = did_you_mean(self.method, known) or f"; known are {', '.join(known)}"
             raise UsageError(f"unknown decomposition method '{self.method}'{hint}")
         if self.method == MIXED and config is None:
-            raise UsageError("--method mixed takes each layer's method from decompose's --rank-config FILE.json; give that")
+            raise UsageError(
+                "--method mixed takes each layer's method from decompose's --rank-config FILE.json; give that"
+            )
         plain = Selection(self.method, {}, self.fc, only, without, seed=self.seed, fold_bn=self.fold_bn)
         if config is None:
             return plain

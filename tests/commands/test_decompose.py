@@ -179,7 +179,7 @@ def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, ca
         pytest.param(["--max-params", "0.01"], 2, "decompose more layers (--fc)", id="params-low"),
         pytest.param(["--max-macs", "1"], 1, "nothing to decompose in <net in", id="budget-1"),
         pytest.param(["--error", "0.1", "--method", "pcs"], 2, 'did you mean "pca"?', id="method"),
-        pytest.param(["--error", "0.1", "--method", "mixed"], 2, "from decompose's --rank-config FILE.json", id="mixed"),
+        pytest.param(["--error", "0.1", "--method", "mixed"], 2, "decompose's --rank-config FILE.json", id="mixed"),
         pytest.param(["--error", "0.1", "--only-layers", "conv3"], 2, "no Convolution or InnerProduct", id="only"),
         pytest.param(["--error", "0.1", "--only-layers", ","], 2, "--only-layers names no layer", id="only-none"),
         pytest.param(["--error", "0.1", "--except-layers", "conv3"], 2, 'did you mean "conv2"?', id="except"),

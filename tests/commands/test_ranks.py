@@ -99,7 +99,9 @@ def test_on_a_terminal_it_has_rules_and_shades(snapshot: Path) -> None:
         pytest.param(["--error", "a"], 2, "--error is 'a'; expected bounds", id="text"),
         pytest.param(["--error", ""], 2, "--error is ''; expected bounds", id="none"),
         pytest.param(["--error", "nan"], 2, "--error is 'nan'; expected bounds", id="nan"),
-        pytest.param(["--method", "mixed"], 2, "mixed takes each layer's method from decompose's --rank-config", id="mixed"),
+        pytest.param(
+            ["--method", "mixed"], 2, "mixed takes each layer's method from decompose's --rank-config", id="mixed"
+        ),
         pytest.param(["--method", "tucker"], 2, 'did you mean "tucker2"?', id="method"),
         pytest.param(["--except-layers", "conv1,conv2"], 1, "nothing to decompose in <net in", id="nothing"),
     ],
