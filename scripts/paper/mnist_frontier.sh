@@ -43,5 +43,5 @@ common=("${nets[@]}" --labels "no force,Degradation 0.001,Constant 0.0001" --sol
 "$FORCEREG" frontier "${common[@]}" --only-layers conv2 --latency no -o conv2.svg \
   --ranks 2 --ranks 4 --ranks 6 --ranks 8 --ranks 10 --ranks 12 --ranks 16
 "$FORCEREG" frontier "${common[@]}" --ranks 4,4 --latency no --finetune 1000 -o ranks44.svg
-"$FORCEREG" frontier "${common[@]}" --method "$methods" --max-macs 0.22,0.25,0.3,0.4,0.5 --finetune 300 -o methods.svg
+"$FORCEREG" frontier "${common[@]}" --method "$methods" --max-macs 0.22,0.25,0.3,0.4 --finetune 300 -o methods.svg
 echo "Tables, pictures, snapshots and logs are in $PWD."
