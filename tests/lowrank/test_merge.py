@@ -29,12 +29,15 @@ def names(file: NetFile) -> list[str]:
 
 @pytest.mark.parametrize("body", WINDOWS.values(), ids=list(WINDOWS))
 @pytest.mark.parametrize("method", METHODS)
-def test_a_chain_merges_to_the_layer_it_came_from(method: str, body: str) -> None:
+def test_a_chain_at_full_rank_equals_its_layer_and_merges_to_it(method: str, body: str) -> None:
     specs = "param { lr_mult: 3 decay_mult: 2 force_mult: 1 }"
     specs += "" if "bias_term: false" in body else " param { lr_mult: 4 decay_mult: 0 }"
     file = parse_net(INPUT + convolution(f"{body} {FILLERS}", specs))
     weights = arrays(load_net(file, seed=1))
     result = decompose(file, weights, by_error(0), selection=Selection(method))
+    split = load_net(to_text(result.net))
+    fill(split, result.weights)
+    outputs_agree(load_net(file, seed=1), split)
     chain = find_chains(result.net, result.weights)
     assert [one.name for one in chain] == ["c"]
     net, whole = merge(result.net, result.weights, chain)
