@@ -148,7 +148,7 @@ def test_choices_are_known_again_whatever_the_last_bits_are(trained: Trained, tm
     others = trained.prepared()
     for one in others.candidates:
         for method in one.ladder._methods:
-            method.decomposed[0].mul_(1 + 1e-7)
+            method._axes[0].mul_(1 + 1e-7)
     again = Evaluator(trained.solver, cache=cache)
     accuracy = again.accuracy(others, trained.model.layers)
     accuracy({"conv": 2})

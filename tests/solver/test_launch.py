@@ -142,7 +142,11 @@ def test_second_signal_to_the_launcher(
     seconds: float, stop: list[int], interrupted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "AGAIN", seconds)
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
+    )
     try:
         with (
             pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext(),
@@ -153,6 +157,7 @@ def test_second_signal_to_the_launcher(
         assert process.wait(30) != 0
     finally:
         process.kill()
+        process.wait()
 
 
 def test_second_request_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
