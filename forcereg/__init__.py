@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forcereg import lowrank
+    from forcereg import cost, lowrank
     from forcereg.errors import ForceregError
     from forcereg.layers.base import Layer
     from forcereg.layers.module import layer
@@ -42,6 +42,7 @@ __all__ = [
     "Net",
     "Solver",
     "__version__",
+    "cost",
     "force_gradient",
     "layer",
     "load_net",
@@ -52,8 +53,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name == "lowrank":
-        return importlib.import_module("forcereg.lowrank")
+    if name in ("cost", "lowrank"):
+        return importlib.import_module(f"forcereg.{name}")
     raise AttributeError(f"module 'forcereg' has no attribute {name!r}")
 
 

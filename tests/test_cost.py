@@ -46,3 +46,9 @@ def test_the_model_is_what_a_chain_costs() -> None:
     assert dense.macs / chain.macs == pytest.approx(lowrank_speedup(*CONV4, rank=106), rel=1e-12)
     assert chain.params == sum(numels) + 384
     assert chain_cost(numels, [169, None]).macs is None
+
+
+def test_it_comes_with_the_package() -> None:
+    import forcereg
+
+    assert forcereg.cost.lowrank_speedup(*CONV4, rank=201) == lowrank_speedup(*CONV4, rank=201)
