@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, inf
 from typing import Literal
@@ -130,8 +130,3 @@ def traced(options: Sequence[Options], picks: Sequence[np.ndarray], cells: int, 
         chosen.append(int(pick[cells]))
         cells += (of.costs[0] - of.costs[chosen[-1]]) // unit
     return chosen[::-1]
-
-
-def spent(candidates: Sequence[Candidate], choices: Mapping[str, Choice], measure: Measure) -> int:
-    """What the layers cost at the choices."""
-    return sum(getattr(one.cost(choices[one.name]), measure) for one in candidates)

@@ -10,7 +10,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan, prod
+from math import nan
 from typing import Any, ClassVar
 
 import torch
@@ -316,11 +316,6 @@ def smallest_rank(energies: Tensor, error: float) -> int:
         return energies.shape[-1]
     missed = relative_errors(energies) > error * (1 + NOISE)
     return max(1, int(missed.sum(-1).max()))
-
-
-def parts_numel(sizes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Values in each of the chain's weights, from `Ladder.sizes`: also their MACs per output position."""
-    return [prod(size) for size in sizes]
 
 
 def _blocks(weight: Any, groups: int) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from forcereg.cost import Cost, chain_cost
 from forcereg.errors import UsageError
-from forcereg.lowrank.factor import Ladder, Rank, parts_numel
+from forcereg.lowrank.factor import Ladder, Rank
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Candidate:
         """Of the chain at a rank, or of the whole layer."""
         if isinstance(choice, Whole):
             return self.dense
-        return chain_cost(parts_numel(self.ladder.sizes(choice)), self.positions, self.bias)
+        return chain_cost([prod(size) for size in self.ladder.sizes(choice)], self.positions, self.bias)
 
     def error(self, choice: Choice) -> float:
         """The relative squared error at a rank; 0 for the whole layer."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
-from forcereg.lowrank.budget import MET, Measure, by_budget, spent
+from forcereg.lowrank.budget import MET, Measure, by_budget
 from forcereg.lowrank.ranks import Candidate, Whole
 from tests.lowrank.candidates import candidate, total, weight
 
@@ -28,6 +28,10 @@ def layers(seed: int) -> list[Candidate]:
         candidate(f"l{at}", weight(*shape, seed=seed + at), groups, places=40 - 9 * at)
         for at, (*shape, groups) in enumerate(shapes)
     ]
+
+
+def spent(candidates: list[Candidate], choices: Any, measure: Measure) -> int:
+    return sum(getattr(one.cost(choices[one.name]), measure) for one in candidates)
 
 
 def lost(candidates: list[Candidate], choices: Any, measure: Measure = "macs") -> float:

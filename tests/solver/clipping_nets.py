@@ -6,21 +6,12 @@ from pathlib import Path
 
 from forcereg.solver.clipping import RankClipping
 from forcereg.solver.loop import Solver
-from tests.solver.nets import Recorder, write_images, write_solver
+from tests.solver.nets import IMAGE_DATA, Recorder, write_images, write_solver
 
-CHAINS = """
-name: "chains"
-layer {
-  name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-  transform_param { scale: 0.00390625 crop_size: 6 mirror: true }
-  data_param { source: "train_lmdb" batch_size: 6 backend: LMDB }
-}
-layer {
-  name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
-  transform_param { scale: 0.00390625 crop_size: 6 }
-  data_param { source: "test_lmdb" batch_size: 5 backend: LMDB }
-}
-layer {
+CHAINS = (
+    '\nname: "chains"'
+    + IMAGE_DATA
+    + """layer {
   name: "stem" type: "Convolution" bottom: "data" top: "stem"
   convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } }
 }
@@ -50,6 +41,7 @@ layer {
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
 layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" include { phase: TEST } }
 """
+)
 
 EXTRA = (
     'momentum: 0.9 weight_decay: 0.001 lr_policy: "multistep" gamma: 0.5 stepvalue: 5 stepvalue: 9 base_lr: 0.02 '

@@ -28,8 +28,7 @@ TESTED = REGRESSION.replace('name: "loss"', 'name: "loss" include { phase: TRAIN
     "include { phase: TEST } }"
 )
 
-IMAGES = """
-name: "images"
+IMAGE_DATA = """
 layer {
   name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
   transform_param { scale: 0.00390625 crop_size: 6 mirror: true }
@@ -40,7 +39,13 @@ layer {
   transform_param { scale: 0.00390625 crop_size: 6 }
   data_param { source: "test_lmdb" batch_size: 5 backend: LMDB }
 }
-layer {
+"""
+"""Random crops for training, the middle for tests, of the LMDBs of `write_images`."""
+
+IMAGES = (
+    '\nname: "images"'
+    + IMAGE_DATA
+    + """layer {
   name: "conv" type: "Convolution" bottom: "data" top: "conv"
   param { lr_mult: 1 force_mult: 1 } param { lr_mult: 2 }
   convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } }
@@ -56,6 +61,7 @@ layer {
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
 layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" include { phase: TEST } }
 """
+)
 
 CLASSES = 3
 
