@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from forcereg.commands.lowrank_files import stem
-from forcereg.commands.lowrank_options import MIXED, LayerOptions, Opened, gathered, nothing
+from forcereg.commands.lowrank_options import MIXED, LayerOptions, Opened, fractions, gathered, nothing
 from forcereg.commands.lowrank_rules import RankOptions, Rule, flag
 from forcereg.errors import UsageError
 
@@ -52,15 +52,7 @@ aim_options = gathered("aims", Aims, [
 
 def shares(option: str, text: str | None) -> list[float]:
     """Numbers from 0 to 1 with commas, none if the option isn't given. Raises UsageError for anything else."""
-    if text is None:
-        return []
-    try:
-        found = [float(one) for one in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 <= one <= 1 for one in found):
-        raise UsageError(f"{option} is '{text}'; expected numbers from 0 to 1 with commas, as in 0.2,0.5")
-    return found
+    return [] if text is None else fractions(option, text, "numbers", "0.2,0.5")
 
 
 def labels_of(snapshots: Sequence[str], labels: str | None) -> list[str]:

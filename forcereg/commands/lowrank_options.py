@@ -219,6 +219,17 @@ def names(option: str, text: str | None) -> list[str] | None:
     return found
 
 
+def fractions(option: str, text: str, what: str, example: str) -> list[float]:
+    """Numbers with commas. Raises UsageError, which calls them `what`, unless all are from 0 to 1."""
+    try:
+        found = [float(one) for one in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= one <= 1 for one in found):
+        raise UsageError(f"{option} is '{text}'; expected {what} from 0 to 1 with commas, as in {example}")
+    return found
+
+
 def read_weights(snapshot: str | Path) -> ModelFile:
     """The model file, also through a solver state's learned_net. Raises ForceregError."""
     from forcereg.paths import find_root, learned_nets

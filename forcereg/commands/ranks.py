@@ -6,8 +6,7 @@ import json
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, layer_options, nothing
-from forcereg.errors import UsageError
+from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options, nothing
 
 
 @click.command(epilog="\b\nExample: forcereg ranks net_iter_10000.caffemodel.h5 --error 0.01,0.05,0.1,0.2")
@@ -40,10 +39,4 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
 
 def bounds(text: str) -> list[float]:
     """Error bounds with commas. Raises UsageError unless all are from 0 to 1."""
-    try:
-        found = [float(one) for one in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 <= one <= 1 for one in found):
-        raise UsageError(f"--error is '{text}'; expected bounds from 0 to 1 with commas, as in 0.01,0.05")
-    return found
+    return fractions("--error", text, "bounds", "0.01,0.05")
