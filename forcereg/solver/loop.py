@@ -196,7 +196,7 @@ class Solver:
         if state.extra is None:
             self.warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
             unpack_carried({}, self._nets, self.warn)
-            self._losses.count = 0
+            self._losses.clear()
         else:
             unpack(self.group.unpack(state.extra), self._nets, self._losses, self.device, self.warn)
         if self.scale is not None:
@@ -306,7 +306,7 @@ class Solver:
         measure = self._measure if self.measure_force and self._due_for_test() else None
         try:
             self.updater.apply(self.iter, rate, loss, measure)
-        except RuntimeError as error:
+        except (RuntimeError, OverflowError) as error:
             if "overflow" not in str(error):
                 raise
             raise ForceregError(

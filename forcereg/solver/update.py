@@ -18,6 +18,7 @@ from forcereg.errors import ForceregError
 from forcereg.registry import solver_type
 
 Tensors = list[Tensor]
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Rule:
@@ -110,6 +111,40 @@ class Nesterov(SGD):
         velocity = super().__call__(p, grads, history, rate, lr_mults)
         torch._foreach_add_(values, velocity, alpha=1 + p.momentum)
         return values
+
+
+Group = tuple[float, float, list[int]]
+"""lr_mult, weight_decay * decay_mult, and the positions of the parameters that have them."""
+
+
+def grouped(lr_mults: Sequence[float], decays: Sequence[float]) -> list[Group]:
+    """Parameters of equal multipliers together."""
+    groups: dict[tuple[float, float], list[int]] = defaultdict(list)
+    for index, both in enumerate(zip(lr_mults, decays, strict=True)):
+        groups[both].append(index)
+    return [(*both, chosen) for both, chosen in groups.items()]
+
+
+def descend(
+    weights: Tensors, grads: Tensors, velocity: Tensors, groups: Sequence[Group], rate: float, momentum: float
+) -> None:
+    """Caffe's SGD with L2 decay in one pass over memory: v = momentum * v + rate * (g + decay * w), w -= v.
+
+    The lists are parallel and their tensors laid out alike. Raises OverflowError for factors beyond float32.
+    """
+    for lr_mult, decay, chosen in groups:
+        if not max(abs(rate * lr_mult), abs(decay)) <= LARGEST:
+            raise OverflowError("rate or decay overflows float32")
+        torch._fused_sgd_(
+            *([one[i] for i in chosen] for one in (weights, grads, velocity)),
+            weight_decay=decay,
+            momentum=momentum,
+            lr=1.0,
+            dampening=1 - rate * lr_mult,  # torch takes v = momentum * v + (1 - dampening) * g; it computes in float64
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
 
 class _Adaptive(Rule):

@@ -67,6 +67,10 @@ class Updater:
         self._bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._on_host = device.type == "cpu"
         self._host_bad = -1
+        # decay and force commute where neither looks at the gradient
+        additive = p.regularization_type == "L2" and (p.force_decay_type, p.force_direction) == ("fixed", "all")
+        self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
+        self._groups = update.grouped(self._lr_mults, self._decays)
 
     @property
     def regularizes(self) -> bool:
@@ -106,41 +110,70 @@ class Updater:
         On the host the loss is looked at directly; on a device it stays there (see `first_bad`).
         `measure` is shown the forced weights' gradients before and after the force.
         """
-        p, weights = self.p, self.weights
-        rate *= self._rule.scale(p, iteration)
-        if self._on_host:
-            if self._host_bad < 0 and self._scale is None and not math.isfinite(loss.item()):
-                self._host_bad = iteration
-            if self._host_bad >= 0:
-                return
-        for weight in weights:
+        rate *= self._rule.scale(self.p, iteration)
+        apply = self._apply_on_host if self._on_host else self._apply_on_device
+        apply(iteration, rate, loss, measure)
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradients in their weights' memory layouts; zeros where backward gave none."""
+        for weight in self.weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        grads = [weight.grad for weight in weights if weight.grad is not None]
-        if not grads:
+            elif weight.grad.stride() != weight.stride():
+                weight.grad = torch.empty_like(weight).copy_(weight.grad)
+        return [weight.grad for weight in self.weights if weight.grad is not None]
+
+    def _apply_on_host(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None) -> None:
+        if self._host_bad < 0 and self._scale is None and not math.isfinite(loss.item()):
+            self._host_bad = iteration
+        if self._host_bad >= 0 or not self.weights:
             return
+        grads = self._gradients()
+        if self._scale is not None:
+            skip, diverged = self._scale.unscale(grads, loss)
+            if bool(skip):
+                self._host_bad = iteration if bool(diverged) else self._host_bad
+                return
+        if self._fused and measure is None:
+            self._clip(grads)
+            if self._feels(iteration):
+                self._field.add_to(grads)
+            update.descend(self.weights, grads, self.history[0], self._groups, rate, self.p.momentum)
+            self._values = self.history[0]
+            return
+        self._regularize(grads, iteration, measure)
+        self._values = self._rule(self.p, grads, self.history, rate, self._lr_mults)
+        torch._foreach_sub_(self.weights, self._values)
+
+    def _apply_on_device(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None) -> None:
+        if not self.weights:
+            return
+        grads = self._gradients()
         skip, diverged = (None, None) if self._scale is None else self._scale.unscale(grads, loss)
-        if self._on_host and skip is not None and bool(skip):
-            self._host_bad = iteration if bool(diverged) else self._host_bad
-            return
-        update.clip(grads, p.clip_gradients)
-        if p.iter_size > 1:
-            torch._foreach_mul_(grads, 1 / p.iter_size)
-        update.decay(grads, weights, self._decays, p.regularization_type)
-        if self.regularizes and (p.force_iter == -1 or iteration < p.force_iter):
+        self._regularize(grads, iteration, measure)
+        finite = loss.isfinite() if diverged is None else ~diverged
+        live = update.suppress(grads, finite, self._bad, iteration, skip)
+        kept = [] if skip is None else [[tensor.clone() for tensor in slot] for slot in self.history]
+        self._values = self._rule(self.p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
+        torch._foreach_sub_(self.weights, torch._foreach_mul(self._values, live))
+        for slot, before in zip(self.history, kept, strict=False):
+            for tensor, old in zip(slot, before, strict=True):
+                tensor.copy_(torch.where(live > 0, tensor, old))
+
+    def _regularize(self, grads: list[Tensor], iteration: int, measure: Measure | None) -> None:
+        """Clip, normalise, decay, force."""
+        self._clip(grads)
+        update.decay(grads, self.weights, self._decays, self.p.regularization_type)
+        if self._feels(iteration):
             self._add_force(grads, measure)
-        if self._on_host:
-            self._values = self._rule(p, grads, self.history, rate, self._lr_mults)
-            torch._foreach_sub_(weights, self._values)
-        else:
-            finite = loss.isfinite() if diverged is None else ~diverged
-            live = update.suppress(grads, finite, self._bad, iteration, skip)
-            kept = [] if skip is None else [[tensor.clone() for tensor in slot] for slot in self.history]
-            self._values = self._rule(p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
-            torch._foreach_sub_(weights, torch._foreach_mul(self._values, live))
-            for slot, before in zip(self.history, kept, strict=False):
-                for tensor, old in zip(slot, before, strict=True):
-                    tensor.copy_(torch.where(live > 0, tensor, old))
+
+    def _clip(self, grads: list[Tensor]) -> None:
+        update.clip(grads, self.p.clip_gradients)
+        if self.p.iter_size > 1:
+            torch._foreach_mul_(grads, 1 / self.p.iter_size)
+
+    def _feels(self, iteration: int) -> bool:
+        return self.regularizes and (self.p.force_iter == -1 or iteration < self.p.force_iter)
 
     def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
         before = [grads[i].clone() for i in self._forced] if measure is not None else []
