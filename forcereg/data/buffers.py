@@ -1,4 +1,7 @@
-"""Memory for batches that is used again: large blocks from the system cost more than what is computed in them."""
+"""Memory for batches that is used again.
+
+Large blocks from the system, mapped afresh page by page, cost more than what is computed in them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from collections import deque
 
 import torch
 from torch import Tensor
-
-LARGE = 32 << 20  # bytes from which on the C library maps every block afresh, page by page
 
 
 class Recycled:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.buffers import LARGE, Recycled
+from forcereg.data.buffers import Recycled
 from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, shared_set
 from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead
@@ -148,9 +148,8 @@ class DatabaseFeed(Feed):
         return open_records(self.path).count()
 
     def _outputs(self) -> Callable[[], Tensor | None]:
-        """Memory for a batch, where the system's own would be slow."""
-        large = 4 * int(np.prod(self.shapes[0])) >= LARGE
-        return Recycled(self.shapes[0], torch.float32).empty if large and self.device.type == "cpu" else _nothing
+        """Memory for a batch: on the CPU one that is kept."""
+        return Recycled(self.shapes[0], torch.float32).empty if self.device.type == "cpu" else _nothing
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed. Several consumers may each set their range."""

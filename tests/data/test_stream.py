@@ -144,8 +144,7 @@ def test_batches_larger_than_the_set(count: int, tmp_path: Path) -> None:
     assert labels.tolist() == [i % count for i in range(60)]
 
 
-def test_a_batch_belongs_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forcereg.data.database.LARGE", 0)  # so that memory is used again for small batches, too
+def test_a_batch_belongs_to_the_caller(tmp_path: Path) -> None:
     put_lmdb(tmp_path / "db", pictures(23))
     expected = [[tensor.clone() for tensor in batch] for batch in batches(make_feed(tmp_path, AUGMENTED, 5), 12)]
     feed = make_feed(tmp_path, AUGMENTED, 5, budget=STREAM)
