@@ -43,7 +43,8 @@ def choose_device(asked: str | None, param: Any, warn: Callable[[str], None]) ->
 def prepare(device: torch.device, tf32: bool = False, deterministic: bool = False) -> None:
     """Makes float32 mean float32 (TF32 off unless asked for) and, if asked, every operation deterministic."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = not deterministic

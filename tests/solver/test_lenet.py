@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from forcereg.data.idx import convert_mnist
-from forcereg.solver.loop import Solver
 from tests.golden_cases import Case, golden_cases
+from tests.golden_checks import check_lenet
 
 
 @pytest.fixture(scope="module")
@@ -45,35 +44,4 @@ def test_hundred_iterations(
     case: Case, device: str, threads: int, mnist_lmdbs: Path, set_threads: Callable[[int], None]
 ) -> None:
     set_threads(threads)
-    (mnist_lmdbs / "examples/mnist/lenet_train_test_force.prototxt").write_text(case.attrs["net"])
-    path = mnist_lmdbs / "solver.prototxt"
-    path.write_text(case.attrs["solver"])
-    solver = Solver(path, device=device, observers=[lambda event: None])
-    with torch.no_grad():
-        for name, values in case.tree("params_init").items():
-            layer, index = name.rsplit("/", 1)
-            solver.net.params[layer][int(index)].copy_(torch.from_numpy(values))
-    losses = []
-    for iteration in range(1, 101):
-        losses.append(float(solver.step(1)))
-        if iteration in (1, 20, 100):
-            check_params(case, solver, iteration)
-    expected = case.load("loss")
-    np.testing.assert_allclose(losses[:20], expected[:20], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(losses[20:], expected[20:], rtol=0, atol=1e-3 if device == "cpu" else 6e-3)
-    score = solver.test(0)
-    assert score.mean("accuracy") == pytest.approx(float(case.load("test_accuracy")), abs=0.003)
-    assert score.mean("loss") == pytest.approx(float(case.load("test_loss")), abs=0.01)
-
-
-def check_params(case: Case, solver: Solver, iteration: int) -> None:
-    early = iteration <= 20
-    folder = f"iter_{iteration:04d}"
-    for name, blobs in solver.net.params.items():
-        for index, blob in enumerate(blobs):
-            norm = float(case.load(f"{folder}/norms/{name}/{index}"))
-            assert float(blob.detach().double().norm()) == pytest.approx(norm, rel=1e-5 if early else 5e-3)
-    for name, values in case.tree(f"{folder}/params").items():
-        layer, index = name.rsplit("/", 1)
-        found = solver.net.params[layer][int(index)].detach().cpu().numpy()
-        np.testing.assert_allclose(found, values, rtol=0, atol=1e-5 if early else 2e-3, err_msg=name)
+    check_lenet(case, mnist_lmdbs, device)
