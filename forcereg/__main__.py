@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import sys
@@ -35,6 +36,11 @@ COMMANDS = {
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }
 """Name -> help line; the command itself is `command` in forcereg.commands.<name>."""
+
+
+FULL_COLLECTION = 1000
+"""Collections of the middle generation to a full one, which walks through all of torch, in 0.1 s: loading would have
+three. Nets and tensors don't wait for one."""
 
 
 class LazyGroup(click.Group):
@@ -100,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {message}\n"
     try:
         sys.exit(cli.main(args, prog_name="forcereg", standalone_mode=False) or 0)

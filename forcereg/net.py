@@ -16,6 +16,7 @@ from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.memory_data import memory_feed
 from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.fuse import Run, fuse, run_fused
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
 from forcereg.memory import check_room, is_shortage
@@ -51,6 +52,7 @@ class Net(nn.Module):
     `input_shapes` gives shapes of data layers' tops, whose sources are then not opened.
     `allow_python_layers`: run code that the net file names (Python layers).
     While `around` is set every layer runs through it: to watch, to measure, to compute in another precision.
+    While `batches` is above 1 its inputs are those of so many test batches (see `batching`, which sets it).
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Net(nn.Module):
         self.feeds: dict[str, Feed] = {}
         self.inputs: tuple[str, ...] = ()
         self.around: Around | None = None
+        self.batches = 1
         self._keys: dict[str, str] = {}
         self._taken = Counter[str]()
         self._built: list[tuple[LayerSpec, str]] = []
@@ -137,8 +140,9 @@ class Net(nn.Module):
         self.reset_state()
 
     def _plan(self) -> None:
-        runs = [(spec, key, getattr(self.layers, key)) for spec, key in self._built if spec.type != "Input"]
+        runs = [Run(spec, (key,), getattr(self.layers, key)) for spec, key in self._built if spec.type != "Input"]
         self._steps = plan_steps(self.spec, runs)
+        self._fused_steps = plan_steps(self.spec, fuse(runs))
 
     def adopt(self, spec: NetSpec) -> None:
         """Takes over `spec`: layers that have other settings there, or read other shapes now, begin anew.
@@ -316,14 +320,19 @@ class Net(nn.Module):
             needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"
             raise ForceregError(f"{needed}; give one tensor each or a data layer")
         around = self.around
-        for step in self._steps:
+        for step in self._fused_steps if around is None and not keep else self._steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
             for index in step.cut:
                 bottoms[index] = bottoms[index].detach()
-            module = getattr(self.layers, step.key)
+            module, *rest = (getattr(self.layers, key) for key in step.keys)
             try:
-                tops = module(*bottoms) if around is None else around(spec, module, bottoms)
+                if rest:
+                    tops = run_fused((module, *rest), bottoms)
+                elif self.batches > 1 and module.per_batch:
+                    tops = module.each(self.batches, *bottoms)
+                else:
+                    tops = module(*bottoms) if around is None else around(spec, module, bottoms)
             except (RuntimeError, IndexError, MemoryError) as error:
                 raise self._explain(error, spec, bottoms) from error
             if len(spec.tops) == 1:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from forcereg.data.feed import Feed
+from forcereg.fuse import Run
 from forcereg.layers import Layer
 from forcereg.layers.loss import ClassScores
 from forcereg.layers.neuron import ReLU
@@ -14,35 +15,36 @@ from forcereg.spec import LayerSpec, NetSpec, is_loss
 
 @dataclass(frozen=True)
 class Step:
-    """One layer in execution order; `key` is its module's name in the net.
+    """One layer in execution order, or several computed as one; `keys` are their modules' names in the net.
 
     `cut` are the positions of bottoms through which no gradient flows, `dead` the blobs nobody reads from here on.
     """
 
     spec: LayerSpec
-    key: str
+    keys: tuple[str, ...]
     cut: tuple[int, ...]
     dead: tuple[str, ...]
 
 
-def plan_steps(net: NetSpec, built: Sequence[tuple[LayerSpec, str, Layer]]) -> tuple[Step, ...]:
-    """The steps of a net's layers (spec, key, module); an in-place ReLU learns whether it may overwrite."""
-    last_use: dict[str, str] = {}
+def plan_steps(net: NetSpec, runs: Sequence[Run]) -> tuple[Step, ...]:
+    """The steps of a net's layers; an in-place ReLU learns whether it may overwrite."""
+    last_use: dict[str, Run] = {}
     producer: dict[str, Layer] = {}
     steps = []
-    for spec, key, _ in built:
-        last_use.update(dict.fromkeys(spec.bottoms, key))
+    for run in runs:
+        last_use.update(dict.fromkeys(run.spec.bottoms, run))
     losses = {top for spec in net.layers for top, w in zip(spec.tops, spec.loss_weights, strict=True) if w}
     keep = losses.union(net.outputs)
-    for spec, key, module in built:
+    for run in runs:
+        spec, module = run.spec, run.module
         previous = producer.get(spec.bottoms[0]) if spec.bottoms else None
         if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
             module.overwrite = previous.overwritable and spec.tops[0] not in losses
         producer.update(dict.fromkeys(spec.tops, module))
         blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not (flag or net.force_backward)}
         cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
-        dead = {b for b in spec.bottoms if last_use[b] == key and b not in spec.tops} - keep
-        steps.append(Step(spec, key, tuple(sorted(cut)), tuple(dead)))
+        dead = {b for b in spec.bottoms if last_use[b] is run and b not in spec.tops} - keep
+        steps.append(Step(spec, run.keys, tuple(sorted(cut)), tuple(dead)))
     return tuple(steps)
 
 

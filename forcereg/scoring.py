@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from forcereg.batching import Outputs, batches_at_once, forward_batches, gathered, joinable, same_size
 from forcereg.errors import ForceregError
 from forcereg.memory import check_room
 from forcereg.net import Net
@@ -67,15 +68,60 @@ def check_blobs(net: Net, device: torch.device) -> None:
         check_room([max(sizes, key=lambda layer: layer[1])] if sizes else [], "its top")
 
 
+class Tally:
+    """Sums over batches of a net's total loss and of every output element, on the device.
+
+    `add` changes them where they are, and from its second time on makes no others, so that a CUDA graph may hold it.
+    """
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self._loss = torch.zeros(())
+        self._outputs: Outputs | None = None
+        self._done = 0
+
+    @torch.no_grad()
+    def add(self, batches: Sequence[Mapping[str, Tensor]]) -> list[Outputs]:
+        """Runs batches that may run as one (see `batching`); their output blobs. ForceregError if a shape changes."""
+        loss, outputs = forward_batches(self.net, batches)
+        if self._outputs is None:
+            self._loss = torch.zeros_like(loss)
+            self._outputs = {name: torch.zeros_like(blob) for name, blob in outputs[0].items()}
+        sums, terms = [self._loss], [loss]
+        for one in outputs:  # in turn, as they are added where they run one by one
+            self._done += 1
+            for name, total in self._outputs.items():
+                _check_shape(self.net, name, total, one[name], f"batch {self._done}")
+                sums.append(total)
+                terms.append(one[name])
+            if sums:
+                torch._foreach_add_(sums, terms)
+            sums, terms = [], []
+        return outputs
+
+    def clear(self) -> None:
+        """Begins anew with the same tensors."""
+        self._done = 0
+        self._loss.zero_()
+        for total in (self._outputs or {}).values():
+            total.zero_()
+
+    def sums(self, batches: int) -> Sums:
+        """What was added up, over that many batches; later changes don't show in it."""
+        outputs = (self._outputs or {}).items()
+        return Sums(batches, self._loss.clone(), {name: total.clone() for name, total in outputs})
+
+
 def score(
     net: Net,
     iterations: int,
     before: Callable[[int], bool] = lambda index: True,
     after: Callable[[int, Mapping[str, Tensor]], None] = lambda index, outputs: None,
     inputs: Callable[[int], Mapping[str, Tensor] | None] = lambda index: None,
+    at_once: int | None = None,
 ) -> Score:
     """Runs `iterations` batches; the means of what `add_up` gives. Raises as it does."""
-    return means(net, [add_up(net, iterations, before, after, inputs)])
+    return means(net, [add_up(net, iterations, before, after, inputs, at_once)])
 
 
 @torch.no_grad()
@@ -85,25 +131,25 @@ def add_up(
     before: Callable[[int], bool] = lambda index: True,
     after: Callable[[int, Mapping[str, Tensor]], None] = lambda index, outputs: None,
     inputs: Callable[[int], Mapping[str, Tensor] | None] = lambda index: None,
+    at_once: int | None = None,
+    tally: Tally | None = None,
 ) -> Sums:
-    """Runs `iterations` batches; sums stay on the device.
+    """Runs `iterations` batches, `at_once` of them as one (None: as many as is fast); sums stay on the device.
 
-    `before(index)` is asked before each batch and ends the run by returning False; `after` sees its outputs;
-    `inputs` gives what the net's own data layers don't. Raises ForceregError if an output changes its shape.
+    `before(index)` is asked before each pass and ends the run by returning False; `after` sees the outputs of every
+    batch; `inputs` gives what the net's own data layers don't. `tally`: one to use, cleared, in place of a new one.
+    Raises ForceregError if an output changes its shape.
     """
-    sums: dict[str, Tensor] = {}
-    total: Tensor | None = None
-    done = 0
+    tally, done = tally or Tally(net), 0
+    tally.clear()
+    most = batches_at_once(net) if at_once is None else at_once if joinable(net) else 1
     while done < iterations and before(done):
-        loss, outputs = net.forward_loss(inputs(done))
-        total = loss.clone() if total is None else total.add_(loss)
-        for name, blob in outputs.items():
-            if name in sums:
-                _check_shape(net, name, sums[name], blob, f"batch {done + 1}")
-            sums[name] = blob.clone() if name not in sums else sums[name].add_(blob)
-        after(done, outputs)
-        done += 1
-    return Sums(done, torch.zeros(()) if total is None else total, sums)
+        batches = [gathered(net, inputs(index)) for index in range(done, min(done + most, iterations))]
+        for part in [batches] if same_size(net, batches) else [[batch] for batch in batches]:
+            for outputs in tally.add(part):
+                after(done, outputs)
+                done += 1
+    return tally.sums(done)
 
 
 def means(net: Net, parts: Sequence[Sums]) -> Score:

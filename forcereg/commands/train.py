@@ -61,6 +61,8 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
               help="Train in mixed precision; weights, losses, updates and tests stay float32.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic operations on the GPU too.")
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products on the GPU.")
+@click.option("--no-cuda-graph", is_flag=True,
+              help="Launch each operation on the GPU by itself, not whole iterations as CUDA graphs.")  # fmt: skip
 @code_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
@@ -97,13 +99,13 @@ def run(
 
 
 def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
+    file = _file(given)  # what is wrong in it is told before torch is loaded
     from forcereg.solver.distributed import join
     from forcereg.solver.launch import restarted
     from forcereg.solver.log import GlogWriter, ProgressBar, on_terminal
     from forcereg.solver.signals import handled
 
     log = GlogWriter()
-    file = _file(given)
     group = join(devices, file.message, given.global_batch)
     if group.rank:
         warnings.simplefilter("ignore")  # rank 0 says the same
@@ -168,6 +170,7 @@ def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: l
         allow_python_layers=given.allow_python_layers,
         amp=given.amp,
         group=group,
+        cuda_graph=not given.no_cuda_graph,
     )
     if given.deterministic or given.tf32:
         prepare(solver.device, given.tf32, given.deterministic)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from forcereg.data.buffers import Recycled
 from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, shared_set
 from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead
-from forcereg.data.leveldb_records import LevelDbRecords
-from forcereg.data.records import LmdbRecords, Records
+from forcereg.data.records import open_records
 from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError
@@ -60,20 +58,6 @@ def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
     except ForceregError as error:
         raise spec.fail(str(error)) from error
     return DatabaseFeed(spec, ctx, path, layout, transform)
-
-
-def open_records(path: Path, named: str | None = None) -> Records:
-    """The records of the LMDB or LevelDB folder `path`, called `named` in errors. Raises ForceregError."""
-    named = named or str(path)
-    if os.path.isfile(path):
-        raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb or CURRENT")
-    if not os.path.lexists(path):
-        sets = {"mnist": f"mnist IDX_DIR {path.parent}", "cifar": f"cifar10 SRC {path.parent}"}
-        maker = next((command for name, command in sets.items() if name in named), f"images LIST {path}")
-        raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker}`")
-    if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
-        return LevelDbRecords(path)
-    return LmdbRecords(path)
 
 
 class DatabaseFeed(Feed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +117,31 @@ class Layout:
         self._check(key, image)
         return image, label
 
+    def decode_alike(self, values: Sequence[bytes]) -> tuple[np.ndarray, list[int]] | None:
+        """Images (n, C, H, W) uint8 and labels of raw records at once, where they are written as Caffe writes them.
+
+        None where one is not: then `decode` reads them, or tells what is wrong.
+        """
+        head, size = self._head, self.record_bytes
+        end = len(head) + size
+        if not head or min(map(len, values)) < end or not all([value.startswith(head) for value in values]):
+            return None
+        tails = [value[end:] for value in values]
+        labels = {tail: _label_of(tail) for tail in set(tails)}
+        if None in labels.values():
+            return None
+        pixels = b"".join([value[len(head) : end] for value in values])
+        return np.frombuffer(pixels, np.uint8).reshape(-1, *self.shape), [labels[tail] or 0 for tail in tails]
+
+    @cached_property
+    def _head(self) -> bytes:
+        """What a raw record begins with, up to its pixels; empty for other records."""
+        if self.encoded or self.dtype != np.uint8:
+            return b""
+        channels, height, width = self.shape
+        whole = Datum(channels=channels, height=height, width=width, data=bytes(self.record_bytes))
+        return whole.SerializeToString()[: -self.record_bytes]
+
     def _check(self, key: bytes, image: np.ndarray) -> None:
         if image.dtype == self.dtype and image.shape == self.shape:
             return
@@ -127,6 +153,16 @@ class Layout:
             raise SizeDiffers(str(error))
         if min(image.shape[1:]) < self.least:
             raise record_error(self.source, key, f"is {shape_text(image.shape)}, smaller than crop_size {self.least}")
+
+
+def _label_of(tail: bytes) -> int | None:
+    """The label in what follows a raw record's pixels; None if it says more about the image."""
+    try:
+        datum = Datum.FromString(tail)
+    except DecodeError:
+        return None
+    more = datum.encoded or {field.name for field, _ in datum.ListFields()} - {"label", "encoded"}
+    return None if more else datum.label
 
 
 def record_error(source: str, key: bytes, text: str) -> ForceregError:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +19,9 @@ from forcereg.paths import resolve
 from forcereg.registry import source
 from forcereg.schema.scan import shown
 from forcereg.spec import LayerSpec
+
+if TYPE_CHECKING:
+    import h5py
 
 Rows = slice | Tensor
 Shape = tuple[int, ...]
@@ -247,6 +249,8 @@ def _find(root: Path, listing: str, tops: Sequence[str]) -> list[File]:
     try:
         names = path.read_text().split()
     except UnicodeDecodeError:
+        import h5py
+
         kind = "an HDF5 file itself" if h5py.is_hdf5(path) else "not a text file"
         raise ForceregError(f"source '{listing}' is {kind}; expected a text file that lists HDF5 files") from None
     except OSError as error:
@@ -277,6 +281,8 @@ def _header(named: str, path: Path, tops: Sequence[str]) -> File:
 
 
 def _opened(named: str, path: Path) -> h5py.File:
+    import h5py
+
     try:
         return h5py.File(path)
     except FileNotFoundError:
@@ -289,6 +295,8 @@ def _opened(named: str, path: Path) -> h5py.File:
 
 
 def _dataset(named: str, file: h5py.File, top: str) -> h5py.Dataset:
+    import h5py
+
     found = file.get(top)
     if found is None:
         hint = did_you_mean(top, file) or f"; it has {', '.join(file) or 'none'}"

@@ -40,8 +40,22 @@ class Layer(nn.Module):
     """Whether backward does without this layer's output, so that an in-place ReLU may overwrite it."""
     runs_code: ClassVar[bool] = False
     """Whether the net file names code to run, which needs the user's permission."""
+    capturable: bool = True
+    """Whether a CUDA graph may hold its passes: they never wait for the device, shapes depend on shapes only, and
+    what they keep from one forward to the next is in tensors that stay. Other people's layers have to say so."""
+
+    per_item: bool = False
+    """Whether in tests an item (axis 0) of its tops follows from that item of its bottoms alone, each time the same."""
+    per_batch: bool = False
+    """Whether in tests its tops follow from its bottoms alone, as losses do from all items of a batch."""
 
     out_shapes: tuple[Shape, ...]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__module__.startswith(__package__):
+            for promise in {"capturable", "per_item", "per_batch"} - vars(cls).keys():
+                setattr(cls, promise, False)
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__()
@@ -87,6 +101,11 @@ class Layer(nn.Module):
         """What one forward hands to the next, by name: recurrent hidden state. Restored by copying into it."""
         return {}
 
+    def each(self, batches: int, *bottoms: Tensor) -> Any:
+        """As `forward`, of so many test batches of one size that lie one behind the other: tops as `joined` gives."""
+        found = [self(*batch) for batch in zip(*(x.chunk(batches) for x in bottoms), strict=True)]
+        return joined(found) if isinstance(found[0], Tensor) else tuple(map(joined, zip(*found, strict=True)))
+
     @property
     def blobs(self) -> tuple[Tensor, ...]:
         """The blobs in Caffe's order."""
@@ -128,6 +147,11 @@ class Layer(nn.Module):
         value = self.blob(name)
         assert value is not None
         return value
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Blobs of one shape, one behind the other along axis 0; those without axes become values along one."""
+    return torch.cat(list(parts)) if parts[0].dim() else torch.stack(list(parts))
 
 
 def reshaped(blob: Tensor, shape: Shape) -> Tensor:

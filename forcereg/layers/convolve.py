@@ -60,9 +60,10 @@ class TwoHalves(torch.autograd.Function):
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any, dilation: Any, group: int) -> Tensor:
     """torch's conv2d; on the CPU in float32 with long sums in two halves where that costs nothing."""
-    if group == 1 and _is_split(weight.shape):
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if plain:
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        if not weight.is_contiguous():  # torch would bring x into its layout both forward and backward
+            x = x.contiguous(memory_format=torch.channels_last)
+        if group == 1 and _is_split(weight.shape) and not torch.is_autocast_enabled("cpu"):
             return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)
 

@@ -61,6 +61,7 @@ class ClassScores(Layer):
     bottoms = (2, 2)
     tops = (1, 2)
     labels = frozenset({1})
+    per_batch = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape], axis: int, param: Any) -> None:
         super().__init__(spec, shapes)
@@ -85,6 +86,7 @@ class Softmax(Elementwise):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         self.axis = canonical_axis(spec, spec.message.softmax_param.axis, len(shapes[0]))
+        self.per_item &= self.axis > 0
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softmax(x, self.axis)
@@ -105,15 +107,31 @@ class SoftmaxWithLoss(ClassScores):
         self.out_shapes = ((), shapes[0])[: len(spec.tops)]
 
     def forward(self, scores: Tensor, labels: Tensor) -> Any:
-        aligned, target = self.aligned(scores, labels)
-        ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
-        nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
-        nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
-        valid = None if self.ignore_label is None else target != self.ignore_label
+        nll, target, valid = self._terms(scores, labels)
         loss = nll.sum() / normalizer(self.mode, target, valid)
         if self.give_softmax:
             return loss, F.softmax(scores.detach(), self.axis)
         return loss
+
+    def _terms(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """-log softmax at the labels, the labels, and which of them count (None: all); each (N, ...)."""
+        aligned, target = self.aligned(scores, labels)
+        ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
+        nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
+        nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
+        return nll, target, None if self.ignore_label is None else target != self.ignore_label
+
+    def each(self, batches: int, scores: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
+        """See Layer; by as many launches as one batch takes."""
+        if self.axis == 0:
+            return super().each(batches, scores, labels)
+        nll, target, valid = self._terms(scores, labels)
+        if self.mode == "VALID" and valid is not None:
+            over: Tensor | int = valid.reshape(batches, -1).sum(1).clamp(min=1)
+        else:
+            over = normalizer(self.mode, target[: len(target) // batches], None)
+        loss = nll.reshape(batches, -1).sum(1) / over
+        return (loss, F.softmax(scores, self.axis)) if self.give_softmax else loss
 
 
 @layer("Accuracy", "accuracy_param")
@@ -136,14 +154,7 @@ class Accuracy(ClassScores):
         self.out_shapes = ((), (self.classes,))[: len(spec.tops)]
 
     def forward(self, scores: Tensor, labels: Tensor) -> Any:
-        aligned, target = self.aligned(scores.detach(), labels)
-        valid = torch.ones_like(target, dtype=torch.bool)
-        if self.ignore_label is not None:
-            valid = target != self.ignore_label
-            target = torch.where(valid, target, 0)
-        true = aligned.gather(1, target.unsqueeze(1))
-        not_below = (~(aligned < true)).sum(1) - 1
-        correct = ((not_below < self.top_k) & ~true.isnan().squeeze(1) & valid).to(scores.dtype)
+        correct, valid, target = self._judged(scores, labels)
         total = correct.sum() / valid.sum().clamp(min=1)
         if not self.per_class:
             return total
@@ -152,3 +163,21 @@ class Accuracy(ClassScores):
         per_class[0].scatter_add_(0, flat, correct.flatten())
         per_class[1].scatter_add_(0, flat, valid.flatten().to(scores.dtype))
         return total, per_class[0] / per_class[1].clamp(min=1)
+
+    def each(self, batches: int, scores: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
+        """See Layer; by as many launches as one batch takes."""
+        if self.axis == 0 or self.per_class:
+            return super().each(batches, scores, labels)
+        correct, valid, _ = (one.reshape(batches, -1) for one in self._judged(scores, labels))
+        return correct.sum(1) / valid.sum(1).clamp(min=1)
+
+    def _judged(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which items are right (1 or 0), which count, and their labels (0 where they don't); each (N, ...)."""
+        aligned, target = self.aligned(scores.detach(), labels)
+        valid = torch.ones_like(target, dtype=torch.bool)
+        if self.ignore_label is not None:
+            valid = target != self.ignore_label
+            target = torch.where(valid, target, 0)
+        true = aligned.gather(1, target.unsqueeze(1))
+        not_below = (~(aligned < true)).sum(1) - 1
+        return ((not_below < self.top_k) & ~true.isnan().squeeze(1) & valid).to(scores.dtype), valid, target

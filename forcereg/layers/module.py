@@ -108,6 +108,7 @@ class ModuleLayer(Layer):
                 raise spec.fail(f"{self.title} leaves the size of its parameter '{name}' open; give it in param_str")
             spec.check_size(f"blob '{name}'", blob.shape)
         self.out_shapes = self._try_out(module_class, shapes)
+        self.capturable = module_class.__module__.startswith("torch.nn.")  # of others nobody knows
 
     def _make(self, module_class: type[nn.Module]) -> nn.Module:
         keywords = given_keywords(self.spec)

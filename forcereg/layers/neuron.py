@@ -17,6 +17,8 @@ from forcereg.spec import LayerSpec
 class Elementwise(Layer):
     """One bottom, one top of the same shape."""
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         self.out_shapes = (shapes[0],)

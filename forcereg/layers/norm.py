@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class BatchNorm(Layer):
     """
 
     overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -33,6 +35,7 @@ class BatchNorm(Layer):
         self.eps = message.eps
         self.fraction = message.moving_average_fraction
         self.global_stats = message.use_global_stats if message.HasField("use_global_stats") else None
+        self.per_item &= self.global_stats is not False
         channels = shapes[0][1] if len(shapes[0]) > 1 else 1
         self.add_blob("mean", (channels,), buffer=True)
         self.add_blob("variance", (channels,), buffer=True)
@@ -40,31 +43,30 @@ class BatchNorm(Layer):
         self.out_shapes = (shapes[0],)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        if x.dim() == 1:
-            x = x[None, None]
+        return self.normalise(x if x.dim() > 1 else x[None, None]).reshape(x.shape)
+
+    def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (N, C, ...) normalised, times `weight` (C), plus `bias` (C): always new memory, which backward can miss."""
         use_global = not self.training if self.global_stats is None else self.global_stats
-        y = self._with_global_statistics(x) if use_global else self._with_batch_statistics(x)
-        return y.reshape(shape)
-
-    def _with_global_statistics(self, x: Tensor) -> Tensor:
-        factor = self.weight_blob("factor")
-        scale = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
-        mean, variance = self.weight_blob("mean") * scale, self.weight_blob("variance") * scale
-        return torch.batch_norm(x, None, None, mean, variance, False, 0.0, self.eps, False)
-
-    def _with_batch_statistics(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
+        if use_global:
+            factor = self.weight_blob("factor")
+            scale = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
+            mean, variance = self.weight_blob("mean") * scale, self.weight_blob("variance") * scale
+            return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, False)
         mean, variance = (torch.zeros_like(self.weight_blob(name)) for name in ("mean", "variance"))
         # momentum 1: torch writes the batch mean and the unbiased variance, which is what Caffe sums
-        y = torch.batch_norm(x, None, None, mean, variance, True, 1.0, self.eps, False)
-        if x.numel() == channels:
+        y = torch.batch_norm(x, weight, bias, mean, variance, True, 1.0, self.eps, False)
+        if x.numel() == x.shape[1]:
             variance = torch.zeros_like(variance)  # one value per channel: torch divides by m - 1 = 0
-        with torch.no_grad():
-            blobs = [self.weight_blob(name) for name in self.blob_names]
-            torch._foreach_mul_(blobs, self.fraction)
-            torch._foreach_add_(blobs, [mean, variance, torch.ones_like(blobs[2])])
+        self._add_to_sums(mean, variance)
         return y
+
+    @torch.no_grad()
+    def _add_to_sums(self, mean: Tensor, variance: Tensor) -> None:
+        for name, value in (("mean", mean), ("variance", variance)):
+            blob = self.weight_blob(name)
+            torch.add(value, blob, alpha=self.fraction, out=blob)
+        self.weight_blob("factor").mul_(self.fraction).add_(1)
 
 
 class _Standardise(torch.autograd.Function):
@@ -135,17 +137,25 @@ class Scale(Layer):
 
     bottoms = (1, 2)
     overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.scale_param
         self.axis, shape = _operand(spec, message, shapes, "multiplier")
+        # a bottom has items, a blob has none
+        self.per_item &= self.axis > 0 if len(shapes) == 1 else self.axis == 0 and not message.bias_term
         if len(shapes) == 1:
             one = FillerParameter(type="constant", value=1)
             self.add_blob("weight", shape, message.filler if message.HasField("filler") else one)
         if message.bias_term:
             self.add_blob("bias", shape, message.bias_filler if message.HasField("bias_filler") else None)
         self.out_shapes = (shapes[0],)
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether it has one learned multiplier per channel."""
+        return self.axis == 1 and "weight" in self.blob_names and self.weight_blob().dim() == 1
 
     def forward(self, x: Tensor, multiplier: Tensor | None = None) -> Tensor:
         weight = self.weight_blob() if multiplier is None else multiplier
@@ -162,17 +172,56 @@ class Bias(Layer):
 
     bottoms = (1, 2)
     overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.bias_param
         self.axis, shape = _operand(spec, message, shapes, "bias")
+        self.per_item &= self.axis > 0 if len(shapes) == 1 else self.axis == 0
         if len(shapes) == 1:
             self.add_blob("bias", shape, message.filler)
         self.out_shapes = (shapes[0],)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return x + _spread(self.weight_blob("bias") if bias is None else bias, self.axis, x.dim())
+
+
+class _LocalResponse(torch.autograd.Function):
+    """x * (k + alpha * mean(x^2))^-beta with Caffe's gradient; `mean` sums over windows symmetrically."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float) -> Tensor:
+        scale = mean(x * x).mul_(alpha).add_(k)
+        power = _inverse_power(scale, beta)
+        y = x * power
+        ctx.save_for_backward(x, y, scale, power)
+        ctx.mean, ctx.factor = mean, -2 * alpha * beta
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale, power = ctx.saved_tensors
+        others = ctx.mean((grad * y).div_(scale))
+        return (grad * power).addcmul_(x, others, value=ctx.factor), None, None, None, None
+
+
+def _inverse_power(x: Tensor, beta: float) -> Tensor:
+    """x^-beta; by square roots, several times faster than a power, for the beta that nets have."""
+    if beta != 0.75:
+        return x.pow(-beta)
+    root = x.rsqrt()
+    return root.sqrt().mul_(root)
+
+
+def _channel_sums(x: Tensor, size: int) -> Tensor:
+    """For each value the sum of those of the `size` (odd) channels around it."""
+    sums = x.clone()
+    for shift in range(1, size // 2 + 1):
+        sums[:, shift:].add_(x[:, :-shift])
+        sums[:, :-shift].add_(x[:, shift:])
+    return sums
 
 
 @layer("LRN", "lrn_param")
@@ -192,12 +241,12 @@ class LRN(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         # a window cannot hold more than all there is: what a larger one adds are zeros
         if not self.within:
-            size = _reach(self.size, x.shape[1])
-            return F.local_response_norm(x, size, self.alpha * (size / self.size), self.beta, self.k)
-        height, width = _reach(self.size, x.shape[2]), _reach(self.size, x.shape[3])
-        mean = F.avg_pool2d(x * x, (height, width), 1, (height // 2, width // 2))
-        alpha = self.alpha * (height / self.size) * (width / self.size)
-        return x * (1 + alpha * mean).pow(-self.beta)
+            sums = partial(_channel_sums, size=_reach(self.size, x.shape[1]))
+            return _LocalResponse.apply(x, sums, self.alpha / self.size, self.beta, self.k)
+        window = _reach(self.size, x.shape[2]), _reach(self.size, x.shape[3])
+        mean = partial(F.avg_pool2d, kernel_size=window, stride=1, padding=(window[0] // 2, window[1] // 2))
+        alpha = self.alpha * (window[0] / self.size) * (window[1] / self.size)
+        return _LocalResponse.apply(x, mean, alpha, self.beta, 1.0)
 
 
 def _reach(window: int, size: int) -> int:

@@ -6,9 +6,8 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +18,9 @@ from forcereg.layers.base import Layer, Shape, count
 from forcereg.paths import resolve
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
+
+if TYPE_CHECKING:
+    import h5py
 
 LEGACY_AXES = 4
 CHUNK = 1 << 14  # bytes
@@ -31,6 +33,7 @@ class Silence(Layer):
 
     bottoms = (1, None)
     tops = (0, 0)
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -51,6 +54,7 @@ class HDF5Output(Layer):
     bottoms = (2, 2)
     tops = (0, 0)
     labels = frozenset({0, 1})
+    capturable = False
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -95,6 +99,8 @@ class HDF5Output(Layer):
 
 def create(path: Path, rows: Rows) -> None:
     """Replaces `path` by an HDF5 file of these datasets, which can grow along axis 0. Raises ForceregError."""
+    import h5py
+
     image = io.BytesIO()
     with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
         for name, values in rows.items():
@@ -111,6 +117,8 @@ def _chunks(values: np.ndarray) -> tuple[int, ...] | bool:
 
 def append(path: Path, rows: Rows) -> None:
     """Adds rows to the datasets that `create` made. Raises ForceregError, and then the file is as before."""
+    import h5py
+
     try:
         with Staged(path) as staged:
             with h5py.File(staged, "r+") as file:

@@ -20,6 +20,7 @@ class PairLoss(Layer):
     """A 0-axis loss of two bottoms with the same number of items (axis 0) and of values."""
 
     bottoms = (2, 2)
+    per_batch = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)

@@ -59,6 +59,8 @@ class Pooling(Layer):
     """
 
     tops = (1, 2)
+    overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)

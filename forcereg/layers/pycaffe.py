@@ -203,6 +203,7 @@ class PyCaffeLayer(Layer):
     where they lie on the CPU.
     """
 
+    capturable = False
     place: Tensor
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape], user_class: type[CaffeLayer]) -> None:

@@ -23,6 +23,7 @@ class ArgMax(Layer):
     """
 
     labels = frozenset({0})
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -31,6 +32,7 @@ class ArgMax(Layer):
         if not rank:
             raise spec.fail("bottom has no axes; expected items along axis 0")
         self.axis = canonical_axis(spec, message.axis, rank) if message.HasField("axis") else None
+        self.per_item &= self.axis != 0
         self.length = count(shapes[0][1:]) if self.axis is None else shapes[0][self.axis]
         if not 1 <= self.top_k <= self.length:
             raise spec.fail(f"top_k is {self.top_k}; expected 1 to {self.length}, the number of values it picks from")
@@ -60,10 +62,13 @@ class ArgMax(Layer):
 class Reduction(Layer):
     """coeff times the SUM, ASUM (of |x|), SUMSQ or MEAN over all axes from `axis` (0) on; those before it stay."""
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.reduction_param
         axis = canonical_axis(spec, message.axis, len(shapes[0]))
+        self.per_item &= axis > 0
         self.axes = tuple(range(axis, len(shapes[0])))
         self.operation = ReductionParameter.ReductionOp.Name(message.operation)
         self.coeff = message.coeff

@@ -22,6 +22,7 @@ class Slice(Layer):
     """The bottom cut along `axis` (1) at `slice_point`, or into equal parts; one part per top."""
 
     tops = (1, None)
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -30,6 +31,7 @@ class Slice(Layer):
             raise spec.fail("gives both axis and slice_dim (its old name); use axis")
         axis = message.slice_dim if message.HasField("slice_dim") else message.axis
         self.axis = canonical_axis(spec, axis, len(shape))
+        self.per_item &= self.axis > 0
         self.points = tuple(message.slice_point)
         self.parts = len(spec.tops)
         if self.points and len(self.points) != self.parts - 1:
@@ -73,11 +75,13 @@ class Crop(Layer):
 
     bottoms = (2, 2)
     labels = frozenset({1})
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message, rank = spec.message.crop_param, len(shapes[0])
         self.axis = canonical_axis(spec, message.axis, rank)
+        self.per_item &= self.axis > 0
         cropped = rank - self.axis
         offsets = tuple(message.offset) or (0,)
         if len(offsets) not in (1, cropped):
@@ -123,6 +127,7 @@ class Filter(Layer):
 
     bottoms = (2, None)
     tops = (1, None)
+    capturable = False
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)

@@ -60,6 +60,7 @@ class Split(Layer):
     """The bottom, once per top; gradients add up."""
 
     tops = (1, None)
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -75,6 +76,7 @@ class Concat(Layer):
     """The bottoms one after the other along `axis` (1); the other axes must be equal."""
 
     bottoms = (1, None)
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -83,6 +85,7 @@ class Concat(Layer):
             raise spec.fail("gives both axis and concat_dim (its old name); use axis")
         axis = message.concat_dim if message.HasField("concat_dim") else message.axis
         self.axis = canonical_axis(spec, axis, len(shapes[0]))
+        self.per_item &= self.axis > 0
         rest = {shape[: self.axis] + shape[self.axis + 1 :] for shape in shapes}
         if len(rest) > 1 or len({len(shape) for shape in shapes}) > 1:
             raise spec.fail(
@@ -105,11 +108,13 @@ class Eltwise(Layer):
     """
 
     bottoms = (2, None)
+    overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.eltwise_param
-        self._check_shapes(shapes)
+        self.check_shapes(shapes)
         self.operation = EltwiseParameter.EltwiseOp.Name(message.operation)
         self.coeff = tuple(message.coeff)
         if self.coeff and self.operation == "PROD":
@@ -118,7 +123,13 @@ class Eltwise(Layer):
             raise spec.fail(f"has {len(self.coeff)} coeff entries for {len(shapes)} bottoms; give one each or none")
         self.out_shapes = (shapes[0],)
 
-    def _check_shapes(self, shapes: Sequence[Shape]) -> None:
+    @property
+    def adds_two(self) -> bool:
+        """Whether its top is the plain sum of two bottoms."""
+        return self.operation == "SUM" and len(self.spec.bottoms) == 2 and not self.coeff
+
+    def check_shapes(self, shapes: Sequence[Shape]) -> None:
+        """Raises ForceregError if they differ."""
         if any(shape != shapes[0] for shape in shapes):
             raise self.spec.fail(
                 f"bottoms {listed(shapes)} must have one shape; check the layers that make them, "
@@ -126,7 +137,7 @@ class Eltwise(Layer):
             )
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        self._check_shapes([x.shape for x in bottoms])  # torch would broadcast
+        self.check_shapes([x.shape for x in bottoms])  # torch would broadcast
         if self.operation == "SUM":
             return self._sum(bottoms)
         result = bottoms[0]
@@ -154,11 +165,14 @@ class Eltwise(Layer):
 class Flatten(Layer):
     """Axes `axis` (1) to `end_axis` (-1) become one."""
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message, rank = spec.message.flatten_param, len(shapes[0])
         self.start = canonical_axis(spec, message.axis, rank)
         self.end = canonical_axis(spec, message.end_axis, rank, "end_axis")
+        self.per_item &= self.start > 0
         if self.end < self.start:
             raise spec.fail(
                 f"end_axis {message.end_axis} comes before axis {message.axis} of bottom {list(shapes[0])}; "
@@ -180,6 +194,8 @@ class Reshape(Layer):
     `axis` counts from behind the last one, so that -1 with num_axes 0 appends axes.
     """
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.reshape_param
@@ -191,6 +207,7 @@ class Reshape(Layer):
         if self.num_axes < -1:
             raise spec.fail(f"num_axes is {self.num_axes}; expected the number of axes to replace, or -1 for all")
         self.out_shapes = (self.top_shape(shapes[0]),)
+        self.per_item &= self._span(shapes[0])[0] > 0 or (self.dims[:1] == (0,) and self.num_axes != 0)
 
     def top_shape(self, bottom: Shape) -> Shape:
         """The top's shape for a bottom of this one; raises ForceregError if the counts differ."""
@@ -246,12 +263,15 @@ class Reshape(Layer):
 class Tile(Layer):
     """The bottom `tiles` times, one behind the other, along `axis` (1)."""
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message, shape = spec.message.tile_param, shapes[0]
         if message.tiles < 1:
             raise spec.fail(f"tiles is {message.tiles}; expected 1 or more, give tile_param {{ tiles: 2 }}")
         axis = canonical_axis(spec, message.axis, len(shape))
+        self.per_item &= axis > 0
         self.repeats = tuple(message.tiles if index == axis else 1 for index in range(len(shape)))
         self.out_shapes = (tuple(size * times for size, times in zip(shape, self.repeats, strict=True)),)
 

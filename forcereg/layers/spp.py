@@ -22,6 +22,8 @@ class SPP(Layer):
     (kernel * b - n + 1) // 2. Raises ForceregError where that pad isn't smaller than the kernel (Caffe aborts).
     """
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.spp_param

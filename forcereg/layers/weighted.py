@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.convolve import Geometry, columns, convolve, deconvolve
@@ -21,6 +22,7 @@ class _ConvolutionBase(Layer):
     bottoms = (1, None)
     tops = (1, None)
     overwritable = True
+    per_item = True
     transposed: ClassVar[bool] = False
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
@@ -33,6 +35,7 @@ class _ConvolutionBase(Layer):
         if message.num_output < 1:
             raise spec.fail("num_output is missing; set convolution_param { num_output: N } with N >= 1")
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
+        self.per_item &= self.axis > 0
         before, size = shapes[0][: self.axis], shapes[0][self.axis + 1 :]
         self.geometry = Geometry.read(spec, len(size))
         self.group = message.group
@@ -107,9 +110,12 @@ class Deconvolution(_ConvolutionBase):
 class Im2col(Layer):
     """What lies under a convolution's kernel at each position: (N, C*k*k, H', W'), kernel positions fastest."""
 
+    per_item = True
+
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         self.axis = canonical_axis(spec, spec.message.convolution_param.axis, len(shapes[0]))
+        self.per_item &= self.axis > 0
         size = shapes[0][self.axis + 1 :]
         if not size:
             raise spec.fail(f"bottom {list(shapes[0])} has no spatial axis behind axis {self.axis}; expected 1 or more")
@@ -126,6 +132,7 @@ class InnerProduct(Layer):
     """Fully connected: weight (num_output, K), or (K, num_output) with `transpose`; K = the axes from `axis`."""
 
     overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
@@ -133,6 +140,7 @@ class InnerProduct(Layer):
         if message.num_output < 1:
             raise spec.fail("num_output is missing; set inner_product_param { num_output: N } with N >= 1")
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
+        self.per_item &= self.axis > 0
         self.transpose = message.transpose
         inputs, outputs = count(shapes[0][self.axis :]), message.num_output
         self.add_blob("weight", (inputs, outputs) if self.transpose else (outputs, inputs), message.weight_filler)
@@ -143,7 +151,27 @@ class InnerProduct(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_blob()
-        return F.linear(x.flatten(self.axis), weight.t() if self.transpose else weight, self.blob("bias"))
+        return F.linear(rows(x, self.axis), weight.t() if self.transpose else weight, self.blob("bias"))
+
+
+class _Rows(torch.autograd.Function):
+    """x.flatten(axis) of a channels_last x, whose gradient is channels_last too: torch's pooling copies thrice else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int) -> Tensor:
+        ctx.shape = x.shape
+        return x.flatten(axis)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.reshape(ctx.shape).contiguous(memory_format=torch.channels_last), None
+
+
+def rows(x: Tensor, axis: int) -> Tensor:
+    """x with the axes from `axis` on as one."""
+    is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return _Rows.apply(x, axis) if is_last and x.requires_grad else x.flatten(axis)
 
 
 @layer("Embed", "embed_param", limits="on a GPU a wrong index ends in torch's own assertion")
@@ -156,6 +184,7 @@ class Embed(Layer):
 
     labels = frozenset({0})
     overwritable = True
+    per_item = True
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)

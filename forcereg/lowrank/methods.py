@@ -59,13 +59,7 @@ class Pca(Spectral):
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """Left singular vectors (N, m) and squared singular values (m,)."""
-        if len(self._rows) <= self._rows.shape[1]:
-            # the Gram matrix is as exact as errors need, which are squares, and many times faster for long filters
-            values, vectors = torch.linalg.eigh(self._rows @ self._rows.T)
-            return vectors.flip(1), values.flip(0).clamp(min=0)
-        left, singular, _ = torch.linalg.svd(self._rows, full_matrices=False)
-        return left, singular.square()
+        return left_axes(self._rows)
 
     def energies(self) -> Tensor:
         """Eigenvalues of W W^T, or of W L (W L)^T."""
@@ -107,24 +101,29 @@ class Vh(Spectral):
         return None if len(kernel) == 2 else f"needs a kernel of two axes; this weight's has {len(kernel)}"
 
     @cached_property
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U, s and V of the weight as (C * kh, kw * N)."""
-        _, channels, height, _ = self.weight.shape
-        left, singular, right = torch.linalg.svd(
-            self.weight.permute(1, 2, 3, 0).reshape(channels * height, -1), full_matrices=False
-        )
-        return left, singular, right.T
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Singular vectors of the shorter side of the weight as (C * kh, kw * N), and squared singular values."""
+        matrix = self._matrix()
+        return left_axes(matrix if len(matrix) <= matrix.shape[1] else matrix.T)
+
+    def _matrix(self) -> Tensor:
+        return self.weight.permute(1, 2, 3, 0).flatten(0, 1).flatten(1)
 
     def energies(self) -> Tensor:
         """Of the weight as (C * kh, kw * N)."""
-        return self._factors[1].square()
+        return self._axes[1]
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, C, kh, 1) and (N, R, 1, kw), the singular values' roots in both."""
         count, channels, height, width = self.weight.shape
-        left, singular, right = (part[..., : single(rank)] for part in self._factors)
-        vertical = (left * singular.sqrt()).T.reshape(-1, channels, height, 1)
-        horizontal = (right * singular.sqrt()).reshape(width, count, -1).permute(1, 2, 0)
+        matrix, axes = self._matrix(), self._axes[0][:, : single(rank)]
+        wide = len(matrix) <= matrix.shape[1]
+        others = (matrix.T if wide else matrix) @ axes
+        roots = others.norm(dim=0).sqrt()
+        axes, others = axes * roots, torch.where(roots > 0, others / roots, 0.0)
+        left, right = (axes, others) if wide else (others, axes)
+        vertical = left.T.reshape(-1, channels, height, 1)
+        horizontal = right.reshape(width, count, -1).permute(1, 2, 0)
         return vertical, horizontal.unsqueeze(2)
 
     def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
@@ -211,6 +210,19 @@ def means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 def spread(rows: np.ndarray, labels: np.ndarray, count: int) -> float:
     """The squared distances of all rows from their clusters' means, summed."""
     return float(np.square(rows - means(rows, labels, count)[labels]).sum())
+
+
+def left_axes(rows: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (N, m) and squared singular values (m,) of rows (N, K), descending.
+
+    m is the smaller side, N if `count` is more than that.
+    """
+    if len(rows) <= max(rows.shape[1], count):
+        # the Gram matrix is as exact as errors need, which are squares, and many times faster for long filters
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return vectors.flip(1), values.flip(0).clamp(min=0)
+    left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
+    return left, singular.square()
 
 
 def single(rank: Rank) -> int:

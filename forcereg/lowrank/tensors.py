@@ -1,4 +1,4 @@
-"""Decompositions of the weight as a tensor: Tucker-2 and CP, by tensorly (the extra `lowrank`)."""
+"""Decompositions of the weight as a tensor: Tucker-2, and CP by tensorly (the extra `lowrank`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.lowrank.factor import LINEAR, LOWRANK, Method, Rank, Slot
-from forcereg.lowrank.methods import single
+from forcereg.lowrank.methods import left_axes, single
 from forcereg.registry import factorizer
 
 SWEEPS = 3  # alternating least squares at each rank of CP, which starts from the rank before
+HOOI_SWEEPS, HOOI_GAIN = 20, 1e-5  # at most so many, until one gains less than this share of the squared norm
 IN = Slot("in")
 
 
@@ -28,7 +29,7 @@ def tensorly(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ForceregError('tucker2 and cp need tensorly; install it with pip install "forcereg[lowrank]"') from None
+        raise ForceregError('cp needs tensorly; install it with pip install "forcereg[lowrank]"') from None
 
 
 @factorizer("tucker2")
@@ -68,17 +69,21 @@ class Tucker2(Method):
         """The core (R, S, *kernel) and the bases of outputs (N, R) and inputs (C, S), orthonormal columns."""
         ranks = self._ranks(rank)
         if ranks not in self._found:
-            if ranks == self._full or not self.scale:
-                unfolded = (self.weight.movedim(axis, 0).flatten(1) for axis in (0, 1))
-                leading = (torch.linalg.svd(one, full_matrices=False)[0] for one in unfolded)
-                bases = [one[:, :size] for one, size in zip(leading, ranks, strict=True)]
-            else:
-                partial_tucker = tensorly("tensorly.decomposition").partial_tucker
-                found = partial_tucker(self.weight.numpy(), list(ranks), modes=[0, 1], init="svd", n_iter_max=20)
-                bases = [torch.from_numpy(np.ascontiguousarray(one)) for one in found[0][1]]
-            core = torch.einsum("nc...,nr,cs->rs...", self.weight, *bases)
-            self._found[ranks] = core, bases[0], bases[1]
+            out, into = self._bases(*ranks)
+            self._found[ranks] = torch.einsum("nc...,nr,cs->rs...", self.weight, out, into), out, into
         return self._found[ranks]
+
+    def _bases(self, out_rank: int, in_rank: int) -> tuple[Tensor, Tensor]:
+        """Of outputs and inputs: the weight's own, then in turn the best for the other until little changes."""
+        out, _ = leading(self.weight, 0, out_rank)
+        into, held = leading(self.weight, 1, in_rank)
+        for sweep in range(HOOI_SWEEPS if (out_rank, in_rank) != self._full else 0):
+            before = held
+            out, _ = leading(torch.einsum("nc...,cs->ns...", self.weight, into), 0, out_rank)
+            into, held = leading(torch.einsum("nc...,nr->rc...", self.weight, out), 1, in_rank)
+            if sweep and held - before <= HOOI_GAIN * self.scale:
+                break
+        return out, into
 
     def squared_error(self, rank: Rank) -> float:
         """What the core doesn't hold of the weight."""
@@ -98,6 +103,12 @@ class Tucker2(Method):
         count, channels, *kernel = self.weight.shape
         (out, into), ones = self._ranks(rank), [1] * len(kernel)
         return [(into, channels, *ones), (out, into, *kernel), (count, out, *ones)]
+
+
+def leading(weight: Tensor, axis: int, rank: int) -> tuple[Tensor, float]:
+    """The `rank` leading directions along an axis (size, rank), orthonormal, and how much of ||weight||^2 they hold."""
+    vectors, energies = left_axes(weight.movedim(axis, 0).flatten(1), rank)
+    return vectors[:, :rank], float(energies[:rank].sum())
 
 
 @factorizer("cp")
@@ -202,21 +213,25 @@ def distance(whole: np.ndarray, matrices: Sequence[np.ndarray]) -> float:
 
 
 def single_product(whole: np.ndarray) -> list[np.ndarray]:
-    """The vectors (size,) an axis of about the best outer product: power iterations from the leading directions."""
-    vectors = []
-    for axis in range(whole.ndim):
+    """The vectors (size,) an axis of about the best outer product: power iterations from the leading directions.
+
+    The longest axis comes first, so that its leading direction, which costs by far the most, isn't needed.
+    """
+    names = "ncyx"
+    axes = sorted(range(whole.ndim), key=lambda axis: -whole.shape[axis])
+    vectors = {}
+    for axis in axes[1:]:
         unfolded = np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
-        vectors.append(np.linalg.eigh(unfolded @ unfolded.T)[1][:, -1])
+        vectors[axis] = np.linalg.eigh(unfolded @ unfolded.T)[1][:, -1]
     for _ in range(SWEEPS):
-        for axis in range(whole.ndim):
-            names = "ncyx"
-            others = [other for other in range(whole.ndim) if other != axis]
+        for axis in axes:
+            others = [other for other in axes if other != axis]
             terms = ",".join(names[other] for other in others)
-            vector = np.einsum(f"ncyx,{terms}->{names[axis]}", whole, *(vectors[o] for o in others), optimize=True)
+            vector = np.einsum(f"{names},{terms}->{names[axis]}", whole, *(vectors[o] for o in others), optimize=True)
             length = np.linalg.norm(vector)
             vectors[axis] = vector / length if length else vector
-    vectors[-1] = vectors[-1] * length
-    return balanced([vector[:, None] for vector in vectors], flat=True)
+    vectors[axes[-1]] = vectors[axes[-1]] * length
+    return balanced([vectors[axis][:, None] for axis in range(whole.ndim)], flat=True)
 
 
 def balanced(matrices: Sequence[np.ndarray], flat: bool = False) -> list[np.ndarray]:

@@ -1,8 +1,10 @@
-"""Snapshots: models and solver states in Caffe's HDF5 and binary formats. The only package that knows these files."""
+"""Snapshots: models and solver states in Caffe's HDF5 and binary formats. The only package that knows these files.
+
+What needs h5py imports it when it is called: training begins without.
+"""
 
 from forcereg.snapshot.binary import check_size
-from forcereg.snapshot.content import WEIGHTS, Blobs, ModelFile, StateFile, fingerprint, fitted
-from forcereg.snapshot.hdf5 import check_names
+from forcereg.snapshot.content import WEIGHTS, Blobs, ModelFile, StateFile, check_names, fingerprint, fitted
 from forcereg.snapshot.load import Copies, LoadReport, load_into, matched, modern, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState
 from forcereg.schema.blobs import LEGACY
-from forcereg.snapshot import container, hdf5, wire
+from forcereg.snapshot import container, wire
 from forcereg.snapshot.content import ModelFile, StateFile, float_bytes
 
 LIMIT = (1 << 31) - 1
@@ -93,7 +93,9 @@ def state_pieces(state: StateFile) -> list[wire.Piece]:
     for values in state.history:
         pieces += wire.message(3, _put_blob(values))
     if state.extra is not None:
-        pieces += wire.message(_EXTRA, [hdf5.pack_extra(state.extra)])
+        from forcereg.snapshot.hdf5 import pack_extra
+
+        pieces += wire.message(_EXTRA, [pack_extra(state.extra)])
     return _closed(state.path, pieces)
 
 
@@ -205,6 +207,8 @@ def _read_model(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> ModelFi
 
 
 def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFile:
+    from forcereg.snapshot.hdf5 import unpack_extra
+
     named = [field for field in top if field.number == 2]
     if not named:
         raise ForceregError(f"{path}: this is not a Caffe solver state: it lacks 'learned_net'")
@@ -218,7 +222,7 @@ def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFi
         current_step=numbers.current_step,
         learned_net=os.fsdecode(wire.read(raw, named[-1].start, named[-1].end)),
         history=[blob.values for blob in history],
-        extra=hdf5.unpack_extra(extra[-1], path) if extra else None,
+        extra=unpack_extra(extra[-1], path) if extra else None,
         legacy=any(blob.legacy for blob in history),
     )
 

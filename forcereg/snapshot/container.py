@@ -17,6 +17,8 @@ from forcereg.errors import ForceregError
 from forcereg.files import replace_file
 
 FOOTER = 16  # bytes
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""What an HDF5 file begins with."""
 _MARK = b"forcereg"
 _PIECE = 1 << 20  # bytes
 

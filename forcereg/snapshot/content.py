@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -64,6 +64,18 @@ def fingerprint(layers: Blobs) -> int:
 def float_bytes(values: np.ndarray) -> memoryview:
     """Numbers as bytes, little-endian float32; a view if they are that already."""
     return np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data
+
+
+def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
+    """Raise ForceregError, opened by `where`, if layers (name -> its blobs' positions) cannot be stored in HDF5."""
+    parts = {name: name.split("/") for name in layers}
+    groups = {"/".join(split[: i + 1]) for split in parts.values() for i in range(len(split))}
+    for name, blobs in layers.items():
+        if "\0" in name or not {"", "."}.isdisjoint(parts[name]):
+            raise ForceregError(f"{where}: layer {name!r} cannot be stored in HDF5; choose a plain name")
+        for blob in (f"{name}/{index}" for index in blobs):
+            if blob in groups:  # one path cannot be both a dataset and a group
+                raise ForceregError(f"{where}: a layer may not be called {blob!r} beside {name!r}; rename it")
 
 
 def fitted(values: np.ndarray, shape: tuple[int, ...], legacy: bool) -> np.ndarray | None:

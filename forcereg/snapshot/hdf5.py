@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
@@ -23,26 +23,13 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.snapshot import container
-from forcereg.snapshot.content import Blobs, ModelFile, StateFile
+from forcereg.snapshot.content import Blobs, ModelFile, StateFile, check_names
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _STATE = ("iter", "current_step", "learned_net", "history")
 # What h5py raised for files without checksum when bytes in every part of them were changed; a link that leads
 # nowhere gives None, hence AttributeError, and a number may lack its value, hence IndexError (a LookupError).
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-
-
-def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
-    """Raise ForceregError, opened by `where`, if layers (name -> its blobs' positions) cannot be stored."""
-    parts = {name: name.split("/") for name in layers}
-    groups = {"/".join(split[: i + 1]) for split in parts.values() for i in range(len(split))}
-    for name, blobs in layers.items():
-        if "\0" in name or not {"", "."}.isdisjoint(parts[name]):
-            raise ForceregError(f"{where}: layer {name!r} cannot be stored in HDF5; choose a plain name")
-        for blob in (f"{name}/{index}" for index in blobs):
-            if blob in groups:  # one path cannot be both a dataset and a group
-                raise ForceregError(f"{where}: a layer may not be called {blob!r} beside {name!r}; rename it")
 
 
 def model_image(model: ModelFile) -> memoryview:

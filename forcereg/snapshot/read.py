@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
-from forcereg.snapshot import binary, container, hdf5
+from forcereg.snapshot import binary, container
 from forcereg.snapshot.content import ModelFile, StateFile, wrong_kind
 
 
@@ -18,8 +18,12 @@ def read(path: str | Path) -> ModelFile | StateFile:
     path = Path(path)
     with container.opened(path) as raw:
         raw.seek(0)
-        is_hdf5 = raw.read(len(hdf5.SIGNATURE)) == hdf5.SIGNATURE
-        file = hdf5.read(raw, path) if is_hdf5 else binary.read(raw, path)
+        if raw.read(len(container.HDF5)) == container.HDF5:
+            from forcereg.snapshot import hdf5
+
+            file = hdf5.read(raw, path)
+        else:
+            file = binary.read(raw, path)
     if isinstance(file, StateFile) and min(file.iteration, file.current_step) < 0:
         raise container.damaged(path, f"iteration {file.iteration}, step {file.current_step}")
     return file

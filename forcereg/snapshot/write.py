@@ -11,7 +11,6 @@ import numpy as np
 from forcereg.snapshot import container
 from forcereg.snapshot.binary import model_pieces, state_pieces
 from forcereg.snapshot.content import Blobs, ModelFile, StateFile
-from forcereg.snapshot.hdf5 import model_image, state_image
 
 
 def write_model(
@@ -28,7 +27,12 @@ def write_model(
     Raises ForceregError if the format cannot hold a name or that much, or the file cannot be written (the old stays).
     """
     model = ModelFile(Path(path), layers, attrs or {}, diffs or {})
-    container.write(path, [model_image(model)] if net is None else model_pieces(model, net))
+    if net is None:
+        from forcereg.snapshot.hdf5 import model_image
+
+        container.write(path, [model_image(model)])
+    else:
+        container.write(path, model_pieces(model, net))
 
 
 def write_state(
@@ -46,4 +50,9 @@ def write_state(
     cannot be written (the old one stays), TypeError for anything else in `extra`.
     """
     state = StateFile(Path(path), iteration, current_step, learned_net, history, extra)
-    container.write(path, state_pieces(state) if binary else [state_image(state)])
+    if binary:
+        container.write(path, state_pieces(state))
+    else:
+        from forcereg.snapshot.hdf5 import state_image
+
+        container.write(path, [state_image(state)])

@@ -161,6 +161,7 @@ class RankClipping:
             net.share_params(solver.net)
         solver.updater = solver.updater.renewed()
         solver.passes.renew()
+        solver.steps.forget()
 
     @contextlib.contextmanager
     def fitted(self, state: StateFile, model: ModelFile) -> Iterator[None]:

@@ -29,7 +29,7 @@ from forcereg.data.feed import Shard
 from forcereg.device import choose_device
 from forcereg.errors import ForceregError, UsageError
 from forcereg.net import Net
-from forcereg.scoring import Score, add_up, means
+from forcereg.scoring import Score, Tally, add_up, means
 from forcereg.solver.launch import AGAIN, LAUNCHER, LOST, in_group
 
 PATIENCE = timedelta(minutes=30)
@@ -198,13 +198,14 @@ class Group:
         before: Callable[[int], bool],
         after: Callable[[int, Mapping[str, Tensor]], None],
         inputs: Callable[[int], Mapping[str, Tensor] | None],
+        tally: Tally | None = None,
     ) -> Score:
         """As `scoring.score`; each rank runs a part of the batches, and data goes on behind all of them.
 
         All ranks run all batches of a net where one depends on the last (recurrent state, Python layers).
         """
         if self.size == 1 or any(layer and (layer.carried() or layer.runs_code) for _, layer in net.built):
-            return means(net, [add_up(net, iterations, before, after, inputs)])
+            return means(net, [add_up(net, iterations, before, after, inputs, tally=tally)])
         start, stop = (iterations * rank // self.size for rank in (self.rank, self.rank + 1))
         for feed in net.feeds.values():
             feed.skip(start)
@@ -215,6 +216,7 @@ class Group:
             lambda index: index >= common or before(start + index),
             after,
             lambda index: inputs(start + index),
+            at_once=1,
         )
         for feed in net.feeds.values():
             feed.skip(iterations - stop)

@@ -10,13 +10,13 @@ the thresholds are Caffe's on the CPU.
 
 A force type is one function: squared distances |u_i - u_j|^2 in, K out. All runs in float64, because near
 duplicates cancel (|u_i - u_j|^2 = 2 - 2 u_i . u_j). The filters themselves are touched by two matrix products
-only, the rest works on the n x n Gram matrix; nothing is read back to the host, so that a step can be captured
-in a CUDA graph.
+only, half of the first one being mirrored; the rest works on the n x n Gram matrix, some rows at a time. Where
+K = 1 the sum of all u_j is enough. Nothing is read back to the host, so that a step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 
 import torch
@@ -26,10 +26,17 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.registry import force_type as registry
 
 Kernel = Callable[[Tensor], Tensor]
+"""Squared distances (count, rows, n) float64, which it may overwrite -> K, of that shape."""
 
 MIN_NORM = 1e-4  # a shorter row neither feels nor exerts a force
 MIN_DISTANCE = 1e-4  # a pair nearer than this has no force, except in Degradation
 MIN_FORCE = 1e-8  # "adaptive" leaves a weight alone whose whole force is smaller than this
+
+BLOCK = {"cpu": 256, "cuda": 1024}
+"""Rows at a time: so few that a block's n x n part stays in the cache, so many that products run at full speed."""
+
+WASTE = {"cpu": 8_000, "cuda": 200_000}
+"""Entries of padding that cost about as much as launching the n x n part once more."""
 
 DECAY_TYPES = ("fixed", "adaptive")
 DIRECTIONS = ("all", "same")
@@ -38,7 +45,7 @@ DIRECTIONS = ("all", "same")
 @registry("Degradation")
 def degradation(squared: Tensor) -> Tensor:
     """p = 0, the paper's L2-norm force: proportional to the distance, however near."""
-    return torch.ones_like(squared)
+    return squared.fill_(1)
 
 
 @registry("Constant")
@@ -56,29 +63,12 @@ def linear(squared: Tensor) -> Tensor:
 @registry("Gravity")
 def gravity(squared: Tensor) -> Tensor:
     """p = 3: strength 1 / distance^2."""
-    return apart(squared).pow_(-1.5)
+    return apart(squared).rsqrt_().pow_(3)
 
 
 def apart(squared: Tensor) -> Tensor:
-    """Squared distances with inf for pairs too near to act on each other (a filter and itself, too)."""
-    return torch.threshold(squared, MIN_DISTANCE**2, inf)
-
-
-def mixing(gram: Tensor, kernel_of: Kernel, scale: Tensor | float = 1.0) -> Tensor:
-    """The matrix that turns rows into their forces, times `scale` (..., 1): force = mixing(rows @ rows.mT) @ rows.
-
-    gram: (..., n, n) float64, overwritten. Rows of zeros have no force and change no other.
-    """
-    squared_norm = gram.diagonal(dim1=-2, dim2=-1)
-    inverse = torch.threshold(squared_norm, MIN_NORM**2, inf).rsqrt_()
-    norm = squared_norm * inverse  # 0 for rows that are too short
-    cosine = gram.mul_(inverse.unsqueeze(-1)).mul_(inverse.unsqueeze(-2))
-    kernel = kernel_of(torch.rsub(cosine, 2, alpha=2))
-    radial = torch.linalg.vecdot(kernel, cosine)
-    # scale l_i (delta_ij radial_i - K_ij) / l_j
-    mix = kernel.neg_()
-    mix.diagonal(dim1=-2, dim2=-1).add_(radial)
-    return mix.mul_(inverse.unsqueeze(-2)).mul_(norm.mul_(scale).unsqueeze(-1))
+    """Makes squared distances inf for pairs too near to act on each other (a filter and itself, too), in place."""
+    return torch.threshold_(squared, MIN_DISTANCE**2, inf)
 
 
 @torch.no_grad()
@@ -96,10 +86,10 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
         raise ForceregError(f"force_gradient: weight of shape {tuple(shape)}; expected {expected}")
     if shape[0] == groups:  # a row alone feels nothing, not even rounding
         return torch.zeros_like(weight)
-    ordered = weight.permute(memory_order(weight))
-    rows = ordered.reshape(groups, shape[0] // groups, -1).double()
-    force = (mixing(rows @ rows.mT, kernel_of) @ rows).to(weight.dtype)
-    return force.view(ordered.shape).permute(inverse_of(memory_order(weight)))
+    force = torch.empty_like(weight)
+    for work in _works([_Stack(weight.chunk(groups), force.chunk(groups), [1.0] * groups)], kernel_of):
+        work.compute()
+    return force
 
 
 def memory_order(weight: Tensor) -> list[int]:
@@ -147,10 +137,10 @@ def apply_force(grad: Tensor, force: Tensor, factor: float, decay_type: str, dir
 class ForceField:
     """The forces of a whole net's weights, computed together in kept buffers.
 
-    The work per weight is small next to the cost of launching it, so the n x n part is done for several
-    weights at once: for those of one row count always, for others where padding (rows of zeros are skipped)
-    costs less than another round of launches. `factors`: force_decay * force_mult per weight, 0 for none.
-    Raises ForceregError for unknown strings.
+    The work per weight is small next to the cost of launching it, so weights of one shape are multiplied
+    together, and the n x n part is done for several at once: for those of one row count always, for others
+    where padding (rows of zeros are skipped) costs less than another round of launches. `factors`: force_decay *
+    force_mult per weight, 0 for none. Raises ForceregError for unknown strings.
     """
 
     def __init__(
@@ -162,71 +152,192 @@ class ForceField:
         direction: str = "all",
     ) -> None:
         check_force(force_type, decay_type, direction)
-        self._kernel: Kernel = registry.get(force_type)
         self._settings = (decay_type, direction)
-        forced = [i for i, w in enumerate(weights) if factors[i] and w.dim() >= 2 and w.shape[0] > 1]
         self._simple = self._settings == ("fixed", "all")
-        self._batches = [_Batch(weights, factors, chosen) for chosen in _batches(weights, forced)]
+        alike: dict[Hashable, list[int]] = {}
+        for i, weight in enumerate(weights):
+            if factors[i] and weight.dim() >= 2 and weight.shape[0] > 1:
+                alike.setdefault((len(weight), weight[0].numel(), weight.device), []).append(i)
+        stacks = []
+        for same in alike.values():
+            chosen = [weights[i] for i in same]
+            scales = [factors[i] if self._simple else 1.0 for i in same]
+            stacks.append(_Stack(chosen, [torch.empty_like(weight) for weight in chosen], scales))
+        self._works = _works(stacks, registry.get(force_type))
+        self._chosen = [i for same in alike.values() for i in same]
+        self._factors = [factors[i] for i in self._chosen]
+        self._forces = [force for stack in stacks for force in stack.outputs]
 
     @torch.no_grad()
+    def compute(self) -> None:
+        """Work out every force from the weights as they are now, into kept outputs: reads nothing else."""
+        for work in self._works:
+            work.compute()
+
+    @torch.no_grad()
+    def add(self, grads: Sequence[Tensor]) -> None:
+        """Add the forces last computed to the gradients (parallel to the weights given), in place."""
+        chosen = [grads[i] for i in self._chosen]
+        if self._simple:
+            if chosen:
+                torch._foreach_add_(chosen, self._forces)
+            return
+        for grad, force, factor in zip(chosen, self._forces, self._factors, strict=True):
+            apply_force(grad, force, factor, *self._settings)
+
     def add_to(self, grads: Sequence[Tensor]) -> None:
-        """Add every forced weight's force to its gradient (parallel to the weights given), in place."""
-        for batch in self._batches:
-            batch.compute(self._kernel, batch.scale if self._simple else 1.0)
-            chosen = [grads[i] for i in batch.chosen]
-            if self._simple:
-                torch._foreach_add_(chosen, batch.outputs)
-                continue
-            for grad, force, factor in zip(chosen, batch.outputs, batch.factors, strict=True):
-                apply_force(grad, force, factor, *self._settings)
+        """Compute every forced weight's force and add it to its gradient."""
+        self.compute()
+        self.add(grads)
 
 
-WASTE = 200_000
-"""Entries of padding that cost about as much as launching another batch."""
-
-
-def _batches(weights: Sequence[Tensor], forced: Sequence[int]) -> list[list[int]]:
-    """Positions of the forced weights, those to be computed together in one list; most rows first."""
-    batches: list[list[int]] = []
-    for i in sorted(forced, key=lambda i: -weights[i].shape[0]):
-        for batch in batches:
-            first = weights[batch[0]]
-            padding = first.shape[0] ** 2 - weights[i].shape[0] ** 2
-            if padding <= WASTE and weights[i].device == first.device:
-                batch.append(i)
+def _works(stacks: Sequence[_Stack], kernel_of: Kernel) -> list[_Sums] | list[_Pairs]:
+    """What computes the forces of all stacks, those with similar row counts together."""
+    if kernel_of is degradation:
+        return [_Sums(stack) for stack in stacks]
+    together: list[list[_Stack]] = []
+    for stack in sorted(stacks, key=lambda stack: -stack.rows.shape[1]):
+        for others in together:
+            if others[0].rows.device == stack.rows.device and _padding([*others, stack]) <= WASTE[stack.kind]:
+                others.append(stack)
                 break
         else:
-            batches.append([i])
-    return batches
+            together.append([stack])
+    return [_Pairs(others, kernel_of) for others in together]
 
 
-class _Batch:
-    """Weights as (n_i, k_i) float64 rows, one zero-padded (count, n, n) Gram matrix, and their forces."""
+def _padding(stacks: Sequence[_Stack]) -> int:
+    """Entries that are only there to make all Gram matrices as large as the first stack's."""
+    largest = stacks[0].rows.shape[1] ** 2
+    return sum(len(stack.rows) * (largest - stack.rows.shape[1] ** 2) for stack in stacks)
 
-    def __init__(self, weights: Sequence[Tensor], factors: Sequence[float], chosen: list[int]) -> None:
-        self.chosen = chosen
-        self.factors = [factors[i] for i in chosen]
-        self._weights = [weights[i] for i in chosen]  # not detached: somebody may replace their `data`
-        device, n = self._weights[0].device, self._weights[0].shape[0]
-        self.scale = torch.tensor(self.factors, dtype=torch.float64, device=device).unsqueeze(1)
-        self._gram = torch.zeros((len(chosen), n, n), dtype=torch.float64, device=device)
-        self._grams = [gram[: w.shape[0], : w.shape[0]] for gram, w in zip(self._gram, self._weights, strict=True)]
-        self._rows = [w.new_empty((w.shape[0], w[0].numel()), dtype=torch.float64) for w in self._weights]
-        self._pulls = [torch.empty_like(rows) for rows in self._rows]
-        self.outputs = [torch.empty_like(w) for w in self._weights]
-        pairs = list(zip(self._weights, self._rows, self._pulls, strict=True))
-        self._inputs = [_shaped_like(weight, rows) for weight, rows, _ in pairs]
-        self._results = [_shaped_like(weight, pulls) for weight, _, pulls in pairs]
 
-    def compute(self, kernel_of: Kernel, scale: Tensor | float) -> None:
-        """Fills `outputs` with the forces of the weights as they are now."""
+class _Stack:
+    """Weights of one row count n and row length k: their float64 rows (count, n, k), and where their forces go."""
+
+    def __init__(self, weights: Sequence[Tensor], outputs: Sequence[Tensor], factors: Sequence[float]) -> None:
+        self._weights, self.outputs = list(weights), outputs  # not detached: somebody may replace their `data`
+        n, first = len(weights[0]), weights[0]
+        self.kind = "cpu" if first.device.type == "cpu" else "cuda"  # of BLOCK and WASTE
+        self.rows = first.new_empty((len(weights), n, first[0].numel()), dtype=torch.float64)
+        self.factors = self.rows.new_tensor(factors)
+        self._inputs = [_shaped_like(one, rows) for one, rows in zip(outputs, self.rows, strict=True)]
+        step = min(n, BLOCK[self.kind])
+        pulls = torch.empty_like(self.rows[:, :step])
+        self.parts = [_Part(self, slice(start, min(start + step, n)), pulls) for start in range(0, n, step)]
+
+    def load(self) -> None:
+        """Take the weights as they are now."""
         torch._foreach_copy_(self._inputs, self._weights)
-        for rows, gram in zip(self._rows, self._grams, strict=True):
-            torch.mm(rows, rows.mT, out=gram)
-        mix = mixing(self._gram, kernel_of, scale)
-        for rows, pulls, one in zip(self._rows, self._pulls, mix, strict=True):
-            torch.mm(one[: len(rows), : len(rows)], rows, out=pulls)
-        torch._foreach_copy_(self.outputs, self._results)
+
+
+class _Part:
+    """Some rows of a stack, and a buffer for their forces, both (count, rows, k)."""
+
+    def __init__(self, stack: _Stack, span: slice, pulls: Tensor) -> None:
+        self.span, self.rows = span, stack.rows[:, span]
+        self.pulls = pulls[:, : span.stop - span.start]
+        self._outputs = [output[span] for output in stack.outputs]
+        self._results = [_shaped_like(one, pull) for one, pull in zip(self._outputs, self.pulls, strict=True)]
+
+    def store(self) -> None:
+        """Round the forces into the outputs."""
+        torch._foreach_copy_(self._outputs, self._results)
+
+
+class _Sums:
+    """The forces of a stack where K = 1: with S = sum_j u_j, G_i = l_i ((u_i . S) u_i - S)."""
+
+    def __init__(self, stack: _Stack) -> None:
+        self._stack, self._scale = stack, stack.factors.reshape(-1, 1, 1)
+        self._norm, self._inverse, self._along = stack.rows.new_empty((3, *stack.rows.shape[:2], 1))
+        self._sum = torch.empty_like(stack.rows[:, :1])
+
+    def compute(self) -> None:
+        """Fill the outputs."""
+        stack, norm, inverse, along, total = self._stack, self._norm, self._inverse, self._along, self._sum
+        stack.load()
+        torch.linalg.vector_norm(stack.rows, dim=-1, keepdim=True, out=norm)
+        torch.threshold(norm, MIN_NORM, inf, out=inverse).reciprocal_()
+        torch.bmm(inverse.mT, stack.rows, out=total).mul_(self._scale)
+        torch.bmm(stack.rows, total.mT, out=along).mul_(inverse)
+        torch.threshold_(norm, MIN_NORM, 0)
+        for part in stack.parts:
+            torch.mul(part.rows, along[:, part.span], out=part.pulls)
+            part.pulls.addcmul_(norm[:, part.span], total, value=-1)
+            part.store()
+
+
+class _Pairs:
+    """The forces of stacks of similar row counts, by one zero-padded Gram matrix (n, n) a weight."""
+
+    def __init__(self, stacks: Sequence[_Stack], kernel_of: Kernel) -> None:
+        self.stacks, self.kernel_of = stacks, kernel_of
+        self._minus = -torch.cat([stack.factors for stack in stacks]).unsqueeze(1)
+        count, n = len(self._minus), stacks[0].rows.shape[1]  # the first has the most rows
+        self.gram = self._minus.new_zeros((count, n, n))
+        self.inverse, self.inverse_squared, self.minus_norm = self.gram.new_empty((3, count, n))
+        self._squared_norm = self.gram.diagonal(dim1=-2, dim2=-1)
+        spans = [part.span for part in stacks[0].parts]
+        self.work = self.gram.new_empty((2, count, spans[0].stop, n))
+        self._blocks = [_Block(self, index, span) for index, span in enumerate(spans)]
+
+    def compute(self) -> None:
+        """Fill the outputs."""
+        for stack in self.stacks:
+            stack.load()
+        for block in self._blocks:
+            block.multiply()
+        torch.threshold(self._squared_norm, MIN_NORM**2, inf, out=self.inverse).rsqrt_()
+        torch.mul(self.inverse, self.inverse, out=self.inverse_squared)
+        torch.mul(self._squared_norm, self.inverse, out=self.minus_norm).mul_(self._minus)  # 0 for rows too short
+        for block in self._blocks:
+            block.pull()
+
+
+class _Block:
+    """The rows `span` of Gram matrices, and the forces on these rows."""
+
+    def __init__(self, pairs: _Pairs, index: int, span: slice) -> None:
+        self._kernel_of, self._gram = pairs.kernel_of, pairs.gram[:, span]
+        self._inverse, self._inverse_row = pairs.inverse[:, span, None], pairs.inverse[:, None]
+        self._inverse_squared, self._minus_norm = pairs.inverse_squared[:, span], pairs.minus_norm[:, span, None]
+        self._mix, self._spare = pairs.work[:, :, : span.stop - span.start]
+        self._diagonal = self._mix.diagonal(span.start, dim1=-2, dim2=-1)
+        self._radial = torch.empty_like(self._inverse_squared)
+        self._two = self._gram.new_tensor(2.0)
+        self._mirror = (pairs.gram[:, span.stop :, span], self._gram[:, :, span.stop :].mT)
+        self._grams: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pulls: list[tuple[Tensor, Tensor, _Part]] = []
+        first = 0
+        for stack in pairs.stacks:
+            weights = slice(first, first := first + len(stack.rows))
+            if index < len(stack.parts):
+                part, n = stack.parts[index], stack.rows.shape[1]
+                size = part.rows.shape[1]
+                self._grams.append(
+                    (part.rows, stack.rows[:, span.start :].mT, self._gram[weights, :size, span.start : n])
+                )
+                self._pulls.append((self._mix[weights, :size, :n], stack.rows, part))
+
+    def multiply(self) -> None:
+        """These rows of the Gram matrices from the diagonal on, and the columns that mirror them."""
+        for rows, others, gram in self._grams:
+            torch.bmm(rows, others, out=gram)
+        below, right = self._mirror
+        if len(below[0]):
+            below.copy_(right)
+
+    def pull(self) -> None:
+        """force = mix @ rows, where mix_ij = scale l_i (delta_ij sum_k K_ik u_i . u_k - K_ij) / l_j."""
+        mix = torch.mul(self._inverse, self._inverse_row, out=self._mix)
+        kernel = self._kernel_of(torch.addcmul(self._two, self._gram, mix, value=-2, out=mix))
+        torch.mul(kernel, self._minus_norm, out=mix).mul_(self._inverse_row)
+        torch.sum(torch.mul(mix, self._gram, out=self._spare), -1, out=self._radial)
+        self._diagonal.addcmul_(self._radial, self._inverse_squared, value=-1)
+        for own, rows, part in self._pulls:
+            torch.bmm(own, rows, out=part.pulls)
+            part.store()
 
 
 def _shaped_like(weight: Tensor, rows: Tensor) -> Tensor:

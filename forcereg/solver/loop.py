@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,14 @@ from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination, force_ratios
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.events import Event, Observer
+from forcereg.solver.graph import recorder_for
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
 from forcereg.solver.saving import check_format, write_pair
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, unpack, unpack_carried
+from forcereg.solver.steps import Steps
 from forcereg.solver.updater import NO_FORCE, Updater
 from forcereg.solver.window import LossWindow
 
@@ -47,6 +50,7 @@ class Solver:
     a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
     layer. `allow_python_layers`: run code that the net names in Python layers. `amp`: "bf16" or "fp16" for mixed
     precision in training. `group`: the processes to train with, from `distributed.join`; rank 0's observers are told.
+    `cuda_graph`: a GPU runs iterations and test passes as CUDA graphs where the nets allow it.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
     """
 
@@ -66,6 +70,7 @@ class Solver:
         allow_python_layers: bool = False,
         amp: str | None = None,
         group: Group | None = None,
+        cuda_graph: bool = True,
     ) -> None:
         self.group = Group() if group is None else group
         self.file = solver_file(solver)
@@ -100,6 +105,7 @@ class Solver:
         self.updater = Updater(self.net, self.param, self.device, self.file.name, self.scale)
         self.passes = Passes(self.net, self.param.iter_size, precision, self.group)
         self._losses = LossWindow(self.param.average_loss, self.device)
+        self.steps = Steps(self, self._losses, recorder_for(self.device) if cuda_graph else None)
         self._pace = Pace()
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
@@ -190,6 +196,7 @@ class Solver:
         elif not state.goes_with(model):
             self.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
         self._before_tests = None
+        self.steps.forget()
         self.iter = state.iteration
         self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
         self.last_snapshot = model.path
@@ -208,10 +215,10 @@ class Solver:
 
     # -- finite losses
 
-    def check_finite(self) -> None:
-        """Raises ForceregError naming the first iteration with a non-finite loss, if any. Reads the device."""
+    def check_finite(self, before: float = math.inf) -> None:
+        """Raises ForceregError naming the first iteration `before` this with a non-finite loss. Reads the device."""
         bad = self.updater.first_bad()
-        if bad >= 0:
+        if 0 <= bad < before:
             what = "the loss" if self.scale is None else "the loss or a gradient"
             raise self._not_finite(f"{what} is not finite at iteration {bad}; no update was made from there on")
 
@@ -272,7 +279,7 @@ class Solver:
             self._iterate(display)
             self.iter += 1
             self.group.agree()
-            if self.device.type == "cpu":
+            if self.updater.on_host:
                 self.check_finite()
             self.emit("progress", iteration=self.iter, max_iter=p.max_iter)
             if self.snapshot_requested or (p.snapshot > 0 and self.iter % p.snapshot == 0):
@@ -288,31 +295,25 @@ class Solver:
         return due and bool(self.test_nets) and (self.iter > 0 or p.test_initialization)
 
     def _iterate(self, display: bool) -> None:
-        p = self.param
-        self.updater.clear_gradients()
-        inputs = functools.partial(self._fed, self.net)
-        loss, outputs = self.passes.accumulate(inputs, self._debug if display and self._debugs else None)
-        self._losses.add(loss)
-        before, self.current_step = self.current_step, policy.advance(p, self.iter, self.current_step)
-        rate = policy.rate(p, self.iter, self.current_step)
-        if display:
-            self._display(outputs, rate)
-        if self.current_step != before and p.lr_policy == "multistep":
-            self.emit("step", iteration=self.iter, current_step=self.current_step)
-        if display:
-            self.emit("rate", iteration=self.iter, rate=rate)
-            if self.scale is not None:
-                self.emit("scale", iteration=self.iter, **self.scale.state_dict())
+        p, before = self.param, self.current_step
+        after = policy.advance(p, self.iter, before)
+        rate = policy.rate(p, self.iter, after)
+        scale = self.scale.state_dict() if display and self.scale is not None else None
+
+        def tell(outputs: Mapping[str, Tensor]) -> None:
+            self.current_step = after
+            if display:
+                self._display(outputs, rate)
+            if after != before and p.lr_policy == "multistep":
+                self.emit("step", iteration=self.iter, current_step=after)
+            if display:
+                self.emit("rate", iteration=self.iter, rate=rate)
+                if scale is not None:
+                    self.emit("scale", iteration=self.iter, **scale)
+
+        watched = self._debug if display and self._debugs else None
         measure = self._measure if self.measure_force and self._due_for_test() else None
-        try:
-            self.updater.apply(self.iter, rate, loss, measure)
-        except (RuntimeError, OverflowError) as error:
-            if "overflow" not in str(error):
-                raise
-            raise ForceregError(
-                f"{self.file.name}: at iteration {self.iter} the learning rate {rate:g}, its product with lr_mult, or "
-                "weight_decay * decay_mult is larger than a float32; use smaller values"
-            ) from error
+        self.steps.run(rate, functools.partial(self._fed, self.net), tell, watched, measure)
 
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
         return fed(net, self._inputs, self.iter, sub, self.device, net is self.net)
@@ -353,7 +354,8 @@ class Solver:
         with contextlib.ExitStack() as stack:
             watch = stack.enter_context(Watch(net)) if self._debugs else None
             seen = (lambda *_: self._debug(watch)) if watch else (lambda *_: None)
-            result = self.group.score(net, self.param.test_iter[index], self._between_batches, seen, inputs)
+            count, tally = self.param.test_iter[index], self.steps.tally(net)
+            result = self.group.score(net, count, self._between_batches, seen, inputs, tally)
         if not self.stop_requested:
             loss = result.loss if self.param.test_compute_loss else None
             self.emit("test", net=index, iteration=self.iter, outputs=result.outputs, loss=loss)
@@ -367,7 +369,7 @@ class Solver:
         return not self.stop_requested
 
     def _display(self, outputs: Mapping[str, Tensor], rate: float) -> None:
-        self.check_finite()
+        self.check_finite(self.iter)
         outputs = self.group.mean_outputs(outputs)
         self.emit(
             "train",

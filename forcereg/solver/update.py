@@ -250,18 +250,3 @@ class Adam(_Adaptive):
         torch._foreach_mul_(squared, p.momentum2)
         torch._foreach_addcmul_(squared, grads, grads, 1 - p.momentum2)
         return list(torch._foreach_div(mean, _rooted(squared, p.delta)))
-
-
-def suppress(
-    grads: Tensors, finite: Tensor, first_bad: Tensor, iteration: int | Tensor, skip: Tensor | None = None
-) -> Tensor:
-    """From the first non-finite loss on: zero gradients, and 0 instead of 1 to scale the update by.
-
-    `first_bad` (0-d int64, -1 while all is well) keeps that iteration on the device. `skip` asks for the same in this
-    step alone. Nothing is read back.
-    """
-    first_bad.copy_(torch.where((first_bad < 0) & ~finite, iteration, first_bad))
-    live = first_bad < 0 if skip is None else (first_bad < 0) & ~skip
-    for grad in grads:
-        grad.masked_fill_(~live, 0)
-    return live.to(torch.float32)

@@ -17,6 +17,7 @@ from forcereg.registry import solver_type
 from forcereg.snapshot import Copies, StateFile, fitted, take_over
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
+from forcereg.solver.ondevice import Beside, Descent
 from forcereg.solver.precision import LossScale
 from forcereg.solver.state import to_array
 
@@ -61,11 +62,12 @@ class Updater:
             needed = [(layers[every[i].layer], copies * every[i].blob.nbytes) for i in live]
             check_room(needed, "gradients, updates and history")
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
-        self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights]
+        self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights] if p.snapshot_diff else []
         self._field = ForceField(self.weights, forces, p.force_type, p.force_decay_type, p.force_direction)
-        self._rate = torch.zeros((), device=device)
-        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._on_host = device.type == "cpu"
+        self._device = device
+        self._descent = Descent(self._rule, p, self.weights, self.history, self._lr_mults, device)
+        self._beside = Beside(device)
+        self.on_host = device.type == "cpu"
         self._host_bad = -1
         # decay and force commute where neither looks at the gradient
         additive = p.regularization_type == "L2" and (p.force_decay_type, p.force_direction) == ("fixed", "all")
@@ -85,9 +87,10 @@ class Updater:
 
     def renewed(self) -> Updater:
         """The same for its net as that is now: blobs that it had before keep their history, others begin with zeros."""
-        new = Updater(self._net, self.p, self._rate.device, self._name, self._scale)
+        new = Updater(self._net, self.p, self._device, self._name, self._scale)
         places = {id(weight): place for place, weight in enumerate(self.weights)}
-        for fresh, held in zip((*new.history, new._values), (*self.history, self._values), strict=True):
+        slots = list(zip(new.history, self.history, strict=True))
+        for fresh, held in [*slots, (new._values, self._values)] if self.p.snapshot_diff else slots:
             for place, weight in enumerate(new.weights):
                 if id(weight) in places:
                     fresh[place] = held[places[id(weight)]]
@@ -98,10 +101,16 @@ class Updater:
         place = self._live.index(self._owners.index((layer, index)))
         return [(held, slot[place]) for held, slot in zip(self._rule.holds, self.history, strict=True)]
 
-    def clear_gradients(self) -> None:
-        """Forgets the gradients of the last iteration."""
+    def feels(self, iteration: int) -> bool:
+        """Whether weights feel a force in this iteration."""
+        return self.regularizes and (self.p.force_iter == -1 or iteration < self.p.force_iter)
+
+    def begin(self, iteration: int) -> None:
+        """Forgets the gradients of the last iteration; a device starts on the forces, beside the passes to come."""
         for weight in self.weights:
             weight.grad = None
+        if not self.on_host and self.feels(iteration):
+            self._beside.start(self._field.compute)
 
     @torch.no_grad()
     def apply(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None = None) -> None:
@@ -110,9 +119,28 @@ class Updater:
         On the host the loss is looked at directly; on a device it stays there (see `first_bad`).
         `measure` is shown the forced weights' gradients before and after the force.
         """
-        rate *= self._rule.scale(self.p, iteration)
-        apply = self._apply_on_host if self._on_host else self._apply_on_device
-        apply(iteration, rate, loss, measure)
+        if self.on_host:
+            self._apply_on_host(iteration, rate * self._rule.scale(self.p, iteration), loss, measure)
+        else:
+            self.set(iteration, rate)
+            self.step(iteration, loss, measure)
+
+    @torch.no_grad()
+    def set(self, iteration: int, rate: float) -> None:
+        """Tells a device what the next `step` is for. Raises OverflowError for a rate beyond float32."""
+        self._descent.set(iteration, rate * self._rule.scale(self.p, iteration))
+
+    @torch.no_grad()
+    def step(self, iteration: int, loss: Tensor, measure: Measure | None = None) -> None:
+        """`apply` on a device, behind `set`. Like `begin` a CUDA graph may hold it, for iterations that feel alike."""
+        if not self.weights:
+            return
+        grads = self._gradients()
+        skip, bad = (None, (loss - loss) != 0) if self._scale is None else self._scale.unscale(grads, loss)
+        self._regularize(grads, iteration, measure)
+        values = self._descent.step(grads, bad, skip)
+        if self.p.snapshot_diff:
+            torch._foreach_copy_(self._values, values)
 
     def _gradients(self) -> list[Tensor]:
         """The gradients in their weights' memory layouts; zeros where backward gave none."""
@@ -134,10 +162,10 @@ class Updater:
             if bool(skip):
                 self._host_bad = iteration if bool(diverged) else self._host_bad
                 return
-        if self._fused and measure is None:
+        if self._fused:
             self._clip(grads)
-            if self._feels(iteration):
-                self._field.add_to(grads)
+            if self.feels(iteration):
+                self._add_force(grads, measure, self._decays)
             update.descend(self.weights, grads, self.history[0], self._groups, rate, self.p.momentum)
             self._values = self.history[0]
             return
@@ -145,45 +173,34 @@ class Updater:
         self._values = self._rule(self.p, grads, self.history, rate, self._lr_mults)
         torch._foreach_sub_(self.weights, self._values)
 
-    def _apply_on_device(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None) -> None:
-        if not self.weights:
-            return
-        grads = self._gradients()
-        skip, diverged = (None, None) if self._scale is None else self._scale.unscale(grads, loss)
-        self._regularize(grads, iteration, measure)
-        finite = loss.isfinite() if diverged is None else ~diverged
-        live = update.suppress(grads, finite, self._bad, iteration, skip)
-        kept = [] if skip is None else [[tensor.clone() for tensor in slot] for slot in self.history]
-        self._values = self._rule(self.p, grads, self.history, self._rate.fill_(rate), self._lr_mults)
-        torch._foreach_sub_(self.weights, torch._foreach_mul(self._values, live))
-        for slot, before in zip(self.history, kept, strict=False):
-            for tensor, old in zip(slot, before, strict=True):
-                tensor.copy_(torch.where(live > 0, tensor, old))
-
     def _regularize(self, grads: list[Tensor], iteration: int, measure: Measure | None) -> None:
         """Clip, normalise, decay, force."""
         self._clip(grads)
         update.decay(grads, self.weights, self._decays, self.p.regularization_type)
-        if self._feels(iteration):
-            self._add_force(grads, measure)
+        if self.feels(iteration):
+            self._add_force(grads, measure, [0.0] * len(grads))
 
     def _clip(self, grads: list[Tensor]) -> None:
         update.clip(grads, self.p.clip_gradients)
         if self.p.iter_size > 1:
             torch._foreach_mul_(grads, 1 / self.p.iter_size)
 
-    def _feels(self, iteration: int) -> bool:
-        return self.regularizes and (self.p.force_iter == -1 or iteration < self.p.force_iter)
+    def _add_force(self, grads: list[Tensor], measure: Measure | None, decays: list[float]) -> None:
+        """`decays` are still to come; `measure` sees the gradients with them."""
 
-    def _add_force(self, grads: list[Tensor], measure: Measure | None) -> None:
-        before = [grads[i].clone() for i in self._forced] if measure is not None else []
-        self._field.add_to(grads)
+        def decayed() -> list[Tensor]:
+            return [torch.add(grads[i], self.weights[i], alpha=decays[i]) for i in self._forced]
+
+        before = [] if measure is None else decayed()
+        if not self._beside.join():
+            self._field.compute()
+        self._field.add(grads)
         if measure is not None:
-            measure(before, [grads[i] for i in self._forced])
+            measure(before, decayed())
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
-        return self._host_bad if self._on_host else int(self._bad)
+        return self._host_bad if self.on_host else self._descent.first_bad()
 
     def all_finite(self) -> bool:
         """Whether every weight, statistic and history value is finite. Reads the device."""
@@ -195,7 +212,7 @@ class Updater:
         return [to_array(tensor) for slot in self.history for tensor in self._spread(slot)]
 
     def last_update(self) -> dict[tuple[str, int], Tensor]:
-        """(layer, index) -> what the last iteration subtracted."""
+        """(layer, index) -> what the last iteration subtracted. Kept only for snapshot_diff."""
         return dict(zip(self._owners, self._spread(self._values), strict=True))
 
     def _spread(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -236,5 +253,5 @@ class Updater:
     def go_on(self, copies: Copies) -> None:
         """Takes over what `matched` gave, and forgets bad iterations."""
         take_over(copies)
-        self._bad.fill_(-1)
+        self._descent.revive()
         self._host_bad = -1

@@ -151,3 +151,10 @@ def test_test_shows_debug_info_of_the_net(root: Path, cli: Cli) -> None:
     assert code == 0
     assert len(re.findall(r"\]     \[Forward\] Layer conv, top blob conv data: ", err)) == 2
     assert "[Backward]" not in err
+
+
+def test_no_cuda_graph(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("forcereg.solver.loop.recorder_for", asked.append)
+    assert cli(*TRAIN, "--max-iter", 1, "--no-cuda-graph")[0] == 0 and not asked
+    assert cli(*TRAIN, "--max-iter", 1)[0] == 0 and len(asked) == 1

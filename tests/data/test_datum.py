@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forcereg.data.datum import decode
+from forcereg.data.datum import Layout, decode
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
@@ -57,3 +57,56 @@ def test_sixteen_bits_are_refused(color) -> None:
 def test_data_wins_over_float_data() -> None:
     datum = Datum(channels=1, height=1, width=2, data=b"\x01\x02", float_data=[7.0, 8.0])
     assert decode(datum.SerializeToString())[0].tolist() == [[[1, 2]]]
+
+
+def raw(label: int | None, *, first: int = 0, **more) -> bytes:
+    """A record of 2x2x3 bytes as Caffe's converters write them."""
+    return Datum(
+        channels=2, height=2, width=3, data=bytes(range(first, first + 12)), label=label, **more
+    ).SerializeToString()
+
+
+FIRST = raw(3)
+LAYOUT = Layout.of("db", b"0", FIRST, "native")
+
+
+@pytest.mark.parametrize("label", [None, 0, 7, 128, 99999, -1, 2**31 - 1])
+@pytest.mark.parametrize("more", [{}, {"encoded": False}], ids=["", "encoded-false"])
+def test_raw_records_are_read_at_once_as_one_by_one(label: int | None, more: dict[str, bool]) -> None:
+    values = [FIRST, raw(label, first=40, **more), raw(label, first=80), FIRST]
+    found = LAYOUT.decode_alike(values)
+    assert found is not None
+    images, labels = found
+    expected = [decode(value) for value in values]
+    assert images.dtype == np.uint8 and images.tolist() == [image.tolist() for image, _ in expected]
+    assert labels == [one for _, one in expected]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(FIRST[:-3], id="cut-in-the-pixels"),
+        pytest.param(FIRST[:-1], id="cut-in-the-label"),
+        pytest.param(FIRST + b"\xff", id="damaged-tail"),
+        pytest.param(FIRST + Datum(data=bytes(12)).SerializeToString(), id="pixels-twice"),
+        pytest.param(FIRST + Datum(channels=1).SerializeToString(), id="shape-twice"),
+        pytest.param(FIRST + Datum(float_data=[1.0]).SerializeToString(), id="floats-too"),
+        pytest.param(raw(3, encoded=True), id="an-image-file"),
+        pytest.param(Datum(channels=2, height=3, width=2, data=bytes(12)).SerializeToString(), id="another-shape"),
+        pytest.param(Datum(label=3).SerializeToString() + raw(None), id="label-first"),
+    ],
+)
+def test_other_records_are_left_to_be_read_one_by_one(value: bytes) -> None:
+    assert LAYOUT.decode_alike([FIRST, value]) is None
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(encoded(picture("RGB")), id="image-files"),
+        pytest.param(Datum(channels=1, height=1, width=2, float_data=[1.0, 2.0]).SerializeToString(), id="floats"),
+    ],
+)
+def test_only_raw_sets_are_read_at_once(first: bytes) -> None:
+    assert Layout.of("db", b"0", first, "native").decode_alike([first]) is None

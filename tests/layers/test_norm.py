@@ -41,10 +41,20 @@ def test_lrn(shape: tuple[int, ...], size: int, alpha: float, beta: float, k: fl
     np.testing.assert_allclose(y.numpy(), direct_lrn(x.numpy(), size, alpha, beta, k, within), rtol=1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+@pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("region", ["WITHIN_CHANNEL", "ACROSS_CHANNELS"])
-def test_lrn_gradient(region: str) -> None:
-    net = layer_net("LRN", f"lrn_param {{ local_size: 3 norm_region: {region} }}", (2, 3, 3, 2))
-    assert gradcheck(net, noise(2, 3, 3, 2).requires_grad_())
+def test_lrn_gradient(region: str, size: int, beta: float) -> None:
+    param = f"lrn_param {{ local_size: {size} beta: {beta} k: 2 norm_region: {region} }}"
+    net = layer_net("LRN", param, (2, 4, 3, 2))
+    assert gradcheck(net, noise(2, 4, 3, 2).requires_grad_())
+
+
+def test_a_nan_stays_in_its_lrn_windows() -> None:
+    x = noise(1, 6, 2, 2)
+    x[0, 0, 0, 0] = torch.nan
+    (y,) = apply("LRN", "lrn_param { local_size: 3 }", x)
+    assert y.isnan().nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize(

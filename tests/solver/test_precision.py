@@ -11,7 +11,6 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer
-from forcereg.solver import update
 from forcereg.solver.loop import Solver
 from forcereg.solver.precision import CARRIERS, PRODUCTS, LossScale
 from forcereg.spec import LayerSpec
@@ -233,7 +232,7 @@ def test_on_a_device_the_same_without_reading_it(steps: str, tmp_path: Path) -> 
     results = []
     for on_host in (True, False):
         solver, _ = regression(tmp_path, "momentum: 0.9 weight_decay: 0.01", amp="fp16")
-        solver.updater._on_host = on_host
+        solver.updater.on_host = on_host
         solver.scale.value.fill_(2.0)
         bad = {"good": (), "left-out": (1,), "diverged": (1, 2)}[steps]
         for iteration in range(3):
@@ -250,16 +249,6 @@ def test_on_a_device_the_same_without_reading_it(steps: str, tmp_path: Path) -> 
         torch.testing.assert_close(weights[name], weights_[name], rtol=1e-6, atol=1e-7)
     if steps != "diverged":
         torch.testing.assert_close(history[0], history_[0], rtol=1e-6, atol=1e-7)
-
-
-def test_suppress_skips_one_step_only() -> None:
-    first_bad = torch.full((), -1, dtype=torch.int64)
-    fine = torch.tensor(True)
-    grads = [torch.full((2,), float("nan"))]
-    assert float(update.suppress(grads, fine, first_bad, 3, torch.tensor(True))) == 0
-    assert grads[0].tolist() == [0, 0]
-    assert float(update.suppress(grads, fine, first_bad, 4, torch.tensor(False))) == 1
-    assert int(first_bad) == -1
 
 
 def test_whole_run_in_each_precision(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_update_that_never_reads_the_device(tmp_path: Path, monkeypatch: pytest.
     extra = 'momentum: 0.9 weight_decay: 0.01 clip_gradients: 1 lr_policy: "exp" gamma: 0.9'
     host, _ = regression(tmp_path, extra)
     device, _ = regression(tmp_path, extra)
-    device.updater._on_host = False
+    device.updater.on_host = False
     monkeypatch.setattr(device, "check_finite", lambda: None)
     host.step(3, batch())
     device.step(3, batch())

@@ -101,7 +101,7 @@ def test_a_frozen_blob_keeps_its_value(kind: str) -> None:
     before = net.params["ip"][0].detach().clone()
     updater = Updater(net, p, torch.device("cpu"), "s")
     for iteration in range(2):
-        updater.clear_gradients()
+        updater.begin(iteration)
         net(x=torch.ones(2, 3))["y"].sum().backward()
         updater.apply(iteration, 0.1, torch.tensor(1.0))
     assert torch.equal(net.params["ip"][0], before) and not torch.equal(net.params["ip"][1], torch.zeros(2))

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forcereg.errors import ForceregError
+from forcereg.registry import solver_type
 from forcereg.schema.text import parse_solver
 from forcereg.solver import update
 from forcereg.solver.force import ForceField, force_gradient
+from forcereg.solver.ondevice import Descent
 
 
 def some(seed: int = 0) -> list[Tensor]:
@@ -97,34 +99,81 @@ def test_sgd_with_the_rate_on_the_device_equals_a_number() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_suppress_from_the_first_bad_iteration_on() -> None:
+def descent(kind: str, extra: str = "momentum: 0.9") -> tuple[Descent, list[Tensor], list[list[Tensor]]]:
+    """How a device updates three weights, these, and their history."""
+    rule = solver_type.get(kind)()
+    weights = some(5)
+    history = [[torch.zeros_like(weight) for weight in weights] for _ in range(rule.slots)]
+    return Descent(rule, parse_solver(extra).message, weights, history, MULTS, torch.device("cpu")), weights, history
+
+
+@pytest.mark.parametrize("momentum", [0, 0.75])
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_a_device_updates_as_the_rule_says(kind: str, momentum: float) -> None:
+    extra = f"momentum: {momentum} rms_decay: 0.9 momentum2: 0.9 delta: 1e-4"
+    device, weights, history = descent(kind, extra)
+    rule, p = solver_type.get(kind)(), parse_solver(extra).message
+    expected, expected_history = some(5), [[torch.zeros_like(t) for t in slot] for slot in history]
+    for iteration in range(4):
+        rate = 0.1 / (iteration + 1)
+        device.set(iteration, rate)
+        found = device.step(some(iteration), torch.tensor(False))
+        values = rule(p, some(iteration), expected_history, rate, MULTS)
+        torch._foreach_sub_(expected, values)
+        for one, other in zip([*found, *weights], [*values, *expected], strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7)
+    assert device.first_bad() == -1
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "Adam"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_device_stops_at_the_first_bad_iteration(first: int, kind: str) -> None:
     """Also a later finite loss with finite gradients changes nothing any more."""
-    p = parse_solver("momentum: 0.9").message
-    weights, velocity = some(5), [torch.zeros_like(tensor) for tensor in some()]
-    bad = torch.full((), -1, dtype=torch.int64)
-    losses = [1.0, 2.0, float("nan"), float("inf"), 1.0, 1.0]
-    kept: list[Tensor] = []
-    for iteration, loss in enumerate(losses):
-        grads = some(iteration)
-        if not np.isfinite(loss):
-            for grad in grads:
-                grad.fill_(float("nan"))
-        live = update.suppress(grads, torch.tensor(loss).isfinite(), bad, iteration)
-        values = update.SGD()(p, grads, [velocity], torch.tensor(0.1), (1.0, 1.0, 1.0))
-        torch._foreach_sub_(weights, torch._foreach_mul(values, live))
-        assert float(live) == (iteration < 2)
-        if iteration == 1:
-            kept = [weight.clone() for weight in weights]
-            assert not any(torch.equal(weight, start) for weight, start in zip(weights, some(5), strict=True))
-    assert int(bad) == 2
-    for weight, expected in zip(weights, kept, strict=True):
-        assert torch.equal(weight, expected)
-    assert all(bool(tensor.isfinite().all()) for tensor in velocity)
+    device, weights, history = descent(kind)
+    kept: list[Tensor] = [*some(5), *(torch.zeros_like(t) for slot in history for t in slot)]
+    for iteration in range(first + 3):
+        if iteration == first:
+            kept = [tensor.clone() for tensor in (*weights, *(t for slot in history for t in slot))]
+        bad = iteration in (first, first + 1)
+        device.set(iteration, 0.1)
+        device.step([grad * (float("nan") if bad else 1) for grad in some(iteration)], torch.tensor(bad))
+    assert device.first_bad() == first
+    for found, expected in zip((*weights, *(t for slot in history for t in slot)), kept, strict=True):
+        assert torch.equal(found, expected)
+    device.revive()
+    device.set(7, 0.1)
+    device.step(some(1), torch.tensor(False))
+    assert device.first_bad() == -1 and not torch.equal(weights[0], kept[0])
+    device.set(8, 0.1)
+    device.step(some(1), torch.tensor(True))
+    assert device.first_bad() == 8
 
 
-def test_suppress_keeps_iteration_zero() -> None:
-    bad = torch.full((), -1, dtype=torch.int64)
-    grads = [torch.ones(2)]
-    for iteration, finite in enumerate([False, True, False]):
-        update.suppress(grads, torch.tensor(finite), bad, iteration)
-    assert int(bad) == 0
+@pytest.mark.parametrize("kind", ["SGD", "AdaGrad"])
+def test_a_device_skips_one_step_only(kind: str) -> None:
+    device, weights, history = descent(kind)
+    fine = torch.tensor(False)
+    device.set(3, 0.1)
+    device.step([torch.full_like(grad, float("nan")) for grad in some(1)], fine, torch.tensor(True))
+    assert all(torch.equal(found, expected) for found, expected in zip(weights, some(5), strict=True))
+    assert not any(tensor.any() for slot in history for tensor in slot)
+    device.set(4, 0.1)
+    device.step(some(1), fine, fine)
+    assert not torch.equal(weights[0], some(5)[0]) and device.first_bad() == -1
+
+
+@pytest.mark.parametrize("rate", [1e39, -1e39, 3e38, float("nan")])
+def test_a_rate_beyond_float32(rate: float) -> None:
+    """3e38 times the multiplier 2."""
+    with pytest.raises(OverflowError, match="overflow"):
+        descent("SGD")[0].set(0, rate)
+
+
+def test_frozen_weights_stay() -> None:
+    rule, p = solver_type.get("SGD")(), parse_solver("momentum: 0.9").message
+    weights, history = some(5), [[torch.zeros_like(tensor) for tensor in some()]]
+    device = Descent(rule, p, weights, history, (0.0, 1.0, 0.0), torch.device("cpu"))
+    device.set(0, 0.1)
+    device.step([torch.full_like(some()[0], torch.inf), *some()[1:]], torch.tensor(False))
+    moved = [not torch.equal(found, before) for found, before in zip(weights, some(5), strict=True)]
+    assert moved == [False, True, False]
