@@ -161,7 +161,7 @@ LARGE = [
     _large(
         "dummy", _wide(LARGEST, 1, 1), "net.prototxt:1: layer 'd': its tops need 8.0 GiB, more memory than there is"
     ),
-    _large("force", _wide(1, 1, 100_000, more=FORCED), "not enough memory", "force_decay: 0.1"),
+    _large("force", _wide(1, 1, 100_000, more=FORCED), "not enough memory", 'force_decay: 0.1 force_type: "Constant"'),
 ]
 
 STEPS = "\n".join(f"stepvalue: {LARGEST}" for _ in range(100_000))
