@@ -136,7 +136,7 @@ def descend(
         if not max(abs(rate * lr_mult), abs(decay)) <= LARGEST:
             raise OverflowError("rate or decay overflows float32")
         torch._fused_sgd_(
-            *([one[i] for i in chosen] for one in (weights, grads, velocity)),
+            *([_in_order(one[i]) for i in chosen] for one in (weights, grads, velocity)),
             weight_decay=decay,
             momentum=momentum,
             lr=1.0,
@@ -145,6 +145,11 @@ def descend(
             maximize=False,
             is_first_step=False,
         )
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """A channels_last tensor as the contiguous one that its memory is, which torch's fused update need not copy."""
+    return tensor if tensor.dim() != 4 or tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
 
 
 class _Adaptive(Rule):
