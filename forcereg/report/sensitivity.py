@@ -45,7 +45,7 @@ def table(points: Sequence[Point]) -> Any:
 def picture(points: Sequence[Point], kind: str) -> bytes:
     """Accuracy against the error reached, a curve for each layer. Raises ForceregError without matplotlib."""
     whole, *rest = points
-    figure = figure_type()(figsize=(8, 5), layout="constrained")
+    figure = figure_type()(figsize=(8, 5))
     axes = figure.subplots()
     names = list(dict.fromkeys(point.layer for point in rest))
     for number, name in enumerate(names):

@@ -56,8 +56,11 @@ class Updater:
         forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
         self._forced = [position for position, factor in enumerate(forces) if factor]
         self.weights: list[Tensor] = [every[i].blob for i in live]
+        # decay and force commute where neither looks at the gradient
+        additive = p.regularization_type == "L2" and (p.force_decay_type, p.force_direction) == ("fixed", "all")
+        self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         if device.type == "cpu":
-            copies = 2 + self._rule.slots
+            copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
             layers = {spec.name: spec for spec in net.spec.layers}
             needed = [(layers[every[i].layer], copies * every[i].blob.nbytes) for i in live]
             check_room(needed, "gradients, updates and history")
@@ -69,9 +72,6 @@ class Updater:
         self._beside = Beside(device)
         self.on_host = device.type == "cpu"
         self._host_bad = -1
-        # decay and force commute where neither looks at the gradient
-        additive = p.regularization_type == "L2" and (p.force_decay_type, p.force_direction) == ("fixed", "all")
-        self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         self._groups = update.grouped(self._lr_mults, self._decays)
 
     @property
