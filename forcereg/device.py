@@ -59,14 +59,13 @@ def keep_freed_memory() -> None:
     """Lets glibc keep freed activations for the next iteration instead of giving them back to the system.
 
     Otherwise every iteration faults the same pages in again: 1,200 faults or a fifth of the time of a LeNet
-    step, 17,000 faults or a tenth of AlexNet's forward pass, whose blobs exceed 32 MiB. Applies to the process; does
-    nothing where the C library is another one.
+    step. Applies to the process; does nothing where the C library is another one. Larger blocks than glibc's maximum
+    go back, which costs a tenth of AlexNet's forward pass: kept, they would leave holes that other nets don't fit.
     """
-    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    m_trim_threshold, m_mmap_threshold = -1, -3
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
     mallopt(m_mmap_threshold, 32 << 20)  # glibc's maximum
     mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_mmap_max, 0)  # nothing is mapped apart, however large

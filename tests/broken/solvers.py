@@ -150,7 +150,7 @@ LARGE = [
         _wide(1, 15000, 15000, 'weight_filler { type: "xavier" }'),
         "layer 'ip': not enough memory to fill",
     ),
-    _large("history", _wide(1, 13000, 13000), "not enough memory (tried to allocate", growth=1800),
+    _large("history", _wide(1, 12000, 12000), "not enough memory (tried to allocate", growth=1800),
     _large(
         "top",
         _wide(1, 1, 1) + TILED.format(LARGEST),
