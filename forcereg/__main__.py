@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import re
 import sys
 import warnings
@@ -110,7 +109,10 @@ def main(argv: list[str] | None = None) -> None:
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {message}\n"
     try:
-        _leave(cli.main(args, prog_name="forcereg", standalone_mode=False) or 0)
+        code = cli.main(args, prog_name="forcereg", standalone_mode=False) or 0
+        from forcereg.solver.launch import leave
+
+        leave(code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(0)
@@ -130,14 +132,6 @@ def main(argv: list[str] | None = None) -> None:
             _fail(str(shortage(error)), 1, debug)
         summary = (str(error).splitlines() or [""])[0]
         _fail(f"internal error: {type(error).__name__}: {summary} (run again with --debug)", 1, debug)
-
-
-def _leave(code: int) -> None:
-    if "WORLD_SIZE" not in os.environ:  # the light way: no torch
-        sys.exit(code)
-    from forcereg.solver.launch import leave
-
-    leave(code)
 
 
 def _usage_hint(error: click.ClickException) -> str:

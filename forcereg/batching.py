@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from forcereg.data.feed import supply
 from forcereg.layers import Layer
 from forcereg.layers.base import Shape
 from forcereg.net import Net
@@ -91,9 +92,7 @@ def forward_batches(net: Net, batches: Sequence[Mapping[str, Tensor]]) -> tuple[
 def gathered(net: Net, inputs: Mapping[str, Tensor] | None) -> Outputs:
     """All that a forward of `net` reads: `inputs`, and the next batch of each data layer that they leave out."""
     blobs = dict(inputs or {})
-    for feed in net.feeds.values():
-        if not any(top in blobs for top in feed.tops):
-            blobs.update(zip(feed.tops, feed.next(), strict=True))
+    supply(net.feeds.values(), blobs)
     return blobs
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import forcereg.registry as registry
-from forcereg.data.feed import Feed, FeedContext
+from forcereg.data.feed import Feed, FeedContext, supply
 from forcereg.data.memory_data import memory_feed
 from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError, did_you_mean
@@ -312,9 +312,7 @@ class Net(nn.Module):
 
     def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str]) -> dict[str, Tensor]:
         env = self._checked(inputs)
-        for feed in self.feeds.values():
-            if not any(top in inputs for top in feed.tops):
-                env.update(zip(feed.tops, feed.next(), strict=True))
+        supply(self.feeds.values(), env)
         missing = [name for name in self.inputs if name not in env]
         if missing:
             needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -144,3 +144,10 @@ class Feed(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Stop threads and free memory; the feed can still be used, it starts again by itself."""
+
+
+def supply(feeds: Iterable[Feed], blobs: dict[str, Tensor]) -> None:
+    """Adds the next batch of each feed to `blobs`, unless one of its tops is there already."""
+    for feed in feeds:
+        if not any(top in blobs for top in feed.tops):
+            blobs.update(zip(feed.tops, feed.next(), strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.solver.update import LARGEST, SGD, Nesterov, Rule, Tensors
+from forcereg.solver.update import LARGEST, SGD, Nesterov, Rule, Tensors, grouped
 
 
 class Descent:
@@ -32,12 +32,12 @@ class Descent:
     ) -> None:
         self._rule, self._p, self._weights, self._history = rule, p, weights, history
         self._lr_mults = lr_mults
-        distinct = sorted(set(lr_mults) - {0.0})
-        self._largest = max(map(abs, distinct), default=0.0)
-        self._mults = torch.tensor(distinct, device=device)
+        groups = {mult: chosen for (mult,), chosen in grouped(lr_mults)}
+        self._frozen = groups.pop(0.0, [])
+        self._groups = list(groups.values())
+        self._largest = max(map(abs, groups), default=0.0)
+        self._mults = torch.tensor(list(groups), device=device)
         self._rates = torch.zeros_like(self._mults)
-        self._groups = [[i for i, one in enumerate(lr_mults) if one == mult] for mult in distinct]
-        self._frozen = [i for i, one in enumerate(lr_mults) if not one]
         self._rate = torch.zeros((), device=device)
         self._dead = torch.zeros((), device=device)  # 1 from the first bad iteration on
         self._iteration = torch.zeros((), dtype=torch.float64, device=device)  # stands still from there on

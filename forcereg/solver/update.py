@@ -60,13 +60,21 @@ def clip(grads: Tensors, threshold: float) -> None:
     torch._foreach_mul_(grads, torch.where(norm > threshold, threshold / norm, 1.0))
 
 
+Group = tuple[tuple[float, ...], list[int]]
+"""Factors, and the positions of the parameters that have them."""
+
+
+def grouped(*factors: Sequence[float]) -> list[Group]:
+    """Parameters of equal factors together; the sequences are parallel."""
+    groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    for index, found in enumerate(zip(*factors, strict=True)):
+        groups[found].append(index)
+    return list(groups.items())
+
+
 def by_value(factors: Sequence[float], *lists: Tensors) -> list[tuple[float, list[list[Tensor]]]]:
     """Groups parallel lists by factor, dropping factor 0: one foreach call per distinct multiplier."""
-    groups: dict[float, list[int]] = defaultdict(list)
-    for index, factor in enumerate(factors):
-        if factor:
-            groups[factor].append(index)
-    return [(factor, [[one[i] for i in chosen] for one in lists]) for factor, chosen in groups.items()]
+    return [(factor, [[one[i] for i in chosen] for one in lists]) for (factor,), chosen in grouped(factors) if factor]
 
 
 def decay(grads: Tensors, weights: Tensors, factors: Sequence[float], kind: str) -> None:
@@ -113,26 +121,15 @@ class Nesterov(SGD):
         return values
 
 
-Group = tuple[float, float, list[int]]
-"""lr_mult, weight_decay * decay_mult, and the positions of the parameters that have them."""
-
-
-def grouped(lr_mults: Sequence[float], decays: Sequence[float]) -> list[Group]:
-    """Parameters of equal multipliers together."""
-    groups: dict[tuple[float, float], list[int]] = defaultdict(list)
-    for index, both in enumerate(zip(lr_mults, decays, strict=True)):
-        groups[both].append(index)
-    return [(*both, chosen) for both, chosen in groups.items()]
-
-
 def descend(
     weights: Tensors, grads: Tensors, velocity: Tensors, groups: Sequence[Group], rate: float, momentum: float
 ) -> None:
     """Caffe's SGD with L2 decay in one pass over memory: v = momentum * v + rate * (g + decay * w), w -= v.
 
-    The lists are parallel and their tensors laid out alike. Raises OverflowError for factors beyond float32.
+    The lists are parallel and their tensors laid out alike; `groups` are by lr_mult and weight_decay * decay_mult.
+    Raises OverflowError for factors beyond float32.
     """
-    for lr_mult, decay, chosen in groups:
+    for (lr_mult, decay), chosen in groups:
         if not max(abs(rate * lr_mult), abs(decay)) <= LARGEST:
             raise OverflowError("rate or decay overflows float32")
         torch._fused_sgd_(
