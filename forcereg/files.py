@@ -1,4 +1,7 @@
-"""Writing files so that a reader never sees half of one: beside the target, flushed, then renamed."""
+"""Reading files without waiting for what isn't one, and writing them so that a reader never sees half of one.
+
+A file is written beside its target, flushed, then renamed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from forcereg.errors import ForceregError
 
@@ -22,11 +27,58 @@ _FIXES = {
 }
 
 
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file, or a link to one, open for reading bytes.
+
+    Raises OSError, whose `strerror` says why, for what can't be opened or is a folder, pipe, socket or device (a pipe
+    would be waited for, a device may have no end); ValueError for a name that no system has.
+    """
+    check_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)  # it may be another one by now
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: str | Path, most: int | None = None) -> bytes:
+    """The content of a regular file. Raises as `open_file`, and OSError for one of more than `most` bytes."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {most:,}", os.fspath(path))
+        return file.read() if most is None else file.read(most)
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises OSError as `open_file`, without opening anything, for a path that a library will open."""
+    _check_mode(path, os.stat(path).st_mode)
+
+
+def _check_mode(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, f"it is {kind}, expected a regular file", os.fspath(path))
+
+
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write; it becomes `path` when the block ends, and vanishes if the block fails.
 
-    The old file stays whole until the new one is on disk. Only a killed process leaves `.<name>.<hex>.tmp`.
+    The old file stays whole until the new one is on disk, and the new one keeps its mode. Only a killed process
+    leaves `.<name>.<hex>.tmp`.
     Raises ForceregError for what the system refuses: full disk, file size limit, permission, missing folder.
     """
     target = Path(os.path.realpath(path))  # a link is kept and what it points to is replaced
@@ -37,7 +89,11 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             raise ForceregError(f"cannot write {path}: there is no folder {target.parent}; make it first")
         if target.exists() and not target.is_file():
             raise ForceregError(f"cannot write {path}: it is no regular file; choose another name")
+        mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
+        _create(temp, mode)
         yield temp
+        if mode is not None:
+            os.chmod(temp, mode)
         _sync(temp)
         os.replace(temp, target)
     except OSError as exc:
@@ -49,6 +105,11 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             temp.unlink()
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is complete
         _sync(target.parent)
+
+
+def _create(temp: Path, mode: int | None) -> None:
+    """Makes the temporary file, empty; one whose mode will be another's is nobody else's to read until then."""
+    os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.files import replace_file, write_bytes, write_text
+from forcereg.files import check_regular, open_file, read_file, replace_file, write_bytes, write_text
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -159,3 +160,50 @@ except ForceregError as exc:
     ]
     assert os.listdir(tmp_path) == ["a"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o640, 0o444, 0o755], ids=oct)
+def test_the_new_file_keeps_the_mode_of_the_old(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    with replace_file(path) as temp:
+        assert stat.S_IMODE(temp.stat().st_mode) & ~mode & 0o077 == 0, "others may read what is being written"
+        temp.write_text("new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_new_file_has_the_mode_that_the_process_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(os.path.relpath(path))
+        listener.close()
+    for read in (open_file, read_file, check_regular):
+        with pytest.raises(OSError) as caught:
+            read(path)
+        assert caught.value.strerror == f"it is a {kind}, expected a regular file"
+
+
+def test_a_file_that_is_longer_than_asked_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_file(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(OSError, match="it has 5 bytes, expected at most 4"):
+        read_file(tmp_path / "a", 4)
