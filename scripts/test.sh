@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Lint, types and all tests, in the project's own environment; arguments go to pytest:
-#   bash scripts/test.sh [-k lenet ...]
+#   bash scripts/test.sh [--all [--minutes N]] [-k lenet ...]
+# --all runs fuzzers and stress tests in their long forms, too: each fuzzer for an hour, or N minutes.
 # Tests run in one process per core, at most 8; -n 0 runs them in one, as --pdb needs.
 # FORCEREG_DATA and FORCEREG_GOLDEN name folders of real data and of further golden cases (see tests/).
 set -euo pipefail
 
+if [[ ${1:-} == --all ]]; then
+  set -- --long "${@:2}"
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev
 python=.venv/bin/python

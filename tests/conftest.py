@@ -28,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOP = Path(__file__).resolve().parents[1]
+pytest_plugins = ("tests.long_forms",)
 
 
 def pytest_collection_finish() -> None:
