@@ -1,4 +1,4 @@
-"""Tests of many rounds, of which the suite runs few: fuzzers and stress tests. `pytest --long` runs their long forms."""
+"""Fuzzers and stress tests, tests of many rounds: few in the suite, their long forms with `pytest --long`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def rounds(request: pytest.FixtureRequest, long_form: bool, record_property: Cal
 
     With --long there are `long` rounds, or as many as fit in --minutes; the summary tells how many there were.
     """
+
     def rounds(count: int, long: int | None = None) -> Iterator[random.Random]:
         most = long if long_form else count
         end = time.monotonic() + 60 * request.config.getoption("--minutes")
