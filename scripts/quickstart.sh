@@ -110,3 +110,4 @@ done
 "$bin/python" "$scripts/quickstart.py" "$error" "$iterations" "$tuning" $((100 * test_batches)) \
   "${mnist:-the digits of scikit-learn}"
 echo "Everything is in $PWD: solvers and nets (*.prototxt), weights (*.caffemodel.h5), ranks (*.json)."
+echo "To go on: . $(printf %q "$bin/activate"), then forcereg --help"
