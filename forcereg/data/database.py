@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from forcereg.data.buffers import Recycled
 from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, shared_set
-from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead
+from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead, first_nonfinite
 from forcereg.data.records import open_records
 from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
@@ -130,6 +131,16 @@ class DatabaseFeed(Feed):
     def size(self) -> int | None:
         """See Feed."""
         return open_records(self.path).count()
+
+    def find_nonfinite(self, most: int | None = None) -> str | None:
+        """See Feed; bytes are finite, so that only records of floats are read."""
+        if self.layout.dtype.kind != "f":
+            return None
+        for key, value in islice(open_records(self.path).read(), most):
+            image, _ = self.layout.decode(key, value)
+            if (bad := first_nonfinite(image)) is not None:
+                return str(record_error(self.layout.source, key, f"{image.flat[bad]:g}"))
+        return None
 
     def _outputs(self) -> Callable[[], Tensor | None]:
         """Memory for a batch: on the CPU one that is kept."""

@@ -106,6 +106,12 @@ class LabelRange:
         return f"0 to {self.count - 1}{or_ignored} for {self.consumer}"
 
 
+def first_nonfinite(values: np.ndarray) -> int | None:
+    """Position, in the flattened `values`, of the first nan or infinite one; None if all are finite."""
+    finite = np.isfinite(values)
+    return None if finite.all() else int(finite.argmin())
+
+
 class Feed(ABC):
     """Supplies the tops of one data layer, batch by batch: float32 tensors of fixed shapes.
 
@@ -127,6 +133,13 @@ class Feed(ABC):
 
     def size(self) -> int | None:
         """Records in one pass over the source; None if there is no such number."""
+        return None
+
+    def find_nonfinite(self, most: int | None = None) -> str | None:
+        """Where the first nan or infinite value is among the source's first `most` records (None: all), and which.
+
+        They are read from the beginning, in the source's order; what comes next stays. None if there is none.
+        """
         return None
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:  # noqa: B027

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.feed import Feed, FeedContext, LabelRange, Shard, seed_of, seeded
+from forcereg.data.feed import Feed, FeedContext, LabelRange, Shard, first_nonfinite, seed_of, seeded
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.paths import resolve
 from forcereg.registry import source
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rows = slice | Tensor
 Shape = tuple[int, ...]
 CPU = torch.device("cpu")
+PIECE = 1 << 24  # bytes of values that are looked at at a time
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,24 @@ class HDF5Feed(Feed):
                 tensors.append(torch.from_numpy(values))
         return tensors
 
+    def find_nonfinite(self, most: int | None = None) -> str | None:
+        """See Feed; a few rows at a time are in memory."""
+        left = self.size() if most is None else most
+        for file in self.files:
+            with _opened(file.named, file.path) as opened:
+                for top, item in zip(self.tops, file.items, strict=True):
+                    dataset = _dataset(file.named, opened, top)
+                    step = max(1, (PIECE // 4) // max(1, prod(item)))
+                    for first in range(0, min(left, file.rows), step):
+                        values = _values(file.named, top, dataset, slice(first, min(first + step, left)))
+                        if (bad := first_nonfinite(values)) is not None:
+                            row = first + bad // (values.size // len(values))
+                            return f"{file.named}: dataset '{top}', row {row}: {values.flat[bad]:g}"
+            left -= file.rows
+            if left <= 0:
+                break
+        return None
+
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed; any top may hold labels. They are checked when their file is read."""
         self.limits.setdefault(top or self.tops[-1], []).append(LabelRange(count, ignore, consumer))
@@ -312,10 +331,10 @@ def _dataset(named: str, file: h5py.File, top: str) -> h5py.Dataset:
     return found
 
 
-def _values(named: str, top: str, dataset: h5py.Dataset) -> np.ndarray:
+def _values(named: str, top: str, dataset: h5py.Dataset, rows: slice = slice(None)) -> np.ndarray:
     try:
         # HDF5 converts while it reads, in small pieces; but it has no conversion of booleans
-        values = dataset[()] if dataset.dtype.kind == "b" else dataset.astype(np.float32)[()]
+        values = dataset[rows] if dataset.dtype.kind == "b" else dataset.astype(np.float32)[rows]
     except MemoryError as error:
         size = f"{4 * prod(dataset.shape) / 2**30:,.1f} GiB"
         raise ForceregError(

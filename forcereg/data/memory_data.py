@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.feed import Feed, FeedContext, LabelRange
+from forcereg.data.feed import Feed, FeedContext, LabelRange, first_nonfinite
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.registry import source
+from forcereg.schema.scan import shown
 from forcereg.spec import LayerSpec
 
 
@@ -90,6 +91,14 @@ class MemoryFeed(Feed):
         """See Feed."""
         if self._arrays is not None:
             self.row = (self.row + batches * self.batch) % len(self._arrays[0])
+
+    def find_nonfinite(self, most: int | None = None) -> str | None:
+        """See Feed."""
+        for top, values in zip(self.tops, self._arrays or (), strict=False):
+            rows = values[:most].cpu().numpy()
+            if (bad := first_nonfinite(rows)) is not None:
+                return f"{self.spec.where}: array '{shown(top)}', item {bad // rows[0].size}: {rows.flat[bad]:g}"
+        return None
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed; checked by `set_arrays`."""
