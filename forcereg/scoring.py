@@ -68,6 +68,29 @@ def check_blobs(net: Net, device: torch.device) -> None:
         check_room([max(sizes, key=lambda layer: layer[1])] if sizes else [], "its top")
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How many records of a data layer's source, of `records`, some batches of `batch` take."""
+
+    seen: int
+    records: int
+    batch: int
+
+
+def coverage(net: Net, batches: int, quick: bool = False) -> list[Coverage]:
+    """Of each data layer of which so many batches are not every record once (and the last batch's rest once more).
+
+    `quick`: only of sources that needn't be read for it.
+    """
+    found = []
+    for feed in net.feeds.values():
+        batch = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 0
+        records = feed.size(batch * batches if quick else None) if batch else None
+        if records and -(-records // batch) != batches:
+            found.append(Coverage(batch * batches, records, batch))
+    return list(dict.fromkeys(found))
+
+
 class Tally:
     """Sums over batches of a net's total loss and of every output element, on the device.
 

@@ -7,12 +7,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forcereg.check import Options, Report, check_file, looks_like_solver
 from forcereg.errors import ForceregError
+from forcereg.schema.text import parse_solver
 from forcereg.shipped import configs_dir, shipped_configs
-from tests.data.lmdbs import numbered, put_lmdb
+from forcereg.solver import policy
+from forcereg.solver.loop import Solver
+from tests.conftest import RunCli
+from tests.data.lmdbs import numbered, put_lmdb, raw
 from tests.data.pictures import put_images
+from tests.solver.nets import Recorder
 
 NET = """
 name: "n"
@@ -199,7 +206,10 @@ def test_data_is_read_though_the_net_has_no_memory(source: str, here: Path) -> N
     kind, rest = source.split(" ", 1)
     (here / "net.prototxt").write_text(f'layer {{ name: "d" type: {kind} top: "data" {rest} }}\n')
     report = check_file("net.prototxt")
-    assert report.errors == [] and report.facts["TRAIN data 'd'"] == "the first 1,000 records read, all fine"
+    assert report.errors == []
+    read = {"ImageData": "all 3 records", "HDF5Data": "all 5 records", "Data": "all 20 records"}
+    found = read.get(kind.split('"')[1], "the first 1,000 records")
+    assert report.facts["TRAIN data 'd'"] == f"{found} read, all fine"
 
 
 def test_nothing_to_learn(here: Path) -> None:
@@ -225,6 +235,65 @@ def test_what_lies_behind_absent_data_is_judged_by_given_shapes(here: Path) -> N
     given = Options(input_shapes={"data": (4, 1, 4, 5), "label": (4,)})
     report = check_file("net.prototxt", given)
     assert len(report.errors) == 1 and "layer 'p': kernel" in report.errors[0]
+
+
+BAD_VALUE = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+
+
+def put_h5(folder: Path, value: float, shuffle: bool = False) -> None:
+    """A net on 8 rows of an HDF5 file, one of row 5's values `value`."""
+    data = np.ones((8, 3), np.float32)
+    data[5, 1] = value
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["data"], file["label"] = data, np.zeros(8, np.float32)
+    (folder / "a.txt").write_text("a.h5\n")
+    put_net(folder)
+    text = (folder / "net.prototxt").read_text().split("\n", 3)
+    source = f'hdf5_data_param {{ source: "a.txt" batch_size: 2 shuffle: {str(shuffle).lower()} }}'
+    (folder / "net.prototxt").write_text(
+        f'layer {{ name: "d" type: "HDF5Data" top: "data" top: "label" {source} }}\n{text[3]}'
+    )
+
+
+@BAD_VALUE
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_values_that_are_not_finite_in_hdf5(value: float, shuffle: bool, here: Path) -> None:
+    put_h5(here, value, shuffle)
+    (error,) = check_file("solver.prototxt").errors
+    assert error.startswith(f"a.h5: dataset 'data', row 5: {value:g}; expected finite values")
+    put_h5(here, 2.0, shuffle)
+    assert check_file("solver.prototxt").errors == []
+
+
+def test_what_is_said_of_the_data(here: Path, run_cli: RunCli) -> None:
+    put_h5(here, np.nan)
+    bad = run_cli("check", "solver.prototxt", cwd=here)
+    (problem,) = [line for line in bad.stdout.splitlines() if line.startswith("problem: ")]
+    assert bad.returncode == 1 and problem.startswith("problem: a.h5: dataset 'data', row 5: nan; expected")
+    put_h5(here, 1.0)
+    good = run_cli("check", "solver.prototxt", cwd=here)
+    assert good.returncode == 0 and "TRAIN data 'd'  all 8 records read, all fine\n" in good.stdout
+
+
+@BAD_VALUE
+@pytest.mark.parametrize("records", [1, 6, 7, 1000])
+def test_values_that_are_not_finite_in_a_database(value: float, records: int, here: Path) -> None:
+    images = np.ones((9, 1, 4, 5), np.float32)
+    images[6, 0, 3, 2] = value
+    put_lmdb(here / "floats", [(b"%d" % number, raw(image)) for number, image in enumerate(images)])
+    text = (here / "net.prototxt").read_text()
+    (here / "net.prototxt").write_text(text.replace('"db"', '"floats"').replace("batch_size: 4", "batch_size: 3"))
+    report = check_file("net.prototxt", Options(records=records))
+    told = f"floats: record '6': {value:g}"
+    assert [error.partition(";")[0] for error in report.errors] == ([told] if records > 6 else [])
+
+
+def test_a_mean_that_is_not_finite(here: Path) -> None:
+    (here / "net.prototxt").write_text(
+        (here / "net.prototxt").read_text().replace("data_param", "transform_param { mean_value: nan } data_param", 1)
+    )
+    (error,) = check_file("net.prototxt").errors
+    assert "layer 'd': batch 0 of blob 'data': nan or inf; expected finite values" in error
 
 
 @pytest.mark.parametrize("records", [4, 8, 1000])
@@ -272,9 +341,102 @@ def test_snapshots_that_the_disk_cannot_hold(here: Path) -> None:
     assert "2,000,000,000 snapshots need" in error and "free; make room" in error
 
 
-def test_a_test_that_does_not_see_every_record(here: Path) -> None:
-    report = edited(here, ("test_iter: 5", "test_iter: 3"))
-    assert report.warnings == ["test net #0 sees 12 of 20 records a test (test_iter 3)"]
+@pytest.mark.parametrize(
+    ("batches", "seen"),
+    [
+        (3, "12 of 20 records"),
+        (5, None),
+        (6, "its 20 records 1.2 times"),
+        (10, "its 20 records 2 times"),
+    ],
+)
+def test_a_test_that_does_not_see_every_record_once(batches: int, seen: str | None, here: Path) -> None:
+    report = edited(here, ("test_iter: 5", f"test_iter: {batches}"))
+    assert report.warnings == ([f"test net #0 sees {seen} a test (test_iter {batches})"] if seen else [])
+
+
+def test_a_last_batch_that_goes_round_is_no_mistake(here: Path) -> None:
+    put_lmdb(here / "db", [(b"last", numbered(1)[0][1])])  # 21 records: the sixth batch has one of them
+    assert edited(here, ("test_iter: 5", "test_iter: 6")).warnings == []
+    assert edited(here).warnings == ["test net #0 sees 20 of 21 records a test (test_iter 5)"]
+
+
+POLICIES = [
+    'lr_policy: "fixed"',
+    'lr_policy: "step" gamma: 0.1 stepsize: 3',
+    'lr_policy: "exp" gamma: 0.75',
+    'lr_policy: "inv" gamma: 0.25 power: 0.75',
+    'lr_policy: "poly" power: 1.5',
+    'lr_policy: "sigmoid" gamma: -0.5 stepsize: 4',
+    *(f'lr_policy: "multistep" gamma: 0.1 {steps}' for steps in (
+        "stepvalue: 0", "stepvalue: 9", "stepvalue: 8 stepvalue: 4", "stepvalue: 4 stepvalue: 8", "stepvalue: 10",
+        "stepvalue: 9 stepvalue: 9", "stepvalue: 7 stepvalue: 7 stepvalue: 7 stepvalue: 7",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_rates_are_those_of_training(text: str, here: Path) -> None:
+    usual = SOLVER[: SOLVER.index("lr_policy")]
+    (here / "solver.prototxt").write_text(f"{usual} {text} max_iter: 10 display: 1 snapshot_after_train: false")
+    recorder = Recorder()
+    Solver("solver.prototxt", observers=[recorder]).solve()
+    rates = [event.rate for event in recorder.of("rate")]
+    told = check_file("solver.prototxt").facts["learning rate"]
+    assert len(rates) == 10 and told.endswith(f": {rates[0]:g} at first, {rates[-1]:g} at last")
+
+
+@settings(max_examples=60)
+@given(steps=st.lists(st.integers(0, 12), max_size=6), at=st.integers(0, 20), step=st.integers(0, 3))
+def test_steps_reached_are_those_of_the_loop(steps: list[int], at: int, step: int) -> None:
+    p = parse_solver('lr_policy: "multistep"' + "".join(f" stepvalue: {value}" for value in steps)).message
+    wanted = step
+    for iteration in range(at + 1):
+        wanted = policy.advance(p, iteration, wanted)
+    assert policy.reached(p, at, step) == wanted
+
+
+MULTISTEP = ('lr_policy: "step"', 'lr_policy: "multistep"')
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([("max_iter: 40\n", "")], "max_iter is missing, so it is 0"),
+        ([("test_iter: 5\n", "")], "test_interval is 20, but test_iter is missing: nothing"),
+        ([("snapshot: 20", "snapshot_after_train: false")], "no snapshot is written"),
+        ([("snapshot: 20", "snapshot: 50 snapshot_after_train: false")], "no snapshot is written"),
+        ([MULTISTEP], "has no stepvalue, so the learning rate never changes"),
+        ([MULTISTEP, ("stepsize: 10", "stepvalue: 20 stepvalue: 10")], "stepvalue 10 stands behind 20; steps are"),
+        ([MULTISTEP, ("stepsize: 10", "stepvalue: 20 stepvalue: 20")], "stepvalue 20 stands behind 20"),
+        ([MULTISTEP, ("stepsize: 10", "stepvalue: 20 stepvalue: 40")], "stepvalue 40 is never reached: max_iter is 40"),
+        ([("stepsize: 10", "stepsize: 10 stepvalue: 20")], 'lr_policy "step" doesn\'t look at stepvalue'),
+        ([MULTISTEP, ("stepsize: 10", "stepvalue: 20 stepvalue: 39")], None),
+        ([("test_iter: 5\ntest_interval: 20\n", "")], None),
+        ([("snapshot: 20\n", "")], None),
+    ],
+)
+def test_likely_mistakes(changes: list[tuple[str, str]], says: str | None, here: Path) -> None:
+    report = edited(here, *changes)
+    assert report.errors == []
+    assert [says in text for text in report.warnings] == [True] if says else report.warnings == []
+
+
+def test_impossible_schedules_are_problems_only(here: Path) -> None:
+    report = edited(here, ("stepsize: 10\n", ""))
+    assert any("stepsize is 0" in error for error in report.errors) and "learning rate" not in report.facts
+
+
+def test_a_large_blob_that_nobody_reads(here: Path) -> None:
+    param = "convolution_param { num_output: 9 kernel_size: 1 }"
+    inner = f'layer {{ name: "c" type: "Convolution" bottom: "data" top: "c" {param} }}'
+    put_net(here, inner)
+    (train, test) = check_file("solver.prototxt").warnings
+    assert "net.prototxt:4: layer 'c': no layer of the training net reads blob 'c' (4x9x4x5)" in train
+    assert "all its 720 values are shown" in train and "of the test net" in test
+    assert check_file("net.prototxt").warnings == []  # a net without a solver is for its outputs
+    put_net(here, f'{inner} layer {{ name: "s" type: "Silence" bottom: "c" }}')
+    assert check_file("solver.prototxt").warnings == []
 
 
 def test_weights_that_do_not_fit(here: Path) -> None:

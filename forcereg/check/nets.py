@@ -12,6 +12,7 @@ from forcereg.check.report import Options, Report
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.memory_data import MemoryFeed
 from forcereg.data.sources import open_source
+from forcereg.errors import ForceregError
 from forcereg.layers import make_layer
 from forcereg.load import net_root
 from forcereg.net import Net
@@ -106,22 +107,28 @@ def _check_layers(
 def check_data(net: Net, options: Options, report: Report) -> None:
     """Reads the first records of every data layer as training would, labels against the losses included."""
     phase = ("TRAIN", "TEST")[net.spec.phase]
-    for name, count in _check_feeds(net.feeds, options, report).items():
-        report.facts[f"{phase} data '{shown(name)}'"] = f"the first {count:,} records read, all fine"
+    for name, read in _check_feeds(net.feeds, options, report).items():
+        report.facts[f"{phase} data '{shown(name)}'"] = f"{read} read, all fine"
 
 
-def _check_feeds(feeds: Mapping[str, Feed], options: Options, report: Report) -> dict[str, int]:
-    """How many records of each source were read, those without a problem only; closes them."""
+def _check_feeds(feeds: Mapping[str, Feed], options: Options, report: Report) -> dict[str, str]:
+    """What was read of each source, those without a problem only; closes them."""
     read = {}
     for name, feed in feeds.items():
         if isinstance(feed, MemoryFeed):
             continue
-        size = batch_size(feed)
-        batches = -(-options.records // size)
-        if report.attempt(lambda: _read(feed, batches)):  # noqa: B023  (called at once)
-            read[name] = batches * size
+        batches = -(-options.records // batch_size(feed))
+        if report.attempt(lambda: _read(name, feed, batches, options.records)):  # noqa: B023  (called at once)
+            read[name] = _records(feed, batches * batch_size(feed))
         feed.close()
     return read
+
+
+def _records(feed: Feed, seen: int) -> str:
+    records = feed.size(seen)
+    if records is not None and records <= seen:
+        return f"all {records:,} records" if records > 1 else "the only record"
+    return f"the first {seen:,} records"
 
 
 def check_fed(net: Net, report: Report) -> None:
@@ -138,10 +145,22 @@ def batch_size(feed: Feed) -> int:
     return max(1, feed.shapes[0][0]) if feed.shapes and feed.shapes[0] else 1
 
 
-def _read(feed: Feed, batches: int) -> bool:
-    for _ in range(batches):
-        feed.next()
+def _read(name: str, feed: Feed, batches: int, records: int) -> bool:
+    """Raises ForceregError for what training would stop at, values that aren't finite among it."""
+    for index in range(batches):
+        for top, values in zip(feed.tops, feed.next(), strict=True):
+            if not values.isfinite().all():
+                where = f"layer '{shown(name)}': batch {index} of blob '{shown(top)}': nan or inf"
+                raise _not_finite(feed.find_nonfinite(max(records, 1)) or where)
+    if found := feed.find_nonfinite(records):  # the batches may have held others, by shuffling or cropping
+        raise _not_finite(found)
     return batches > 0
+
+
+def _not_finite(where: str) -> ForceregError:
+    return ForceregError(
+        f"{where}; expected finite values, as the loss isn't with any other; correct it or take it out"
+    )
 
 
 def net_facts(net: Net) -> str:

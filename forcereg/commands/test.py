@@ -32,7 +32,7 @@ def command(**options: Any) -> None:
     """Score a net: each batch's outputs on standard error, then the mean of each output on standard output."""
     from forcereg.device import choose_device
     from forcereg.load import load_net
-    from forcereg.scoring import check_blobs, read_outputs, score
+    from forcereg.scoring import check_blobs, coverage, read_outputs, score
     from forcereg.solver.debug import Watch
     from forcereg.solver.events import Event
     from forcereg.solver.log import GlogWriter, describe
@@ -61,6 +61,13 @@ def command(**options: Any) -> None:
             batches.line(f"Batch {index}, {output.name} = {output.value:g}")
 
     check_blobs(net, device)
+    one_batch = given.iterations == 1
+    for one in coverage(net, given.iterations, quick=True):
+        text = f"{'covers' if one_batch else 'cover'} {one.seen:,} of the {one.records:,} records"
+        if one.seen > one.records:
+            verb = "goes" if one_batch else "go"
+            text = f"{verb} round the {one.records:,} records {one.seen / one.records:.3g} times"
+        batches.line(f"{given.iterations:,} {'batch' if one_batch else 'batches'} of {one.batch:,} {text}", "W")
     with Watch(net) if net.spec.debug_info else contextlib.nullcontext() as watch:
         result = score(net, given.iterations, after=show)
     means.line(f"Loss: {result.loss:g}")

@@ -128,9 +128,9 @@ class DatabaseFeed(Feed):
         if count:
             self.cursor %= count
 
-    def size(self) -> int | None:
+    def size(self, most: int | None = None) -> int | None:
         """See Feed."""
-        return open_records(self.path).count()
+        return open_records(self.path).count(most)
 
     def find_nonfinite(self, most: int | None = None) -> str | None:
         """See Feed; bytes are finite, so that only records of floats are read."""

@@ -131,8 +131,11 @@ class Feed(ABC):
         for _ in range(batches):
             self.next()
 
-    def size(self) -> int | None:
-        """Records in one pass over the source; None if there is no such number."""
+    def size(self, most: int | None = None) -> int | None:
+        """Records in one pass over the source; None if there is no such number.
+
+        Also if it is above `most`, where that is faster to find out.
+        """
         return None
 
     def find_nonfinite(self, most: int | None = None) -> str | None:

@@ -150,7 +150,7 @@ class HDF5Feed(Feed):
         """See Feed; nothing is read."""
         self.order.take(batches * self.batch * self.shard.size)
 
-    def size(self) -> int:
+    def size(self, most: int | None = None) -> int:
         """See Feed."""
         return self.starts[-1]
 

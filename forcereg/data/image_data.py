@@ -180,7 +180,7 @@ class ImageFeed(PlannedFeed):
         self._kept: _Kept | None = None
         self._resident: Tensor | None = None
 
-    def size(self) -> int:
+    def size(self, most: int | None = None) -> int:
         """See Feed."""
         return len(self.files)
 

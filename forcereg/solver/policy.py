@@ -48,18 +48,23 @@ def advance(p: Any, iteration: int, current_step: int) -> int:
     return current_step
 
 
+def reached(p: Any, iteration: int, current_step: int = 0) -> int:
+    """current_step as of `iteration` in a run from the start, or from that `current_step` on, by `advance`."""
+    if p.lr_policy != "multistep":
+        return advance(p, iteration, current_step)
+    at = 0
+    while current_step < len(p.stepvalue) and (at := max(at, p.stepvalue[current_step])) <= iteration:
+        current_step = advance(p, at, current_step)
+        at += 1
+    return current_step
+
+
 def catch_up(p: Any, iteration: int, current_step: int) -> int:
     """current_step on resuming at `iteration`: at least what a run from the start would have there.
 
     So a state without it, or edited stepvalues, don't catch up one step per iteration at too high a rate.
     """
-    if p.lr_policy == "multistep":
-        taken_at = -1
-        for index, value in enumerate(p.stepvalue):
-            taken_at = max(value, taken_at + 1)
-            if taken_at < iteration:
-                current_step = max(current_step, index + 1)
-    return current_step
+    return max(current_step, reached(p, iteration - 1)) if p.lr_policy == "multistep" else current_step
 
 
 @lr_policy("fixed")

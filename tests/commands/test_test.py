@@ -68,3 +68,21 @@ def test_bad_usage(args: list[str], says: str, cli: Cli) -> None:
     code, _, err = cli("test", *args)
     assert code == 2
     assert says in said(err)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "says"),
+    [
+        (1, "1 batch of 5 covers 5 of the 10 records"),
+        (2, None),
+        (3, "3 batches of 5 go round the 10 records 1.5 times"),
+    ],
+)
+def test_says_how_much_of_the_data_is_seen(
+    iterations: int, says: str | None, trained: tuple[Path, Recorder], cli: Cli
+) -> None:
+    root, _ = trained
+    args = ["--model", root / "net.prototxt", "--weights", root / "s_iter_5.caffemodel.h5"]
+    code, _, err = cli("test", *args, "--iterations", iterations, "--device", "cpu")
+    lines = [line.partition("] ")[2] for line in err.splitlines() if line.startswith("W")]
+    assert code == 0 and lines == ([says] if says else [])
