@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -179,7 +179,7 @@ def net_latencies(
     batch: int | None = None,
     *,
     device: str | torch.device = "cpu",
-    input_shapes: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     root: Path | None = None,
     allow_python_layers: bool = False,
 ) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -123,19 +122,21 @@ def net_root(file: NetFile) -> Path:
 
 
 def net_shapes(
-    file: NetFile, input_shapes: str | None = None, root: Path | None = None, allow_python_layers: bool = False
+    file: NetFile,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
 ) -> Shapes | None:
     """Blob shapes of a net, of its test phase where both phases have the blob; None if they cannot be known.
 
-    input_shapes: JSON, data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
+    input_shapes: data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
     """
-    given = json.loads(input_shapes) if input_shapes else None
     shapes: dict[str, Sequence[int]] = {}
     for phase in (TRAIN, TEST):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the net is trained
-                shapes.update(infer_shapes(file, phase, given, root, allow_python_layers))
+                shapes.update(infer_shapes(file, phase, input_shapes, root, allow_python_layers))
         except ForceregError:
             continue  # a phase without layers, a data source that is not here, code that may not run
     return shapes or None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -97,20 +97,22 @@ def summarize(net: Net) -> Summary:
 
 
 def net_cost(
-    file: NetFile, input_shapes: str | None = None, root: Path | None = None, allow_python_layers: bool = False
+    file: NetFile,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
 ) -> Cost | None:
     """All layers' MACs for one item and learned values, of either phase, in the test phase where both have the layer.
 
     None if they cannot be known. Arguments as for `load.net_shapes`.
     """
-    given = json.loads(input_shapes) if input_shapes else None
     rows: dict[str, Row] = {}
     for phase in (TRAIN, TEST):
         try:
             spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")  # told where the net is trained
-                net = Net(spec, input_shapes=given, allow_python_layers=allow_python_layers)
+                net = Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
         except ForceregError:
             continue  # a phase without layers, a data source that is not here, code that may not run
         rows.update({row.name: row for row in summarize(net).rows})

@@ -29,6 +29,7 @@ ORDER = (
     "device",
     "spec",
     "memory",
+    "hdf5",
     "layers",
     "fuse",
     "data",

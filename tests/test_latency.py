@@ -29,11 +29,11 @@ layer { name: "ip" type: "InnerProduct" bottom: "conv2" top: "ip"
   inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
 """
-SHAPES = '{"data": [4, 4, 9, 9], "label": [4]}'
+SHAPES = {"data": [4, 4, 9, 9], "label": [4]}
 CPU = torch.device("cpu")
 
 
-def prepared(text: str = NET, method: str = "pca", weights: Any = None, shapes: str = SHAPES) -> Prepared:
+def prepared(text: str = NET, method: str = "pca", weights: Any = None, shapes: Any = SHAPES) -> Prepared:
     file = parse_net(text)
     if weights is None:
         net = load_net(file, input_shapes={"data": (4, 4, 9, 9), "label": (4,)}, seed=1)

@@ -141,7 +141,7 @@ def latencies(made: Sequence[Made], opened: Mapping[str, Opened], device: torch.
     for one in made:
         own = opened[one.point.net]
         allow = own.allow_python_layers
-        shapes = net_shapes(one.net, own.model.attrs.get("forcereg_input_shapes"), own.root, allow)
+        shapes = net_shapes(one.net, own.model.input_shapes, own.root, allow)
         fed = fed_shapes(one.net, shapes or {}, batch)
         keys.append(f"{fed} {one.net.message}")
         if keys[-1] not in runs:

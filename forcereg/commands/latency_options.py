@@ -61,7 +61,7 @@ class LatencyOptions:
                 [(file, opened.prepared.weights), (net_from_message(result.net, file.name), result.weights)],
                 self.batch,
                 device=device,
-                input_shapes=opened.model.attrs.get("forcereg_input_shapes"),
+                input_shapes=opened.model.input_shapes,
                 root=opened.root,
                 allow_python_layers=opened.allow_python_layers,
             )

@@ -59,7 +59,7 @@ class Opened:
         from forcereg.cost import Cost
         from forcereg.summary import net_cost
 
-        shapes = self.model.attrs.get("forcereg_input_shapes")
+        shapes = self.model.input_shapes
         if known := net_cost(file, shapes, self.root, self.allow_python_layers):
             return known
         learned = {layer.name for layer in file.message.layer if layer.type != "BatchNorm"}
@@ -150,7 +150,7 @@ class LayerOptions:
         model = read_weights(snapshot)
         file, root = asked_net(self.model, model)
         model = modern(model, {layer.name: layer.type for layer in file.message.layer})
-        shapes = net_shapes(file, model.attrs.get("forcereg_input_shapes"), root, self.allow_python_layers)
+        shapes = net_shapes(file, model.input_shapes, root, self.allow_python_layers)
         prepared = self._prepared(file, model.layers, shapes, selection)
         return Opened(model, root, prepared, self.allow_python_layers, scores)
 

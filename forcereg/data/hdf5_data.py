@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from forcereg.data.feed import Feed, FeedContext, LabelRange, Shard, first_nonfinite, seed_of, seeded
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.files import check_regular, open_file, read_file
+from forcereg.memory import free_memory
 from forcereg.paths import resolve
 from forcereg.registry import source
 from forcereg.schema.scan import shown
@@ -23,10 +26,15 @@ from forcereg.spec import LayerSpec
 if TYPE_CHECKING:
     import h5py
 
+    from forcereg.hdf5 import Reader
+
 Rows = slice | Tensor
 Shape = tuple[int, ...]
 CPU = torch.device("cpu")
 PIECE = 1 << 24  # bytes of values that are looked at at a time
+HDF5 = b"\x89HDF\r\n\x1a\n"
+LIST = 64 << 20  # bytes of a list of files
+MUCH = 64 << 20  # bytes: for fewer, what is free isn't asked
 
 
 @dataclass(frozen=True)
@@ -201,9 +209,9 @@ class HDF5Feed(Feed):
         """All datasets of a file as float32 on the host, labels checked."""
         file = self.files[number]
         tensors = []
-        with _opened(file.named, file.path) as opened:
+        with _opened(file.named, file.path) as reader:
             for top, item in zip(self.tops, file.items, strict=True):
-                dataset = _dataset(file.named, opened, top)
+                dataset = _dataset(file.named, reader, top)
                 if dataset.shape != (file.rows, *item):
                     raise ForceregError(
                         f"{file.named}: dataset '{top}' is {list(dataset.shape)}, was {[file.rows, *item]} at the "
@@ -266,11 +274,9 @@ def _find(root: Path, listing: str, tops: Sequence[str]) -> list[File]:
     """The files of a list, each with the same datasets. Relative names are taken from `root`, as the list's is."""
     path = resolve(root, listing)
     try:
-        names = path.read_text().split()
+        names = read_file(path, LIST).decode().split()
     except UnicodeDecodeError:
-        import h5py
-
-        kind = "an HDF5 file itself" if h5py.is_hdf5(path) else "not a text file"
+        kind = "an HDF5 file itself" if _is_hdf5(path) else "not a text file"
         raise ForceregError(f"source '{listing}' is {kind}; expected a text file that lists HDF5 files") from None
     except OSError as error:
         raise ForceregError(f"source '{listing}': {path} cannot be read ({error.strerror}); check the path") from error
@@ -288,8 +294,8 @@ def _find(root: Path, listing: str, tops: Sequence[str]) -> list[File]:
 
 
 def _header(named: str, path: Path, tops: Sequence[str]) -> File:
-    with _opened(named, path) as opened:
-        shapes = [_dataset(named, opened, top).shape for top in tops]
+    with _opened(named, path) as reader:
+        shapes = [_dataset(named, reader, top).shape for top in tops]
     rows = shapes[0][0]
     for top, shape in zip(tops, shapes, strict=True):
         if shape[0] != rows:
@@ -299,26 +305,41 @@ def _header(named: str, path: Path, tops: Sequence[str]) -> File:
     return File(named, path, rows, tuple(shape[1:] for shape in shapes))
 
 
-def _opened(named: str, path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _opened(named: str, path: Path) -> Iterator[Reader]:
+    """A reader of the file. What it refuses and what h5py finds wrong in the block raises ForceregError."""
     import h5py
 
+    from forcereg.hdf5 import DAMAGE, Reader, Refused
+
     try:
-        return h5py.File(path)
+        check_regular(path)
+        with h5py.File(path, "r") as file:
+            yield Reader(file, path.stat().st_size)
     except FileNotFoundError:
         raise ForceregError(
             f"{named}: no such file ({path}); names in the list start where the net's paths do"
         ) from None
-    except OSError as error:
-        cause = error.strerror or str(error).splitlines()[0]
+    except Refused as error:
+        raise ForceregError(f"{named}: {error}; write it again") from error
+    except DAMAGE as error:
+        cause = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise ForceregError(f"{named}: not a readable HDF5 file ({shown(cause, 200)}); write it again") from error
 
 
-def _dataset(named: str, file: h5py.File, top: str) -> h5py.Dataset:
+def _is_hdf5(path: Path) -> bool:
+    with open_file(path) as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def _dataset(named: str, reader: Reader, top: str) -> h5py.Dataset:
+    """The dataset of a top, counted as read."""
     import h5py
 
-    found = file.get(top)
+    found = reader.find(top)
     if found is None:
-        hint = did_you_mean(top, file) or f"; it has {', '.join(file) or 'none'}"
+        names = list(islice(reader.root, 1000))
+        hint = did_you_mean(top, names) or f"; it has {', '.join(names) or 'none'}"
         raise ForceregError(f"{named}: no dataset '{top}'{hint} (datasets are called as the tops)")
     if not isinstance(found, h5py.Dataset):
         raise ForceregError(f"{named}: '{top}' is a group; expected a dataset called as the top")
@@ -328,17 +349,22 @@ def _dataset(named: str, file: h5py.File, top: str) -> h5py.Dataset:
     if not found.shape or 0 in found.shape:
         what = f"is {list(found.shape)}, without values" if found.shape else "is a single value"
         raise ForceregError(f"{named}: dataset '{top}' {what}; expected one row or more")
+    reader.reserve(found)
     return found
 
 
 def _values(named: str, top: str, dataset: h5py.Dataset, rows: slice = slice(None)) -> np.ndarray:
+    """Rows of a dataset as float32. Raises ForceregError."""
+    needed = 4 * len(range(*rows.indices(len(dataset)))) * prod(dataset.shape[1:])
     try:
+        if needed > MUCH and needed > free_memory():
+            raise MemoryError
         # HDF5 converts while it reads, in small pieces; but it has no conversion of booleans
         values = dataset[rows] if dataset.dtype.kind == "b" else dataset.astype(np.float32)[rows]
     except MemoryError as error:
-        size = f"{4 * prod(dataset.shape) / 2**30:,.1f} GiB"
         raise ForceregError(
-            f"{named}: dataset '{top}' needs {size}, more memory than there is; split it into several files"
+            f"{named}: dataset '{top}' needs {needed / 2**30:,.1f} GiB, more memory than there is; split it into "
+            "several files"
         ) from error
     except OSError as error:
         raise ForceregError(f"{named}: dataset '{top}' cannot be read ({error}); write the file again") from error

@@ -9,14 +9,17 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
-from forcereg.files import write_bytes
+from forcereg.files import read_file, write_bytes
 from forcereg.schema import BlobProto
+
+MOST = 1 << 29
+"""Bytes of a mean image's file: 100 megapixels of doubles are fewer."""
 
 
 def read_mean(path: Path) -> np.ndarray:
     """The mean image (C, H, W), float32, of a .binaryproto file. Raises ForceregError."""
     try:
-        blob = BlobProto.FromString(path.read_bytes())
+        blob = BlobProto.FromString(read_file(path, MOST))
     except OSError as error:
         raise ForceregError(f"mean_file {path}: cannot be read ({error.strerror})") from error
     except DecodeError as error:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.files import refused, write_bytes
+from forcereg.files import check_regular, refused, write_bytes
 from forcereg.layers.base import Layer, Shape, count
 from forcereg.paths import resolve
 from forcereg.registry import layer
@@ -105,7 +105,7 @@ def create(path: Path, rows: Rows) -> None:
     with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
         for name, values in rows.items():
             file.create_dataset(name, data=values, chunks=_chunks(values), maxshape=(None,) * values.ndim)
-    write_bytes(path, image.getbuffer())
+    write_bytes(path, image.getvalue())
 
 
 def _chunks(values: np.ndarray) -> tuple[int, ...] | bool:
@@ -119,13 +119,20 @@ def append(path: Path, rows: Rows) -> None:
     """Adds rows to the datasets that `create` made. Raises ForceregError, and then the file is as before."""
     import h5py
 
+    from forcereg.hdf5 import DAMAGE, Reader, Refused
+
     try:
+        check_regular(path)
         with Staged(path) as staged:
             with h5py.File(staged, "r+") as file:
+                reader = Reader(file, staged.seek(0, os.SEEK_END))
                 for name, values in rows.items():
-                    _extend(file[name], values, path)
+                    dataset = reader.find(name)
+                    if not isinstance(dataset, h5py.Dataset):
+                        raise Refused(f"there is no dataset '{name}'")
+                    _extend(dataset, values, path)
             staged.commit()
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as exc:
+    except DAMAGE as exc:
         if isinstance(exc, OSError) and exc.strerror:
             raise refused(path, exc) from exc
         cause = " ".join(str(exc).split())

@@ -4,7 +4,16 @@ What needs h5py imports it when it is called: training begins without.
 """
 
 from forcereg.snapshot.binary import check_size
-from forcereg.snapshot.content import WEIGHTS, Blobs, ModelFile, StateFile, check_names, fingerprint, fitted
+from forcereg.snapshot.content import (
+    INPUT_SHAPES,
+    WEIGHTS,
+    Blobs,
+    ModelFile,
+    StateFile,
+    check_names,
+    fingerprint,
+    fitted,
+)
 from forcereg.snapshot.load import Copies, LoadReport, load_into, matched, modern, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
@@ -12,6 +21,7 @@ from forcereg.snapshot.read import model_of, read, read_model, read_state
 from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
+    "INPUT_SHAPES",
     "WEIGHTS",
     "Blobs",
     "Copies",

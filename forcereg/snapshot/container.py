@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forcereg.errors import ForceregError
-from forcereg.files import replace_file
+from forcereg.files import open_file, replace_file
 
 FOOTER = 16  # bytes
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -40,7 +40,7 @@ def write(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open for reading. Raises ForceregError if it cannot be opened or is empty."""
     try:
-        raw = path.open("rb")
+        raw = open_file(path)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         raise ForceregError(f"cannot read {path}: {reason.lower()}; check the path") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,15 @@ class ModelFile:
     diffs: Blobs = field(default_factory=dict)
     legacy: bool = False
 
+    @property
+    def input_shapes(self) -> dict[str, list[int]] | None:
+        """Blob -> shape of what the net was fed, as far as the file tells; None for what isn't of our form."""
+        try:
+            found = json.loads(self.attrs.get(INPUT_SHAPES, ""))
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) and all(map(_is_shape, found.values())) else None
+
 
 @dataclass(frozen=True)
 class StateFile:
@@ -48,8 +58,16 @@ class StateFile:
         return saved is None or saved == fingerprint(model.layers)
 
 
+INPUT_SHAPES = "forcereg_input_shapes"
+"""The attribute of a model that holds the shapes of its net's inputs, in JSON."""
+PARTS = 60
+"""Parts between the `/`s of a layer's name, which become groups within groups; see forcereg.hdf5.DEEPEST."""
 WEIGHTS = "weights"
 """The entry of a state's `extra` that holds the fingerprint of its model."""
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and 0 <= n < 1 << 31 for n in value)
 
 
 def fingerprint(layers: Blobs) -> int:
@@ -71,6 +89,9 @@ def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
     parts = {name: name.split("/") for name in layers}
     groups = {"/".join(split[: i + 1]) for split in parts.values() for i in range(len(split))}
     for name, blobs in layers.items():
+        if len(parts[name]) > PARTS:
+            text = f"{len(parts[name])} parts between `/`, HDF5 groups that deep are refused"
+            raise ForceregError(f"{where}: layer {name[:60]!r}... has {text}; choose a shorter name")
         if "\0" in name or not {"", "."}.isdisjoint(parts[name]):
             raise ForceregError(f"{where}: layer {name!r} cannot be stored in HDF5; choose a plain name")
         for blob in (f"{name}/{index}" for index in blobs):

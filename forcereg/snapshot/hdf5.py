@@ -22,17 +22,15 @@ import numpy as np
 from torch import Tensor
 
 from forcereg.errors import ForceregError
+from forcereg.hdf5 import DAMAGE, Member, Reader, Refused, is_text
 from forcereg.snapshot import container
 from forcereg.snapshot.content import Blobs, ModelFile, StateFile, check_names
 
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _STATE = ("iter", "current_step", "learned_net", "history")
-# What h5py raised for files without checksum when bytes in every part of them were changed; a link that leads
-# nowhere gives None, hence AttributeError, and a number may lack its value, hence IndexError (a LookupError).
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
-def model_image(model: ModelFile) -> memoryview:
+def model_image(model: ModelFile) -> bytes:
     """A model as the content of a file. Raises ForceregError if the name of a layer cannot be stored."""
 
     def fill(file: h5py.File) -> None:
@@ -45,7 +43,7 @@ def model_image(model: ModelFile) -> memoryview:
     return _image(fill)
 
 
-def state_image(state: StateFile) -> memoryview:
+def state_image(state: StateFile) -> bytes:
     """A state as the content of a file. Raises TypeError for what its `extra` cannot hold."""
 
     def fill(file: h5py.File) -> None:
@@ -67,50 +65,51 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
     In `extra` numbers (0-d arrays too) come back as int, float or bool, tensors as arrays.
     """
     _check_whole(raw, path)
-    with _damage_told(path), h5py.File(raw, "r") as file:  # through `raw`: no file locks, which some systems refuse
-        if isinstance(file.get("data"), h5py.Group):
-            return _read_model(file, path)
-        if any(name in file for name in _STATE):
-            return _read_state(file, path)
+    with _opened(raw, path) as reader:  # through `raw`: no file locks, which some systems refuse
+        if isinstance(reader.find("data"), h5py.Group):
+            return _read_model(reader, path)
+        if any(reader.find(name) is not None for name in _STATE):
+            return _read_state(reader, path)
     raise ForceregError(f"{path}: holds neither a model (group 'data') nor a solver state ('iter', 'history', ...)")
 
 
-def pack_extra(extra: Mapping[str, object]) -> memoryview:
+def pack_extra(extra: Mapping[str, object]) -> bytes:
     """`extra` as the image of an HDF5 file, for a state of another format. Raises TypeError as `state_image`."""
     return _image(lambda file: _put_extra(file, extra))
 
 
 def unpack_extra(image: bytes, path: Path) -> dict[str, Any]:
     """`pack_extra` back. Raises ForceregError, opened by `path`, for damage."""
-    with _damage_told(path), h5py.File(io.BytesIO(image), "r") as file:
-        return _get_extra(file)
+    with _opened(io.BytesIO(image), path) as reader:
+        return _get_extra(reader, reader.root)
 
 
-def _read_model(file: h5py.File, path: Path) -> ModelFile:
-    layers = _get_blobs(file["data"], path)
-    diffs = _get_blobs(file["diff"], path) if "diff" in file else {}
-    attrs = {key: text for key, text in file.attrs.items() if isinstance(text, str)}
-    return ModelFile(path, layers, attrs, diffs)
+def _read_model(reader: Reader, path: Path) -> ModelFile:
+    data, diff = (reader.find(name) for name in ("data", "diff"))
+    layers, diffs = (_get_layers(reader, root, path) if isinstance(root, h5py.Group) else {} for root in (data, diff))
+    return ModelFile(path, layers, reader.texts(reader.root), diffs)
 
 
-def _read_state(file: h5py.File, path: Path) -> StateFile:
-    for name in _STATE:
-        if name not in file:
+def _read_state(reader: Reader, path: Path) -> StateFile:
+    found = {name: reader.find(name) for name in _STATE}
+    for name, member in found.items():
+        if member is None:
             raise ForceregError(f"{path}: this is not a Caffe solver state: it lacks {name!r}")
-    history = _get_numbered(file["history"], "history", path)
+    history = _get_numbered(reader, dict(reader.members(_group(found["history"]))), "history", path)
     if list(history) != list(range(len(history))):
         raise ForceregError(f"{path}: history has datasets {list(history)}, expected 0 to {len(history) - 1}")
+    extra = reader.find("forcereg")
     return StateFile(
         path,
-        iteration=int(np.ravel(file["iter"][()])[0]),
-        current_step=int(np.ravel(file["current_step"][()])[0]),
-        learned_net=os.fsdecode(np.ravel(file["learned_net"][()])[0]),
+        iteration=_get_count(reader, found["iter"]),
+        current_step=_get_count(reader, found["current_step"]),
+        learned_net=os.fsdecode(_get_text(reader, found["learned_net"])),
         history=list(history.values()),
-        extra=_get_extra(file["forcereg"]) if "forcereg" in file else None,
+        extra=None if extra is None else _get_extra(reader, _group(extra)),
     )
 
 
-def _image(fill: Callable[[h5py.File], None]) -> memoryview:
+def _image(fill: Callable[[h5py.File], None]) -> bytes:
     """The bytes of the HDF5 file that `fill` composes.
 
     In memory (once its size): h5py would tell of a full disk only while closing.
@@ -118,7 +117,7 @@ def _image(fill: Callable[[h5py.File], None]) -> memoryview:
     image = io.BytesIO()
     with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
         fill(file)
-    return image.getbuffer()
+    return image.getvalue()
 
 
 def _check_whole(raw: BinaryIO, path: Path) -> None:
@@ -137,11 +136,14 @@ def _check_whole(raw: BinaryIO, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    """What h5py finds wrong in the block raises ForceregError."""
+def _opened(image: BinaryIO, path: Path) -> Iterator[Reader]:
+    """A reader of an open file. What it refuses and what h5py finds wrong in the block raises ForceregError."""
     try:
-        yield
-    except _DAMAGE as exc:
+        with h5py.File(image, "r") as file:
+            yield Reader(file, container.size(image))
+    except Refused as exc:
+        raise ForceregError(f"{path}: {exc}; use another snapshot") from exc
+    except DAMAGE as exc:
         raise container.damaged(path, exc) from exc
 
 
@@ -175,39 +177,70 @@ def _put_extra(group: h5py.Group, extra: Mapping[str, object]) -> None:
             group.create_dataset(name, data=array)
 
 
-def _get_extra(group: h5py.Group) -> dict[str, Any]:
-    return {unquote(name): _get_value(item) for name, item in group.items()}
+def _get_extra(reader: Reader, group: h5py.Group) -> dict[str, Any]:
+    return {unquote(name): _get_value(reader, member) for name, member in reader.members(group)}
 
 
-def _get_value(item: h5py.Group | h5py.Dataset) -> Any:
-    if isinstance(item, h5py.Group):
-        return _get_extra(item)
-    if h5py.check_string_dtype(item.dtype):
-        return item.asstr()[()]
-    return item[()] if item.shape else item[()].item()
+def _get_value(reader: Reader, member: Member) -> Any:
+    if isinstance(member, h5py.Group):
+        return _get_extra(reader, member)
+    if is_text(member):
+        return _get_text(reader, member).decode()
+    values = reader.values(member)
+    return values if member.shape else values.item()
 
 
-def _get_blobs(root: h5py.Group, path: Path) -> dict[str, dict[int, np.ndarray]]:
-    """All layers below `root`; groups that only lead to nested names (`inception/1x1`) are not layers."""
+def _get_layers(reader: Reader, group: h5py.Group, path: Path, name: str = "") -> dict[str, dict[int, np.ndarray]]:
+    """Layer `name` and all layers below; groups that only lead to nested names (`inception/1x1`) are not layers."""
+    members = dict(reader.members(group))
     layers = {}
-    groups: list[h5py.Group] = []
-    root.visititems(lambda _, item: groups.append(item) if isinstance(item, h5py.Group) else None)
-    for group in groups:
-        layer = group.name.removeprefix(f"{root.name}/")
-        blobs = _get_numbered(group, f"layer {layer!r}", path)
-        if blobs or not len(group):
-            layers[layer] = blobs
+    if name:
+        blobs = _get_numbered(reader, members, f"layer {name!r}", path)
+        if blobs or not members:
+            layers[name] = blobs
+    for key, member in members.items():
+        if isinstance(member, h5py.Group):
+            layers.update(_get_layers(reader, member, path, f"{name}/{key}" if name else key))
     return layers
 
 
-def _get_numbered(group: h5py.Group, where: str, path: Path) -> dict[int, np.ndarray]:
+def _get_numbered(reader: Reader, members: Mapping[str, Member], where: str, path: Path) -> dict[int, np.ndarray]:
     """The datasets `0`, `1`, ... of a group, in the order of the numbers (by name 10 would follow 1)."""
     found = {}
-    for name, item in group.items():
-        if isinstance(item, h5py.Group):
+    for name, member in members.items():
+        if isinstance(member, h5py.Group):
             continue
-        dtype = getattr(item, "dtype", np.dtype(np.void))  # None where a link leads nowhere
-        if not re.fullmatch(r"0|[1-9][0-9]*", name) or dtype.kind != "f":
-            raise ForceregError(f"{path}: {where} has a dataset {name!r} of type {dtype}, expected numbered floats")
-        found[int(name)] = np.asarray(item[()], np.float32)
+        kind = member.dtype
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name) or kind.kind != "f":
+            raise ForceregError(f"{path}: {where} has a dataset {name!r} of type {kind}, expected numbered floats")
+        found[int(name)] = np.asarray(reader.values(member), np.float32)
     return dict(sorted(found.items()))
+
+
+def _get_count(reader: Reader, member: Member | None) -> int:
+    """The whole number that a dataset holds. Raises Refused for anything else."""
+    dataset = _dataset(member)
+    values = reader.values(dataset)
+    if values.size != 1 or values.dtype.kind not in "iu":
+        raise Refused(f"{dataset.name!r} holds {values.size} values of type {values.dtype}; expected one whole number")
+    return int(values.item())
+
+
+def _get_text(reader: Reader, member: Member | None) -> bytes:
+    """The text that a dataset holds. Raises Refused for anything else."""
+    dataset = _dataset(member)
+    if not is_text(dataset):
+        raise Refused(f"{dataset.name!r} is of type {dataset.dtype}; expected a text")
+    return bytes(reader.values(dataset).item())
+
+
+def _group(member: Member | None) -> h5py.Group:
+    if not isinstance(member, h5py.Group):
+        raise Refused(f"{getattr(member, 'name', member)!r} is a dataset; expected a group")
+    return member
+
+
+def _dataset(member: Member | None) -> h5py.Dataset:
+    if not isinstance(member, h5py.Dataset):
+        raise Refused(f"{getattr(member, 'name', member)!r} is a group; expected a dataset")
+    return member

@@ -62,5 +62,5 @@ def provenance(solver: Solver) -> dict[str, str]:
         "forcereg_version": __version__,
         "forcereg_solver": to_text(solver.param),
         "forcereg_seed": str(solver.seed),
-        "forcereg_input_shapes": json.dumps(inputs),
+        snapshot.INPUT_SHAPES: json.dumps(inputs),
     }

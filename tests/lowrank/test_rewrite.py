@@ -272,4 +272,4 @@ def test_macs_are_unknown_without_shapes() -> None:
     result = decompose(file, weights, by_error(0.1), None)
     assert (result.layers[0].macs_before, result.totals.macs_after) == (None, None)
     assert result.layers[0].speedup == pytest.approx(6 * 36 / (36 + 6))
-    assert net_shapes(file, '{"x": [2, 4, 9, 8]}')["y"] == (2, 6, 7, 6)
+    assert net_shapes(file, {"x": [2, 4, 9, 8]})["y"] == (2, 6, 7, 6)

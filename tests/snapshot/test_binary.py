@@ -262,7 +262,7 @@ def misshapen(path: Path) -> None:
         (lambda path: path.write_text('\nname: "net"\n'), read, "this is text; expected a snapshot: a .caffemodel or"),
         (lambda path: path.write_bytes(b""), read, "the file is empty"),
         (lambda path: None, read, "no such file or directory; check the path"),
-        (lambda path: path.mkdir(), read, "is a directory"),
+        (lambda path: path.mkdir(), read, "it is a folder"),
         (twins, read_model, "two layers are called 'ip' and have weights; rename one of them"),
         (misshapen, read_model, r"layer 'ip' blob 0 holds 2 values in shape \[2, 3\]; expected one value each"),
         (
