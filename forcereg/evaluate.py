@@ -27,7 +27,7 @@ from forcereg.lowrank.rewrite import Weights
 from forcereg.net import Net
 from forcereg.paths import resolve
 from forcereg.schema import TEST, SolverParameter
-from forcereg.schema.text import NetFile, SolverFile, net_from_message, to_text
+from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_net, to_text
 from forcereg.scoring import Score, check_blobs, score
 from forcereg.solver.events import Event
 from forcereg.solver.log import GlogWriter
@@ -156,7 +156,9 @@ class Evaluator:
                 f"{spec.filename}: its test phase reads no data (input {', '.join(missing)}; a deploy net?); "
                 "give the net that was trained, with its data layers"
             )
-        load(net, weights)
+        known = {layer.name for layer in parse_net(spec.text, spec.filename).message.layer}
+        if lost := [name for name in load(net, weights).ignored if weights[name] and name not in known]:
+            self._warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
         check_blobs(net, self.device)
         means = score(net, self.solver.message.test_iter[0])
         for feed in self._feeds:
@@ -275,13 +277,14 @@ def weights_of(solver: Solver) -> Weights:
     return pack(solver.test_nets[0])
 
 
-def load(net: Net, weights: Weights) -> None:
+def load(net: Net, weights: Weights) -> snapshot.LoadReport:
     """Copies the weights by layer name. Raises ForceregError for a layer that they lack, or whose shapes differ."""
     layers = {name: dict(blobs) for name, blobs in weights.items()}
     report = snapshot.load_into(net.params, snapshot.ModelFile(Path("<weights>"), layers, {}), net.shared)
     if report.fresh:
         names = ", ".join(report.fresh)
         raise ForceregError(f"{net.spec.filename}: the weights lack layers {names}; give the model of this net")
+    return report
 
 
 def unfed(net: Net) -> list[str]:

@@ -39,11 +39,12 @@ def load_net(
     """A net as a torch module.
 
     `model`: a path, prototxt text or NetParameter. `weights`: a .caffemodel, also as .h5, or several, later ones
-    override; without them the fillers' values (drawn from `seed`). `input_shapes` gives data layers' top
-    shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `budget`: bytes of
+    override; without them the fillers' values (drawn from `seed`). They go by layer name: a Python warning names
+    layers with weights that the net lacks, and layers of the net that no file has. `input_shapes` gives data layers'
+    top shapes, so that their sources need not exist; feed such a net by `net(data=...)`. `budget`: bytes of
     a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
     layer. `allow_python_layers`: run code that the net names in Python layers.
-    Raises ForceregError, one line, for anything wrong in either file.
+    Raises ForceregError, one line, for anything wrong in either file, and for weights that are none of the net's.
     """
     file = net_file(model)
     device = torch.device(device)
@@ -57,8 +58,11 @@ def load_net(
     _check_given(net, input_shapes)
     if weights is None:
         return net
-    for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
-        snapshot.load_into(net.params, snapshot.read_model(os.fspath(path)), net.shared)
+    paths = [weights] if isinstance(weights, str | os.PathLike) else weights
+    models = [snapshot.read_model(os.fspath(path)) for path in paths]
+    found = [(model, snapshot.load_into(net.params, model, net.shared)) for model in models]
+    if text := snapshot.remark(found):
+        warnings.warn(text, stacklevel=2)
     return net
 
 

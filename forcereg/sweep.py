@@ -142,7 +142,7 @@ def _read(path: Path) -> Any:
 
 
 class _Warnings:
-    """An observer that tells each warning once."""
+    """An observer that tells each warning once, layers that weights leave fresh among them."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell, self.known = tell, set[str]()
@@ -150,6 +150,8 @@ class _Warnings:
     def __call__(self, event: Event) -> None:
         if event.kind == "warning":
             self.once(event.text)
+        elif event.kind == "weights" and event.report.fresh:
+            self.once(f"{event.file}: {event.report.lines()[-1]}")
 
     def once(self, text: str) -> None:
         """Unless it was told before."""

@@ -46,7 +46,7 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
         report.facts["train net"] = net_facts(train)
         _check_force(file, train, report)
         _check_learning(file, train, report)
-        _check_weights(file, root, train, report)
+        _check_weights(file, root, train, tests.values(), report)
         _check_shared(train, tests.values(), report)
         check_schedule(file, train, tests, report)
         _check_memory(train, file.message, report)
@@ -62,12 +62,20 @@ def _check_force(file: SolverFile, train: Net, report: Report) -> None:
             report.warn(f"{file.name}: force_decay is set but no weight has force_mult: nothing is regularized")
 
 
-def _check_weights(file: SolverFile, root: Path, train: Net, report: Report) -> None:
+def _check_weights(file: SolverFile, root: Path, train: Net, tests: Iterable[Net], report: Report) -> None:
+    """All files together: what one leaves fresh another may bring."""
+    found = []
+    nets = [train, *tests]
     for path in ",".join(file.message.weights).split(","):
         if path.strip():
             model = report.attempt(lambda: snapshot.read_model(resolve(root, path.strip())))  # noqa: B023
-            if model is not None:
-                report.attempt(lambda: snapshot.load_into(train.params, model, train.shared))  # noqa: B023
+            loaded = model and report.attempt(
+                lambda: snapshot.joined(snapshot.matched(net.params, model, net.shared)[1] for net in nets)  # noqa: B023
+            )
+            if loaded is not None:
+                found.append((model, loaded))
+    if text := report.attempt(lambda: snapshot.remark(found)):
+        report.warn(text)
 
 
 def _check_shared(train: Net, tests: Iterable[Net], report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,11 @@ import click
 
 from forcereg.commands import train
 from forcereg.commands.gflags import CaffeCommand
-from forcereg.errors import UsageError
+from forcereg.errors import ForceregError, UsageError
 
 if TYPE_CHECKING:
     from forcereg.schema.text import SolverFile
+    from forcereg.solver.loop import Solver
 
 ENDING = "_finetuned"
 
@@ -39,7 +41,21 @@ def command(ctx: click.Context, /, model: str, test_model: str | None, **options
     if not (options["weights"] or options["snapshot"]):
         raise UsageError("--weights is missing: the model that decompose wrote beside the net; or --snapshot to go on")
     own_prefix = any(setting.partition("=")[0].strip() == "snapshot_prefix" for setting in options["settings"])
-    train.run(ctx, options, lambda file: with_net(file, model, test_model, None if own_prefix else ENDING))
+    train.run(
+        ctx, options, lambda file: with_net(file, model, test_model, None if own_prefix else ENDING), check_chains
+    )
+
+
+def check_chains(solver: Solver, fresh: Collection[str]) -> None:
+    """Raises ForceregError if the layers `fresh`, without weights, are of a chain: it would be tuned from nothing."""
+    from forcereg.solver.clipping import chains_of
+
+    for chain in chains_of(solver.net):
+        if lacking := [part for part in chain.parts if part in fresh]:
+            raise ForceregError(
+                f"{solver.net.spec.filename}: --weights lacks {', '.join(lacking)} in place of '{chain.name}'; "
+                "give the model that decompose wrote beside this net"
+            )
 
 
 def with_net(file: SolverFile, model: str, test_model: str | None, ending: str | None) -> SolverFile:

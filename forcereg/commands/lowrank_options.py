@@ -251,7 +251,33 @@ def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
     if model is None and text is None:
         raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
     file = read_net(model) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
+    compare(weights, file)
     return file, net_root(file)
+
+
+LEARNED = frozenset({"BatchNorm", "Convolution", "Deconvolution", "Embed", "InnerProduct", "LSTM", "PReLU", "RNN"})
+"""Types of layers that never are without weights."""
+
+
+def compare(weights: ModelFile, file: NetFile) -> None:
+    """Warns of layers that the snapshot or the net alone has weights for. Raises ForceregError if it is all of them."""
+    import warnings
+
+    from forcereg.snapshot import LoadReport, remark
+
+    if not any(weights.layers.values()):
+        return  # which no command can use, and every one tells
+    layers = {layer.name: layer for layer in file.message.layer}
+    fresh = [
+        name
+        for name, layer in layers.items()
+        # a blob with a name may be another layer's
+        if layer.type in LEARNED and not weights.layers.get(name) and not any(spec.name for spec in layer.param)
+    ]
+    loaded = [name for name, blobs in weights.layers.items() if blobs and name in layers]
+    ignored = [name for name in weights.layers if name not in layers]
+    if text := remark([(weights, LoadReport(tuple(loaded), tuple(ignored), tuple(fresh)))]):
+        warnings.warn(text, stacklevel=2)
 
 
 def opened_model(snapshot: str, model: str | None) -> tuple[ModelFile, NetFile]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,16 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def run(
-    ctx: click.Context, options: Mapping[str, Any], arrange: Callable[[SolverFile], SolverFile] = lambda file: file
+    ctx: click.Context,
+    options: Mapping[str, Any],
+    arrange: Callable[[SolverFile], SolverFile] = lambda file: file,
+    judge: Callable[[Solver, Collection[str]], None] = lambda solver, fresh: None,
 ) -> None:
-    """Trains as the options of `command` say; `arrange` changes the solver once they have. Raises ForceregError."""
-    given = SimpleNamespace(**options, arrange=arrange)
+    """Trains as the options of `command` say; `arrange` changes the solver once they have. Raises ForceregError.
+
+    `judge` is shown the layers that --weights leave as initialised, and may raise.
+    """
+    given = SimpleNamespace(**options, arrange=arrange, judge=judge)
     starts = [name for name in ("snapshot", "resume", "weights") if getattr(given, name)]
     if "snapshot" in starts and len(starts) > 1:
         why = "a snapshot brings its own weights" if "weights" in starts else "both say where to go on"
@@ -196,8 +202,9 @@ def _start(given: SimpleNamespace, solver: Solver) -> None:
     else:
         names = [name.strip() for name in ",".join(given.own_weights).split(",") if name.strip()]
         paths = [resolve(solver.root, name) for name in names] if given.resume or given.restarted else []
-    for path in [] if resumed else paths:
-        solver.load_weights(path)
+    if paths and not resumed:
+        fresh = [set(solver.load_weights(path).fresh) for path in paths]
+        given.judge(solver, set.intersection(*fresh))
     solver.param.weights[:] = names  # what snapshots tell of where they come from
 
 

@@ -14,7 +14,7 @@ from forcereg.snapshot.content import (
     fingerprint,
     fitted,
 )
-from forcereg.snapshot.load import Copies, LoadReport, load_into, matched, modern, take_over
+from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matched, modern, remark, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
 from forcereg.snapshot.read import model_of, read, read_model, read_state
@@ -32,6 +32,7 @@ __all__ = [
     "check_size",
     "fingerprint",
     "fitted",
+    "joined",
     "load_into",
     "matched",
     "model_of",
@@ -43,6 +44,7 @@ __all__ = [
     "read",
     "read_model",
     "read_state",
+    "remark",
     "state_path",
     "take_over",
     "write_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -32,6 +32,50 @@ class LoadReport:
         if self.fresh:
             lines.append(f"Layers left as initialised: {', '.join(self.fresh)}")
         return lines
+
+
+def joined(reports: Iterable[LoadReport]) -> LoadReport:
+    """The report of one model over several nets that share their layers of equal name."""
+    every = list(reports)
+    loaded = dict.fromkeys(name for report in every for name in report.loaded)
+    fresh = dict.fromkeys(name for report in every for name in report.fresh if name not in loaded)
+    ignored = [name for name in every[0].ignored if all(name in report.ignored for report in every)]
+    return LoadReport(tuple(loaded), tuple(ignored), tuple(fresh))
+
+
+def remark(found: Sequence[tuple[ModelFile, LoadReport]]) -> str:
+    """What to warn of where these models were loaded in turn, in one line; empty if there is nothing.
+
+    Layers of theirs that hold weights and that the net lacks, and layers of the net that none of them has; nothing for
+    a net without weights. Raises ForceregError for a model of which no layer is in the net.
+    """
+    texts: list[str] = []
+    left: set[str] | None = None
+    for model, report in found:
+        held = [name for name, blobs in model.layers.items() if blobs]
+        if not report.loaded and report.fresh:
+            raise _strange(model, held, report.fresh)
+        lost = tuple(name for name in held if name in report.ignored)
+        lines = LoadReport((), lost if report.loaded else (), ()).lines()[:-1]
+        left = set(report.fresh) if left is None else left.intersection(report.fresh)
+        if model is found[-1][0] and left:
+            lines.append(LoadReport((), (), tuple(name for name in report.fresh if name in left)).lines()[-1])
+        if lines:
+            texts.append(f"{model.path}: {'; '.join(lines)}")
+    return "; ".join(texts)
+
+
+def _strange(model: ModelFile, held: Sequence[str], needed: Sequence[str]) -> ForceregError:
+    """The error for a model whose layers with weights (`held`) are all others than the net's (`needed`)."""
+    return ForceregError(
+        f"{model.path}: none of its layers with weights is in the net: it has {_listed(held)}, the net has "
+        f"{_listed(needed)}; they go by name, so give the model of this net or rename layers"
+    )
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most]) or "none"
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 def load_into(params: Mapping[str, Sequence[Tensor]], model: ModelFile, shared: Mapping[str, str]) -> LoadReport:

@@ -87,7 +87,7 @@ class RankClipping:
 
     def _tell_what_stays(self) -> None:
         solver, names = self.solver, {pair.name for pair in self.pairs}
-        for chain in _chains(solver.net):
+        for chain in chains_of(solver.net):
             if chain.name not in names:
                 why = "only X_lowrank -> X_linear that learn and share nothing are reduced"
                 solver.emit("note", text=f"Rank clipping leaves {' -> '.join(chain.parts)} as they are: {why}")
@@ -238,7 +238,7 @@ def _common_pairs(nets: list[Net]) -> list[Pair]:
 
 def _pairs(net: Net) -> Iterator[Pair]:
     """The pairs of one net that compute, per group, C A x."""
-    for chain in _chains(net):
+    for chain in chains_of(net):
         if chain.slots == PAIR and (groups := _groups(net, chain)):
             spec = net.module(chain.parts[0]).spec
             transposed = spec.type == "InnerProduct" and spec.message.inner_product_param.transpose
@@ -246,7 +246,8 @@ def _pairs(net: Net) -> Iterator[Pair]:
             yield Pair(chain.name, first, second, groups, transposed)
 
 
-def _chains(net: Net) -> list[Chain]:
+def chains_of(net: Net) -> list[Chain]:
+    """The chains that a decomposition put in place of layers, longer ones first."""
     weights: Any = {name: dict(enumerate(blobs)) for name, blobs in net.params.items() if blobs}
     return find_chains(net_message(net.spec), weights)
 

@@ -148,14 +148,18 @@ class Solver:
     def load_weights(self, path: str | Path) -> snapshot.LoadReport:
         """Loads a model by layer name into the train net and, for layers of their own, the test nets.
 
-        Raises ForceregError; the report is the train net's.
+        Without observers what was ignored or left fresh is a Python warning. Raises ForceregError, also if none of its
+        weights is the nets'. The report is of all nets together.
         """
         model = snapshot.read_model(path)
         found = [snapshot.matched(net.params, model, net.shared) for net in (self.net, *self.test_nets)]
+        report = snapshot.joined(report for _, report in found)
+        text = snapshot.remark([(model, report)])
         for copies, _ in found:
             snapshot.take_over(copies)
-        report = found[0][1]
         self.emit("weights", file=str(path), report=report)
+        if text and not self.observers:
+            self.warn(text)
         return report
 
     def prefix(self) -> Path:
@@ -190,10 +194,13 @@ class Solver:
         with fitted(self, state, model):
             history = self.updater.matched(state)
             weights, report = snapshot.matched(self.net.params, model, self.net.shared)
+            text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
         self.updater.go_on(weights + history)
         if report.fresh:
             self.warn(f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights")
-        elif not state.goes_with(model):
+        elif text:
+            self.warn(text)
+        if not report.fresh and not state.goes_with(model):
             self.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
         self._before_tests = None
         self.steps.forget()
