@@ -37,11 +37,11 @@ class UsageError(ForceregError):
     exit_code = 2
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """'; did you mean "x"?' for the nearest known name, or '' if none is near."""
+def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """'; did you mean "x"?' for the nearest known name, or '' if none is near (`cutoff`, of 1 for equal ones)."""
     if len(found) > LONGEST:  # no slip of the pen, and comparing takes a hundred times its memory
         return ""
     known = list(known)
     folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(found.lower(), folded, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(found.lower(), folded, n=1, cutoff=cutoff)
     return f'; did you mean "{folded[near[0]]}"?' if near else ""

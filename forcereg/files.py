@@ -58,7 +58,8 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {most:,}", os.fspath(path))
-        return file.read() if most is None else file.read(most)
+        # as much as it has: the memory for `most` bytes would be taken at once
+        return file.read() if most is None else file.read(min(most, max(size, 1 << 20)))
 
 
 def check_regular(path: str | Path) -> None:

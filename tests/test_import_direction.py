@@ -16,13 +16,13 @@ PACKAGE = TOP / "forcereg"
 # From left to right; a module imports from its own part and from those before it.
 ORDER = (
     "errors",
+    "files",
     "version",
     "registry",
     "plugins",
     "schema",
     "paths",
     "shipped",
-    "files",
     "grid",
     "cost",
     "starter",

@@ -126,6 +126,6 @@ def test_import_module_finds_and_keeps_folders(user_module: UserModule, tmp_path
 
 def test_unknown_types_point_to_import() -> None:
     with pytest.raises(
-        ForceregError, match=r"; `forcereg layers` lists .* \(for a type of your own give --import MODULE\)$"
+        ForceregError, match=r"; `forcereg layers` lists .* \(Caffe has no .* and give --import MODULE\)$"
     ):
         load_net(layer_text("Zzzzzz", "", (2, 3)))

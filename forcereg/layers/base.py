@@ -13,10 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-import forcereg.registry as registry
-from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import FillerParameter
-from forcereg.schema.scan import shown
 from forcereg.spec import LayerSpec
 
 Shape = tuple[int, ...]
@@ -166,14 +163,6 @@ def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") ->
     if not -rank <= axis < rank:
         raise spec.fail(f"{what} {axis} is outside its {rank}-axis bottom; expected {-rank} to {rank - 1}")
     return axis % rank
-
-
-def unknown_type(spec: LayerSpec) -> ForceregError:
-    """The error for a layer whose type nobody has registered: missing, not here yet, or misspelt."""
-    if not spec.type:
-        return spec.fail('type is missing; set for example type: "Convolution"')
-    hint = did_you_mean(spec.type, [*registry.layer, *registry.source]) or "; `forcereg layers` lists all that run"
-    return spec.fail(f"unknown layer type '{shown(spec.type, 80)}'{hint} (for a type of your own give --import MODULE)")
 
 
 def check_arity(spec: LayerSpec, cls: type[Layer]) -> None:

@@ -21,8 +21,9 @@ from torch.nn.parameter import is_lazy
 
 from forcereg import plugins, registry
 from forcereg.errors import ForceregError
-from forcereg.layers.base import Layer, Shape, unknown_type
+from forcereg.layers.base import Layer, Shape
 from forcereg.schema import TRAIN
+from forcereg.schema.types import unknown_type
 from forcereg.spec import LayerSpec
 
 C = TypeVar("C", bound=type[nn.Module])
@@ -54,7 +55,7 @@ def layer_class(spec: LayerSpec) -> type[Layer]:
     if spec.type not in registry.layer:
         point = plugins.entry_point_layers().get(spec.type)
         if point is None:
-            raise unknown_type(spec)
+            raise spec.fail(unknown_type(spec.type))
         try:
             found = plugins.load(point)
             if spec.type not in registry.layer:  # importing it may have registered it

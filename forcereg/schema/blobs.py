@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
+from forcereg.files import read_file
 from forcereg.schema import BlobProto
 
 LEGACY = ("num", "channels", "height", "width")
@@ -31,7 +32,7 @@ def blob_array(blob: Any, what: str) -> np.ndarray:
 def read_blob(path: Path, what: str) -> np.ndarray:
     """The array of a binary BlobProto file. Raises ForceregError, opened by `what` and the path."""
     try:
-        blob = BlobProto.FromString(path.read_bytes())
+        blob = BlobProto.FromString(read_file(path))
     except OSError as error:
         raise ForceregError(f"{what} {path} cannot be read ({error.strerror}); correct the path") from error
     except DecodeError as error:

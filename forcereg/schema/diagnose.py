@@ -1,32 +1,47 @@
-"""Protobuf's parse errors as one line for the user: where, what was found, what was expected, the fix."""
+"""What is wrong with a prototxt, as one line for the user: where, what was found, what was expected, the fix.
+
+Protobuf's parser only says where it stopped; the words are ours, from what stands there and what the schema allows.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.text_format import ParseError
 
 from forcereg.errors import did_you_mean
-from forcereg.schema import NetParameter, SolverParameter
-from forcereg.schema.scan import shown
+from forcereg.schema import LayerParameter, NetParameter, SolverParameter
+from forcereg.schema.habits import habit
+from forcereg.schema.numbers import INTEGERS, number_fix
+from forcereg.schema.place import CLOSING, OPENING, Block, Place, Wanted, find_place, said
+from forcereg.schema.scan import position, shown
+from forcereg.schema.types import is_known, unknown_type
 from forcereg.schema.upgrade import V1_TYPES
 
-_FIELD = re.compile(r'Message type "([\w.]+)" has no field named "([^"]*)"')
-_ENUM = re.compile(r'Enum type "([\w.]+)" has no value (?:named|with number) (.*?)\.?$')
-_TWICE = re.compile(r'Message type "\w+\.(\w+)" should not have multiple "(\w+)" fields')
-_TOKEN = re.compile(r"""[\w.+-]+|"[^"]*"?|'[^']*'?|\S""")
-_EXPECTED = {  # what the runtime's sentence begins with: what was wanted
-    "Couldn't parse float": "a number",
-    "Couldn't parse integer": "an integer",
-    "Value out of range": "a number in the field's range",
-    "Expected string": "a string in quotes",
-    "Couldn't parse string": "a string in UTF-8",
-    "String missing ending quote": "a closing quote on the same line",
-    'Expected "true" or "false"': "true or false",
-    "Expected identifier": "a field name",
-    "does not have extensions": "a field name",
+# the only sentences of the runtime that say more than where it stopped
+_TWICE = re.compile("should not have multiple")
+_UNCLOSED = re.compile('Expected "[}>]"')
+_NOT_UTF8 = re.compile("Couldn't parse string")
+
+_INTEGER = re.compile("[+-]?(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)", re.IGNORECASE)
+_EXTENSION = re.compile(r"\[[\w.\s]*$")
+
+OLD_FORMAT = "`layers` is the old format; write `layer {`"
+_OLD_FIELDS = {
+    "blobs_lr": "write param { lr_mult: 1 }, one for each blob",
+    "weight_decay": "write param { decay_mult: 1 }, one for each blob",
+    "blob_share_mode": "write param { share_mode: STRICT }, one for each blob",
 }
+"""Of `layers`, and what a `layer` has in their place."""
+
+
+_LANGUAGES = {
+    **dict.fromkeys(("import", "from", "def", "class"), "Python"),
+    **dict.fromkeys(("syntax", "message", "package"), "a .proto file"),
+}
+"""The first word of a text in another language."""
 
 
 def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int | None) -> str:
@@ -35,35 +50,136 @@ def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int
     `unclosed`: line of the innermost block open at the end of the text (from `scan`), None if none is.
     """
     line, column = error.GetLine() or 1, error.GetColumn() or 1
-    # the runtime opens its sentence with the position and often the whole source line
-    source = (text.split("\n")[line - 1 : line] or [""])[0]
-    sentence = str(error).removeprefix(f"{line}:{column} : ")
-    sentence = sentence.removeprefix(f"'{source}': ").removeprefix("'': ")
-    where = f"{name}:{line}:{column}"
-    if match := _FIELD.search(sentence):
-        return f"{where}: {_unknown_field(message, match[1], match[2])}"
-    if match := _ENUM.search(sentence):
-        return f"{where}: {_unknown_value(message, match[1], match[2])}"
-    if match := _TWICE.search(sentence):
-        return f"{where}: '{match[2]}' is set twice in one {match[1]}; remove one"
-    if unclosed and re.match('Expected "[}>]"', sentence):
+    place = find_place(text, message.DESCRIPTOR, _offset(text, line, column))
+    where, sentence = f"{name}:{line}:{column}", str(error)
+    if problem := _layer_problem(place):
+        return f"{name}:{problem}"
+    if place.field is not None and _TWICE.search(sentence):
+        return f"{where}: '{place.field.name}' is set twice in one {place.blocks[-1].kind.name}; remove one"
+    if unclosed and _UNCLOSED.search(sentence):
         return f"{where}: the block opened in line {unclosed} is never closed; add a }}"
-    return f"{where}: {_unexpected(sentence, source, column)}"
+    if _NOT_UTF8.search(sentence):
+        found = f"found {place.before and shown(place.before)}"
+        at = position(text, text.rfind(place.before, 0, place.offset))
+        return f"{name}:{at}: {found}, which is not UTF-8, expected a string in UTF-8{_of_field(place)}"
+    source = (text.split("\n", line)[line - 1 : line] or [""])[0]
+    if hint := habit(place, source):
+        return f"{where}: {hint}"
+    return f"{where}: {_unexpected(place)}"
 
 
-def _unknown_field(message: Any, owner: str, field: str) -> str:
-    descriptor = message.DESCRIPTOR.file.pool.FindMessageTypeByName(owner)
-    found = f"'{shown(field)}' is no field of {descriptor.name}"
-    if field in ("layer", "layers") and descriptor.name != "SolverParameter":
+def _offset(text: str, line: int, column: int) -> int:
+    start = 0
+    for _ in range(line - 1):
+        start = text.find("\n", start) + 1
+    return start + column - 1
+
+
+# -- what the layer around the place says comes first
+
+
+def _layer_problem(place: Place) -> str:
+    """'line:column: ...' about a layer whose type or form is wrong, so that its fields can't be right; '' if it may be.
+
+    A field's own mistake in a layer of a known type is no such problem.
+    """
+    depth = next((i for i, block in enumerate(place.blocks) if _is_layer(block)), None)
+    if depth is None:
+        return ""
+    block = place.blocks[depth]
+    inside = len(place.blocks) - 1 > depth
+    kind, layer_type = block.kind.name, said(place, block, "type")
+    unknown_field = place.wanted is Wanted.NAME and not inside and place.token.isidentifier()
+    if kind == "V1LayerParameter":
+        return _old_layer_problem(place, layer_type, unknown_field)
+    if unknown_field and _is_string(layer_type) and not is_known(_bare(layer_type)):
+        # what the fields of a type that nobody knows may be, nobody knows
+        name = shown(_bare(said(place, block, "name")), 80)
+        guess = not place.token.endswith("_param")
+        line = place.text.count("\n", 0, block.at) + 1
+        return f"{line}: layer '{name}': {unknown_type(_bare(layer_type), guess)}"
+    return ""
+
+
+def _old_layer_problem(place: Place, layer_type: str, unknown_field: bool) -> str:
+    """About `layers`, the old format: what belongs in a `layer`."""
+    at = position(place.text, place.offset)
+    if unknown_field and place.token in LayerParameter.DESCRIPTOR.fields_by_name:
+        return f"{at}: '{place.token}' is no field of the old format; {OLD_FORMAT}"
+    if unknown_field and layer_type.isidentifier() and layer_type not in V1_TYPES:
+        name = shown(_bare(said(place, place.blocks[-1], "name")), 80)
+        line = place.text.count("\n", 0, place.blocks[-1].at) + 1
+        return f"{line}: layer '{name}': '{shown(layer_type)}' is no type of the old format; {OLD_FORMAT}"
+    field = place.field.name if place.field is not None else ""
+    if field == "param" and place.token == "{":
+        return f"{at}: found '{{', expected a name in quotes for 'param'; {OLD_FORMAT}"
+    if field == "type" and place.wanted is Wanted.VALUE and _is_string(place.token):
+        bare = _bare(place.token)
+        if bare not in V1_TYPES:
+            return f"{at}: found {shown(place.token)}, a type of the new format; {OLD_FORMAT}"
+    return ""
+
+
+def _is_layer(block: Block) -> bool:
+    return block.kind is not None and block.kind.name in ("LayerParameter", "V1LayerParameter")
+
+
+def _is_string(token: str) -> bool:
+    return token[:1] in ("'", '"') and token != ""
+
+
+def _bare(token: str) -> str:
+    return token.strip("\"'")
+
+
+# -- what stands at the place itself
+
+
+def _unexpected(place: Place) -> str:
+    if place.field is None and _EXTENSION.search(place.text, max(0, place.offset - 200), place.offset):
+        return f"{_found(place)} after '[', expected a field name; no field of Caffe's is written in brackets"
+    if place.wanted is Wanted.NAME:
+        return _no_name(place)
+    if place.wanted is Wanted.VALUE and place.field is not None:
+        return _no_value(place, place.field)
+    return f"{_found(place)}, expected {place.wanted.value}{_of_field(place)}{_bracket_fix(place)}"
+
+
+def _bracket_fix(place: Place) -> str:
+    token, name = place.token, place.field.name if place.field is not None else ""
+    if place.wanted is Wanted.COLON and (token[:1].isalnum() or _is_string(token)):
+        return f"; write {name}: {shown(token)}"
+    if place.wanted is Wanted.OPEN and name == "param" and _is_string(token):
+        return f"; write param {{ name: {shown(token)} }}"
+    return ""
+
+
+def _no_name(place: Place) -> str:
+    block = place.blocks[-1]
+    if place.token in CLOSING and block.bracket and OPENING[block.bracket] != place.token:
+        line = place.text.count("\n", 0, block.at) + 1
+        return f"{_found(place)}, expected '{OPENING[block.bracket]}' for the block opened in line {line}"
+    if place.token.isidentifier() and block.kind is not None and place.token not in block.kind.fields_by_name:
+        return _unknown_field(block.kind, place.token)
+    return f"{_found(place)}, expected {place.wanted.value}"
+
+
+def _unknown_field(kind: Any, field: str) -> str:
+    found = f"'{shown(field)}' is no field of {kind.name}"
+    if field in ("layer", "layers") and kind.name != "SolverParameter":
         return f"{found}; is the block above closed? a }} may be missing"
-    holders = [f.name for f in descriptor.fields if _holds(f.message_type, field)]
-    if holders and descriptor.name != "SolverParameter":
+    if kind.name == "LayerParameter" and field in _OLD_FIELDS:
+        return f"{found} but of the old format `layers`; {_OLD_FIELDS[field]}"
+    holders = [f.name for f in kind.fields if _holds(f.message_type, field)]
+    if holders and kind.name != "SolverParameter":
         return f"{found}; it belongs in {', '.join(holders)}"
-    if descriptor.name == "SolverParameter" and field in NetParameter.DESCRIPTOR.fields_by_name:
+    if kind.name == "SolverParameter" and field in NetParameter.DESCRIPTOR.fields_by_name:
         return f"{found}; is this a net file?"
-    if descriptor.name == "NetParameter" and field in SolverParameter.DESCRIPTOR.fields_by_name:
+    if kind.name == "NetParameter" and field in SolverParameter.DESCRIPTOR.fields_by_name:
         return f"{found}; is this a solver file?"
-    return found + did_you_mean(field, descriptor.fields_by_name)
+    if language := _LANGUAGES.get(field):
+        return f"{found}; is this {language}?"
+    return found + did_you_mean(field, kind.fields_by_name)
 
 
 def _holds(descriptor: Any, field: str) -> bool:
@@ -72,25 +188,60 @@ def _holds(descriptor: Any, field: str) -> bool:
     return field in descriptor.fields_by_name
 
 
-def _unknown_value(message: Any, owner: str, value: str) -> str:
-    descriptor = message.DESCRIPTOR.file.pool.FindEnumTypeByName(owner)
-    bare, known = value.strip("\"'"), list(descriptor.values_by_name)
+def _no_value(place: Place, field: Any) -> str:
+    token, context = place.token, f" for '{field.name}'"
+    if token in ("[", "]") and place.before != ":":
+        return f"{_found(place)} after '{shown(place.before)}', expected a value{context}; remove it or what is before"
+    if token == "[":
+        return f"{_found(place)}, expected one value{context}, without brackets"
+    if field.type == FieldDescriptor.TYPE_ENUM and token:
+        return _unknown_value(field, token)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return f"{_found(place)}, expected {_no_string(token)}{context}{_string_fix(token)}"
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        fix = {"t": "; write true", "y": "; write true", "f": "; write false", "n": "; write false"}
+        return f"{_found(place)}, expected true or false{context}{fix.get(_bare(token)[:1].lower(), '')}"
+    if field.type in INTEGERS:
+        return f"{_found(place)}, expected {_integer(token, field)}{context}{number_fix(token, INTEGERS[field.type])}"
+    return f"{_found(place)}, expected a number{context}{number_fix(token)}"
+
+
+def _unknown_value(field: Any, token: str) -> str:
+    bare, known = _bare(token), list(field.enum_type.values_by_name)
     if bare in known:
-        return f"found {shown(value)}, expected {bare}, without quotes"
-    hint = f"; known are {', '.join(known)}" if len(known) < 10 else ""
-    return f"'{shown(bare)}' is no value of {descriptor.name}{did_you_mean(bare, known) or hint}"
+        return f"found {shown(token)}, expected {bare}, without quotes"
+    if not re.fullmatch(r"\w+", bare, re.ASCII) and not _is_string(token):
+        return f"found '{shown(token)}', expected one of {shown(', '.join(known), 80)} for '{field.name}'"
+    found = f"'{shown(bare)}' is no value of {field.enum_type.name}"
+    if field.enum_type.name == "LayerType":
+        hint = did_you_mean(bare, known, 0.7)
+        return f"{found}{hint} ({OLD_FORMAT})" if hint else f"{found}; {OLD_FORMAT}"
+    return found + (did_you_mean(bare, known) or (f"; known are {', '.join(known)}" if len(known) < 10 else ""))
 
 
-def _unexpected(sentence: str, source: str, column: int) -> str:
-    match = _TOKEN.match(source, column - 1)
-    token = match[0] if match else ""
-    wanted = next((text for start, text in _EXPECTED.items() if start in sentence), "")
-    if not wanted:
-        wanted = sentence.removeprefix("Expected ").rstrip(".")
-    field = re.search(r"(\w+)\s*:\s*$", source[: column - 1])
-    context = f" for '{field[1]}'" if field else ""
-    found = f"'{shown(token)}'" if token else "the end of the line"
-    fix = ""
-    if wanted == "a string in quotes" and token.isidentifier():
-        fix = f'; write "{V1_TYPES.get(token, token)}"'
-    return f"found {found}, expected {shown(wanted, 80)}{context}{fix}"
+def _no_string(token: str) -> str:
+    if not _is_string(token):
+        return "a string in quotes"
+    if len(token) < 2 or token[-1] != token[0]:
+        return "a closing quote on the same line"
+    return 'whole escape sequences ("\\\\" for a backslash)'
+
+
+def _string_fix(token: str) -> str:
+    return f'; write "{V1_TYPES.get(token) or token}"' if token.isidentifier() and len(token) < 80 else ""
+
+
+def _integer(token: str, field: Any) -> str:
+    """An integer that is refused is out of range."""
+    least, most = INTEGERS[field.type]
+    return f"an integer from {least} to {most}" if _INTEGER.fullmatch(token) else "an integer"
+
+
+def _found(place: Place) -> str:
+    if place.token:
+        return f"found '{shown(place.token)}'"
+    return "found the end of the file" if not place.text[place.offset :].strip() else "found nothing"
+
+
+def _of_field(place: Place) -> str:
+    return f" for '{place.field.name}'" if place.field is not None else ""

@@ -11,7 +11,7 @@ MAX_DEPTH = 64  # Caffe's deepest message is 7 down; this only keeps hostile inp
 
 _TOKEN = re.compile(
     r"""
-      \#[^\n]*
+      (?P<comment> \#[^\n]* )
     | (?P<string> "[^"\\\n]*(?:\\.[^"\\\n]*)*+"? | '[^'\\\n]*(?:\\.[^'\\\n]*)*+'? )
     | (?P<word> [\w.+-]+ )
     | (?P<open> [{<] )
@@ -19,6 +19,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_HIDDEN = re.compile(r"\r+[^\r]*\S")  # behind old Mac line ends
 # backslash sequences that the runtime would keep as they are, with a warning from inside Python's codecs
 _ESCAPE = re.compile(r"""\\(?:(?P<octal>[4-7][0-7]{2})|[abfnrtv0-7xuU'"\\]|(?P<other>.))""")
 
@@ -29,6 +30,8 @@ class Scan:
 
     layer_lines: tuple[int, ...]
     """Where each top-level `layer` or `layers` block starts."""
+    first: dict[str, int]
+    """Where the first `layer` and the first `layers` block starts."""
     unclosed: int | None
     """Where the innermost block still open at the end starts; None if all are closed."""
 
@@ -46,9 +49,11 @@ def shown(text: str, limit: int = 40) -> str:
 def scan(text: str, name: str) -> Scan:
     """What `text` looks like to a reader who knows brackets, strings and comments only.
 
-    Raises ForceregError (file, line, column) for blocks nested too deep and for unknown escapes in strings.
+    Raises ForceregError (file, line, column) for blocks nested too deep, for unknown escapes in strings, and for what a
+    lone CR hides in a comment.
     """
     starts: list[int] = []
+    first: dict[str, int] = {}
     opened: list[int] = []
     word, word_at = "", -1
     for match in _TOKEN.finditer(text):
@@ -56,12 +61,16 @@ def scan(text: str, name: str) -> Scan:
         if kind == "string":
             if "\\" in match[0]:
                 _check_escapes(match[0], at, text, name)
+        elif kind == "comment":
+            if "\r" in match[0]:
+                _check_comment(match[0], at, text, name)
         elif kind == "word" and not opened:
             word, word_at = match[0], at
         elif kind == "open":
             if not opened and word in ("layer", "layers"):
                 # in `layer: [{...}, {...}]` the word stands only before the first
                 starts.append(word_at if word_at >= 0 else at)
+                first.setdefault(word, len(starts) - 1)
                 word_at = -1
             opened.append(at)
             if len(opened) > MAX_DEPTH:
@@ -70,7 +79,9 @@ def scan(text: str, name: str) -> Scan:
             if not opened:  # the parser gets no further than here either
                 break
             opened.pop()
-    return Scan(_lines(text, starts), _lines(text, opened[-1:])[0] if opened else None)
+    lines = _lines(text, starts)
+    unclosed = _lines(text, opened[-1:])[0] if opened else None
+    return Scan(lines, {word: lines[index] for word, index in first.items()}, unclosed)
 
 
 def _check_escapes(string: str, start: int, text: str, name: str) -> None:
@@ -80,6 +91,14 @@ def _check_escapes(string: str, start: int, text: str, name: str) -> None:
             raise ForceregError(
                 f'{name}:{where}: "{shown(match[0])}" is no escape sequence; write "\\\\" for a backslash'
             )
+
+
+def _check_comment(comment: str, start: int, text: str, name: str) -> None:
+    if hidden := _HIDDEN.search(comment):
+        raise ForceregError(
+            f"{name}:{position(text, start + hidden.start())}: a carriage return (CR) ends no line, so that what is "
+            "behind it is a comment too; save the file with line ends LF or CRLF"
+        )
 
 
 def _lines(text: str, offsets: list[int]) -> tuple[int, ...]:

@@ -14,8 +14,10 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.files import open_file, read_file
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
+from forcereg.schema.encoding import check_kind, check_width, decode_text
 from forcereg.schema.scan import Scan, position, scan, shown
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
@@ -23,6 +25,9 @@ M = TypeVar("M")
 
 # control characters: in no prototxt, but in every binary net (the tag of `layer` has a 6, `layers` is 18)
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+MOST_TEXT, MOST_BINARY = 64 << 20, (2 << 30) - 1
+"""Bytes of a file: of text more than any net has, and what protobuf can hold."""
+_HEAD = 1 << 16
 # layer type of the fork, its field here, the field that has the fork's number here
 _FORK_FIELDS = (
     ("Sparsify", "sparsify_param", "swish_param"),
@@ -68,6 +73,12 @@ def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:
 def parse_net(text: str, name: str = "<text>") -> NetFile:
     """A net from prototxt. Raises ForceregError 'file:line:column: ...' for text that is none."""
     message, scanned = _parse(text, NetParameter, name)
+    if message.layer and message.layers:
+        line, other = scanned.first["layers"], scanned.first["layer"]
+        raise ForceregError(
+            f"{name}:{line}: `layer` (line {other}) and `layers` in one net; `layers` is the old format, "
+            "make all of them `layer { ... }`"
+        )
     return _net_file(message, name, text, scanned.layer_lines)
 
 
@@ -84,18 +95,21 @@ def net_from_message(message: Any, name: str = "<message>") -> NetFile:
 def read_net(path: str | Path) -> NetFile:
     """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError."""
     data, name = _read(path), str(path)
+    check_kind(data, name, "a net: prototxt or a binary NetParameter")
     if _BINARY.search(data):
         return _net_file(_decode_net(data, name), name, None, ())
-    return parse_net(_decode_text(data, name), name)
+    return parse_net(decode_text(data, name), name)
 
 
 def read_solver(path: str | Path) -> SolverFile:
     """A solver file (prototxt). Raises ForceregError."""
     data, name = _read(path), str(path)
+    check_kind(data, name, "a solver, which is plain text")
     if match := _BINARY.search(data):
+        check_width(data, name)
         found = f"byte {match.start()} is 0x{match[0].hex()}"
         raise ForceregError(f"{name}: {found}; a solver file is plain text")
-    return parse_solver(_decode_text(data, name), name)
+    return parse_solver(decode_text(data, name), name)
 
 
 def to_text(message: Any) -> str:
@@ -132,7 +146,14 @@ def _text_without_weights(net: Any) -> str:
 def _read(path: str | Path) -> bytes:
     path = Path(path)
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            head = file.read(_HEAD)
+            size = os.fstat(file.fileno()).st_size
+        most = MOST_BINARY if _BINARY.search(head) else MOST_TEXT
+        if size > most:
+            kind = "a binary net has" if most == MOST_BINARY else "a prototxt has"
+            raise ForceregError(f"{path}: it has {size:,} bytes; {kind} at most {most:,}")
+        return read_file(path, most)
     except FileNotFoundError:
         raise ForceregError(f"{path}: no such file{did_you_mean(path.name, _siblings(path))}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -147,18 +168,7 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def _decode_text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        good = data[: error.start].decode("utf-8", "replace")
-        where, found = position(good, len(good)), f"byte 0x{data[error.start]:02x}"
-        raise ForceregError(f"{name}:{where}: {found} is not UTF-8; save the file as UTF-8") from None
-
-
 def _decode_net(data: bytes, name: str) -> Any:
-    if data.startswith(b"\x89HDF"):
-        raise ForceregError(f"{name}: an HDF5 file, expected a net: prototxt or a binary NetParameter")
     net = NetParameter()
     try:
         net.ParseFromString(data)
@@ -166,6 +176,7 @@ def _decode_net(data: bytes, name: str) -> Any:
     except (DecodeError, RecursionError, ValueError, IndexError, struct.error):
         net.Clear()
     if not net.layer and not net.layers:
+        check_width(data, name)
         match = _BINARY.search(data)
         at = f" (byte {match.start()} is 0x{match[0].hex()})" if match else ""
         raise ForceregError(f"{name}: neither prototxt{at} nor a binary net; the file may be damaged")

@@ -38,7 +38,7 @@ TEXTS = [
         "solver-10MB-of-braces", NET, "solver.prototxt:1:65: blocks are nested", TRAIN, solver=lambda: b"{" * 10_000_000
     ),
     _text("unknown-field", SOLVER + "max_iters: 1", "solver.prototxt:7:1: 'max_iters' is no field of SolverParameter"),
-    _text("over-int32", "max_iter: 2147483648", "solver.prototxt:1:11: found '2147483648', expected a number in"),
+    _text("over-int32", "max_iter: 2147483648", "solver.prototxt:1:11: found '2147483648', expected an integer"),
     _text("over-int64", SOLVER + "random_seed: 9223372036854775808", "found '9223372036854775808', expected"),
     _text("unknown-mode", SOLVER.replace("CPU", "TPU"), "solver.prototxt:5:14: 'TPU' is no value of SolverMode"),
     _text(
@@ -53,11 +53,11 @@ TEXTS = [
 ]
 
 SETTINGS = [
-    _solver("net-without-name", 'net: ""', "cannot be read: Is a directory"),
+    _solver("net-without-name", 'net: ""', "cannot be read: it is a folder"),
     _solver("net-missing", 'net: "no.prototxt"', "net 'no.prototxt' does not exist under"),
     _solver("net-name-too-long", f'net: "{LONG}"', "net 'xxxxx"),
     _solver("net-with-NUL", 'net: "a\\000b"', "solver.prototxt: net holds a NUL character"),
-    _solver("net-is-a-folder", 'net: "."', "cannot be read: Is a directory"),
+    _solver("net-is-a-folder", 'net: "."', "cannot be read: it is a folder"),
     _solver(
         "two-nets", 'train_net: "net.prototxt"', "expected exactly one of net, net_param, train_net, train_net_param"
     ),

@@ -54,7 +54,7 @@ def _bad(id: str, text: str, expected: str) -> Case:
 
 FILES = [
     _case("empty", "", "net.prototxt: the net has no layers"),
-    _case("folder", NET, "'.': cannot be read: Is a directory", ("folder",)),
+    _case("folder", NET, "'.': cannot be read: it is a folder", ("folder",)),
     _case("missing", NET, 'no.prototxt: no such file; did you mean "net.prototxt"?', ("missing",)),
     _case("only-a-name", 'name: "n"', "net.prototxt: the net has no layers"),
     _case("only-comments", lambda: _many("# layer {}\n"), "net.prototxt: the net has no layers"),
@@ -74,7 +74,7 @@ FILES = [
     _case("NUL-in-text", NET + "\0", "neither prototxt (byte "),
     _case("control-character", NET + "\x1b[2J", "neither prototxt (byte "),
     _case("Latin-1", NET.encode() + b'# caf\xe9"', "net.prototxt:4:6: byte 0xe9 is not UTF-8; save the file as UTF-8"),
-    _case("UTF-16", NET.encode("utf-16"), "net.prototxt: neither prototxt (byte "),
+    _case("UTF-16", NET.encode("utf-16"), "net.prototxt:1:1: text in UTF-16, expected UTF-8"),
     _case("HDF5", _hdf5, "net.prototxt: an HDF5 file, expected a net"),
     _case("truncated-binary", lambda: _binary(type="ReLU")[:-3], "neither prototxt (byte "),
     _case("binary-without-type", _binary, "layer 'lllllllll': type is missing"),
@@ -96,14 +96,22 @@ SYNTAX = [
     _bad("number-in-quotes", 'pooling_param { kernel_size: "3" }', "85: found '\"3\"', expected an integer"),
     _bad("number-with-fraction", "pooling_param { kernel_size: 3.5 }", "85: found '3.5', expected an integer"),
     _bad("negative-uint32", "pooling_param { kernel_size: -1 }", "85: found '-1', expected"),
-    _bad("over-uint32", "pooling_param { kernel_size: 4294967296 }", "85: found '4294967296', expected a number in"),
-    _bad("over-int32", "concat_param { axis: 2147483648 }", "77: found '2147483648', expected a number in"),
+    _bad(
+        "over-uint32",
+        "pooling_param { kernel_size: 4294967296 }",
+        "85: found '4294967296', expected an integer from 0",
+    ),
+    _bad(
+        "over-int32",
+        "concat_param { axis: 2147483648 }",
+        "77: found '2147483648', expected an integer from -",
+    ),
     _bad("word-for-number", "loss_weight: one", "69: found 'one', expected a number for 'loss_weight'"),
     _bad("word-for-bool", "propagate_down: maybe", "72: found 'maybe', expected true or false"),
     _bad("name-without-quotes", "top: pool", "61: found 'pool', expected a string in quotes for 'top'"),
     _bad("string-over-a-line", 'top: "po\nol"', "61: "),
     _bad("set-twice", 'name: "m"', "62: 'name' is set twice in one LayerParameter; remove one"),
-    _bad("no-value", "phase:", "63: '}' is no value of Phase"),
+    _bad("no-value", "phase:", "63: found '}', expected one of TRAIN, TEST"),
     _bad("message-for-number", "loss_weight { a: 1 }", "68: "),
     _bad("number-for-message", "pooling_param: 3", "71: "),
     _case("unclosed", f"{NET}layer {{ name: 'l'\n", "the block opened in line 4 is never closed; add a }"),
@@ -114,7 +122,7 @@ SYNTAX = [
 ]
 
 OLD_FORMS = [
-    _case("both-forms", f"{NET}layers {{}}", "net.prototxt: `layer` and `layers` in one net"),
+    _case("both-forms", f"{NET}layers {{}}", "net.prototxt:4: `layer` (line 1) and `layers` in one net"),
     _case(
         "V1-unknown-type", "layers { type: CONV }", "net.prototxt:1:16: 'CONV' is no value of LayerType", ("summary",)
     ),

@@ -138,4 +138,5 @@ def test_a_type_that_was_not_imported(folder: Path, cli: Cli, monkeypatch: pytes
     code, _, err = cli("train", "--solver", "solver.prototxt", "--allow-python-layers")
     assert code == 1
     text = "net.prototxt:6: layer 'mish': unknown layer type 'Mish'; "
-    assert text in said(err) and said(err).endswith(" (for a type of your own give --import MODULE)")
+    own = 'for one of your own register a class by forcereg.layer("Mish") and give --import MODULE)'
+    assert text in said(err) and said(err).endswith(own)

@@ -190,7 +190,7 @@ def test_bad_infogain_files(tmp_path: Path) -> None:
         ("small", "holds 4 values; 3 classes need 9"),
         ("junk", "is not a BlobProto; expected a binary file as Caffe writes"),
         ("absent", "cannot be read (No such file or directory); correct the path"),
-        ("", "cannot be read (Is a directory); correct the path"),
+        ("", "cannot be read (it is a folder, expected a regular file); correct the path"),
     ):
         param = f'infogain_loss_param {{ source: "{tmp_path}/{name}" }}'
         text = layer_error("InfogainLoss", param, (2, 3), (2,))

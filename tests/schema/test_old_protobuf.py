@@ -13,6 +13,8 @@ HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 OLD = Path(os.environ.get("FORCEREG_OLD_PROTOBUF", TOP / ".protobuf-4.25"))
 
+TESTS = ("text", "upgrade", "diagnose")
+
 # the import comes before pytest: on new Pythons protobuf 4.25 itself warns when it is first imported
 CODE = """
 import sys
@@ -27,7 +29,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 def run_tests(first_on_path: list[Path], implementation: str) -> str:
     paths = os.pathsep.join(map(str, [*first_on_path, TOP]))
-    arguments = ["-q", "-p", "no:cacheprovider", HERE / "test_text.py", HERE / "test_upgrade.py"]
+    arguments = ["-q", "-p", "no:cacheprovider", *(HERE / f"test_{name}.py" for name in TESTS)]
     done = subprocess.run(
         [sys.executable, "-c", CODE, *arguments],
         cwd=TOP,
