@@ -30,6 +30,7 @@ ORDER = (
     "spec",
     "memory",
     "hdf5",
+    "background",
     "layers",
     "fuse",
     "data",

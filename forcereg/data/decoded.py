@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forcereg.background import Worker
 from forcereg.data.datum import Layout
 from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch, again
@@ -77,6 +78,16 @@ class Decoder:
             rows.records[row] = (key, b"")
 
 
+@dataclass(eq=False)
+class _Progress:
+    """How far the threads of a set have come, which hold this and not the set."""
+
+    count: int
+    ready: int = 0
+    error: Exception | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
 class DecodedSet:
     """All `count` records of a set as one tensor, filled by threads that end when nobody holds the set."""
 
@@ -87,18 +98,27 @@ class DecodedSet:
         self.images = torch.empty((count, *layout.shape), dtype=dtype)
         self.labels = np.empty(count, np.int64)
         self.float_labels = torch.empty(0)
-        self.ready = 0
         self.complete = False
-        self.error: Exception | None = None
-        self.changed = threading.Condition()
-        jobs = _chunks(records, layout, self.images.numpy(), self.labels)
-        args = (weakref.ref(self), self.changed, jobs, Decoder(layout), workers)
-        threading.Thread(target=_follow, args=args, name="forcereg-decode", daemon=True).start()
+        self._progress = progress = _Progress(count)
+        prefetch = Prefetch(_chunks(records, layout, self.images.numpy(), self.labels), Decoder(layout), 4, workers)
+        weakref.finalize(self, prefetch.close).atexit = False  # as in Prefetch
+        Worker("forcereg-decode", _follow, (prefetch, progress), prefetch.close).start()
+
+    @property
+    def ready(self) -> int:
+        """How many records are decoded, from the first one on."""
+        return self._progress.ready
+
+    @property
+    def error(self) -> Exception | None:
+        """What the threads ran into."""
+        return self._progress.error
 
     def wait(self, rows: int) -> None:
         """Return when the first `rows` records are decoded; raises what the threads ran into."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.ready >= rows or self.error)
+        progress = self._progress
+        with progress.changed:
+            progress.changed.wait_for(lambda: progress.ready >= rows or progress.error)
             if self.error:
                 raise again(self.error) from self.error
             if self.ready == self.count and not self.complete:
@@ -129,26 +149,18 @@ def _chunks(records: Records, layout: Layout, images: np.ndarray, labels: np.nda
         yield Job(rows.items(layout.encoded), None, part.stop)
 
 
-def _follow(
-    owner: weakref.ref[DecodedSet], changed: threading.Condition, jobs: Iterator[Job], work: Decoder, workers: int
-) -> None:
-    prefetch = Prefetch(jobs, work, 4, workers)
-    error: Exception | None = None
-    ready = 0
-    while True:
+def _follow(prefetch: Prefetch, progress: _Progress) -> None:
+    """Advances `progress` until all is decoded, or the prefetcher closed."""
+    while progress.ready < progress.count and progress.error is None:
+        ready, error = progress.ready, None
         try:
             ready = prefetch.next().after
         except Exception as caught:
-            error = caught.with_traceback(None)  # which would keep this frame and the set
-        decoded_set = owner()
-        if decoded_set is None:
-            return
-        with changed:
-            decoded_set.ready, decoded_set.error = ready, error
-            changed.notify_all()
-        if error or ready == decoded_set.count:
-            return
-        del decoded_set
+            error = caught.with_traceback(None)  # which would keep this frame, and so itself
+        with progress.changed:
+            progress.ready, progress.error = ready, error
+            progress.changed.notify_all()
+    prefetch.close()
 
 
 class Resident:

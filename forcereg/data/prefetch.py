@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
 import os
 import threading
@@ -12,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from forcereg.background import Worker
+
 MOST_WORKERS = 8
-JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,12 @@ class Prefetch:
     """
 
     def __init__(self, jobs: Iterator[Job], work: Callable[[Any], None], ahead: int, workers: int = 0) -> None:
-        self._line = _Line(max(1, ahead))
-        threads = [threading.Thread(target=_plan, args=(self._line, jobs), name="forcereg-read", daemon=True)]
+        self._line = line = _Line(max(1, ahead))
+        # not at exit: behind a fork its lock may be held by a thread that isn't there
+        weakref.finalize(self, line.stop).atexit = False
+        Worker("forcereg-read", _plan, (line, jobs), line.stop).start()
         for _ in range(workers or default_workers()):
-            args = (self._line, work)
-            threads.append(threading.Thread(target=_work, args=args, name="forcereg-work", daemon=True))
-        self._line.threads = threads
-        weakref.finalize(self, self._line.stop)
-        _lines.add(self._line)
-        for thread in threads:
-            thread.start()
+            Worker("forcereg-work", _work, (line, work), line.stop).start()
 
     def next(self) -> Job:
         """The next batch's job, all of its work done.
@@ -85,7 +81,6 @@ class _Line:
     ahead: int
     batches: deque[_Batch] = field(default_factory=deque)
     todo: deque[tuple[_Batch, int]] = field(default_factory=deque)
-    threads: list[threading.Thread] = field(default_factory=list)
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -145,9 +140,6 @@ class _Line:
                 self.done.notify_all()
 
 
-_lines: weakref.WeakSet[_Line] = weakref.WeakSet()
-
-
 def _plan(line: _Line, jobs: Iterator[Job]) -> None:
     while line.wait_for_room():
         try:
@@ -184,13 +176,3 @@ def again(error: BaseException) -> BaseException:
         return copy.copy(error)
     except Exception:  # its class takes other arguments than it keeps
         return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-@atexit.register
-def _end_all() -> None:
-    # Threads must not be inside a database or a decoder while the interpreter is taken down.
-    lines = list(_lines)
-    for line in lines:
-        line.stop()
-    for thread in [thread for line in lines for thread in line.threads]:
-        thread.join(JOIN_SECONDS)
