@@ -7,11 +7,12 @@ import importlib
 import re
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from forcereg.errors import ForceregError, printable
+from forcereg.terminal import echo, prepare
 
 COMMANDS = {
     "train": "Train a net from a solver prototxt.",
@@ -81,7 +82,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value and not ctx.resilient_parsing:
         from forcereg.version import __version__
 
-        click.echo(f"forcereg {__version__}")
+        echo(f"forcereg {__version__}")
         ctx.exit()
 
 
@@ -106,23 +107,21 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    prepare()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
-    warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {printable(str(message))}\n"
     try:
         code = cli.main(args, prog_name="forcereg", standalone_mode=False) or 0
-        from forcereg.solver.launch import leave
-
-        leave(code)
+        _leave(code)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        echo(*error.format_message().splitlines())
         sys.exit(0)
     except click.ClickException as error:
         _fail(error.format_message() + _usage_hint(error), error.exit_code, debug)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130, debug)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+    except BrokenPipeError:  # who read standard output has seen enough
+        _leave(1)
     except ForceregError as error:
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
@@ -143,12 +142,18 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    from forcereg.solver.launch import leave, said_by
+        echo(*traceback.format_exc().splitlines(), err=True)
+    from forcereg.solver.launch import said_by
 
     message = printable(re.sub(r"\n\t?", " ", message))
     if (line := said_by(message)) is not None:
-        click.echo("forcereg: " + line, err=True)
+        echo("forcereg: " + line, err=True)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    from forcereg.solver.launch import leave
+
     leave(code)
 
 

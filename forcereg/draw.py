@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 from forcereg.spec import LayerSpec, is_loss
 
 COLORS = {
@@ -42,8 +42,9 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
             continue
         sizes = tuple("x".join(map(str, shapes[top])) or "scalar" for top in spec.tops if top in shapes)
         names = [owner.setdefault(param.name, spec.name) for param in spec.message.param if param.name]
-        owners = ", ".join(dict.fromkeys(name for name in names if name != spec.name))
-        node = Node(spec.name, spec.type, sizes, f"weights of {owners}" if owners else "")
+        owners = printable(", ".join(dict.fromkeys(name for name in names if name != spec.name)))
+        shares = f"weights of {owners}" if owners else ""
+        node = Node(printable(spec.name), printable(spec.type), sizes, shares)
         for bottom in spec.bottoms:
             source = writer[bottom]
             if source not in node.sources:
@@ -136,7 +137,7 @@ def _color(node: Node) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
 
 
 def _quoted(text: str) -> str:

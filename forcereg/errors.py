@@ -31,6 +31,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def storable(path: object) -> str:
+    """A path as text that prototxts and snapshots can hold. Raises ForceregError for one that isn't UTF-8."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ForceregError(f"'{text}' is no UTF-8, as paths in nets, solvers and states must be; rename it") from None
+    return text
+
+
 class UsageError(ForceregError):
     """The command was called wrongly (flags that exclude each other, a missing argument)."""
 

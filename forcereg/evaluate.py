@@ -17,7 +17,7 @@ import torch
 from forcereg import snapshot
 from forcereg.data.feed import DEFAULT_BUDGET, Feed, FeedContext
 from forcereg.device import choose_device, prepare
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, storable
 from forcereg.files import refused, write_text
 from forcereg.load import net_file
 from forcereg.lowrank.decompose import Prepared
@@ -226,7 +226,7 @@ class Evaluator:
         """
         param = self._tuning(net_file(net), test and net_file(test), iterations)
         prefix = folder.resolve() / f"tuned_{digest([to_text(param), made_of or digest(None, weights)])[:12]}"
-        param.snapshot_prefix = str(prefix)
+        param.snapshot_prefix = storable(prefix)
         done = snapshot.model_path(prefix, iterations, writes_binary(param))
         if not done.is_file():
             make_folder(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forcereg import snapshot
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError, UsageError, storable
 from forcereg.evaluate import Evaluator, make_folder, train, weights_of
 from forcereg.files import write_text
 from forcereg.grid import Setting
@@ -175,7 +175,7 @@ def _file(plan: Plan, setting: Setting) -> SolverFile:
 def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tuple[Result, Solver]:
     """Trains and scores. Raises ForceregError for what is wrong from the start."""
     file = _file(plan, setting)
-    file.message.snapshot_prefix = str((folder / "net").resolve())
+    file.message.snapshot_prefix = storable((folder / "net").resolve())
     with _log(folder / "train.log") as log:
         solver = Solver(file, observers=[log, warn], **plan.options)
         for path in plan.weights:

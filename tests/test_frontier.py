@@ -33,7 +33,6 @@ from forcereg.report.frontier import (
     table,
     ticks,
 )
-from forcereg.report.lowrank import printer
 from forcereg.schema.text import parse_net
 from forcereg.summary import net_cost
 
@@ -194,7 +193,7 @@ def test_csv() -> None:
 
 @pytest.mark.parametrize("finetune", [0, 30])
 def test_table(capsys: pytest.CaptureFixture[str], finetune: int) -> None:
-    printer().print(table(POINTS, finetune))
+    table(POINTS, finetune).show()
     lines = capsys.readouterr().out.splitlines()
     assert ("fine-tuned for 30" in lines[1]) == bool(finetune)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]

@@ -16,6 +16,7 @@ PACKAGE = TOP / "forcereg"
 # From left to right; a module imports from its own part and from those before it.
 ORDER = (
     "errors",
+    "terminal",
     "files",
     "version",
     "registry",
@@ -61,6 +62,7 @@ ORDER = (
 PURE = ("solver/force.py", "lowrank/factor.py")  # mathematics: these import torch, errors and the registry
 LIGHT = (
     "errors",
+    "terminal",
     "version",
     "registry",
     "plugins",

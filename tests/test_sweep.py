@@ -97,11 +97,13 @@ def test_report() -> None:
 def test_report_of_runs_that_failed() -> None:
     results = [result("0", 1, 0.5), result("1", 1, 1.0), FAILED]
     assert as_csv(results).splitlines()[-1] == "1,2,,,,,1000,,,,0,diverged"
-    found = table(results, 0.005, 0)
-    assert [column.header for column in found.columns][2:] == ["ranks at 0.5% error", "million MACs", "cut"]
-    assert list(found.columns[0].cells) == ["force_decay=0", "force_decay=1, 1 of 2 failed"]
-    assert list(found.columns[1].cells) == ["50.00%", "100.00%"]
-    assert list(table([FAILED], 0.05, 9).columns[2].cells) == ["-"]
+    found = table(results, 0.005, 0).columns
+    assert [column.heading for column in found][2:] == ["ranks at 0.5% error", "million MACs", "cut"]
+    assert [column.cells for column in found[:2]] == [
+        [["force_decay=0"], ["force_decay=1, 1 of 2 failed"]],
+        [["50.00%"], ["100.00%"]],
+    ]
+    assert table([FAILED], 0.05, 9).columns[2].cells == [["-"]]
     assert picture([FAILED, *results], "png").startswith(b"\x89PNG")
 
 

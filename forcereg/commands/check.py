@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from forcereg.commands.options import code_options, given_shapes, stage_list
-from forcereg.errors import ForceregError, printable
+from forcereg.errors import ForceregError
+from forcereg.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg check configs/examples/mnist/lenet_force_solver.prototxt")
@@ -36,12 +37,12 @@ def command(
     report = check_file(file, options)
     width = max(map(len, report.facts), default=0)
     for name, text in report.facts.items():
-        click.echo(f"{name:<{width}}  {text}")
+        echo(f"{name:<{width}}  {text}")
     for text in report.warnings:
-        click.echo(f"warning: {printable(text)}")
+        echo(f"warning: {text}")
     for text in report.errors:
-        click.echo(f"problem: {text}")
+        echo(f"problem: {text}")
     if report.errors:
         count = len(report.errors)
         raise ForceregError(f"{file}: {count} problem{'s' if count > 1 else ''} found, listed above")
-    click.echo(f"{file}: no problems found")
+    echo(f"{file}: no problems found")

@@ -10,6 +10,7 @@ import click
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.shipped import Shipped, configs_dir, shipped_configs
+from forcereg.terminal import echo
 
 
 @click.group(invoke_without_command=True, epilog="\b\nExample: forcereg configs copy . examples/mnist")
@@ -28,7 +29,7 @@ def list_configs() -> None:
     files = list(shipped_configs())
     width = max(len(file.path.as_posix()) for file in files)
     for file in files:
-        click.echo(f"{file.path.as_posix():<{width}}  {file.kind:<6}  {file.description}")
+        echo(f"{file.path.as_posix():<{width}}  {file.kind:<6}  {file.description}")
 
 
 @command.command(epilog="\b\nExample: forcereg configs copy . examples/mnist")
@@ -48,7 +49,7 @@ def copy(dest: Path, patterns: tuple[str, ...], force: bool) -> None:
         refuse_overwriting(chosen, targets)
     for file, target in zip(chosen, targets, strict=True):
         copy_file(configs_dir() / file.path, target)
-        click.echo(str(target))
+        echo(str(target))
 
 
 def choose(patterns: tuple[str, ...]) -> list[Shipped]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcereg.errors import UsageError
+from forcereg.terminal import echo, track
 
 if TYPE_CHECKING:
     from forcereg.data.convert import Written
@@ -46,7 +47,7 @@ def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
     """
     from forcereg.data.idx import convert_mnist
 
-    _report(convert_mnist(idx_dir, out_dir, force, _track))
+    _report(convert_mnist(idx_dir, out_dir, force, track))
 
 
 @command.command(short_help="scikit-learn's digits -> two LMDBs.")
@@ -61,7 +62,7 @@ def digits(out_dir: Path, force: bool) -> None:
     """
     from forcereg.data.idx import convert_digits
 
-    _report(convert_digits(out_dir, force, _track))
+    _report(convert_digits(out_dir, force, track))
 
 
 @command.command(short_help="CIFAR-10 -> two LMDBs and the mean image.")
@@ -81,7 +82,7 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     """
     from forcereg.data.cifar import convert_cifar10
 
-    _report(convert_cifar10(src, out_dir, force, _track))
+    _report(convert_cifar10(src, out_dir, force, track))
 
 
 @command.command(short_help="A list of image files -> an LMDB.")
@@ -123,11 +124,11 @@ def images(
         raise UsageError("--resize-height and --resize-width go together; give both or neither")
     size = None if resize_height is None or resize_width is None else (resize_height, resize_width)
     wanted = ImageSetOptions(root=root, size=size, seed=seed, **options)
-    written = convert_images(listing, out, wanted, force, _track, lambda text: click.echo(f"warning: {text}", err=True))
+    written = convert_images(listing, out, wanted, force, track, _warn)
     shape = "x".join(map(str, written.shape)) or "several sizes (train with crop_size, or give --resize-height/-width)"
     order = f", shuffled with seed {seed}" if wanted.shuffle else ""
     left_out = f"; unreadable and left out: {written.skipped:,}" if written.skipped else ""
-    click.echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")
+    echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")
 
 
 @command.command(short_help="The mean image of an LMDB or LevelDB.")
@@ -143,22 +144,16 @@ def mean(source: Path, out: Path, force: bool) -> None:
     """
     from forcereg.data.set_mean import convert_mean
 
-    image, count = convert_mean(source, out, force, _track)
-    click.echo(f"wrote {out}: the mean of {count:,} images of {'x'.join(map(str, image.shape))}")
+    image, count = convert_mean(source, out, force, track)
+    echo(f"wrote {out}: the mean of {count:,} images of {'x'.join(map(str, image.shape))}")
     for number, channel in enumerate(image):
-        click.echo(f"mean of channel {number}: {channel.mean(dtype='float64'):g}")
+        echo(f"mean of channel {number}: {channel.mean(dtype='float64'):g}")
 
 
-def _track(items: Iterable[Any], description: str, total: int | None) -> Iterable[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description, total=total, console=Console(stderr=True), transient=True)
+def _warn(text: str) -> None:
+    echo(f"warning: {text}", err=True)
 
 
 def _report(written: Iterable[Written]) -> None:
     for item in written:
-        click.echo(f"wrote {item.path}: {item.records:,} records of {'x'.join(map(str, item.shape))}")
+        echo(f"wrote {item.path}: {item.records:,} records of {'x'.join(map(str, item.shape))}")

@@ -12,6 +12,7 @@ from forcereg.commands.latency_options import LatencyOptions, latency_options
 from forcereg.commands.lowrank_files import default_prefix, write_net
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options, nothing
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
+from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     from forcereg.lowrank.decompose import Decomposition
@@ -59,21 +60,21 @@ def command(
     if as_json:
         more = {"net": net, "remarks": remarks(result, net), "folded": opened.prepared.folded}
         more |= {} if measured is None else {"latency": measured.report()}
-        click.echo(json.dumps({**result.report(), **more, **written}))
+        echo(json.dumps({**result.report(), **more, **written}))
         return
     show(result, net)
     if measured is not None:
         measured.show()
     tell(opened)
-    click.echo(f"wrote {written['model']} and {written['weights']}")
+    echo(f"wrote {written['model']} and {written['weights']}")
 
 
 def tell(opened: Opened) -> None:
     """Print what isn't known of the net, and what was folded."""
     if opened.unknown:
-        click.echo(opened.unknown)
+        echo(opened.unknown)
     for name, gone in opened.prepared.folded.items():
-        click.echo(f"folded into {name}: {', '.join(gone)}")
+        echo(f"folded into {name}: {', '.join(gone)}")
 
 
 def heading(result: Decomposition) -> str:

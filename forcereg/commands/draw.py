@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from forcereg.commands.options import code_options, net_options, shape_net_asked, stage_list
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError, UsageError, printable
+from forcereg.terminal import echo
 
 GRAPHICS = ("svg", "png", "pdf")
 
@@ -43,18 +44,18 @@ def command(
     try:
         shapes = shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers).shapes
     except ForceregError as error:
-        click.echo(f"forcereg: warning: drawn without shapes: {error}", err=True)
+        echo(f"forcereg: warning: drawn without shapes: {error}", err=True)
         shapes = {}
     nodes = graph(spec.layers, shapes)
-    title = f"{spec.name or 'net'} ({phase.upper()})"
+    title = printable(f"{spec.name or 'net'} ({phase.upper()})")
     if kind in GRAPHICS and shutil.which("dot") is None:
-        click.echo(f"forcereg: warning: graphviz's `dot` is not installed: no {kind}, but a text tree", err=True)
+        echo(f"forcereg: warning: graphviz's `dot` is not installed: no {kind}, but a text tree", err=True)
         out, kind = out.with_suffix(".txt"), "txt"
     if kind in GRAPHICS:
         write_bytes(out, picture(dot(nodes, title), kind))
     else:
         write_text(out, f"{title}\n{text_tree(nodes)}" if kind == "txt" else dot(nodes, title))
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")
 
 
 def picture(graph: str, kind: str) -> bytes:

@@ -10,7 +10,7 @@ import click
 
 from forcereg.commands import train
 from forcereg.commands.gflags import CaffeCommand
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError, UsageError, storable
 
 if TYPE_CHECKING:
     from forcereg.schema.text import SolverFile
@@ -80,7 +80,7 @@ def with_net(file: SolverFile, model: str, test_model: str | None, ending: str |
         )
     for name in (*TRAIN_FIELDS, "test_net", "test_net_param"):
         param.ClearField(name)
-    paths = [name if root == Path.cwd() else str(Path(name).resolve()) for name in (model, *tests)]
+    paths = [storable(name if root == Path.cwd() else Path(name).resolve()) for name in (model, *tests)]
     for path in paths:
         read_net(path)  # what is wrong with it is told before anything else
     param.net, param.test_net[:] = paths[0], paths[1:]

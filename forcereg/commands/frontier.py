@@ -14,6 +14,7 @@ import click
 
 from forcereg.commands.frontier_options import Aims, aim_options, labels_of, opened_nets
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options
+from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 PACE = 0.5
 """Seconds of measuring for each net, so that many nets have as many rounds as few."""
 
-tell = partial(click.echo, err=True)
+tell = partial(echo, err=True)
 
 
 @click.command(
@@ -66,7 +67,6 @@ def command(
     from forcereg.frontier import Subject, Target, frontier, planned
     from forcereg.latency import measuring_device
     from forcereg.report.frontier import as_csv, picture, table
-    from forcereg.report.lowrank import printer
     from forcereg.report.plot import figure_type
 
     kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules(layers)
@@ -80,10 +80,10 @@ def command(
     plan = planned(subjects, [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()], tell)
     made = shown(frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell), len(plan))
     points, how = measured(made, opened, device, batch)
-    printer().print(table(points, finetune))
+    table(points, finetune).show()
     write_text(f"{prefix}.csv", as_csv(points, remarks(how, finetune)))
     write_bytes(out, picture(points, kind, how))
-    click.echo(f"wrote {out} and {prefix}.csv; {evaluator.runs} nets scored, the others were known")
+    echo(f"wrote {out} and {prefix}.csv; {evaluator.runs} nets scored, the others were known")
 
 
 def chosen(rule: Rule, opened: Mapping[tuple[str, str], Opened], subject: Subject) -> Mapping[str, Choice]:

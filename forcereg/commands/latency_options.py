@@ -11,6 +11,7 @@ import click
 from forcereg.commands.lowrank_options import Opened, gathered
 from forcereg.commands.lowrank_rules import RankOptions
 from forcereg.errors import ForceregError, UsageError
+from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class LatencyOptions:
         from forcereg.latency import LayerTimer
         from forcereg.lowrank.timed import by_times
 
-        timer = LayerTimer(opened.prepared, device, self.batch, partial(click.echo, err=True))
+        timer = LayerTimer(opened.prepared, device, self.batch, partial(echo, err=True))
         budget = any(getattr(ranks, name) is not None for name in BUDGETS)
         return by_times(opened.prepared.candidates, criterion, timer, budget)
 
@@ -66,7 +67,7 @@ class LatencyOptions:
                 allow_python_layers=opened.allow_python_layers,
             )
         except ForceregError as error:
-            click.echo(f"the whole net isn't measured: {error}", err=True)
+            echo(f"the whole net isn't measured: {error}", err=True)
         return Latency(device_text(device), self.batch, timed.trials, net)
 
 

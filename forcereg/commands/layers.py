@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from forcereg.commands.options import import_option
+from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     from forcereg.support import Support
@@ -24,21 +24,19 @@ def command(style: str | None) -> None:
 
     rows = supported()
     if style == "markdown":
-        click.echo(markdown(rows), nl=False)
+        echo(*markdown(rows).splitlines())
     elif style == "json":
-        click.echo(json.dumps([row.__dict__ for row in rows]))
+        echo(json.dumps([row.__dict__ for row in rows]))
     else:
         show(rows)
 
 
 def show(rows: list[Support]) -> None:
     """Print the table."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
+    from forcereg.report.table import Column, Table, whole
 
-    table = Table("type", Column("parameters", overflow="fold"), Column("limits", overflow="fold"), show_lines=True)
+    table = Table(whole("type"), Column("parameters", "text"), Column("limits", "text"))
     for row in rows:
-        params = "\n".join(f"{name}: {', '.join(fields)}" for name, fields in row.params.items())
-        table.add_row(escape(row.type), params, escape(row.limits))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.row(row.type, [f"{name}: {', '.join(fields)}" for name, fields in row.params.items()], row.limits)
+        table.section()
+    table.show(most=160)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forcereg.errors import UsageError
+from forcereg.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from forcereg.lowrank.rewrite import Weights
@@ -48,7 +48,7 @@ def write_net(
     for path, read in ((model_path, source.path), (net_path, model)):
         if read is not None and path.resolve() == Path(read).resolve():
             raise UsageError(f"--out {prefix} would overwrite {read}; choose another prefix")
-    text = f"# {source.path.name}: {heading}\n" + to_text(net)
+    text = f"# {printable(f'{source.path.name}: {heading}')}\n" + to_text(net)
     write_model(model_path, weights, attrs={**source.attrs, **(attrs or {}), "forcereg_net": text})
     write_text(net_path, text)
     return {"model": str(net_path), "weights": str(model_path)}

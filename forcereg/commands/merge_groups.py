@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forcereg.errors import ForceregError
+from forcereg.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg merge-groups split.caffemodel.h5 --out merged")
@@ -31,4 +32,4 @@ def command(snapshot: str, model: str | None, out: str | None) -> None:
         )
     prefix = Path(out) if out else default_prefix(snapshot, "merged")
     written = write_net(prefix, net, blobs, weights, model, f"parallel layers of {', '.join(made)} as groups")
-    click.echo(f"merged into {', '.join(made)}; wrote {written['model']} and {written['weights']}")
+    echo(f"merged into {', '.join(made)}; wrote {written['model']} and {written['weights']}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forcereg.errors import ForceregError, UsageError
+from forcereg.terminal import echo
 
 KINDS = ("lenet", "cifar10_full", "resnet", "alexnet")
 
@@ -42,6 +43,6 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
         except OSError as error:
             raise ForceregError(f"{target.parent}: cannot be made ({error.strerror}); choose another folder") from error
         write_text(target, text)
-        click.echo(f"wrote {target}")
+        echo(f"wrote {target}")
     solver = dest / next(iter(starter.files))
-    click.echo(f"next, in {dest}: {starter.data}, then forcereg train --solver {solver.relative_to(dest)}")
+    echo(f"next, in {dest}: {starter.data}, then forcereg train --solver {solver.relative_to(dest)}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from forcereg.terminal import echo
+
 
 @click.command(epilog="\b\nExample: forcereg plot plain.log force.log -o curves.svg")
 @click.argument("logs", nargs=-1, required=True, metavar="LOG_OR_JSON...", type=click.Path(path_type=Path))
@@ -25,4 +27,4 @@ def command(logs: tuple[Path, ...], out: Path) -> None:
     names = [log.stem if stems.count(log.stem) == 1 else str(log) for log in logs]
     runs = [read_run(log, name) for log, name in zip(logs, names, strict=True)]
     write_bytes(out, draw(runs, kind))
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")

@@ -7,6 +7,7 @@ import json
 import click
 
 from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options, nothing
+from forcereg.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg ranks net_iter_10000.caffemodel.h5 --error 0.01,0.05,0.1,0.2")
@@ -28,13 +29,13 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
         raise nothing(snapshot, opened.prepared.file, opened.prepared.skipped)
     table = rank_table(opened.prepared.candidates, errors, opened.whole)
     if as_json:
-        click.echo(json.dumps(table.report()))
+        echo(json.dumps(table.report()))
         return
     show(table)
     if opened.unknown:
-        click.echo(opened.unknown)
+        echo(opened.unknown)
     for name, reason in opened.prepared.skipped.items():
-        click.echo(f"can't be decomposed: {name}: {reason}")
+        echo(f"can't be decomposed: {name}: {reason}")
 
 
 def bounds(text: str) -> list[float]:

@@ -8,6 +8,7 @@ import click
 
 from forcereg.commands.lowrank_options import LayerOptions, layer_options, nothing
 from forcereg.errors import UsageError
+from forcereg.terminal import echo
 
 KINDS = ("png", "svg", "pdf")
 ERRORS = "0.01,0.02,0.05,0.1,0.2,0.4"
@@ -30,7 +31,6 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
     from forcereg.commands.ranks import bounds
     from forcereg.files import write_bytes, write_text
     from forcereg.lowrank.accuracy import sensitivity
-    from forcereg.report.lowrank import printer
     from forcereg.report.plot import figure_type
     from forcereg.report.progress import Steps
     from forcereg.report.sensitivity import as_csv, picture, table
@@ -53,14 +53,14 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
             points.append(point)
             which = f"{point.layer} at rank {point.rank}" if point.layer else "whole net"
             steps.done(f"{which}: accuracy {point.accuracy:.4f}")
-    click.echo(f"accuracy (rank) with one layer decomposed; the whole net's is {points[0].accuracy:.2%}")
-    printer().print(table(points))
+    echo(f"accuracy (rank) with one layer decomposed; the whole net's is {points[0].accuracy:.2%}")
+    table(points).show()
     for name, reason in opened.prepared.skipped.items():
-        click.echo(f"can't be decomposed: {name}: {reason}")
+        echo(f"can't be decomposed: {name}: {reason}")
     write_text(f"{prefix}.csv", as_csv(points))
     if out and kind:
         write_bytes(out, picture(points, kind))
-    click.echo(f"wrote {f'{out} and ' if out else ''}{prefix}.csv; {evaluator.runs} nets scored, the others were known")
+    echo(f"wrote {f'{out} and ' if out else ''}{prefix}.csv; {evaluator.runs} nets scored, the others were known")
 
 
 def picture_kind(out: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forcereg.errors import ForceregError, UsageError
+from forcereg.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg split-groups alexnet.caffemodel --model train_val.prototxt --out split")
@@ -38,4 +39,4 @@ def command(snapshot: str, model: str | None, only_layers: str | None, out: str 
     net, blobs, split = split_groups(file.message, weights.layers, only)
     prefix = Path(out) if out else default_prefix(snapshot, "split")
     written = write_net(prefix, net, blobs, weights, model, f"groups of {', '.join(split)} as parallel layers")
-    click.echo(f"split {', '.join(split)}; wrote {written['model']} and {written['weights']}")
+    echo(f"split {', '.join(split)}; wrote {written['model']} and {written['weights']}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from forcereg.commands.options import code_options, net_options, shape_net_asked
+from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     from forcereg.summary import Summary
@@ -26,34 +26,27 @@ def command(
     from forcereg.summary import summarize
 
     summary = summarize(shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers))
-    click.echo(json.dumps(summary.report())) if as_json else show(summary)
+    echo(json.dumps(summary.report())) if as_json else show(summary)
 
 
 def show(summary: Summary) -> None:
     """Print the table and the totals."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    from forcereg.report.table import Table, numeric, whole
     from forcereg.summary import size
 
     title = f"{summary.name or 'net'}, phase {summary.phase}, batch {summary.batch}"
-    table = Table(title=escape(title), title_justify="left")
-    for heading in ("layer", "type", "output"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("params", "MACs", "memory"):
-        table.add_column(heading, justify="right", overflow="fold")
+    table = Table("layer", "type", whole("output"), *numeric("params", "MACs", "memory"), title=title)
     for row in summary.rows:
-        shapes = "\n".join("x".join(map(str, shape)) or "scalar" for shape in row.tops.values())
+        shapes = ["x".join(map(str, shape)) or "scalar" for shape in row.tops.values()]
         params = f"{amount(row.params)} ({row.borrowed:,})".strip() if row.borrowed else amount(row.params)
-        table.add_row(escape(row.name), escape(row.type), shapes, params, amount(row.macs), size(row.memory))
-    table.add_section()
-    table.add_row("total", "", "", amount(summary.params), amount(summary.macs), size(summary.memory))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
-    click.echo(f"{summary.params:,} parameters ({size(4 * summary.params) or '0 B'})" + statistics(summary))
+        table.row(row.name, row.type, shapes, params, amount(row.macs), size(row.memory))
+    table.section()
+    table.row("total", "", "", amount(summary.params), amount(summary.macs), size(summary.memory))
+    table.show()
+    echo(f"{summary.params:,} parameters ({size(4 * summary.params) or '0 B'})" + statistics(summary))
     if any(row.borrowed for row in summary.rows):
-        click.echo("parameters in brackets are an earlier layer's, shared by name")
-    click.echo("MACs are for one item, memory for the outputs of the whole batch")
+        echo("parameters in brackets are an earlier layer's, shared by name")
+    echo("MACs are for one item, memory for the outputs of the whole batch")
 
 
 def statistics(summary: Summary) -> str:

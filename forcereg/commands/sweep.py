@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
 from forcereg.commands.options import code_options, data_options, device_options
 from forcereg.errors import ForceregError, UsageError
+from forcereg.terminal import echo
 
 
 @click.command(
@@ -49,8 +50,6 @@ def command(
     seeds can be added; --error and --finetune can be changed without training anew. A run that fails, as by a loss that
     isn't finite, doesn't end the others. All scores are of the first test net, on the same records.
     """
-    from rich.console import Console
-
     from forcereg.commands.options import asked_devices
     from forcereg.files import write_bytes, write_text
     from forcereg.grid import grid
@@ -72,11 +71,11 @@ def command(
     models = [Path(name.strip()).resolve() for name in weights.split(",") if name.strip()]
     plan = Plan(read_solver(solver), models, error, finetune, options)
     results = []
-    for result in sweep(plan, grid(sets, seeds), out, lambda text: click.echo(text, err=True)):
+    for result in sweep(plan, grid(sets, seeds), out, partial(echo, err=True)):
         results.append(result)
         write_text(out / "results.csv", as_csv(results))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table(results, error, finetune))
+    table(results, error, finetune).show()
     write_bytes(out / "sweep.svg", picture(results, "svg"))
-    click.echo(f"wrote {out / 'results.csv'} and {out / 'sweep.svg'}")
+    echo(f"wrote {out / 'results.csv'} and {out / 'sweep.svg'}")
     if failed := sum(bool(result.failed) for result in results):
         raise ForceregError(f"{failed} of {len(results)} runs failed; {out / 'results.csv'} says why")

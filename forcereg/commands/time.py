@@ -90,17 +90,13 @@ def _report(timing: Timing, log: GlogWriter) -> None:
 
 def _show(timing: Timing) -> None:
     """A table, for people."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
+    from forcereg.report.table import Table, numeric
 
-    table = Table(Column("layer", overflow="fold"), "type")
-    for heading in ("forward ms", "backward ms", "share"):
-        table.add_column(heading, justify="right")
+    table = Table("layer", "type", *numeric("forward ms", "backward ms", "share"))
     whole = timing.forward + timing.backward
     for layer in timing.layers:
         share = f"{(layer.forward + layer.backward) / whole:.1%}" if whole else ""
-        table.add_row(escape(layer.name), layer.type, f"{layer.forward:.3f}", f"{layer.backward:.3f}", share)
-    table.add_section()
-    table.add_row("total", "", f"{timing.forward:.3f}", f"{timing.backward:.3f}", "")
-    Console().print(table)
+        table.row(layer.name, layer.type, f"{layer.forward:.3f}", f"{layer.backward:.3f}", share)
+    table.section()
+    table.row("total", "", f"{timing.forward:.3f}", f"{timing.backward:.3f}", "")
+    table.show()

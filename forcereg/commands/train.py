@@ -13,7 +13,7 @@ import click
 
 from forcereg.commands.gflags import CaffeCommand, arguments
 from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
-from forcereg.errors import UsageError
+from forcereg.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from forcereg.schema.text import SolverFile
@@ -108,8 +108,9 @@ def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
     file = _file(given)  # what is wrong in it is told before torch is loaded
     from forcereg.solver.distributed import join
     from forcereg.solver.launch import restarted
-    from forcereg.solver.log import GlogWriter, ProgressBar, on_terminal
+    from forcereg.solver.log import GlogWriter, ProgressBar
     from forcereg.solver.signals import handled
+    from forcereg.terminal import on_terminal
 
     log = GlogWriter()
     group = join(devices, file.message, given.global_batch)
@@ -205,7 +206,7 @@ def _start(given: SimpleNamespace, solver: Solver) -> None:
     if paths and not resumed:
         fresh = [set(solver.load_weights(path).fresh) for path in paths]
         given.judge(solver, set.intersection(*fresh))
-    solver.param.weights[:] = names  # what snapshots tell of where they come from
+    solver.param.weights[:] = map(printable, names)  # what snapshots tell of where they come from
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from forcereg.frontier import WHOLE, Point
 from forcereg.report.plot import figure_type, plain
+from forcereg.report.table import Table, csv_text, numeric
 
 COLUMNS = ("net", "method", "target", "ranks", "macs", "params", "accuracy", "accuracy_tuned", "milliseconds")
 MARKERS = "os^Dv"
@@ -34,36 +34,27 @@ LEVELS: Sequence[Sequence[float]] = (
 
 def as_csv(points: Sequence[Point], remarks: Sequence[str] = ()) -> str:
     """One line a net, ranks as "conv1=4 conv2=8"; `remarks` open it as comments."""
-    out = io.StringIO()
-    out.writelines(f"# {line}\n" for line in remarks)
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in points:
         ranks = " ".join(f"{name}={rank}" for name, rank in one.ranks.items())
         numbers = (one.macs, one.params, one.accuracy, one.tuned, one.milliseconds)
-        cells = ("" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else cell for cell in numbers)
-        writer.writerow([one.net, one.method, one.target, ranks, *cells])
-    return out.getvalue()
+        rows.append((one.net, one.method, one.target, ranks, *numbers))
+    return csv_text(COLUMNS, rows, remarks)
 
 
-def table(points: Sequence[Point], finetune: int) -> Any:
-    """A rich table, one row a net."""
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    found = Table(Column("net", overflow="fold"), "method", "target", Column("ranks", overflow="fold"))
+def table(points: Sequence[Point], finetune: int) -> Table:
+    """One row a net."""
     numbers = ["million MACs", "parameters", "ms", "accuracy"] + [f"fine-tuned for {finetune}"] * bool(finetune)
-    for heading in numbers:
-        found.add_column(heading, justify="right")
+    found = Table("net", "method", "target", "ranks", *numeric(*numbers))
     last = points[0].net if points else ""
     for one in points:
         if one.net != last:
-            found.add_section()
+            found.section()
         last = one.net
         cells = [_number(one.macs and one.macs / 1e6, ".3g"), f"{one.params:,}", _number(one.milliseconds, ".3g")]
         cells += [_number(one.accuracy, ".2%")] + [_number(one.tuned, ".2%")] * bool(finetune)
         ranks = " ".join(f"{name} {rank}" for name, rank in one.ranks.items())
-        found.add_row(escape(one.net), one.method, one.target, escape(ranks), *cells)
+        found.row(one.net, one.method, one.target, ranks, *cells)
     return found
 
 

@@ -10,7 +10,8 @@ import torch
 
 from forcereg.lowrank.ranks import Whole
 from forcereg.lowrank.timed import Trial, rank_text
-from forcereg.report.lowrank import printer
+from forcereg.report.table import Column, Table, numeric
+from forcereg.terminal import echo
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,18 @@ class Latency:
 
     def show(self) -> None:
         """Print the milliseconds of each layer and of the whole net."""
-        from rich.markup import escape
-        from rich.table import Column, Table
-
-        right = [Column(text, justify="right") for text in ("asked", "rank", "ms before", "ms after", "faster")]
-        table = Table(Column("layer", overflow="fold"), *right, Column("chains measured, rank: ms", overflow="fold"))
+        right = numeric("asked", "rank", "ms before", "ms after", "faster")
+        table = Table("layer", *right, Column("chains measured, rank: ms", "text"))
         for one in self.trials:
             chosen = "whole" if isinstance(one.choice, Whole) else rank_text(one.choice)
             tried = ", ".join(f"{rank_text(rank)}: {ms:.3g}" for rank, ms in one.times.items())
-            table.add_row(escape(one.name), rank_text(one.asked), chosen, *times(one.before, one.after), tried)
+            table.row(one.name, rank_text(one.asked), chosen, *times(one.before, one.after), tried)
         if self.net is not None:
-            table.add_section()
-            table.add_row("whole net", "", "", *times(*self.net), "")
-        printer().print(table)
+            table.section()
+            table.row("whole net", "", "", *times(*self.net), "")
+        table.show()
         batch = "the net's batch" if self.batch is None else f"batch {self.batch}"
-        print(f"medians of forward passes on {self.device}, {batch}")
+        echo(f"medians of forward passes on {self.device}, {batch}")
 
 
 def device_text(device: torch.device) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from forcereg.cost import Cost
 from forcereg.lowrank.decompose import Decomposition, LayerReport
+from forcereg.report.table import Table, numeric
+from forcereg.terminal import echo
 
 SMALL = 0.5
 """The share of a net's MACs below which the rest of the net is worth a remark."""
@@ -53,33 +54,21 @@ def slower(layer: LayerReport) -> str:
 
 def show(result: Decomposition, net: dict[str, Any]) -> None:
     """Print the table, the remarks, and what was left whole and why."""
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    table = Table(Column("layer", overflow="fold"), Column("method", overflow="fold"))
     numbers = ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up", "params before", "params after")
-    for heading in numbers:
-        table.add_column(heading, justify="right", overflow="fold")
+    table = Table("layer", "method", *numeric(*numbers))
     for layer in result.layers:
         ranks = (str(layer.full_rank), rank_text(layer), f"{layer.error:.4f}")
-        table.add_row(escape(layer.name), layer.method, *ranks, *costs(layer), *values(layer))
-    table.add_section()
+        table.row(layer.name, layer.method, *ranks, *costs(layer), *values(layer))
+    table.section()
     full, kept = (sum(getattr(layer, key) for layer in result.layers) for key in ("full_rank", "rank"))
     params = [f"{sum(getattr(one, key) for one in result.layers):,}" for key in ("params_before", "params_after")]
-    table.add_row("total", "", str(full), str(kept), "", *costs(result.totals), *params)
-    table.add_row("whole net", "", "", "", "", *costs(net), *values(net))
-    printer().print(table)
+    table.row("total", "", str(full), str(kept), "", *costs(result.totals), *params)
+    table.row("whole net", "", "", "", "", *costs(net), *values(net))
+    table.show()
     for line in remarks(result, net):
-        print(line)
+        echo(line)
     for name, reason in result.skipped.items():
-        print(f"left whole: {name}: {reason}")
-
-
-def printer() -> Any:
-    """The console; behind a pipe rich takes 80 columns for granted, and would cut names and numbers to fit."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 1000)
+        echo(f"left whole: {name}: {reason}")
 
 
 def rank_text(layer: LayerReport) -> str:

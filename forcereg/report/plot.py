@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 from forcereg.report.curves import Curve, Run
 
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
@@ -59,7 +59,7 @@ def figure_type() -> Any:
 
 def plain(label: str) -> str:
     """`label` so that matplotlib shows it as it is: no mathematics, in the legend though it begins with `_`, short."""
-    label = label if len(label) <= 80 else f"{label[:39]}...{label[-38:]}"
+    label = printable(label if len(label) <= 80 else f"{label[:39]}...{label[-38:]}")
     return (f" {label}" if label.startswith("_") else label).replace("$", r"\$")
 
 
@@ -113,12 +113,12 @@ def gone(curve: Curve) -> str:
 def page(runs: Sequence[Run], svg: str) -> str:
     """One HTML file that needs nothing else: the picture, and a table of where every curve ended."""
     rows = "".join(
-        f"<tr><td>{escape(run.name)}</td><td>{escape(name)}</td><td>{curve.iterations[-1]:,}</td>"
+        f"<tr><td>{shown(run.name)}</td><td>{shown(name)}</td><td>{curve.iterations[-1]:,}</td>"
         f"<td>{curve.values[-1]:g}</td><td>{_bound(min, curve)}</td><td>{_bound(max, curve)}</td></tr>\n"
         for run in runs
         for name, curve in run.curves.items()
     )
-    title = escape(", ".join(run.name for run in runs))
+    title = shown(", ".join(run.name for run in runs))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font-family: sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }}
@@ -130,6 +130,11 @@ td:nth-child(-n+2), th:nth-child(-n+2) {{ text-align: left }}
 <table><tr><th>run</th><th>curve</th><th>iteration</th><th>last</th><th>least</th><th>most</th></tr>
 {rows}</table></body></html>
 """
+
+
+def shown(name: str) -> str:
+    """A name as HTML."""
+    return escape(printable(name))
 
 
 def _bound(bound: Callable[..., float], curve: Curve) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from forcereg.solver.log import on_terminal
+from forcereg.errors import printable
+from forcereg.terminal import bar, echo, on_terminal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,12 +22,11 @@ class Steps:
 
     def __enter__(self) -> Steps:
         if on_terminal():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             last = TextColumn("{task.fields[last]}", markup=False)
-            self._bar = Progress(*columns, last, console=Console(stderr=True), transient=True)
+            self._bar = bar(*columns, last)
             self._task = self._bar.add_task(self._title, total=self._most, last="")
             self._bar.start()
         return self
@@ -50,6 +49,6 @@ class Steps:
         """One more step."""
         self._count += 1
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._count, last=text)
+            self._bar.update(self._task, completed=self._count, last=printable(text))
         else:
-            print(f"{self._title} {self._count} of at most {self._most}: {text}", file=sys.stderr, flush=True)
+            echo(f"{self._title} {self._count} of at most {self._most}: {text}", err=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 from forcereg.cost import Cost
 from forcereg.lowrank.ranks import Candidate
-from forcereg.report.lowrank import costs, net_report, printer
+from forcereg.report.lowrank import costs, net_report
+from forcereg.report.table import Table, numeric, whole
+from forcereg.terminal import echo
 
 BAR = 20
 """Characters of a bar at the full rank."""
@@ -58,28 +60,22 @@ def rank_table(layers: Sequence[Candidate], errors: Sequence[float], whole: Cost
 
 def show(table: RankTable) -> None:
     """Print the table; in plain columns where it doesn't go to a terminal."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Column, Table
-
     fancy = sys.stdout.isatty() and "utf" in sys.stdout.encoding.lower()
     shades = SHADES if fancy else PLAIN
     numbers = ("full rank", "cheaper to", *(f"{error:g}" for error in table.errors))
-    found = Table(Column("layer", overflow="fold"), "method", box=box.HEAVY_HEAD if fancy else None, pad_edge=fancy)
-    for text in numbers:
-        found.add_column(text, justify="right", overflow="fold")
-    found.add_column("ranks", no_wrap=True)
+    found = Table("layer", "method", *numeric(*numbers), whole("ranks"), boxed=fancy)
     for one, ranks in zip(table.layers, table.ranks, strict=True):
         limit = max(one.cheaper(), default=0)
         line = bar(ranks, table.errors, one.ladder.full_rank, shades)
-        found.add_row(escape(one.name), one.method, str(one.ladder.full_rank), str(limit), *map(str, ranks), line)
-    found.add_section()
+        found.row(one.name, one.method, str(one.ladder.full_rank), str(limit), *map(str, ranks), line)
+    found.section()
     nets = [net_report(table.whole, table.net(at)) for at in range(len(table.errors))]
-    found.add_row("speed-up", "", "", "", *(costs(net)[2] for net in nets))
-    found.add_row("params left", "", "", "", *(f"{net['params_after'] / net['params_before']:.1%}" for net in nets))
-    printer().print(found)
-    print(legend(table.errors, shades))
-    print("speed-up (in MACs) and params: of the whole net; beyond 'cheaper to' a chain costs no less than its layer")
+    found.row("speed-up", "", "", "", *(costs(net)[2] for net in nets), "")
+    left = [f"{net['params_after'] / net['params_before']:.1%}" for net in nets]
+    found.row("params left", "", "", "", *left, "")
+    found.show()
+    echo(legend(table.errors, shades))
+    echo("speed-up (in MACs) and params: of the whole net; beyond 'cheaper to' a chain costs no less than its layer")
 
 
 def bar(ranks: Sequence[int], errors: Sequence[float], full_rank: int, shades: str) -> str:

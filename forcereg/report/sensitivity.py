@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
 
 from forcereg.lowrank.accuracy import Point
 from forcereg.report.plot import figure_type, plain
+from forcereg.report.table import Table, csv_text, numeric
 
 EXACT = 1e-6
 """Errors up to here have no place on a logarithmic axis: the layer is as good as whole."""
@@ -17,28 +16,18 @@ EXACT = 1e-6
 
 def as_csv(points: Sequence[Point]) -> str:
     """One line a net; the first is the whole one, without a layer."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([one.name for one in fields(Point)])
-    for point in points:
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in asdict(point).values()])
-    return out.getvalue()
+    return csv_text([one.name for one in fields(Point)], (list(asdict(point).values()) for point in points))
 
 
-def table(points: Sequence[Point]) -> Any:
-    """A rich table: a row for each layer, a column for each bound; in a cell the accuracy and the rank."""
-    from rich.markup import escape
-    from rich.table import Column, Table
-
+def table(points: Sequence[Point]) -> Table:
+    """A row for each layer, a column for each bound; in a cell the accuracy and the rank."""
     rest = points[1:]
     bounds = list(dict.fromkeys(point.bound for point in rest))
-    made = Table(Column("layer alone", overflow="fold"), Column("full rank", justify="right"))
-    for bound in bounds:
-        made.add_column(f"error {bound:g}", justify="right")
+    made = Table("layer alone", *numeric("full rank", *(f"error {bound:g}" for bound in bounds)))
     for name in dict.fromkeys(point.layer for point in rest):
         own = [point for point in rest if point.layer == name]
         cells = [f"{point.accuracy:.2%} ({point.rank})" for point in own]
-        made.add_row(escape(name), str(own[0].full_rank), *cells)
+        made.row(name, str(own[0].full_rank), *cells)
     return made
 
 

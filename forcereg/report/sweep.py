@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from forcereg.report.plot import figure_type, plain
+from forcereg.report.table import Column, Table, csv_text
 from forcereg.sweep import Result
 
 COLUMNS = (
@@ -23,19 +23,15 @@ def as_csv(results: Iterable[Result]) -> str:
     """One line a run: the settings, the seed, then `COLUMNS`; ranks of several layers as 12/44."""
     results = list(results)
     fields = list(dict.fromkeys(name for result in results for name in result.fields))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*fields, "seed", *COLUMNS])
+    rows = []
     for result in results:
         cells = [result.fields.get(name, "") for name in fields]
-        writer.writerow([*cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
-    return out.getvalue()
+        rows.append([*cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
+    return csv_text([*fields, "seed", *COLUMNS], rows)
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return "/".join(map(str, value))
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+    return "/".join(map(str, value)) if isinstance(value, list) else value
 
 
 def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -57,15 +53,11 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def table(results: Iterable[Result], error: float, finetune: int) -> Any:
-    """A rich table, one row a setting, over those of its seeds that got there."""
-    from rich.table import Table
-
-    found = Table()
-    found.add_column("setting", overflow="fold")
+def table(results: Iterable[Result], error: float, finetune: int) -> Table:
+    """One row a setting, over those of its seeds that got there."""
     tuned = [f"fine-tuned for {finetune}"] if finetune else []
-    for heading in ("accuracy", f"ranks at {100 * error:g}% error", "million MACs", "cut", *tuned):
-        found.add_column(heading, justify="right")
+    numbers = ("accuracy", f"ranks at {100 * error:g}% error", "million MACs", "cut", *tuned)
+    found = Table("setting", *(Column(heading, "numbers") for heading in numbers))
     for name, runs in by_setting(results).items():
         failed = sum(bool(run.failed) for run in runs)
         ranks = itertools.zip_longest(*(run.ranks for run in runs if run.ranks))
@@ -76,7 +68,7 @@ def table(results: Iterable[Result], error: float, finetune: int) -> Any:
             spread([run.accuracy_cut for run in runs], ".2%"),
             spread([run.accuracy_tuned for run in runs], ".2%"),
         ]
-        found.add_row(f"{name}, {failed} of {len(runs)} failed" if failed else name, *cells[: 4 + len(tuned)])
+        found.row(f"{name}, {failed} of {len(runs)} failed" if failed else name, *cells[: 4 + len(tuned)])
     return found
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from forcereg.errors import ForceregError, did_you_mean
+from forcereg.errors import ForceregError, did_you_mean, storable
 from forcereg.schema import NetParameter, SolverParameter, V1LayerParameter
 from forcereg.schema.scan import shown
 
@@ -148,7 +148,7 @@ def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
     for i, net in enumerate(result.test_net_param):
         net.CopyFrom(upgrade_net(net, f"{name}: test_net_param {i}")[0])
     if not result.snapshot_prefix and not name.startswith("<"):
-        result.snapshot_prefix = os.path.splitext(os.path.abspath(name))[0]
+        result.snapshot_prefix = storable(os.path.splitext(os.path.abspath(name))[0])
     return result
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
+from forcereg.errors import ForceregError
 from forcereg.scoring import Output
 from forcereg.solver.events import Event
+from forcereg.terminal import bar, echo, log_line, lost
 
 Write = Callable[[str], None]
 
@@ -24,12 +26,14 @@ def glog_prefix(level: str, file: str, line: int = 1) -> str:
 class GlogWriter:
     """Writes messages with glog's prefix to a stream; `write` can be replaced while a progress bar is up.
 
-    `file` is what the prefix calls their source.
+    `file` is what the prefix calls their source. That a log on standard error can't be written is said once, on
+    standard output, and ends nothing.
     """
 
     def __init__(self, stream: TextIO | None = None, file: str = "solver.py") -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._file = file
+        self._told = False
         self.write: Write = self._plain
 
     def _plain(self, line: str) -> None:
@@ -38,7 +42,11 @@ class GlogWriter:
 
     def line(self, message: str, level: str = "I") -> None:
         """One log line."""
-        self.write(glog_prefix(level, self._file) + message)
+        self.write(glog_prefix(level, self._file) + log_line(message))
+        if not self._told and self._stream is sys.stderr and (why := lost()) is not None:
+            self._told = True
+            with contextlib.suppress(ForceregError, BrokenPipeError):
+                echo(f"forcereg: warning: standard error can't be written ({why.strerror}); going on without a log")
 
     def __call__(self, event: Event) -> None:
         render = getattr(self, f"on_{event.kind}", None)
@@ -131,19 +139,10 @@ class ProgressBar:
     STRIDE = 10  # drawing more often than this costs more than it shows
 
     def __init__(self, log: GlogWriter) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        title, loss = TextColumn("{task.description}"), TextColumn("{task.fields[loss]}")
+        self._bar = bar(title, BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
         self._log = log
         self._task = self._bar.add_task("training", total=None, loss="")
 
@@ -161,8 +160,3 @@ class ProgressBar:
             self._bar.update(self._task, total=event.max_iter, completed=event.iteration)
         elif event.kind == "train":
             self._bar.update(self._task, loss=f"loss {event.loss:.4g}")
-
-
-def on_terminal() -> bool:
-    """Whether progress can be shown: stderr is a terminal that isn't dumb."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, storable
 from forcereg.paths import find_root, resolve, snapshot_prefix
 from forcereg.registry import solver_type
 from forcereg.schema import TEST, TRAIN, SolverParameter
@@ -129,7 +129,7 @@ def complete_prefix(file: SolverFile, root: Path) -> None:
     if written and not file.name.startswith("<"):
         completed = snapshot_prefix(root, written, file.name)
         if completed != resolve(root, written):
-            file.message.snapshot_prefix = str(Path(written) / completed.name)
+            file.message.snapshot_prefix = storable(Path(written) / completed.name)
 
 
 def probe_prefix(prefix: Path, name: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable, storable
 from forcereg.scoring import Output
 from forcereg.solver.events import Event
 
@@ -24,10 +24,11 @@ class TensorBoard:
             raise ForceregError(
                 '--log-dir needs the tensorboard package; install it with pip install "forcereg[tensorboard]"'
             ) from None
+        name = storable(folder)
         self._folder, self._hook = folder, threading.excepthook
         threading.excepthook = self._on_thread_error
         try:
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(name)
         except OSError as error:
             threading.excepthook = self._hook
             raise self._refused(error) from None
@@ -48,10 +49,10 @@ class TensorBoard:
         elif event.kind == "force":
             for layer in event.layers:
                 for name in layer.keys() - {"layer"}:
-                    self._writer.add_scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
+                    self._scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
         elif event.kind == "ranks":
             for layer in event.layers:
-                self._writer.add_scalar(f"rank/{layer['layer']}", layer["rank"], event.iteration)
+                self._scalar(f"rank/{layer['layer']}", layer["rank"], event.iteration)
         elif event.kind == "done":
             self._writer.flush()
 
@@ -59,7 +60,10 @@ class TensorBoard:
         names = [output.name for output in outputs]
         for index, output in enumerate(outputs):
             suffix = f"_{index}" if names.count(output.name) > 1 else ""
-            self._writer.add_scalar(f"{group}/{output.name}{suffix}", output.value, iteration)
+            self._scalar(f"{group}/{output.name}{suffix}", output.value, iteration)
+
+    def _scalar(self, tag: str, value: float, iteration: int) -> None:
+        self._writer.add_scalar(printable(tag), value, iteration)
 
     def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
         # the writer's thread hands its error to the next call here, which tells it in one line

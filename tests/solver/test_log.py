@@ -13,7 +13,8 @@ import pytest
 from forcereg import snapshot
 from forcereg.scoring import Output
 from forcereg.solver.events import Event
-from forcereg.solver.log import GlogWriter, ProgressBar, describe, on_terminal
+from forcereg.solver.log import GlogWriter, ProgressBar, describe
+from forcereg.terminal import on_terminal
 from tests.solver.nets import TESTED, batches, regression
 
 # level, month and day in four digits, time to the microsecond, thread, source
