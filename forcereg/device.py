@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +47,38 @@ def prepare(device: torch.device, tf32: bool = False, deterministic: bool = Fals
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        set_tf32(tf32)
         torch.backends.cudnn.benchmark = not deterministic
     else:
         keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def set_tf32(on: bool) -> None:
+    """Lets float32 products and convolutions of GPUs take TF32, or not, whatever was chosen before.
+
+    Both by torch's old switches and, where there are any (from 2.9 on), by the new ones: the old alone leave cuDNN as
+    `torch.backends.fp32_precision` says, and where the two differ torch raises when it looks.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the old ones are deprecated
+        matmul.allow_tf32 = cudnn.allow_tf32 = on
+    if hasattr(torch.backends, "fp32_precision"):
+        for part in (matmul, cudnn.conv, cudnn.rnn):
+            part.fp32_precision = "tf32" if on else "ieee"
+
+
+@functools.cache
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """The stream of a GPU for one purpose; the same for all solvers of a process.
+
+    Libraries keep a workspace for every stream that they have worked on: tens of megabytes for cuBLAS.
+    """
+    return torch.cuda.Stream(device)
 
 
 def keep_freed_memory() -> None:

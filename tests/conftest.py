@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -12,14 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from forcereg import registry
 from tests.nursery import Nursery
 
-# the same examples on every run of a commit: a rare one found by chance would fail somebody else's change
-settings.register_profile("forcereg", derandomize=True, deadline=None)
-settings.load_profile("forcereg")
+with contextlib.suppress(ImportError):  # a machine with a GPU may have little beside torch
+    from hypothesis import settings
+
+    # the same examples on every run of a commit: a rare one found by chance would fail somebody else's change
+    settings.register_profile("forcereg", derandomize=True, deadline=None)
+    settings.load_profile("forcereg")
 
 # before anything loads torch: a thread that waits for another must not keep that one's core busy, and where pytest
 # runs a process per core none is left for threads

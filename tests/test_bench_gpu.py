@@ -32,6 +32,13 @@ _, packages, *sys.argv = sys.argv
 sys.path.append(packages)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+RUN_TESTS = """import sys
+_, packages, *arguments = sys.argv
+sys.path.append(packages)
+import pytest
+sys.exit(pytest.main(arguments))
+"""
+WANTS_GPU = re.compile(r"skipif\(not torch\.cuda\.is_available")
 
 
 def shipped(name: str) -> Any:
@@ -126,16 +133,20 @@ def needed(name: str) -> set[str]:
     return {name}.union(*(needed(one[0]) for one in found if one))
 
 
-@pytest.fixture(scope="module")
-def five_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages: the five, and what they require."""
-    folder = tmp_path_factory.mktemp("packages")
-    for name in set().union(*map(needed, FIVE)):
+def packages(folder: Path, *names: str) -> Path:
+    """A folder of these packages, and what they require."""
+    for name in set().union(*map(needed, names)):
         installed = metadata.distribution(name)
         for top in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(str(installed.locate_file(top)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def five_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages: the five, and what they require."""
+    return packages(tmp_path_factory.mktemp("packages"), *FIVE)
 
 
 Gpu = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
@@ -174,6 +185,18 @@ def test_five_packages_and_an_unpacked_checkout_do(gpu: Gpu) -> None:
     assert {"layers", "force", "solver"} <= set(counts) and all(bad == rest == 0 for _, bad, rest in counts.values())
     assert found["machine"]["torch"] == torch.__version__ and found["machine"]["device"] == "cpu"
     assert "lenet: >= 5x the better plain loop" in done.stdout
+
+
+def test_the_tests_that_want_a_gpu_are_collected_with_those_and_pytest(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Without lmdb, plyvel, Pillow and hypothesis: what needs them is skipped when it runs."""
+    files = [str(path) for path in (checkout / "tests").rglob("test_*.py") if WANTS_GPU.search(path.read_text())]
+    assert len(files) > 5
+    there = packages(tmp_path_factory.mktemp("packages"), *FIVE, "pytest")
+    command = [sys.executable, "-I", "-S", "-c", RUN_TESTS, str(there), "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run([*command, "-k", "cuda or gpu"], cwd=checkout, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_auxiliary_classifiers_and_crops_run_too(gpu: Gpu) -> None:

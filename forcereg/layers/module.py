@@ -118,7 +118,7 @@ class ModuleLayer(Layer):
             try:
                 made = module_class(**keywords)
             except Exception:
-                if torch.get_default_device().type != "meta":
+                if torch.empty(0).device.type != "meta":  # get_default_device knows of no contexts before torch 2.8
                     raise
                 with torch.device("cpu"):  # it computes with values while it is made
                     made = module_class(**keywords).to("meta")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape
 from forcereg.registry import layer
@@ -175,6 +177,22 @@ class Swish(Elementwise):
         return F.silu(x) if self.beta == 1 else x * torch.sigmoid(self.beta * x)
 
 
+class _Clamp(torch.autograd.Function):
+    """x limited to [low, high] with Caffe's gradient at the bounds, 1: torch's clamp has 0 there from 2.14 on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.low, ctx.high = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where((x >= ctx.low).logical_and_(x <= ctx.high), grad, 0), None, None
+
+
 @layer("Clip", "clip_param")
 class Clip(Elementwise):
     """x limited to [min, max], both of which must be given; the gradient is 1 on the closed interval."""
@@ -190,7 +208,7 @@ class Clip(Elementwise):
             raise spec.fail(f"clip_param has min {self.low:g} and max {self.high:g}; expected min <= max")
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(self.low, self.high)
+        return _Clamp.apply(x, self.low, self.high)
 
 
 @layer("Threshold", "threshold_param")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,17 +102,34 @@ def pool(x: Tensor, windows: Windows, method: str, training: bool, mask: bool = 
         x = F.pad(x, (origin[1],) * 2 + (origin[0],) * 2, value=-math.inf if method == "MAX" else 0.0)
     # torch leaves out a last window beyond the input, and gives more windows where the padding is done here
     out = windows.out(size)
-    if mask:
-        values, index = F.max_pool2d(x, kernel, stride, pad, 1, ceil, return_indices=True)
-        place = _index_in_plane(index, x.shape[3], origin, size).to(x.dtype)
-        return _resized(values, out, 0), _resized(place, out, -1)
     if method == "MAX":
-        values = F.max_pool2d(x, kernel, stride, pad, 1, ceil)
+        values, index = _maxima(x, kernel, stride, pad, ceil, mask)
+        if mask:
+            place = _index_in_plane(index, x.shape[3], origin, size).to(x.dtype)
+            return _resized(values, out, 0), _resized(place, out, -1)
     elif method == "AVE":
         values = F.avg_pool2d(x, kernel, stride, pad, ceil)
     else:
         values = (_draw if training else _expectation)(x, kernel, stride, ceil)
     return (_resized(values, out, 0),)
+
+
+def _maxima(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int], ceil: bool, mask: bool
+) -> tuple[Tensor, Any]:
+    """The windows' maxima, and if asked for (`mask`) their indices in the planes, else None."""
+    repeats = _must_repeat(x)
+    if not mask and not repeats:
+        return F.max_pool2d(x, kernel, stride, pad, 1, ceil), None
+    values, index = F.max_pool2d(x, kernel, stride, pad, 1, ceil, return_indices=True)
+    if repeats:  # of pooling's own gradient on a GPU not every version of torch promises it
+        values = x.flatten(2).gather(2, index.flatten(2)).reshape(index.shape)
+    return values, index
+
+
+def _must_repeat(x: Tensor) -> bool:
+    """Whether operations on x must add up in an order that is the same each time, where a GPU has none of its own."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
 def _draw(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> Tensor:
@@ -123,7 +141,10 @@ def _draw(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: boo
         x = F.pad(x, (0, width if width < kernel[1] else 0, 0, height if height < kernel[0] else 0))
     values = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(-2)
     with torch.no_grad():
-        sums = values.cumsum(-1)
+        if _must_repeat(values):
+            sums = torch.stack(list(itertools.accumulate(values.unbind(-1))), -1)
+        else:
+            sums = values.cumsum(-1)
         goal = (1 - torch.rand_like(sums[..., :1])) * sums[..., -1:]
         place = (sums >= goal).byte().argmax(-1, keepdim=True)
     return values.gather(-1, place)[..., 0]

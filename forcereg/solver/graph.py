@@ -9,12 +9,14 @@ returns all that is read between runs; its other tensors are overwritten by whic
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from forcereg.device import side_stream
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 
@@ -43,7 +45,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = side_stream(device, "graphs")
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, work: Callable[[], T]) -> T:
@@ -57,29 +59,65 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """See Recorder."""
-        current = torch.cuda.current_stream(self._device)
-        try:
-            graph, result = self._capture(work, self._pool)
-        except (RuntimeError, ForceregError) as error:
-            self._recover(current)
-            # behind an error in `work` the end of the capture has one of its own
-            raise RuntimeError(str(error.__context__ or error)) from error
-        return graph.replay, result
-
-    def _capture(self, work: Callable[[], T], pool: object) -> tuple[torch.cuda.CUDAGraph, T]:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()  # within a capture torch can't
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the threads that prepare data may use CUDA meanwhile
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):  # type: ignore[arg-type]
-            result = work()
-        return graph, result
+        try:
+            return graph.replay, self._capture(graph, work)
+        except BaseException:
+            self._recover(graph)
+            raise
 
-    def _recover(self, current: torch.cuda.Stream) -> None:
-        """Leaves a capture that failed: torch does for its own state only when one ends well."""
-        torch.cuda.set_stream(current)
+    def _capture(self, graph: torch.cuda.CUDAGraph, work: Callable[[], T]) -> T:
+        """As torch.cuda.graph; but where the capture can't end, its stream is left and the error of `work` told."""
+        with _no_garbage(), torch.cuda.stream(self._stream):
+            # thread_local: the threads that prepare data may use CUDA meanwhile
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = work()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+            return result
+
+    def _recover(self, failed: torch.cuda.CUDAGraph) -> None:
+        """Ends a failed capture for the allocator and the random numbers, as torch does for one that ends well.
+
+        The allocator would go on serving the pool, and refuse to give memory back.
+        """
+        _FAILED.append(failed)
+        device = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            _end_allocation()(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
         with contextlib.suppress(RuntimeError):
-            self._capture(lambda: torch.zeros(1, device=self._device), self._pool)
-        torch.cuda.set_stream(current)
+            self._capture(torch.cuda.CUDAGraph(), lambda: torch.zeros(1, device=self._device))
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed: torch's allocators for the host may still ask them whether they capture."""
+
+
+def _end_allocation() -> Callable[[int, object], None]:
+    """What ends a pool's part in allocations; by its name from torch 2.8 on, or the one before."""
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+    return next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collects garbage before the block and none within: freeing a graph or an event there would end a capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def recorder_for(device: torch.device) -> Recorder | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forcereg.device import side_stream
 from forcereg.solver.update import LARGEST, SGD, Nesterov, Rule, Tensors, grouped
 
 
@@ -130,7 +131,7 @@ class Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = side_stream(device, "beside") if device.type == "cuda" else None
         self._under_way = False
 
     def start(self, work: Callable[[], None]) -> None:

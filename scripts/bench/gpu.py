@@ -3,7 +3,7 @@
     python scripts/bench/gpu.py [SECTION ...] [--minutes 7] [--json gpu_bench.json] [--mnist IDX_DIR]
         [--golden DIR] [--device cuda] [--quick]
 
-Needs Linux, a CUDA device, an unpacked checkout, and torch >= 2.6, numpy, h5py, protobuf and click; no installation
+Needs Linux, a CUDA device, an unpacked checkout, and torch >= 2.7, numpy, h5py, protobuf and click; no installation
 and no network. Sections, each in a process of its own, so that one that fails leaves the others alone:
 - run: the README's LeNet solver, all 10,000 iterations with 21 tests, log lines and snapshots, on MNIST (--mnist, or
   ../shared/data/mnist if there) or made images of its size, from LMDBs where lmdb is installed, else from memory;

@@ -1,4 +1,8 @@
-"""Small databases and the feeds over them."""
+"""Small databases and the feeds over them.
+
+What they are written with is loaded where it is used: without it (a machine with a GPU may have little beside torch)
+the test that asks for a database is skipped, and all others run.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,27 @@ import io
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
 import numpy as np
-import plyvel
+import pytest
 import torch
 from google.protobuf import text_format
-from PIL import Image
 
 from forcereg.data.database import DatabaseFeed, database_feed
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.schema import TEST, TRAIN, Datum, NetParameter
 from forcereg.spec import LayerSpec
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Records = Iterable[tuple[bytes, bytes]]
 
 
 def put_lmdb(path: Path, records: Records) -> Path:
     """Write records with the lmdb package alone, in the order given."""
+    lmdb = pytest.importorskip("lmdb")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lmdb.open(str(path), map_size=1 << 28) as env, env.begin(write=True) as txn:
         for key, value in records:
@@ -34,6 +40,7 @@ def put_lmdb(path: Path, records: Records) -> Path:
 
 def put_leveldb(path: Path, records: Records) -> Path:
     """Write records with plyvel alone; the first half ends up in a table, the rest in the log."""
+    plyvel = pytest.importorskip("plyvel")
     path.parent.mkdir(parents=True, exist_ok=True)
     items = list(records)
     for part in (items[: len(items) // 2], items[len(items) // 2 :]):
@@ -52,9 +59,10 @@ def encoded(image: Image.Image, label: int = 0, kind: str = "JPEG") -> bytes:
 
 def pictures(count: int, size: tuple[int, int] = (20, 16), classes: int = 10) -> list[tuple[bytes, bytes]]:
     """`count` records of JPEGs of seeded noise, `size` = (height, width); labels count up."""
+    image_of = pytest.importorskip("PIL.Image").fromarray
     random = np.random.default_rng(count)
     images = random.integers(0, 256, (count, *size, 3), np.uint8)
-    return [(b"%08d" % i, encoded(Image.fromarray(image), i % classes)) for i, image in enumerate(images)]
+    return [(b"%08d" % i, encoded(image_of(image), i % classes)) for i, image in enumerate(images)]
 
 
 def raw(image: np.ndarray, label: int = 0) -> bytes:

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from PIL import Image
 
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.data.image_data import ImageFeed, image_feed
@@ -25,7 +25,7 @@ def png(bgr: np.ndarray) -> bytes:
     """The PNG file of an image (C, H, W): B, G, R or grey."""
     pixels = bgr[0] if len(bgr) == 1 else bgr[::-1].transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    pytest.importorskip("PIL.Image").fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
     return file.getvalue()
 
 

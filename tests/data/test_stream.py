@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from forcereg.data import prefetch, stream
 from forcereg.data.database import DatabaseFeed, database_feed
@@ -103,19 +102,19 @@ def test_going_on_does_not_start_again(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("damaged", "expected"),
     [
-        (b"\xff\xff", "not a Datum"),
-        (Datum(encoded=True, data=b"\xff\xd8 no").SerializeToString(), "cannot be decoded"),
-        (pictures(1)[0][1][:-300], "not a Datum"),
-        (encoded(Image.new("RGB", (16, 9))), "3x9x16"),
-        (encoded(Image.new("L", (16, 20))), "1x20x16"),
+        (lambda: b"\xff\xff", "not a Datum"),
+        (lambda: Datum(encoded=True, data=b"\xff\xd8 no").SerializeToString(), "cannot be decoded"),
+        (lambda: pictures(1)[0][1][:-300], "not a Datum"),
+        (lambda: pictures(1, (9, 16))[0][1], "3x9x16"),
+        (lambda: encoded(pytest.importorskip("PIL.Image").new("L", (16, 20))), "1x20x16"),
     ],
     ids=["no Datum", "no image", "cut", "other size", "other channels"],
 )
 def test_a_damaged_record_in_the_middle_is_named(
-    damaged: bytes, expected: str, put: Put, workers: int, tmp_path: Path
+    damaged: Callable[[], bytes], expected: str, put: Put, workers: int, tmp_path: Path
 ) -> None:
     records = pictures(40)
-    records[17] = (b"00000017", damaged)
+    records[17] = (b"00000017", damaged())
     put(tmp_path / "db", records)
     feed = make_feed(tmp_path, AUGMENTED, 5, "TRAIN", STREAM, workers=workers)
     batches(feed, 3)
@@ -198,7 +197,7 @@ print(max(private() - before for _ in range(125) if feed.next()))
 def test_memory_stays_bounded_over_a_set_of_ten_times_the_budget(tmp_path: Path) -> None:
     """2000 images of 192 KiB stream past in less than a quarter of their size: 4 batches, outputs, threads."""
     square = np.linspace(0, 255, 256 * 256 * 3, dtype=np.uint8).reshape(256, 256, 3)
-    value = encoded(Image.fromarray(square))
+    value = encoded(pytest.importorskip("PIL.Image").fromarray(square))
     put_lmdb(tmp_path / "db", [(b"%08d" % i, value) for i in range(2000)])
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

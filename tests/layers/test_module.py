@@ -274,7 +274,7 @@ def test_copies(user_module: UserModule, registered: bool) -> None:
         (
             "torch.nn.Linear",
             '{"in_features": 4, "out_features": 2}',
-            "Linear.forward raised RuntimeError: mat1 and mat2",
+            "Linear.forward raised RuntimeError: ",  # whose words differ between versions
         ),
         ("torch.nn.Mesh", "", "Python module 'torch.nn' ("),
         ("torch.nn.ReLU", '{"inplace": True, "x": 1}', "ReLU(inplace=True, x=1) raised TypeError"),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forcereg.layers import pooling
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 Pair = tuple[int, int]
@@ -282,3 +283,32 @@ def test_bad_bottoms_and_tops() -> None:
     assert "must have 4 axes" in layer_error("Pooling", "pooling_param { kernel_size: 2 }", (1, 4, 5))
     param = "pooling_param { pool: AVE kernel_size: 2 }"
     assert "goes with MAX only" in layer_error("Pooling", param, (1, 1, 4, 5), tops=2)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(windows(), st.integers(0, 1000), st.booleans())
+def test_what_repeats_on_a_gpu_gives_the_same(w: dict[str, Any], seed: int, mask: bool) -> None:
+    """Values, places and gradients: what `--deterministic` takes there, with the CPU in its place."""
+    shape = (2, 3, *w["size"])
+    if min(out_sizes(w)) < 1:
+        return
+    x = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, shape).astype(np.float64))
+    found = []
+    for repeats in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pooling, "_must_repeat", lambda x, repeats=repeats: repeats)
+            own = x.clone().requires_grad_()
+            tops = apply("Pooling", text(w, "MAX"), own, tops=1 + mask)
+        tops[0].backward(noise(*tops[0].shape))
+        found.append([*tops, own.grad])
+    for plain, repeated in zip(*found, strict=True):
+        assert torch.equal(plain, repeated)
+
+
+def test_what_repeats_on_a_gpu_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, found = noise(2, 3, 7, 6).abs(), []
+    for repeats in (False, True):
+        monkeypatch.setattr(pooling, "_must_repeat", lambda x, repeats=repeats: repeats)
+        torch.manual_seed(3)
+        found.append(apply("Pooling", "pooling_param { pool: STOCHASTIC kernel_size: 3 stride: 2 }", x, phase="TRAIN"))
+    assert torch.equal(found[0][0], found[1][0])
