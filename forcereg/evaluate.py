@@ -26,6 +26,7 @@ from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net import Net
 from forcereg.paths import resolve
+from forcereg.rules import Title, net_state
 from forcereg.schema import TEST, SolverParameter
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_net, to_text
 from forcereg.scoring import Score, check_blobs, score
@@ -37,7 +38,7 @@ from forcereg.solver.saving import writes_binary
 from forcereg.solver.setup import TRAIN_FIELDS, problems, solver_root, tested_nets, trained_net
 from forcereg.solver.signals import handled
 from forcereg.solver.state import pack
-from forcereg.spec import NetSpec, build_spec, net_state
+from forcereg.spec import NetSpec, build_spec
 
 SOURCES = ("data_param", "image_data_param", "hdf5_data_param", "window_data_param")
 DATABASE = (".mdb", ".ldb", ".sst")  # the files of a database folder that hold its records
@@ -143,7 +144,8 @@ class Evaluator:
 
     def _spec(self, file: NetFile) -> NetSpec:
         states = list(self.solver.message.test_state[:1])
-        return build_spec(file, net_state(TEST, file.message.state, *states), self.root)
+        title = Title(solver=True, number=0)
+        return build_spec(file, net_state(TEST, file.message.state, *states), self.root, title)
 
     def _scored(self, spec: NetSpec, weights: Weights) -> Evaluation:
         for text in spec.warnings:

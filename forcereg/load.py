@@ -17,9 +17,10 @@ from forcereg.device import prepare
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.net import Net, infer_shapes
 from forcereg.paths import find_root
+from forcereg.rules import net_state, phase_number
 from forcereg.schema import TEST, TRAIN, NetParameter, NetState
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_net
-from forcereg.spec import NetSpec, build_spec, net_state, phase_number
+from forcereg.spec import NetSpec, build_spec
 
 
 def load_net(

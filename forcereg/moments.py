@@ -28,10 +28,11 @@ from forcereg.lowrank.merge import merge
 from forcereg.lowrank.rewrite import Weights
 from forcereg.memory import check_room
 from forcereg.net import Net
+from forcereg.rules import Title, net_state
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile, SolverFile, net_from_message
 from forcereg.solver.setup import solver_root, trained_net
-from forcereg.spec import LayerSpec, NetSpec, build_spec, net_state
+from forcereg.spec import LayerSpec, NetSpec, build_spec
 
 CHUNK = 1 << 23
 """Values that are unfolded at a time: 64 MiB in float64."""
@@ -82,7 +83,8 @@ class TrainingData:
 
     def _spec(self, file: NetFile) -> NetSpec:
         own = [] if self.solver is None else [self.solver.message.train_state]
-        return build_spec(file, net_state(TRAIN, file.message.state, *own), self._root(file))
+        title = Title(solver=self.solver is not None)
+        return build_spec(file, net_state(TRAIN, file.message.state, *own), self._root(file), title)
 
 
 def reads_data(spec: NetSpec) -> bool:

@@ -21,10 +21,11 @@ from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
 from forcereg.memory import check_room, is_shortage
 from forcereg.plan import limit_labels, plan_steps
+from forcereg.rules import net_state
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile
 from forcereg.sharing import Owners
-from forcereg.spec import LayerSpec, NetSpec, build_spec, net_state
+from forcereg.spec import LayerSpec, NetSpec, build_spec
 
 Shape = tuple[int, ...]
 Around = Callable[[LayerSpec, Layer, list[Tensor]], Any]

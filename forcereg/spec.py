@@ -9,22 +9,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.schema import TEST, TRAIN, LayerParameter, NetState
+from forcereg.rules import ONLY, Title, hidden_makers, included, left_out, named, said_rule, said_state, way_in
+from forcereg.schema import TRAIN, LayerParameter
 from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
 
 MAX_AXES = 32
 MAX_COUNT = 2**31 - 1
 """Caffe's limits of a blob: its number of axes, and of values."""
-
-PHASES = {"TRAIN": TRAIN, "TEST": TEST}
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class NetSpec:
     `outputs` are the blobs that no layer consumes, sorted by name as Caffe lists them.
     `force_backward`: the gradient reaches every bottom but labels, and frozen blobs too, whatever the layers say.
     `warnings` are deviations from what Caffe would do, one line each.
+    `title` names the net in errors; '' where it is the only one.
     """
 
     name: str
@@ -94,62 +94,21 @@ class NetSpec:
     force_backward: bool = False
     debug_info: bool = False
     warnings: tuple[str, ...] = ()
+    title: str = ""
 
 
-def phase_number(phase: str | int) -> int:
-    """TRAIN or TEST, by name or number, as the schema's number; raises ForceregError otherwise."""
-    if phase in (TRAIN, TEST):
-        return int(phase)
-    try:
-        return PHASES[str(phase).upper()]
-    except KeyError:
-        raise ForceregError(f"unknown phase {phase!r}; expected TRAIN or TEST") from None
-
-
-def net_state(phase: int, own: Any = None, *later: Any) -> Any:
-    """The NetState that layer rules are matched against: phase, then the net's own, then the solver's.
-
-    Later scalars override earlier ones; stages append. Empty stages are dropped (Caffe's command
-    line adds one, which then fails every `stage` rule).
-    """
-    state = NetState(phase=phase)
-    for other in (own, *later):
-        if other is not None:
-            state.MergeFrom(other)
-    kept = [stage for stage in state.stage if stage]
-    del state.stage[:]
-    state.stage.extend(kept)
-    return state
-
-
-def rule_matches(rule: Any, state: Any) -> bool:
-    """Whether a NetStateRule matches; an empty rule does."""
-    stages = set(state.stage)
-    return (
-        (not rule.HasField("phase") or rule.phase == state.phase)
-        and (not rule.HasField("min_level") or state.level >= rule.min_level)
-        and (not rule.HasField("max_level") or state.level <= rule.max_level)
-        and stages.issuperset(rule.stage)
-        and stages.isdisjoint(rule.not_stage)
-    )
-
-
-def included(message: Any, state: Any) -> bool:
-    """Whether a layer's include rules keep it, or its exclude rules if it has no others."""
-    if message.include:
-        return any(rule_matches(rule, state) for rule in message.include)
-    return not any(rule_matches(rule, state) for rule in message.exclude)
-
-
-def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
+def build_spec(file: NetFile, state: Any, root: Path | None = None, title: Title = ONLY) -> NetSpec:
     """The layers of `file` that `state` keeps, checked and with splits. Raises ForceregError."""
     root = root if root is not None else Path.cwd()
-    layers = kept_layers(file, state, root, _raise)
-    for problem in blob_problems(layers):
-        raise problem
-    sources = _sources(layers)
-    warnings = _consumed_losses(layers, sources)
-    layers = insert_splits(layers)
+    with named(title.short(state)):
+        for problem in rule_problems(file, state, title):
+            raise problem
+        layers = kept_layers(file, state, root)
+        for problem in problems(layers, file, state, title):
+            raise problem
+        sources = _sources(layers)
+        warnings = _consumed_losses(layers, sources)
+        layers = insert_splits(layers)
     return NetSpec(
         name=file.message.name,
         layers=tuple(layers),
@@ -161,35 +120,38 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None) -> NetSpec:
         force_backward=file.message.force_backward,
         debug_info=file.message.debug_info,
         warnings=tuple(warnings),
+        title=title.short(state),
     )
 
 
-def _raise(error: ForceregError) -> None:
-    raise error
+def rule_problems(file: NetFile, state: Any, title: Title = ONLY) -> Iterator[ForceregError]:
+    """What is wrong with the layers' rules: of both kinds in one layer, or none lets a layer in."""
+    for index, message in enumerate(file.message.layer):
+        if message.include and message.exclude:
+            yield ForceregError(f"{file.where(index)}: has include and exclude rules; use one kind")
+    if not any(included(message, state) for message in file.message.layer):
+        hidden = [left_out(message, state) for message in file.message.layer]
+        first, phase = hidden[0], "TRAIN" if state.phase == TRAIN else "TEST"
+        yield ForceregError(
+            f"{file.name}: no layer is left in phase {phase} ({said_state(state)}); "
+            f"of layer '{first.name}' {first.why}; check the include/exclude rules: {way_in(hidden, state, title)}"
+        )
 
 
-def kept_layers(file: NetFile, state: Any, root: Path, report: Callable[[ForceregError], None]) -> list[LayerSpec]:
-    """The layers of `file` that `state` keeps, without Splits; `report` gets what is wrong with single ones."""
+def kept_layers(file: NetFile, state: Any, root: Path) -> list[LayerSpec]:
+    """The layers of `file` that `state` keeps, without Splits."""
     layers: list[LayerSpec] = []
     hidden = Counter[str]()
     folder = Path.cwd() if file.name.startswith("<") else Path(os.path.abspath(file.name)).parent
     for index, message in enumerate(file.message.layer):
-        where = file.where(index)
-        if message.include and message.exclude:
-            report(ForceregError(f"{where}: has include and exclude rules; use one kind"))
         if not included(message, state):
             continue
-        spec = _layer_spec(message, where, state.phase, root, folder)
-        for problem in _count_problems(spec):
-            report(problem)
+        spec = _layer_spec(message, file.where(index), state.phase, root, folder)
         if not message.top and spec.tops:
             (name,) = spec.tops
             hidden[name] += 1
             spec = replace(spec, tops=(f"{name}{hidden[name]}",)) if hidden[name] > 1 else spec
         layers.append(spec)
-    if not layers:
-        phase = "TRAIN" if state.phase == TRAIN else "TEST"
-        report(ForceregError(f"{file.name}: no layer is left in phase {phase}; check the include/exclude rules"))
     return layers
 
 
@@ -211,6 +173,13 @@ def _layer_spec(message: Any, where: str, phase: int, root: Path, folder: Path) 
     return LayerSpec(message.name, message.type, bottoms, tops, message, where, own_phase, weights, root, folder)
 
 
+def problems(layers: Sequence[LayerSpec], file: NetFile, state: Any, title: Title = ONLY) -> Iterator[ForceregError]:
+    """What is wrong with the kept layers' own entries and with the blobs between them, layer by layer."""
+    for spec in layers:
+        yield from _count_problems(spec)
+    yield from _blob_problems(layers, file, state, title)
+
+
 def _count_problems(spec: LayerSpec) -> Iterator[ForceregError]:
     """What is wrong with the number of a layer's entries."""
     if len(spec.loss_weights) != len(spec.tops):
@@ -222,27 +191,44 @@ def _count_problems(spec: LayerSpec) -> Iterator[ForceregError]:
         )
 
 
-def blob_problems(layers: Sequence[LayerSpec]) -> Iterator[ForceregError]:
+def _blob_problems(layers: Sequence[LayerSpec], file: NetFile, state: Any, title: Title) -> Iterator[ForceregError]:
     """What is wrong with the blobs' names: bottoms that nobody has written, tops written twice."""
+    places = [index for index, message in enumerate(file.message.layer) if included(message, state)]
     writer: dict[str, LayerSpec] = {}
     last = {top: index for index, spec in enumerate(layers) for top in spec.tops}
     for index, spec in enumerate(layers):
         for bottom in spec.bottoms:
             if bottom not in writer:
-                hint = (
-                    "; it is written only further down, move its layer up"
-                    if last.get(bottom, -1) >= index
-                    else did_you_mean(bottom, writer) or f"; known here are {_some(writer)}"
-                )
+                above = file.message.layer[: places[index]]
+                hidden = [left_out(one, state) for one in above if bottom in one.top and not included(one, state)]
+                if hidden:
+                    hint = hidden_makers(hidden, state, title, shown(spec.name, 80))
+                elif last.get(bottom, -1) >= index:
+                    hint = "; it is written only further down, move its layer up"
+                else:
+                    hint = did_you_mean(bottom, writer) or f"; known here are {_some(writer)}"
                 yield spec.fail(f"unknown bottom blob '{shown(bottom, 80)}'{hint}")
         for slot, top in enumerate(spec.tops):
             in_place = slot < len(spec.bottoms) and spec.bottoms[slot] == top
             if not in_place and top in writer:
                 yield spec.fail(
                     f"top blob '{shown(top, 80)}' is already written by layer '{shown(writer[top].name, 80)}'; "
-                    "rename one of them (only an in-place layer may reuse its own bottom)"
+                    f"{_both_in(spec, writer[top], state, title)} (only an in-place layer may reuse its own bottom)"
                 )
             writer[top] = spec
+
+
+def _both_in(spec: LayerSpec, other: LayerSpec, state: Any, title: Title) -> str:
+    """What to do about two layers that write one blob: if they have rules, these should not let in both."""
+    ruled = [one for one in (other, spec) if one.message.include or one.message.exclude]
+    if not ruled or spec is other:
+        return "rename one of them"
+    told = []
+    for one in (other, spec):
+        rules = "; ".join(map(said_rule, (*one.message.include, *one.message.exclude)))
+        kind = "include" if one.message.include else "exclude"
+        told.append(f"'{shown(one.name, 80)}' ({f'{kind} rule: {rules}' if rules else 'no rule'})")
+    return f"both {' and '.join(told)} are in the {title.full(state)}: correct their rules or rename one of them"
 
 
 def _some(names: Iterable[str], most: int = 12) -> str:
@@ -295,9 +281,10 @@ def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
         for slot, (bottom, source) in enumerate(zip(spec.bottoms, sources[index], strict=True)):
             if uses[source] > 1:
                 if bottom in spec.tops[slot : slot + 1]:
+                    others = _readers(layers, sources, source, index)
                     raise spec.fail(
-                        f"changes blob '{shown(bottom, 80)}' in place, but that is also read elsewhere or weighted "
-                        "as a loss; give the top a name of its own"
+                        f"changes blob '{shown(bottom, 80)}' in place, but that is also read elsewhere{others} "
+                        "or weighted as a loss; give the top a name of its own"
                     )
                 bottom = f"{_split_name(layers, source)}_{taken[source]}"
                 taken[source] += 1
@@ -313,6 +300,14 @@ def insert_splits(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
             moved = spec.loss_weights[slot] if source in explicit else 0.0
             result.append(_split_layer(spec, slot, _split_name(layers, source), uses[source], moved))
     return result
+
+
+def _readers(
+    layers: Sequence[LayerSpec], sources: Sequence[tuple[tuple[int, int], ...]], source: tuple[int, int], but: int
+) -> str:
+    """' (by layer 'a')': who else reads a blob, the first of them."""
+    others = [layers[i].name for i, of_layer in enumerate(sources) if source in of_layer and i != but]
+    return f" (by layer '{shown(others[0], 80)}')" if others else ""
 
 
 def _split_name(layers: Sequence[LayerSpec], source: tuple[int, int]) -> str:

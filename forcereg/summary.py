@@ -15,9 +15,10 @@ from torch import nn
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError
 from forcereg.net import Net
+from forcereg.rules import net_state
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.text import NetFile
-from forcereg.spec import build_spec, net_state
+from forcereg.spec import build_spec
 
 FLOAT = 4
 """Bytes of a value."""

@@ -28,6 +28,7 @@ ORDER = (
     "cost",
     "starter",
     "device",
+    "rules",
     "spec",
     "memory",
     "hdf5",

@@ -8,7 +8,8 @@ from pathlib import Path
 from forcereg.check.nets import check_both_phases
 from forcereg.check.report import Options, Report
 from forcereg.check.solvers import check_solver
-from forcereg.schema.text import read_net, read_solver
+from forcereg.files import read_file
+from forcereg.schema.text import MOST_BINARY, read_net, read_solver
 
 __all__ = ["Options", "Report", "check_file", "looks_like_solver"]
 
@@ -31,13 +32,14 @@ def check_file(path: str | Path, options: Options | None = None) -> Report:
         net = report.attempt(lambda: read_net(path))
         if net is not None:
             check_both_phases(net, options, report)
+    report.name_nets()
     return report
 
 
 def looks_like_solver(path: str | Path) -> bool:
     """Whether a file has a solver's fields; nets have none of them. Raises ForceregError if it can't be read."""
     try:
-        return _SOLVER_FIELD.search(Path(path).read_bytes()) is not None
-    except OSError:
+        return _SOLVER_FIELD.search(read_file(path, MOST_BINARY)) is not None
+    except (OSError, ValueError):
         read_net(path)  # says it better
         return False

@@ -16,12 +16,13 @@ from forcereg.errors import ForceregError
 from forcereg.layers import make_layer
 from forcereg.load import net_root
 from forcereg.net import Net
+from forcereg.rules import Title, net_state
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
 from forcereg.sharing import Owners
 from forcereg.solver.setup import NetChoice
-from forcereg.spec import LayerSpec, blob_problems, build_spec, kept_layers, net_state
+from forcereg.spec import LayerSpec, kept_layers, problems, rule_problems
 from forcereg.summary import summarize
 
 
@@ -31,19 +32,26 @@ def check_both_phases(file: NetFile, options: Options, report: Report) -> None:
         state = net_state(phase, file.message.state, net_state(phase))
         state.stage.extend(options.stages)
         state.level = options.level if options.level is not None else state.level
-        net = check_net(NetChoice(file, state), root, options, report)
+        net = check_net(NetChoice(file, state, Title(several=True)), root, options, report)
         if net is not None:
             name = ("TRAIN", "TEST")[phase]
             report.facts[f"{name} net"] = net_facts(net)
-            check_data(net, options, report)
+            with report.about(net.spec.title):
+                check_data(net, options, report)
             net.close()
 
 
 def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -> Net | None:
     """The net on the meta device, its data layers open; None if it can't be built, with every reason reported."""
+    with report.about(choice.title.short(choice.state)):
+        return _check_net(choice, root, options, report)
+
+
+def _check_net(choice: NetChoice, root: Path, options: Options, report: Report) -> Net | None:
     before = report.troubles
-    layers = kept_layers(choice.file, choice.state, root, report.error)
-    for problem in blob_problems(layers):
+    layers = kept_layers(choice.file, choice.state, root)
+    own = (choice.file, choice.state, choice.title)
+    for problem in (*rule_problems(*own), *problems(layers, *own)):
         report.error(problem)
     context = FeedContext(root=root, device=torch.device("cpu"), seed=0, budget=0)
     with torch.device("meta"):
@@ -54,7 +62,7 @@ def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -
     for feed in feeds.values():
         feed.close()
     with torch.device("meta"):
-        spec = report.attempt(lambda: build_spec(choice.file, choice.state, root))
+        spec = report.attempt(lambda: choice.spec(root))
         if spec is None:
             return None
         for text in spec.warnings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from forcereg.device import choose_device
 from forcereg.memory import free_memory
 from forcereg.net import Net
 from forcereg.paths import resolve
+from forcereg.rules import Title
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import SolverFile
 from forcereg.solver.saving import check_format
@@ -33,13 +35,14 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
     chosen = report.attempt(lambda: trained_net(file, root, options.level, options.stages))
     train, tests = None, dict[int, Net]()
     if chosen is not None:
-        train = check_net(chosen, root, options, report)
         others = report.attempt(lambda: tested_nets(file, root, chosen.file)) or ()
+        train = check_net(replace(chosen, title=Title(solver=True, several=bool(others))), root, options, report)
         built = [check_net(other, root, options, report) for other in others]
         tests = {index: net for index, net in enumerate(built) if net is not None}
     for net in (train, *tests.values()):
         if net is not None:
-            check_data(net, options, report)
+            with report.about(net.spec.title):
+                check_data(net, options, report)
             check_fed(net, report)
             check_outputs(net, "training" if net is train else "test", report)
     if train is not None:

@@ -21,6 +21,7 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import learned_nets, resolve
+from forcereg.rules import named
 from forcereg.scoring import Score, check_blobs, read_outputs
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
@@ -122,7 +123,8 @@ class Solver:
         for text in spec.warnings:
             self.warn(text)
         generator = torch.Generator().manual_seed(self.seed)
-        return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
+        with named(spec.title):
+            return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tells the observers."""

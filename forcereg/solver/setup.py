@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, storable
 from forcereg.paths import find_root, resolve, snapshot_prefix
 from forcereg.registry import solver_type
+from forcereg.rules import OF_SOLVER, Title, net_state
 from forcereg.schema import TEST, TRAIN, SolverParameter
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.solver import policy
 from forcereg.solver.force import check_force
 from forcereg.solver.update import check_regularization
-from forcereg.spec import NetSpec, build_spec, net_state
+from forcereg.spec import NetSpec, build_spec
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 
 @dataclass(frozen=True)
 class NetChoice:
-    """A net file and the state that its layers' rules are matched against."""
+    """A net file, the state that its layers' rules are matched against, and what errors call the net."""
 
     file: NetFile
     state: Any
+    title: Title = OF_SOLVER
+
+    def spec(self, root: Path) -> NetSpec:
+        """The layers that the state keeps (see `build_spec`)."""
+        return build_spec(self.file, self.state, root, self.title)
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,17 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
 def solver_specs(file: SolverFile, level: int | None = None, stages: Sequence[str] = ()) -> SolverSpecs:
     """The nets that the solver names, for training and testing. Raises ForceregError."""
     root = solver_root(file)
-    chosen = trained_net(file, root, level, stages)
-    train, *tests = [build_spec(one.file, one.state, root) for one in (chosen, *tested_nets(file, root, chosen.file))]
+    train, *tests = [one.spec(root) for one in solver_nets(file, root, level, stages)]
     return SolverSpecs(root, train, tuple(tests))
+
+
+def solver_nets(
+    file: SolverFile, root: Path, level: int | None = None, stages: Sequence[str] = ()
+) -> tuple[NetChoice, ...]:
+    """The net that the solver trains, then those that it tests. Raises ForceregError."""
+    chosen = trained_net(file, root, level, stages)
+    tests = tested_nets(file, root, chosen.file)
+    return (replace(chosen, title=Title(solver=True, several=bool(tests))), *tests)
 
 
 def solver_root(file: SolverFile) -> Path:
@@ -183,6 +197,10 @@ def tested_nets(file: SolverFile, root: Path, train_file: NetFile) -> tuple[NetC
         )
     states = list(p.test_state) or [None] * len(files)
     return tuple(
-        NetChoice(net, net_state(TEST, net.message.state, *([state] if state is not None else [])))
-        for net, state in zip(files, states, strict=True)
+        NetChoice(
+            net,
+            net_state(TEST, net.message.state, *([state] if state is not None else [])),
+            Title(solver=True, number=number, several=True),
+        )
+        for number, (net, state) in enumerate(zip(files, states, strict=True))
     )
