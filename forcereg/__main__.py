@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from forcereg.isolation import leave_out_working_directory
+
+leave_out_working_directory()  # before anything is imported that could be found there
+# ruff: noqa: E402
+
 import gc
 import importlib
 import re

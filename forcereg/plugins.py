@@ -13,7 +13,9 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -26,16 +28,37 @@ LAYER_GROUP = "forcereg.layers"
 _NOT_THEIRS = (*(f"{Path(file).parent}{os.sep}" for file in (__file__, importlib.__file__)), "<frozen")
 
 
+class _Late(MetaPathFinder):
+    """Finds in the users' folders what is found nowhere else.
+
+    At the end of Python's path they would come before packages without an __init__.py, as google of protobuf is.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def look_in(self, folders: Iterable[str]) -> None:
+        self.folders += [folder for folder in dict.fromkeys(folders) if folder not in self.folders]
+        if self not in sys.meta_path:
+            sys.meta_path.append(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, self.folders, target) if path is None else None
+
+
+_late = _Late()
+
+
 def import_module(name: str, folders: Iterable[Path] = ()) -> ModuleType:
     """Imports a module that the user names, from Python's path, the working directory or `folders`, in this order.
 
-    The folders stay on the path, as PYTHONPATH's do: the module may import its neighbours when it runs.
+    The folders stay, as PYTHONPATH's do: the module may import its neighbours when it runs.
     Raises ForceregError, one line, if there is no such module or it fails.
     """
     folders = [Path.cwd(), *folders]
-    for folder in map(str, folders):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    _late.look_in(map(str, folders))
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)

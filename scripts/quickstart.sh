@@ -5,6 +5,7 @@
 # prints one table. Without --mnist (or MNIST_DIR), a folder of MNIST's idx files, it takes the 1,797 digits
 # that scikit-learn ships. Everything is written to --out, ./quickstart-out by default.
 set -euo pipefail
+export PYTHONSAFEPATH=1 # nothing in the folder that this is called from passes for a library's module
 
 usage() {
   sed -n '2,6s/^# \{0,1\}//p' "$0"

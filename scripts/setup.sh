@@ -5,6 +5,7 @@
 # TORCH_INDEX a further package index for torch, such as https://download.pytorch.org/whl/cpu, whose builds
 # without CUDA are much smaller.
 set -euo pipefail
+export PYTHONSAFEPATH=1 # nothing in the folder that this is called from passes for a library's module
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$top/.venv

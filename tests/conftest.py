@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from forcereg import registry
+from forcereg import plugins, registry
 from tests.nursery import Nursery
 
 with contextlib.suppress(ImportError):  # a machine with a GPU may have little beside torch
@@ -102,6 +102,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins._late, "folders", [])
     for table in ("_known", "_about"):
         monkeypatch.setattr(registry.layer, table, dict(getattr(registry.layer, table)))
     before = set(sys.modules)

@@ -15,6 +15,7 @@ PACKAGE = TOP / "forcereg"
 
 # From left to right; a module imports from its own part and from those before it.
 ORDER = (
+    "isolation",
     "errors",
     "terminal",
     "files",
@@ -62,6 +63,7 @@ ORDER = (
 )
 PURE = ("solver/force.py", "lowrank/factor.py")  # mathematics: these import torch, errors and the registry
 LIGHT = (
+    "isolation",
     "errors",
     "terminal",
     "version",

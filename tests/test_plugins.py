@@ -119,7 +119,7 @@ def test_import_module_finds_and_keeps_folders(user_module: UserModule, tmp_path
     (inner / "there.py").write_text("value = 2")
     assert plugins.import_module("here").value == 1
     assert plugins.import_module("there", [inner]).value == 2
-    assert sys.path[-2:] == [str(tmp_path), str(inner)]
+    assert plugins._late.folders == [str(tmp_path), str(inner)]
     with pytest.raises(ForceregError, match=r"^there is no Python module 'nowhere' on Python's path or in .*inner; "):
         plugins.import_module("nowhere", [inner])
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forcereg.errors import ForceregError
+from forcereg.isolation import python
 
 REPORTS, LAUNCHER = "FORCEREG_REPORTS", "FORCEREG_LAUNCHER"
 """Name the folder into which a launched process writes the error that it ends with, as its rank, and its parent."""
@@ -79,7 +80,7 @@ def launch(count: int, arguments: Sequence[str], stop: Container[int] = (signal.
         inherited = {name: value for name, value in os.environ.items() if name not in _AGENT}
         common = {**inherited, **environment(count, port), REPORTS: folder, LAUNCHER: str(os.getpid())}
         debug = ["--debug"] if "--debug" in sys.argv else []
-        command = [sys.executable, "-m", "forcereg", *debug, *arguments]
+        command = [*python(), "-m", "forcereg", *debug, *arguments]
         processes: list[subprocess.Popen[bytes]] = []
         with _forwarded(processes, stop):
             try:
