@@ -21,8 +21,8 @@ OWN
 layer { name: "r" type: "TYPE" bottom: "ip" top: "r" }
 layer { name: "loss" type: "EuclideanLoss" bottom: "r" bottom: "y" top: "loss" }
 """
-PYTHON_LAYER = """layer { name: "own" type: "Python" bottom: "ip" top: "ip" python_param { module: "beside" layer: "Own" } }
-"""
+PYTHON_LAYER = """
+layer { name: "own" type: "Python" bottom: "ip" top: "ip" python_param { module: "beside" layer: "Own" } }"""
 SOLVER = """
 net: "nets/net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 1 display: 1 snapshot_prefix: "out"
 snapshot_format: HDF5 solver_mode: CPU
