@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forcereg import snapshot
+from forcereg import sidefiles, snapshot
 from forcereg.data.feed import DEFAULT_BUDGET, Feed, FeedContext
 from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError, storable
@@ -51,9 +51,22 @@ class Evaluation:
     accuracy: float | None
     loss: float
 
+    def check(self) -> None:
+        """Raises ValueError for an accuracy that no net has."""
+        check_share(self.accuracy)
+
+
+def check_share(accuracy: float | None) -> None:
+    """Raises ValueError for an accuracy below 0 or above 1."""
+    if accuracy is not None and (accuracy < 0 or accuracy > 1):
+        raise ValueError(f"an accuracy of {accuracy:g}")
+
 
 class Cache:
-    """Evaluations by key, in a JSON file that several processes may share; None: in memory only."""
+    """Evaluations by key, in a JSON file that several processes may share; None: in memory only.
+
+    What isn't of that form there counts for nothing, and is gone when something is put.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -61,21 +74,26 @@ class Cache:
 
     def get(self, key: str) -> Evaluation | None:
         """What was put under the key."""
-        found = self._known.get(key)
-        return None if found is None else Evaluation(**found)
+        return self._known.get(key)
 
     def put(self, key: str, value: Evaluation) -> None:
         """Keep a value. Raises ForceregError if the file can't be written."""
-        self._known = {**self._read(), **self._known, key: asdict(value)}
+        self._known = {**self._read(), **self._known, key: value}
         if self.path is not None:
-            write_text(self.path, json.dumps(self._known, indent=1) + "\n")
+            plain = {key: asdict(value) for key, value in self._known.items()}
+            write_text(self.path, json.dumps(plain, indent=1) + "\n")
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            known = {} if self.path is None else json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+    def _read(self) -> dict[str, Evaluation]:
+        found = sidefiles.known(self.path, dict[str, Any]) or {}
+        return {key: value for key, one in found.items() if (value := _evaluation(one)) is not None}
+
+
+def _evaluation(value: Any) -> Evaluation | None:
+    try:
+        made: Evaluation = sidefiles.of_form(value, Evaluation)
+    except ValueError:
+        return None
+    return made
 
 
 class Evaluator:

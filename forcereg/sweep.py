@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from forcereg import snapshot
+from forcereg import sidefiles, snapshot
 from forcereg.errors import ForceregError, UsageError, storable
-from forcereg.evaluate import Evaluator, make_folder, train, weights_of
+from forcereg.evaluate import Evaluator, check_share, make_folder, train, weights_of
 from forcereg.files import write_text
 from forcereg.grid import Setting
 from forcereg.lowrank.decompose import Decomposition, Totals, decompose
@@ -65,6 +67,42 @@ class Result:
     seconds: float = 0.0
     failed: str = ""
 
+    def check(self) -> None:
+        """Raises ValueError for what no run comes to."""
+        for accuracy in (self.accuracy, self.accuracy_cut, self.accuracy_tuned):
+            check_share(accuracy)
+        counts = [*self.full_ranks, *(macs for macs in (self.macs, self.macs_cut) if macs is not None)]
+        ranks = list(itertools.zip_longest(self.ranks, self.full_ranks, fillvalue=0))
+        if any(not 0 < rank <= full for rank, full in ranks) or min(counts, default=0) < 0:
+            raise ValueError("ranks or MACs that can't be")
+        if self.failed or not (self.ranks and 0 <= self.seconds < math.inf):
+            raise ValueError("a run that hasn't come to its end")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides how a run trains: the solver's text, and digests of its nets and of models to start from."""
+
+    solver: str
+    net: list[str]
+    weights: list[str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The sweep's options that a result depends on, beside its run."""
+
+    error: float
+    finetune: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A result as its file has it."""
+
+    asked: Asked
+    result: Result
+
 
 def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[str], None]) -> Iterator[Result]:
     """Runs what has not been run yet, one folder each below `out`, and yields every result in order.
@@ -75,28 +113,28 @@ def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[st
     """
     runs = _runs(plan, settings, out)
     warn = _Warnings(tell)
-    asked = {"error": plan.error, "finetune": plan.finetune}
+    asked = Asked(plan.error, plan.finetune)
     for number, (setting, run) in enumerate(zip(settings, runs, strict=True), 1):
         folder = out / setting.folder
-        known = _read(folder / RESULT)
-        if known is not None and known["asked"] == asked:
+        known = sidefiles.known(folder / RESULT, Kept)
+        if known is not None and known.asked == asked and _is_of(known.result, setting):
             tell(f"{number} of {len(settings)}: {setting.folder}: done before")
-            yield Result(**known["result"])
+            yield known.result
             continue
         tell(f"{number} of {len(settings)}: {setting.folder}")
         started = time.perf_counter()
         make_folder(folder)
-        write_text(folder / RUN, json.dumps(run, indent=1) + "\n")
+        write_text(folder / RUN, json.dumps(asdict(run), indent=1) + "\n")
         result = _tuned(plan, *_trained(plan, setting, folder, warn), folder, warn)
         result = replace(result, seconds=round(time.perf_counter() - started, 1))
         if result.failed:
             tell(f"failed: {result.failed}")
         else:
-            write_text(folder / RESULT, json.dumps({"asked": asked, "result": asdict(result)}, indent=1) + "\n")
+            write_text(folder / RESULT, json.dumps(asdict(Kept(asked, result)), indent=1) + "\n")
         yield result
 
 
-def _runs(plan: Plan, settings: Sequence[Setting], out: Path) -> list[dict[str, Any]]:
+def _runs(plan: Plan, settings: Sequence[Setting], out: Path) -> list[Run]:
     """What decides how each run trains. Raises ForceregError if a folder holds a run of something else."""
     weights = []
     for path in plan.weights:
@@ -116,29 +154,35 @@ def _runs(plan: Plan, settings: Sequence[Setting], out: Path) -> list[dict[str, 
                 f"{solver.name}: has no test net, so a sweep can't compare; set test_iter and test_interval"
             )
         nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (own, *tests)]
-        runs.append({"solver": to_text(solver.message), "net": nets, "weights": weights})
+        runs.append(Run(to_text(solver.message), nets, weights))
         _check_same(out / setting.folder, runs[-1])
     return runs
 
 
-def _check_same(folder: Path, run: Mapping[str, Any]) -> None:
-    known = _read(folder / RUN)
-    if known in (None, run):
+def _is_of(result: Result, setting: Setting) -> bool:
+    return (result.fields, result.seed) == (setting.fields, setting.seed)
+
+
+def _check_same(folder: Path, run: Run) -> None:
+    try:
+        known = sidefiles.of_form(sidefiles.read_json(folder / RUN), Run)
+    except FileNotFoundError:
         return
-    what = next(name for name in run if known.get(name) != run[name])
-    there, here = (one["solver"].splitlines() for one in (known, run))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ForceregError(
+            f"{folder / RUN}: can't be read as what a sweep wrote ({why}); give another --out, or delete {folder} to "
+            "run it anew"
+        ) from None
+    if known == run:
+        return
+    what = next(one.name for one in fields(Run) if getattr(known, one.name) != getattr(run, one.name))
+    there, here = (one.solver.splitlines() for one in (known, run))
     lines = [", ".join(sorted(set(a) - set(b))[:3]) or "not set" for a, b in ((there, here), (here, there))]
     change = f" ({lines[0]}; now {lines[1]})" if what == "solver" else ""
     raise ForceregError(
         f"{folder}: holds a run with other {what}{change}; give another --out, or delete it to run it anew"
     )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 class _Warnings:

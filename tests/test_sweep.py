@@ -220,6 +220,32 @@ def test_what_was_run_otherwise_is_not_taken_for_this_run(tmp_path: Path) -> Non
         swept(tmp_path, "force_decay=0.01")
 
 
+def test_what_a_sweep_did_not_write_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    """A result in another form is none, and done again; a run in another form is told."""
+    write_solver(write_images(tmp_path), SCHEDULE)
+    first, _ = swept(tmp_path, "force_decay=0.01")
+    (folder,) = (tmp_path / "out").iterdir()
+    ours = json.loads((folder / "result.json").read_text())
+    for made in (
+        [],
+        {},
+        {**ours, "result": {**ours["result"], "sed": 1}},
+        {**ours, "result": {**ours["result"], "ranks": ["a"]}},
+        {**ours, "result": {**ours["result"], "seed": 2}},
+        {**ours, "result": {**ours["result"], "fields": {"force_decay": "0.02"}}},
+    ):
+        (folder / "result.json").write_text(json.dumps(made))
+        again, told = swept(tmp_path, "force_decay=0.01")
+        assert "done before" not in told and again[0].ranks == first[0].ranks
+        assert json.loads((folder / "result.json").read_text()).keys() == ours.keys()
+    for text in ("{}", "[]", "{", '{"solver": 1, "net": [], "weights": []}', "[" * 100_000, "9" * 5000):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(
+            ForceregError, match=r"run\.json: can't be read as what a sweep wrote .*; give another --out"
+        ):
+            swept(tmp_path, "force_decay=0.01")
+
+
 def test_another_cut_and_another_length_of_fine_tuning(tmp_path: Path) -> None:
     """They go on from the trained net, not from what was fine-tuned before: the same as in a new folder."""
     write_solver(write_images(tmp_path), SCHEDULE)

@@ -85,10 +85,11 @@ def heading(result: Decomposition) -> str:
 
 def provenance(result: Decomposition, source: ModelFile) -> list[dict[str, Any]]:
     """How the weights were made: one entry for every decomposition of theirs, the last one last."""
+    from forcereg.sidefiles import of_form, parse_json
     from forcereg.version import __version__
 
     try:
-        before = json.loads(source.attrs.get("forcereg_decomposed", "[]"))
+        before = of_form(parse_json(source.attrs.get("forcereg_decomposed", "[]")), list[dict[str, Any]])
     except ValueError:
         before = []
     keys = ("name", "method", "full_rank", "rank", "widths", "error")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import fspath
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean, printable
+from forcereg.files import read_file
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
 from forcereg.registry import factorizer
+from forcereg.sidefiles import parse_json
 
+MOST = 1 << 20
+"""Bytes of a file."""
 COMMENT = "//"
 """A name under which a file says what it is for."""
 RULES = ("rank", "error", "energy")
@@ -60,9 +64,8 @@ def read_config(path: Any) -> RankConfig:
     """The config in a file. Raises ForceregError for one that can't be read or isn't of the form."""
     name = fspath(path)
     try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(name, MOST).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise ForceregError(f"{name}: {getattr(error, 'strerror', None) or 'is no UTF-8 text'}") from error
     return parse_config(text, name)
 
@@ -70,11 +73,11 @@ def read_config(path: Any) -> RankConfig:
 def parse_config(text: str, name: str = "<config>") -> RankConfig:
     """The config in JSON text. Raises ForceregError with the line for text that is none."""
     try:
-        found = json.loads(text, object_pairs_hook=lambda pairs: once(name, pairs))
+        found = parse_json(text)
     except json.JSONDecodeError as error:
         raise ForceregError(f"{name}:{error.lineno}:{error.colno}: {error.msg}; expected JSON as in {FORM}") from error
-    except RecursionError:
-        raise ForceregError(f"{name}: nested too deeply; expected {FORM}") from None
+    except ValueError as error:
+        raise ForceregError(f"{name}: {error}; expected {FORM}") from None
     return config_of(found, name)
 
 
@@ -84,16 +87,6 @@ def config_of(found: Any, name: str = "<config>") -> RankConfig:
     if not rules:
         raise ForceregError(f"{name}: names no layer; expected {FORM}")
     return RankConfig(name, {layer: rule_of(value, f"{name}: layer '{layer}'") for layer, value in rules.items()})
-
-
-def once(name: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ForceregError for a name that stands twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ForceregError(f"{name}: '{key}' stands twice; keep one")
-        found[key] = value
-    return found
 
 
 def rule_of(value: Any, where: str) -> LayerRule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from forcereg.errors import ForceregError
+from forcereg.sidefiles import parse_json
 
 Blobs: TypeAlias = Mapping[str, Mapping[int, np.ndarray]]
 """Layer name -> position of the blob in its layer (0 = weights, 1 = bias, ...) -> values in Caffe's dims."""
@@ -34,8 +34,8 @@ class ModelFile:
     def input_shapes(self) -> dict[str, list[int]] | None:
         """Blob -> shape of what the net was fed, as far as the file tells; None for what isn't of our form."""
         try:
-            found = json.loads(self.attrs.get(INPUT_SHAPES, ""))
-        except (ValueError, RecursionError):
+            found = parse_json(self.attrs.get(INPUT_SHAPES, ""))
+        except ValueError:
             return None
         return found if isinstance(found, dict) and all(map(_is_shape, found.values())) else None
 

@@ -8,9 +8,10 @@ last one of a run that failed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import os
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -20,6 +21,9 @@ from typing import Any
 from forcereg.errors import ForceregError
 from forcereg.files import refused
 from forcereg.solver.events import Event
+
+PIECE = 1 << 16
+"""Bytes that are read at once."""
 
 
 class JsonLog:
@@ -50,14 +54,22 @@ class JsonLog:
 
     def _begin(self, fresh: bool) -> None:
         waiting, self._waiting = self._waiting or [], None
-        with contextlib.suppress(OSError):  # a pipe or device keeps what it has got
-            self._file.truncate(0 if fresh else self._whole_lines())
+        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or device keeps what it has got
+            try:
+                self._file.truncate(0 if fresh else self._whole_lines())
+            except OSError as error:
+                raise self._refused(error) from None
         self._write("".join(waiting))
 
     def _whole_lines(self) -> int:
         """Bytes up to the end of the last whole line: a killed run may have left a part of one."""
-        self._file.seek(0)
-        return self._file.read().rfind(b"\n") + 1
+        start = self._file.seek(0, os.SEEK_END)
+        while start:
+            end, start = start, max(0, start - PIECE)
+            self._file.seek(start)
+            if (place := self._file.read(end - start).rfind(b"\n")) >= 0:
+                return start + place + 1
+        return 0
 
     def _write(self, text: str) -> None:
         try:

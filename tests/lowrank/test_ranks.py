@@ -129,6 +129,7 @@ def test_tucker2_takes_a_pair() -> None:
         pytest.param('{"a": {"error": "5%"}}', 'error is "5%"; expected a number', id="error-text"),
         pytest.param('{"a": {"rank": 1, "method": 3}}', "method is 3; expected a name", id="method"),
         pytest.param('{"a": ' * 100_000, "r.json: nested too deeply", id="deep"),
+        pytest.param('{"a": ' + "9" * 5000 + "}", "r.json: a number of 5,000 digits", id="long-number"),
     ],
 )
 def test_a_config_that_is_none(text: str, message: str) -> None:
