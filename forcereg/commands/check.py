@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forcereg.commands.options import code_options, given_shapes, stage_list
+from forcereg.commands.options import code_options, decode_option, given_shapes, stage_list
 from forcereg.errors import ForceregError
 from forcereg.terminal import echo
 
@@ -17,6 +17,7 @@ from forcereg.terminal import echo
 @click.option("--stage", default="", metavar="A,B", help="Stages of the training net's state, comma separated.")
 @click.option("--input-shape", multiple=True, metavar="BLOB=N,C,H,W",
               help="Shape of a data layer's top, whose source is then not opened; repeatable.")  # fmt: skip
+@decode_option
 @code_options
 def command(
     file: str,

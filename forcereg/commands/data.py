@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forcereg.commands.options import decode_option
 from forcereg.errors import UsageError
 from forcereg.terminal import echo, track
 
@@ -37,6 +38,7 @@ def _stop(number: int, frame: object) -> None:
 @command.command(short_help="MNIST's idx files -> two LMDBs.")
 @click.argument("idx_dir", type=_folder)
 @click.argument("out_dir", type=_folder)
+@decode_option
 @_force
 def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
     """MNIST's four idx files (plain or .gz) -> OUT_DIR/mnist_train_lmdb, OUT_DIR/mnist_test_lmdb.
@@ -68,13 +70,14 @@ def digits(out_dir: Path, force: bool) -> None:
 @command.command(short_help="CIFAR-10 -> two LMDBs and the mean image.")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=_folder)
+@decode_option
 @_force
 def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     """CIFAR-10 -> cifar10_train_lmdb, cifar10_test_lmdb, mean.binaryproto; zero-padded by 4 for ResNets too.
 
-    SRC is a folder or tar file of data_batch_1..5.bin and test_batch.bin, or of train/<class>/ and
-    test/<class>/ folders of images. Planes are stored R, G, B; images from class folders are shuffled
-    (seed 0).
+    SRC is a folder or tar file of data_batch_1..5.bin and test_batch.bin, of the same for Python (without .bin), or of
+    train/<class>/ and test/<class>/ folders of images. Planes are stored R, G, B; images from class folders are
+    shuffled (seed 0).
 
     \b
     Example:
@@ -97,6 +100,7 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
 @click.option("--encoded", is_flag=True, help="Store image files instead of raw pixels, unchanged where possible.")
 @click.option("--encode-type", type=click.Choice(["jpg", "png"]), help="Store all as such files; implies --encoded.")
 @click.option("--check-size", is_flag=True, help="Refuse images of different sizes.")
+@decode_option
 @_force
 def images(
     listing: Path,
@@ -134,6 +138,7 @@ def images(
 @command.command(short_help="The mean image of an LMDB or LevelDB.")
 @click.argument("source", metavar="LMDB_OR_LEVELDB", type=_folder)
 @click.argument("out", metavar="OUT.binaryproto", type=click.Path(path_type=Path))
+@decode_option
 @_force
 def mean(source: Path, out: Path, force: bool) -> None:
     """The mean image of an LMDB or LevelDB, as a mean_file (Caffe's compute_image_mean), and the mean of each channel.

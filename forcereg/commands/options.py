@@ -24,7 +24,7 @@ def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--data-budget (MiB) and --workers."""
+    """--data-budget and --decode-budget (MiB), and --workers."""
     function = click.option(
         "--workers", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
         help="Threads that decode for each data layer; 0: as many as there are cores, at most 8.",
@@ -32,7 +32,22 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data-budget", type=click.IntRange(min=1), metavar="MIB", default=2048, show_default=True,
         help="Memory that one decoded data set may take; larger ones stream.",
+    )(decode_option(function))  # fmt: skip
+
+
+def decode_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--decode-budget (MiB), which holds for the whole process."""
+    return click.option(
+        "--decode-budget", type=click.IntRange(min=1), metavar="MIB", expose_value=False, callback=_decode_budget,
+        help="Memory that decoding may take, all images together; a larger one is refused.  [default: 1024; x>=1]",
     )(function)  # fmt: skip
+
+
+def _decode_budget(ctx: click.Context, param: click.Parameter, mib: int | None) -> None:
+    from forcereg.data.budget import DECODING, MIB
+
+    if mib is not None:
+        DECODING.limit = mib * MIB
 
 
 def code_options(function: Callable[..., Any]) -> Callable[..., Any]:

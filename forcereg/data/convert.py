@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from forcereg.data.budget import DECODING
 from forcereg.data.datum import shape_text
 from forcereg.data.prefetch import default_workers
 from forcereg.errors import ForceregError
@@ -139,17 +140,28 @@ def require_same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, .
         raise ForceregError(f"{name}: is {shape_text(shape)}, expected {shape_text(expected)} as the first image{fix}")
 
 
-def in_order(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`function` of each item, in order, worked out by several threads a bounded number of items ahead."""
+def in_order(
+    function: Callable[[Any], Any], items: Iterable[Any], weigh: Callable[[Any], int] = lambda item: 0
+) -> Iterator[Any]:
+    """`function` of each item, in order, worked out by several threads a bounded number of items ahead.
+
+    `weigh`: bytes that an item takes from then on until the result behind its own is asked for; together no more than
+    the budget for decoding, or a single item.
+    """
     workers = default_workers()
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[tuple[Future[Any], int]] = deque()
+    held = 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
+                size = weigh(item)
+                while waiting and (len(waiting) > 2 * workers or held + size > DECODING.limit):
+                    freed = waiting[0][1]
+                    yield waiting.popleft()[0].result()
+                    held -= freed
+                waiting.append((pool.submit(function, item), size))
+                held += size
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from forcereg.data.buffers import Recycled
-from forcereg.data.datum import Color, Layout, SizeDiffers, record_error
+from forcereg.data.datum import Layout, SizeDiffers, record_error
 from forcereg.data.decoded import Resident, Source, shared_set
+from forcereg.data.decoding import Color
 from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead, first_nonfinite
 from forcereg.data.records import open_records
 from forcereg.data.stream import Stream

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from forcereg.data.decoding import Color, decode_image
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
-
-Color = Literal["native", "color", "gray"]
-
-# Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
-_NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
 
 
 class SizeDiffers(ForceregError):
@@ -42,33 +37,6 @@ def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
         kind = "bytes" if data else "floats"
         raise ForceregError(f"holds {image.size} {kind}, expected {shape_text(shape)}")
     return image.reshape(shape), datum.label
-
-
-def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
-    """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel. Raises ForceregError."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = _target_mode(image, color)
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except UnidentifiedImageError as error:
-        raise ForceregError("the image inside cannot be decoded (no image format that Pillow knows)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ForceregError(f"the image inside cannot be decoded ({error})") from error
-    if mode == "L":
-        return pixels[None]
-    return (pixels[:, :, [2, 1, 0, 3]] if mode == "RGBA" else pixels[:, :, ::-1]).transpose(2, 0, 1)
-
-
-def _target_mode(image: Any, color: Color) -> str:
-    if image.mode != "P" and image.mode not in _NATIVE:
-        raise ForceregError(f"the image inside has mode {image.mode}; expected 8 bits per channel")
-    if color != "native":
-        return "RGB" if color == "color" else "L"
-    if image.mode == "P":
-        return "RGBA" if "transparency" in image.info else "RGB"
-    return _NATIVE[image.mode]
 
 
 def shape_text(shape: Sequence[int]) -> str:

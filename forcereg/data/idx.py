@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from forcereg.data.budget import DECODING
 from forcereg.data.convert import Track, Written, check_free, silent, write_set
+from forcereg.data.packed import Damage, read_up_to
 from forcereg.errors import ForceregError
+from forcereg.files import open_file
 
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 KEY_DIGITS = 8
@@ -65,24 +70,30 @@ def read_idx(folder: Path, stem: str, magic: int) -> np.ndarray:
     """The idx file `stem` (as "train-images") of uint8 in `folder`: (N,) labels or (N, H, W) images."""
     axes = magic % 256
     names = [f"{stem}{dot}idx{axes}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    path = next((folder / name for name in names if os.path.exists(folder / name)), None)
     if path is None:
         raise ForceregError(f"{folder}: no {names[0]} or {names[1]} there; expected MNIST's four idx files")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_file(path) as file:
+            stream: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            header = read_up_to(stream, 4 * (axes + 1))
+            found = int.from_bytes(header[:4], "big")
+            if found != magic or len(header) < 4 * (axes + 1):
+                raise ForceregError(f"{path}: magic number {found}, expected {magic}; not an idx file of this kind")
+            shape = struct.unpack_from(f">{axes}I", header, 4)
+            count = math.prod(shape)
+            if 2 * count > DECODING.limit:
+                DECODING.refuse(2 * count, f"{path}: what its header promises, {count:,} values,", "get it again")
+            data = read_up_to(stream, count)
+            more = bool(stream.read(1))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ForceregError(f"{path}: damaged gzip file ({error}); get it again") from error
-    except OSError as error:
-        raise ForceregError(f"{path}: cannot be read ({error.strerror})") from error
-    start = 4 * (axes + 1)
-    found = int.from_bytes(data[:4], "big")
-    if found != magic or len(data) < start:
-        raise ForceregError(f"{path}: magic number {found}, expected {magic}; not an idx file of this kind")
-    shape = struct.unpack_from(f">{axes}I", data, 4)
-    values = len(data) - start
-    if values != math.prod(shape) or values == 0:
-        raise ForceregError(f"{path}: holds {values} values, its header promises {math.prod(shape)}; get it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    except Damage as error:
+        raise ForceregError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if more or len(data) != count or not count:
+        held = f"more than {count}" if more else f"{len(data)}"
+        raise ForceregError(f"{path}: holds {held} values, its header promises {count}; get it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _targets(out: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from forcereg.data.datum import shape_text
 from forcereg.data.decoded import to_device
 from forcereg.data.feed import FeedContext, LabelRange, Shard, seeded
-from forcereg.data.images import load_image, resize, unreadable
+from forcereg.data.images import load_image, resize, text_lines
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.transform import Transform, crop_view, read_transform, warn_of_old_fields
@@ -91,23 +91,15 @@ def read_list(path: Path, name: str) -> ImageList:
     Raises ForceregError, with the line's number, for a line without an integer label, or if there is no image.
     """
     paths, labels, lines = [], [], []
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # editors may put a mark in front
-            for number, line in enumerate(file, 1):
-                line = line.strip()
-                image, _, label = line.rpartition(" ")
-                if not image and not label:
-                    continue
-                if not image or not _LABEL.fullmatch(label) or abs(int(label)) >= 1 << 31:
-                    raise ForceregError(
-                        f"{name}:{number}: is '{shown(line, 200)}'; expected an image's path, a space and its label, "
-                        "an integer"
-                    )
-                paths.append(image.rstrip())
-                labels.append(int(label))
-                lines.append(number)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    for number, line in text_lines(path, name):
+        image, _, label = line.rpartition(" ")
+        if not image or not _LABEL.fullmatch(label) or abs(int(label)) >= 1 << 31:
+            raise ForceregError(
+                f"{name}:{number}: is '{shown(line, 200)}'; expected an image's path, a space and its label, an integer"
+            )
+        paths.append(image.rstrip())
+        labels.append(int(label))
+        lines.append(number)
     if not paths:
         raise ForceregError(f"{path}: lists no images; expected lines of an image's path and label")
     return ImageList(name, tuple(paths), np.array(labels), np.array(lines))

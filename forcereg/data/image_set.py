@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from forcereg.data.budget import DECODING
 from forcereg.data.convert import Track, Written, check_free, in_order, require_same_shape, silent, write_lmdb
+from forcereg.data.decoding import Picture
 from forcereg.data.image_data import ImageList, read_list
-from forcereg.data.images import load_image, resize
+from forcereg.data.images import resize
 from forcereg.errors import ForceregError
+from forcereg.files import read_file
 from forcereg.schema import Datum
 from forcereg.schema.scan import shown
 
@@ -55,8 +58,20 @@ class ImageSet(Written):
 
 
 @dataclass(frozen=True)
+class _Found:
+    """A listed image's file and, its header read, the image inside; or what is wrong with it."""
+
+    key: bytes
+    path: str
+    label: int
+    content: bytes = b""
+    picture: Picture | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
 class _Item:
-    """A listed image to be made a record, or what is wrong with it."""
+    """A listed image made a record, or what is wrong with it."""
 
     key: bytes
     path: str
@@ -89,7 +104,10 @@ def convert_images(
 
     def records() -> Iterator[tuple[bytes, bytes]]:
         nonlocal skipped, written
-        made = in_order(lambda planned: _make(planned, options), _plan(listed, options))
+        found = in_order(
+            lambda planned: _find(planned, options), _plan(listed, options), lambda one: _size(one, options)
+        )
+        made = in_order(lambda one: _make(one, options), found, lambda one: _memory(one, options))
         for item in track(made, f"writing {out.name}", len(listed.paths)):
             if item.trouble:
                 warn(f"{item.trouble}; skipped")
@@ -134,45 +152,68 @@ def _plan(listed: ImageList, options: ImageSetOptions) -> Iterator[tuple[int, st
         yield index, listed.paths[row], int(listed.labels[row])
 
 
-def _make(planned: tuple[int, str, int], options: ImageSetOptions) -> _Item:
-    index, path, label = planned
-    key = _key(index, path)
+def _full(path: str, options: ImageSetOptions) -> str:
     # a path that begins with a slash is still below the root, as in Caffe
-    full = path if options.root is None else os.path.join(options.root, path.lstrip("/"))
+    return path if options.root is None else os.path.join(options.root, path.lstrip("/"))
+
+
+def _size(planned: tuple[int, str, int], options: ImageSetOptions) -> int:
+    """Bytes of the image's file, 0 if they can't be read (told later)."""
     try:
-        content = Path(full).read_bytes()
-        image = load_image(content, not options.gray)
+        return os.stat(_full(planned[1], options)).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _find(planned: tuple[int, str, int], options: ImageSetOptions) -> _Found:
+    index, path, label = planned
+    key, full = _key(index, path), _full(path, options)
+    try:
+        content = read_file(full, DECODING.limit)
+        return _Found(key, path, label, content, Picture(content, "gray" if options.gray else "color"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error  # ValueError: a path that no system has
-        return _Item(key, path, trouble=f"{shown(full, 200)}: cannot be read ({reason})")
+        return _Found(key, path, label, trouble=f"{shown(full, 200)}: cannot be read ({reason})")
     except ForceregError as error:
-        return _Item(key, path, trouble=f"{shown(full, 200)}: {error}")
+        return _Found(key, path, label, trouble=f"{shown(full, 200)}: {error}")
+
+
+def _memory(found: _Found, options: ImageSetOptions) -> int:
+    """Bytes that decoding it takes, and the record twice."""
+    if found.picture is None:
+        return 0
+    height, width = options.size or found.picture.shape[1:]
+    return found.picture.memory + 2 * found.picture.shape[0] * height * width
+
+
+def _make(found: _Found, options: ImageSetOptions) -> _Item:
+    if found.picture is None:
+        return _Item(found.key, found.path, trouble=found.trouble)
+    try:
+        image = found.picture.decode()
+    except ForceregError as error:
+        return _Item(found.key, found.path, trouble=f"{shown(_full(found.path, options), 200)}: {error}")
     if options.size is not None:
         image = resize(image, *options.size)
     shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
     if options.encoded or options.encode_type:
-        datum = Datum(data=_encoded(content, image, path, options), encoded=True)
+        datum = Datum(data=_encoded(found, image, options), encoded=True)
     else:
         datum = Datum(channels=shape[0], height=shape[1], width=shape[2], data=image.tobytes())
-    datum.label = label
-    return _Item(key, path, datum.SerializeToString(), shape)
+    del image  # before the bytes are there a third time
+    datum.label = found.label
+    return _Item(found.key, found.path, datum.SerializeToString(), shape)
 
 
-def _encoded(content: bytes, image: np.ndarray, path: str, options: ImageSetOptions) -> bytes:
+def _encoded(found: _Found, image: np.ndarray, options: ImageSetOptions) -> bytes:
     """The file's own bytes if they are what is wanted, else the image encoded anew."""
-    own = KINDS.get(os.path.splitext(path)[1].lower())
+    own = KINDS.get(os.path.splitext(found.path)[1].lower())
     kind = options.encode_type or own
-    if options.size is None and own == kind and _channels(content) == image.shape[0]:
-        return content
+    # a palette or transparency is taken differently by other readers
+    channels = {"RGB": 3, "L": 1}.get(found.picture.mode if found.picture else "")
+    if options.size is None and own == kind and channels == image.shape[0]:
+        return found.content
     return encode(image, kind or "png")
-
-
-def _channels(content: bytes) -> int:
-    """3 or 1 for a plain colour or grey file; 0 for others (palettes, transparency), which readers take differently."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        return {"RGB": 3, "L": 1}.get(image.mode, 0)
 
 
 def encode(image: np.ndarray, kind: str) -> bytes:

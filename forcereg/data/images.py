@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from forcereg.data.datum import Color, decode_image
+from forcereg.data.budget import DECODING, OPTION
+from forcereg.data.decoding import Color, decode_image
 from forcereg.errors import ForceregError
+from forcereg.files import open_file, read_file
 from forcereg.schema.scan import shown
 
 STRIP = 32  # rows
+LONGEST_LINE = 1 << 16
 
 
 def load_image(source: str | os.PathLike[str] | bytes, color: bool) -> np.ndarray:
@@ -23,17 +30,37 @@ def load_image(source: str | os.PathLike[str] | bytes, color: bool) -> np.ndarra
     if isinstance(source, bytes):
         return decode_image(source, wanted)
     try:
-        return decode_image(Path(source).read_bytes(), wanted)
+        return decode_image(read_file(os.fspath(source), DECODING.limit), wanted)
     except (OSError, ValueError) as error:
         raise unreadable(source, error) from error
     except ForceregError as error:
         raise ForceregError(f"{shown(os.fspath(source), 200)}: {error}") from error
 
 
+def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """The lines of a list, called `name` in errors, that aren't empty: number and text without the space around.
+
+    Raises ForceregError for a file that can't be read and for a line that is too long to be one.
+    """
+    try:
+        # editors may put a mark in front
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), 1):
+                if len(line) == LONGEST_LINE:
+                    raise ForceregError(
+                        f"{name}:{number}: has {LONGEST_LINE:,} characters or more; expected a text file"
+                    )
+                if line := line.strip():
+                    yield number, line
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
 def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> ForceregError:
     """The error to raise where `path` could not be opened; ValueError is for one that no system has."""
     reason = getattr(error, "strerror", None) or error
-    return ForceregError(f"{shown(os.fspath(path), 200)}: cannot be read ({reason}); check the path")
+    fix = f"raise {OPTION} if it is meant" if getattr(error, "errno", None) == errno.EFBIG else "check the path"
+    return ForceregError(f"{shown(os.fspath(path), 200)}: cannot be read ({reason}); {fix}")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def convert_mean(source: Path, out: Path, force: bool = False, track: Track = si
     known = records.count(0)  # None for a LevelDB, which would have to be read to know
     steps = None if known is None else -(-known // CHUNK)
     mean, count = np.zeros(shape), 0
-    for part, number in track(in_order(total, _chunks(records)), f"reading {source.name}", steps):
+    parts = in_order(total, _chunks(records), lambda chunk: 8 * prod(shape) + sum(len(value) for _, value in chunk))
+    for part, number in track(parts, f"reading {source.name}", steps):
         mean += part
         count += number
     mean = (mean / count).astype(np.float32)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from forcereg.data.images import resize, unreadable
+from forcereg.data.images import resize, text_lines
 from forcereg.errors import ForceregError
 from forcereg.schema.scan import shown
 
@@ -51,31 +51,24 @@ def read_windows(path: Path, name: str, least: float, below: float) -> Windows:
     """
     images: list[Listed] = []
     foreground, background, channels = [np.empty(0, ROW)], [np.empty(0, ROW)], 0
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            reader = _Reader(file, name)
-            while reader.more():
-                channels, image = reader.image(channels)
-                rows, overlap = reader.windows(image, len(images), least)
-                images.append(image)
-                foreground.append(rows[overlap >= np.float32(least)])
-                background.append(rows[(overlap < np.float32(least)) & (overlap < np.float32(below))])
-                background[-1]["label"] = 0
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    reader = _Reader(text_lines(path, name), name)
+    while reader.more():
+        channels, image = reader.image(channels)
+        rows, overlap = reader.windows(image, len(images), least)
+        images.append(image)
+        foreground.append(rows[overlap >= np.float32(least)])
+        background.append(rows[(overlap < np.float32(least)) & (overlap < np.float32(below))])
+        background[-1]["label"] = 0
     if not images:
         raise ForceregError(f"{path}: lists no images; expected a window file, beginning with '# 0'")
     return Windows(name, channels, tuple(images), np.concatenate(foreground), np.concatenate(background))
 
 
 class _Reader:
-    """The lines of an open window file called `name`, empty ones skipped."""
+    """The numbered lines of a window file called `name`."""
 
-    def __init__(self, file: Iterable[str], name: str) -> None:
-        self.name = name
-        self.lines: Iterator[tuple[int, str]] = (
-            (number, text) for number, line in enumerate(file, 1) if (text := line.strip())
-        )
+    def __init__(self, lines: Iterator[tuple[int, str]], name: str) -> None:
+        self.name, self.lines = name, lines
         self.number = 0  # of the line read last
 
     def fail(self, number: int, text: str) -> ForceregError:

@@ -233,7 +233,7 @@ BAD_RECORDS = {
     "no image": (
         Datum(encoded=True, data=b"GIF8").SerializeToString(),
         "image",
-        "cannot be decoded (no image format that Pillow knows)",
+        "cannot be decoded (none of JPEG, PNG, BMP, GIF, TIFF, WebP and PNM)",
     ),
 }
 

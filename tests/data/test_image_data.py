@@ -279,7 +279,7 @@ def fails(feed_or_root: ImageFeed | Path, *expected: str, **options) -> None:
         ({"source": ""}, ["image_data_param.source is missing"]),
         ({"source": r"no\000ne"}, [r"'no\x00ne' holds a NUL character"]),
         ({"source": "none.txt"}, ["none.txt", "cannot be read (No such file or directory)"]),
-        ({"source": "."}, ["cannot be read (Is a directory)"]),
+        ({"source": "."}, ["cannot be read (it is a folder, expected a regular file)"]),
         ({"batch": 0}, ["batch_size is 0"]),
         ({"batch": 4_000_000_000, "options": "new_height: 9 new_width: 9"}, ["a batch of resized", "2,147,483,647"]),
         ({"tops": 'top: "data"'}, ["has 1 tops; expected data and label"]),

@@ -190,7 +190,9 @@ def test_unreadable_images_are_named_and_leave_gaps(photos: Path) -> None:
     written, found, said = build(photos)
     assert [key[:8] for key in found] == ["00000000", "00000001", "00000003"]
     assert (written.records, written.skipped) == (3, 4)
-    for text, (number, cause) in zip(said, [(2, "decoded"), (4, "No such"), (5, "decoded"), (6, "dir")], strict=True):
+    for text, (number, cause) in zip(
+        said, [(2, "decoded"), (4, "No such"), (5, "decoded"), (6, "folder")], strict=True
+    ):
         assert text.startswith(f"{photos}/photos/{number}.png: ") and cause in text and text.endswith("; skipped")
 
 

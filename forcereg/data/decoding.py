@@ -1,0 +1,135 @@
+"""Image files -> pixels: the one place where they are opened, by a fixed list of formats and in bounded memory.
+
+Their content is anybody's. Pillow left to itself tries every format that it knows, one of which starts Ghostscript.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from forcereg.data.budget import DECODING
+from forcereg.errors import ForceregError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+Color = Literal["native", "color", "gray"]
+
+FORMATS = {"JPEG": "Jpeg", "PNG": "Png", "BMP": "Bmp", "GIF": "Gif", "TIFF": "Tiff", "WEBP": "WebP", "PPM": "Ppm"}
+"""What Caffe's OpenCV reads, by Pillow's names, and the modules that do; PPM is all of PNM."""
+
+# Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
+_NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
+_CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+_WORK = {"WEBP": 14, "PPM": 8, "BMP": 2, "GIF": 2}
+"""Bytes for each pixel that a format's decoder takes beside the image."""
+_STRIP = 1 << 18
+"""Pixels of a large image that are converted at a time."""
+_STRIP_MEMORY = 12 * _STRIP
+
+
+def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
+    """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel.
+
+    Raises ForceregError, without the file's name. Waits while other threads use the memory that is needed.
+    """
+    return Picture(data, color).decode()
+
+
+class Picture:
+    """An image file of which only the header was read.
+
+    `mode` is Pillow's name for its kind of pixels, `memory` what decoding takes. Raises ForceregError, without the
+    file's name, for whatever goes wrong, and where decoding would take more memory than is allowed.
+    """
+
+    def __init__(self, data: bytes, color: Color) -> None:
+        try:
+            image = self._image = _open(data)
+            self.mode = image.mode
+            self._target = _target_mode(image, color)
+            self.memory = _memory(image, self._target)
+            self.shape = (_CHANNELS[self._target], image.height, image.width)
+            if self.memory > DECODING.limit:
+                DECODING.refuse(self.memory, f"decoding the image inside, {image.width}x{image.height},", "shrink it")
+        except Exception as error:
+            raise _failure(error) from error
+
+    def decode(self) -> np.ndarray:
+        """As `decode_image`; once only."""
+        DECODING.take(self.memory)
+        try:
+            pixels = _pixels(self._image, self._target)
+            del self._image
+            if self._target == "L":
+                return pixels[None]
+            return (pixels[:, :, [2, 1, 0, 3]] if self._target == "RGBA" else pixels[:, :, ::-1]).transpose(2, 0, 1)
+        except Exception as error:
+            raise _failure(error) from error
+        finally:
+            DECODING.give(self.memory)
+
+
+def _failure(error: Exception) -> ForceregError:
+    """Decoders raise anything."""
+    if isinstance(error, ForceregError):
+        return error
+    return ForceregError(f"the image inside cannot be decoded ({str(error) or type(error).__name__})")
+
+
+def _open(data: bytes) -> ImageFile:
+    for factory, accepts in _readers():
+        if accepts(data[:16]) is True:  # text: it would be, if Pillow had been built with its library
+            image: ImageFile = factory(io.BytesIO(data), "")
+            return image
+    raise ForceregError("the image inside cannot be decoded (none of JPEG, PNG, BMP, GIF, TIFF, WebP and PNM)")
+
+
+@cache
+def _readers() -> list[tuple[Any, Any]]:
+    """What makes an image of a file, and what tells by its first 16 bytes whether it can, of each format."""
+    from PIL import Image
+
+    for module in FORMATS.values():
+        importlib.import_module(f"PIL.{module}ImagePlugin")
+    return [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
+
+
+def _target_mode(image: ImageFile, color: Color) -> str:
+    if image.mode != "P" and image.mode not in _NATIVE:
+        raise ForceregError(f"the image inside has mode {image.mode}; expected 8 bits per channel")
+    if color != "native":
+        return "RGB" if color == "color" else "L"
+    if image.mode == "P":
+        return "RGBA" if "transparency" in image.info else "RGB"
+    return _NATIVE[image.mode]
+
+
+def _memory(image: ImageFile, mode: str) -> int:
+    """Bytes that decoding takes at most, by the header alone (measured: tests/data/test_decoding.py)."""
+    stored = 1 if image.mode in ("1", "L", "P") else 4  # Pillow keeps a pixel of several channels in 4 bytes
+    each = stored + _CHANNELS[mode] * (2 if mode == "RGBA" else 1) + _WORK.get(image.format or "", 0)
+    if "progressive" in image.info:
+        each += 8  # its coefficients
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, a strip or tile of which is decoded at a time
+    rows, tile = int(tags.get(278, image.height)), int(tags.get(322, 0)) * int(tags.get(323, 0))
+    piece = max(min(rows, image.height) * image.width, tile) if tags else 0
+    return each * image.width * image.height + 8 * piece + _STRIP_MEMORY
+
+
+def _pixels(image: Any, mode: str) -> np.ndarray:
+    """(H, W[, C]) uint8 of an opened image; a large one is converted strip by strip."""
+    rows = max(1, _STRIP // image.width)
+    if image.height <= rows:
+        return np.asarray(image if image.mode == mode else image.convert(mode))
+    shape = (image.height, image.width, *[_CHANNELS[mode]][: mode != "L"])
+    pixels = np.empty(shape, np.uint8)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = strip if strip.mode == mode else strip.convert(mode)
+    return pixels
