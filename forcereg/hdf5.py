@@ -76,11 +76,12 @@ class Reader:
             yield name, self._open(group, name)
 
     def values(self, dataset: h5py.Dataset) -> np.ndarray:
-        """The values of a dataset as they are; a text as bytes."""
+        """The values of a dataset in the machine's byte order; a text as bytes."""
         if is_text(dataset) and prod(dataset.shape) != 1:  # many may be one in the file
             raise Refused(f"{_shown(dataset.name)} holds {prod(dataset.shape):,} texts; expected one")
         self.reserve(dataset)
-        return np.asarray(dataset[()])
+        values = np.asarray(dataset[()])
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
 
     def reserve(self, dataset: h5py.Dataset) -> None:
         """Counts a dataset's values as read. Raises Refused if the file is too small for them, or the memory."""

@@ -4,8 +4,10 @@ What needs h5py imports it when it is called: training begins without.
 """
 
 from forcereg.snapshot.binary import check_size
+from forcereg.snapshot.container import Damaged, damaged
 from forcereg.snapshot.content import (
     INPUT_SHAPES,
+    NET,
     WEIGHTS,
     Blobs,
     ModelFile,
@@ -22,14 +24,17 @@ from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
     "INPUT_SHAPES",
+    "NET",
     "WEIGHTS",
     "Blobs",
     "Copies",
+    "Damaged",
     "LoadReport",
     "ModelFile",
     "StateFile",
     "check_names",
     "check_size",
+    "damaged",
     "fingerprint",
     "fitted",
     "joined",

@@ -69,9 +69,13 @@ def checksum_fits(raw: BinaryIO) -> bool | None:
     return footer == _footer(checksum)
 
 
-def damaged(path: Path, cause: object) -> ForceregError:
+class Damaged(ForceregError):
+    """A file that is not what was written."""
+
+
+def damaged(path: Path, cause: object) -> Damaged:
     """The error for a file that is not what was written."""
-    return ForceregError(f"{path}: damaged or truncated ({' '.join(str(cause).split())}); use another snapshot")
+    return Damaged(f"{path}: damaged or truncated ({' '.join(str(cause).split())}); use another snapshot")
 
 
 def _footer(checksum: int) -> bytes:

@@ -55,9 +55,11 @@ class StateFile:
     def goes_with(self, model: ModelFile) -> bool:
         """Whether the model holds the weights that the state was saved with, as far as `extra` tells."""
         saved = (self.extra or {}).get(WEIGHTS)
-        return saved is None or saved == fingerprint(model.layers)
+        return saved is None or (type(saved) is int and saved == fingerprint(model.layers))
 
 
+NET = "forcereg_net"
+"""The attribute of a model that holds the text of its net."""
 INPUT_SHAPES = "forcereg_input_shapes"
 """The attribute of a model that holds the shapes of its net's inputs, in JSON."""
 PARTS = 60

@@ -24,7 +24,7 @@ def read(path: str | Path) -> ModelFile | StateFile:
             file = hdf5.read(raw, path)
         else:
             file = binary.read(raw, path)
-    if isinstance(file, StateFile) and min(file.iteration, file.current_step) < 0:
+    if isinstance(file, StateFile) and not all(0 <= n < 1 << 31 for n in (file.iteration, file.current_step)):
         raise container.damaged(path, f"iteration {file.iteration}, step {file.current_step}")
     return file
 

@@ -21,15 +21,13 @@ from forcereg.lowrank.merge import Chain, find_chains
 from forcereg.net import Net
 from forcereg.schema.text import parse_net, to_text
 from forcereg.snapshot import ModelFile, StateFile, net_message
+from forcereg.solver.saved import CLIPPED
 from forcereg.solver.setup import probe_prefix
 from forcereg.solver.state import to_array
 from forcereg.spec import LayerSpec, NetSpec
 
 if TYPE_CHECKING:
     from forcereg.solver.loop import Solver
-
-CLIPPED = "clipped"
-"""The entry of a state's `extra` that holds the iteration at which ranks were last looked at."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class RankClipping:
         except ForceregError:
             self._install(before)
             raise
-        self.last = int((state.extra or {}).get(CLIPPED, -1))
+        self.last = (state.extra or {}).get(CLIPPED, -1)
         self.full = {name: max(rank, self.full[name]) for name, rank in self.ranks.items()}
 
     def _fits(self, pair: Pair, found: np.ndarray | None) -> bool:

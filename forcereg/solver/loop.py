@@ -34,6 +34,7 @@ from forcereg.solver.graph import recorder_for
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
+from forcereg.solver.saved import check_extra
 from forcereg.solver.saving import check_format, write_pair
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -191,12 +192,12 @@ class Solver:
 
     def go_on_from(self, state: StateFile, model: ModelFile) -> None:
         """`restore` of a pair that has been read. Raises ForceregError, with nothing taken over, if it doesn't fit."""
-        path = state.path
-        self.emit("restore", state=str(path), iteration=state.iteration)
+        check_extra(path := state.path, state.extra, self._nets)
         with fitted(self, state, model):
-            history = self.updater.matched(state)
+            history = self.updater.matched(state, model)
             weights, report = snapshot.matched(self.net.params, model, self.net.shared)
             text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
+        self.emit("restore", state=str(path), iteration=state.iteration)
         self.updater.go_on(weights + history)
         if report.fresh:
             self.warn(f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights")

@@ -58,9 +58,9 @@ class LossScale:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken; begins anew with an empty one."""
-        self.value.fill_(float(state.get("scale", self.FIRST)))
-        self.good.fill_(int(state.get("good", 0)))
-        self.skipped.fill_(int(state.get("skipped", 0)))
+        self.value.fill_(state.get("scale", self.FIRST))
+        self.good.fill_(state.get("good", 0))
+        self.skipped.fill_(state.get("skipped", 0))
 
 
 class Precision:

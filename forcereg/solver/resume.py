@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from forcereg.errors import ForceregError
-from forcereg.snapshot import ModelFile, StateFile, read_model, read_state
+from forcereg.snapshot import Damaged, ModelFile, StateFile, read_model, read_state
 from forcereg.solver.loop import Solver
 
 _NAME = r"(0|[1-9][0-9]*)\.(caffemodel|solverstate)(?:\.h5)?"
@@ -20,25 +20,36 @@ def resume_latest(solver: Solver) -> Path | None:
     A newer one that is incomplete, damaged or no pair is warned of and passed over. Returns the state's path, None if
     there is nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if it is of another net.
     """
-    found = _newest(solver) if solver.group.rank == 0 else None
-    path = solver.group.share(found and found[0])
-    if path is not None:
-        solver.go_on_from(*(found[1] if found else _read(path)))
+    path, misfit = solver.group.share(_newest(solver) if solver.group.rank == 0 else None)
+    if misfit is not None:  # on all ranks
+        raise misfit
+    if path is not None and solver.group.rank:
+        solver.go_on_from(*_read(path))
     return path
 
 
-def _newest(solver: Solver) -> tuple[Path, tuple[StateFile, ModelFile]] | None:
+def _newest(solver: Solver) -> tuple[Path | None, ForceregError | None]:
+    """The state that the solver has gone on from, or what is wrong with the newest one that is whole."""
     prefix = solver.prefix()
     _clean_up(prefix)
     for iteration, states in sorted(_found(prefix).items(), reverse=True):
         for path in states:
             try:
-                return path, _read(path)
+                pair = _read(path)
             except ForceregError as error:
                 solver.warn(f"snapshot {iteration} is passed over: {error}")
+                continue
+            try:
+                solver.go_on_from(*pair)
+            except Damaged as error:
+                solver.warn(f"snapshot {iteration} is passed over: {error}")
+            except ForceregError as error:
+                return path, error
+            else:
+                return path, None
         if not states:
             solver.warn(f"snapshot {iteration} is passed over: {prefix}_iter_{iteration} has no solver state")
-    return None
+    return None, None
 
 
 def _read(state: Path) -> tuple[StateFile, ModelFile]:

@@ -10,9 +10,8 @@ from forcereg import snapshot
 from forcereg.net import Net
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import to_text
-from forcereg.solver.clipping import CLIPPED
+from forcereg.solver.saved import CLIPPED, HISTORY
 from forcereg.solver.state import pack
-from forcereg.solver.updater import HISTORY
 from forcereg.version import __version__
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def provenance(solver: Solver) -> dict[str, str]:
     """What a model says of where it comes from: net, solver, seed, version, input shapes."""
     inputs = {name: list(solver.net.shapes[name]) for name in solver.net.inputs}
     return {
-        "forcereg_net": solver.net.spec.text,
+        snapshot.NET: solver.net.spec.text,
         "forcereg_version": __version__,
         "forcereg_solver": to_text(solver.param),
         "forcereg_seed": str(solver.seed),

@@ -41,7 +41,8 @@ def to_array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
 
 
-def _feeds(nets: Mapping[str, Net]) -> dict[str, Feed]:
+def feeds(nets: Mapping[str, Net]) -> dict[str, Feed]:
+    """All feeds, by the names that a state has for them."""
     return {f"{key}/{name}": feed for key, net in nets.items() for name, feed in net.feeds.items()}
 
 
@@ -59,7 +60,7 @@ def extra_state(nets: Mapping[str, Net], losses: LossWindow, device: torch.devic
     return {
         "feeds": {
             str(number): {"name": name, "state": _plain(feed.state_dict())}
-            for number, (name, feed) in enumerate(sorted(_feeds(nets).items()))
+            for number, (name, feed) in enumerate(sorted(feeds(nets).items()))
         },
         "carried": {
             name: {key: to_array(tensor.clone()) for key, tensor in tensors.items()}
@@ -78,20 +79,20 @@ def unpack(
     device: torch.device,
     warn: Callable[[str], None],
 ) -> None:
-    """Puts `extra_state` back. Warns of data and recurrent layers that the state doesn't know."""
-    saved = {entry["name"]: entry["state"] for entry in extra.get("feeds", {}).values()}
-    for name, feed in _feeds(nets).items():
+    """Puts `extra_state` back, which `saved.check_extra` has looked at. Warns of layers that it doesn't know."""
+    saved = {entry["name"]: entry["state"] for entry in extra["feeds"].values()}
+    for name, feed in feeds(nets).items():
         try:
             feed.load_state_dict(_tensors(saved[name]))
         except KeyError:  # none, or that of another type of layer
             warn(f"the state holds no position for data layer '{name}'; it starts from the beginning")
-    unpack_carried(extra.get("carried", {}), nets, warn)
+    unpack_carried(extra.get("carried", {}), nets, warn)  # this and the next are another rank's, if that had any
     random = extra.get("random", {})
     if "cpu" in random:
         torch.set_rng_state(torch.from_numpy(np.array(random["cpu"])))
     if device.type == "cuda" and "cuda" in random:
         torch.cuda.set_rng_state(torch.from_numpy(np.array(random["cuda"])), device)
-    losses.load(np.array(extra.get("losses", ())), int(extra.get("loss_count", 0)))
+    losses.load(extra["losses"], extra["loss_count"])
 
 
 def unpack_carried(

@@ -14,11 +14,12 @@ from forcereg.errors import ForceregError
 from forcereg.memory import check_room
 from forcereg.net import Net
 from forcereg.registry import solver_type
-from forcereg.snapshot import Copies, StateFile, fitted, take_over
+from forcereg.snapshot import NET, Copies, Damaged, ModelFile, StateFile, damaged, fitted, take_over
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
 from forcereg.solver.ondevice import Beside, Descent
 from forcereg.solver.precision import LossScale
+from forcereg.solver.saved import HISTORY
 from forcereg.solver.state import to_array
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
@@ -27,8 +28,6 @@ NO_FORCE = (
     "force_decay is {:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
     "add `param {{ force_mult: 1 }}` to the layers whose filters should be coordinated"
 )
-HISTORY = "history"
-"""The entry of a state's `extra` that says what its history is."""
 
 
 class Updater:
@@ -224,28 +223,37 @@ class Updater:
         """What the history is, for the `extra` of a state."""
         return ", ".join(self._rule.holds)
 
-    def matched(self, state: StateFile) -> Copies:
-        """The state's history for this one's tensors. Raises ForceregError if it is another net's or type's."""
+    def matched(self, state: StateFile, model: ModelFile) -> Copies:
+        """The state's history for this one's tensors.
+
+        Raises ForceregError if it is another net's or type's, Damaged if its `model` tells that it should fit.
+        """
         count, found, needed = len(self._blobs), len(state.history), len(self._blobs) * len(self.history)
         saved = (state.extra or {}).get(HISTORY, self.holds)
         if saved != self.holds:
-            raise self._misfit(state, f"its history is {saved}, type {self.p.type} keeps {self.holds}")
+            raise ForceregError(self._misfit(state, f"its history is {saved}, type {self.p.type} keeps {self.holds}"))
+        same = HISTORY in (state.extra or {}) and model.attrs.get(NET) == self._net.spec.text
+        unfit = Damaged if same else ForceregError
         if found != needed:
-            raise self._misfit(state, f"holds {found} history blobs, this net and solver type need {needed}")
+            raise unfit(self._misfit(state, f"holds {found} history blobs, this net and solver type need {needed}"))
         copies: Copies = []
         for slot, (kind, tensors) in enumerate(zip(self._rule.holds, self.history, strict=True)):
             for index, tensor in zip(self._live, tensors, strict=True):
                 blob = state.history[slot * count + index]
                 values, what = fitted(blob, tuple(tensor.shape), state.legacy), f"history blob {slot * count + index}"
                 if values is None:
-                    raise self._misfit(state, f"{what} has shape {list(blob.shape)}; expected {list(tensor.shape)}")
+                    text = f"{what} has shape {list(blob.shape)}; expected {list(tensor.shape)}"
+                    raise unfit(self._misfit(state, text))
+                if not np.isfinite(values).all():
+                    raise damaged(state.path, f"{what} isn't finite in places")
                 if "squares" in kind and (values < 0).any():
-                    raise self._misfit(state, f"{what} is negative in places, type {self.p.type} keeps squares there")
+                    text = f"{what} is negative in places, type {self.p.type} keeps squares there"
+                    raise unfit(self._misfit(state, text))
                 copies.append((tensor, values))
         return copies
 
-    def _misfit(self, state: StateFile, what: str) -> ForceregError:
-        return ForceregError(
+    def _misfit(self, state: StateFile, what: str) -> str:
+        return (
             f"{state.path}: {what}; use the net and solver type it was saved with, or start anew from its model by "
             "--weights"
         )

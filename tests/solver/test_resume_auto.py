@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from forcereg.errors import ForceregError
+from forcereg.snapshot import read_state, write_state
 from forcereg.solver.resume import resume_latest
 from tests.solver.nets import REGRESSION, Recorder, batches, blobs_of, regression
 
@@ -88,6 +91,24 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
+def changed(**entries: Any) -> Damage:
+    """Entries of a state or of its `extra` are others, None for none."""
+
+    def harm(path: Path) -> None:
+        state = read_state(path)
+        named = {name: getattr(state, name) for name in ("iteration", "current_step", "learned_net", "history")}
+        extra = {**(state.extra or {}), **{name: value for name, value in entries.items() if name not in named}}
+        own = {name: value(named[name]) for name, value in entries.items() if name in named}
+        kept = {name: value for name, value in extra.items() if value is not None}
+        write_state(path, **(named | own), extra=kept, binary=path.suffix != ".h5")
+
+    return harm
+
+
+def not_finite(history: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [*history[:-1], np.full_like(history[-1], np.nan)]
+
+
 DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "no-state": ("solverstate", Path.unlink, "has no solver state"),
     "no-model": ("caffemodel", Path.unlink, "cannot read .*s_iter_4.caffemodel.*no such file"),
@@ -95,6 +116,31 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "cut-model": ("caffemodel", truncate, "damaged or truncated"),
     "empty-state": ("solverstate", lambda path: path.write_bytes(b"") and None, "empty"),
     "empty-model": ("caffemodel", lambda path: path.write_bytes(b"") and None, "empty"),
+    "random-text": ("solverstate", changed(random="x"), "random is 'x', expected a group"),
+    "random-cut": (
+        "solverstate",
+        changed(random={"cpu": np.zeros(9, "u1")}),
+        "random/cpu is uint8 in shape .9.",
+    ),
+    "no-losses": ("solverstate", changed(losses=None), "it lacks losses"),
+    "losses-number": ("solverstate", changed(losses=3), "losses is 3, expected a row of floats"),
+    "count-text": ("solverstate", changed(loss_count="3"), "loss_count is '3', expected a whole number from 0"),
+    "feeds-array": ("solverstate", changed(feeds=np.zeros(3)), "feeds is float64 in shape .3., expected a group"),
+    "feed-unnamed": ("solverstate", changed(feeds={"0": {"state": {}}}), "it lacks feeds/0/name"),
+    "carried-text": (
+        "solverstate",
+        changed(carried={"train/ip": {"h": "x"}}),
+        "carried/train/ip/h is 'x'",
+    ),
+    "weights-text": ("solverstate", changed(weights="3"), "is not the model that"),
+    "history-cut": (
+        "solverstate",
+        changed(history=lambda old: old[:-1]),
+        "holds 1 history blobs, this net",
+    ),
+    "history-shape": ("solverstate", changed(history=lambda old: [one[None] for one in old]), "blob 0 has shape"),
+    "history-nan": ("solverstate", changed(history=not_finite), "history blob 1 isn't finite in places"),
+    "iteration": ("solverstate", changed(iteration=lambda _: -1), "iteration -1, step 0"),
 }
 
 

@@ -1,0 +1,127 @@
+"""What a state's `extra` may hold: one description, with which all of it is compared before any is taken over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from forcereg.net import Net
+from forcereg.snapshot import WEIGHTS, damaged
+from forcereg.solver.state import feeds
+
+HISTORY = "history"
+"""The entry that says what the state's history is."""
+CLIPPED = "clipped"
+"""The entry that holds the iteration at which ranks were last looked at."""
+SCALE = "scale"
+"""The entry of the loss scale."""
+
+
+class Form(NamedTuple):
+    """A kind of values: its name in errors, and whether a value is of it."""
+
+    name: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(least: int, most: int) -> Form:
+    return Form(f"a whole number from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
+
+
+def _is_generator(value: Any) -> bool:
+    try:
+        torch.Generator().set_state(torch.from_numpy(np.array(value)))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64)
+
+
+TEXT = Form("a text", lambda value: isinstance(value, str))
+COUNT = _whole(0, (1 << 62) - 1)
+SEED = _whole(0, (1 << 63) - 1)
+GENERATOR = Form("the state of a generator of random numbers", _is_generator)
+MEMBERS = Form("a group", lambda value: isinstance(value, Mapping))
+_BYTES = Form("16 bytes", lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint8 and v.shape == (16,))
+_VALUES = Form("finite floats", lambda value: _is_floats(value) and bool(np.isfinite(value).all()))
+_ROW = Form("a row of floats", lambda value: _is_floats(value) and value.ndim == 1)
+_FACTOR = Form("a positive float32", lambda v: type(v) is float and 0 < v <= torch.finfo(torch.float32).max)
+_RANDOM = {"cpu": GENERATOR, "?cuda": _BYTES}
+_CARRIED = {"*": {"*": _VALUES}}
+_EXTRA: Mapping[str, Any] = {
+    "feeds": {"*": {"name": TEXT, "state": MEMBERS}},
+    "?carried": _CARRIED,  # not in a state of the first versions
+    "random": _RANDOM,
+    "losses": _ROW,
+    "loss_count": COUNT,
+    "?ranks": {"*": {"carried": _CARRIED, "random": _RANDOM}},
+    f"?{SCALE}": {"scale": _FACTOR, "good": _whole(0, (1 << 31) - 1), "skipped": COUNT},
+    f"?{HISTORY}": TEXT,
+    f"?{WEIGHTS}": _whole(0, (1 << 32) - 1),
+    f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
+}
+"""The form of each entry; those with "?" may be missing, "*" is any name. Others are a later version's, and ignored."""
+
+
+def check_extra(path: Path, extra: Mapping[str, Any] | None, nets: Mapping[str, Net]) -> None:
+    """Raises Damaged, about a state's file, for an entry that is missing or isn't what it should be.
+
+    `nets`: those that will go on from the state. A layer that the state doesn't know, or of another type, is no damage.
+    """
+    if extra is None:
+        return
+    _compare(path, extra, _EXTRA)
+    known = feeds(nets)
+    for number, entry in extra["feeds"].items():
+        if (feed := known.get(entry["name"])) is not None:
+            form = {f"?{key}": _like(key, value) for key, value in feed.state_dict().items()}
+            _compare(path, entry["state"], form, ("feeds", number, "state"))
+
+
+def _compare(path: Path, found: Any, form: Any, where: Sequence[str] = ()) -> None:
+    """Raises Damaged if `found` isn't of the form: a Form, or a mapping as `_EXTRA`."""
+    if isinstance(form, Form):
+        if not form.fits(found):
+            raise damaged(path, f"{'/'.join(where)} is {_text(found)}, expected {form.name}")
+        return
+    if not isinstance(found, Mapping):
+        raise damaged(path, f"{'/'.join(where)} is {_text(found)}, expected a group")
+    for key, part in form.items():
+        name = key.removeprefix("?")
+        if name not in found and name == key != "*":
+            raise damaged(path, f"it lacks {'/'.join((*where, name))}")
+        for one in found if key == "*" else {name} & found.keys():
+            _compare(path, found[one], part, (*where, one))
+
+
+def _like(key: str, own: Any) -> Any:
+    """The form of an entry of a feed's state, of which `own` is the present one."""
+    if isinstance(own, Mapping):
+        return {f"?{name}": _like(name, value) for name, value in own.items()}
+    if isinstance(own, str):
+        return TEXT
+    if isinstance(own, bool | float):
+        return Form(f"a {type(own).__name__}", lambda value: type(value) is type(own) and math.isfinite(value))
+    if isinstance(own, int):
+        return SEED if key == "seed" else COUNT
+    array = np.asarray(own)
+    if array.dtype == np.uint8 and _is_generator(array):
+        return GENERATOR
+    return Form(
+        f"{array.dtype} in shape {list(array.shape)}",
+        lambda v: isinstance(v, np.ndarray) and (v.dtype, v.shape) == (array.dtype, array.shape),
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} in shape {list(value.shape)}"
+    return "a group" if isinstance(value, Mapping) else f"{value!r:.60}"
