@@ -26,5 +26,6 @@ def command(logs: tuple[Path, ...], out: Path) -> None:
     stems = [log.stem for log in logs]
     names = [log.stem if stems.count(log.stem) == 1 else str(log) for log in logs]
     runs = [read_run(log, name) for log, name in zip(logs, names, strict=True)]
+    echo(*(remark for run in runs for remark in run.remarks))
     write_bytes(out, draw(runs, kind))
     echo(f"wrote {out}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from forcereg.frontier import WHOLE, Point
-from forcereg.report.plot import figure_type, plain
+from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 
 COLUMNS = ("net", "method", "target", "ranks", "macs", "params", "accuracy", "accuracy_tuned", "milliseconds")
@@ -67,9 +66,7 @@ def _number(value: float | None, form: str) -> str:
 
 def picture(points: Sequence[Point], kind: str, measured: str = "") -> bytes:
     """The figure as png, svg or pdf. Raises ForceregError without matplotlib."""
-    out = io.BytesIO()
-    figure(points, measured).savefig(out, format=kind, dpi=120)
-    return out.getvalue()
+    return rendered(figure(points, measured), kind)
 
 
 def figure(points: Sequence[Point], measured: str = "") -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,8 +16,8 @@ from forcereg.report.curves import Curve, Run
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
 KINDS = ("png", "svg", "pdf", "html")
 STYLES = ("-", "--", ":", "-.")
-INSIDE, LEGEND_ROWS = 6, 20
-"""Entries of a legend that has room among the curves, and rows of one beside them."""
+INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
+"""Entries of a legend that has room among the curves, and rows and entries of one beside them."""
 
 
 def panel_of(curve: str) -> str:
@@ -43,9 +44,17 @@ def chosen(run: Run) -> dict[str, list[str]]:
 
 def draw(runs: Sequence[Run], kind: str) -> bytes:
     """The picture of one or several runs in one of `KINDS`. Raises ForceregError without matplotlib."""
+    picture = rendered(figure(runs), "svg" if kind == "html" else kind)
+    return page(runs, picture.decode()).encode() if kind == "html" else picture
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """A Figure as png, svg or pdf; what its font lacks comes as boxes."""
     out = io.BytesIO()
-    figure(runs).savefig(out, format="svg" if kind == "html" else kind, dpi=120)
-    return page(runs, out.getvalue().decode()).encode() if kind == "html" else out.getvalue()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")
+        figure.savefig(out, format=kind, dpi=120)
+    return out.getvalue()
 
 
 def figure_type() -> Any:
@@ -59,7 +68,8 @@ def figure_type() -> Any:
 
 def plain(label: str) -> str:
     """`label` so that matplotlib shows it as it is: no mathematics, in the legend though it begins with `_`, short."""
-    label = printable(label if len(label) <= 80 else f"{label[:39]}...{label[-38:]}")
+    label = printable(label)
+    label = label if len(label) <= 80 else f"{label[:39]}...{label[-38:]}"
     return (f" {label}" if label.startswith("_") else label).replace("$", r"\$")
 
 
@@ -70,7 +80,7 @@ def figure(runs: Sequence[Run]) -> Any:
     panels = {panel: found for panel, found in panels.items() if any(names for _, names in found)}
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    entries = max(sum(len(names) for _, names in found) for found in panels.values())
+    entries = min(LEGEND, max(sum(len(names) for _, names in found) for found in panels.values()))
     wide = 6.4 + (2.6 * -(-entries // LEGEND_ROWS) if entries > INSIDE else 0)
     made = figure_type()(figsize=(wide * columns, 4 * rows), layout="constrained")
     for place, (panel, found) in enumerate(panels.items(), 1):
@@ -84,21 +94,25 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(alpha=0.3)
-    order = list(dict.fromkeys(name for _, names in found for name in names))
+    every = dict.fromkeys(name for _, names in found for name in names)
+    order = {name: place for place, name in enumerate(every)}
     for number, (run, names) in enumerate(found):
         for name in names:
             curve = run.curves[name]
             label = plain((f"{run.name}: {name}" if len(found) > 1 else name) + gone(curve))
-            first, second = (number, order.index(name)) if len(found) > 1 else (order.index(name), 0)
+            first, second = (number, order[name]) if len(found) > 1 else (order[name], 0)
             style, color = STYLES[(second + first // 10) % len(STYLES)], f"C{first % 10}"
             marker = "." if len(curve.values) < 30 else ""
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
-    entries = sum(len(names) for _, names in found)
-    if entries > INSIDE:
-        columns = -(-entries // LEGEND_ROWS)
-        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, ncols=columns)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > LEGEND:
+        labels[LEGEND - 1 :] = [f"and {len(labels) - LEGEND + 1:,} more"]
+        handles[LEGEND - 1 :] = axes.plot([], [], " ")
+    if len(labels) > INSIDE:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+        axes.legend(handles, labels, fontsize="x-small", ncols=-(-len(labels) // LEGEND_ROWS), **beside)
     else:
-        axes.legend(fontsize="small")
+        axes.legend(handles, labels, fontsize="small")
 
 
 def gone(curve: Curve) -> str:

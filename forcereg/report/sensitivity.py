@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from forcereg.lowrank.accuracy import Point
-from forcereg.report.plot import figure_type, plain
+from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 
 EXACT = 1e-6
@@ -48,6 +47,4 @@ def picture(points: Sequence[Point], kind: str) -> bytes:
     axes.set(xlabel="relative squared error of the layer that is decomposed", ylabel="test accuracy (dotted: whole)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=-(-len(names) // 20))
-    out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=120)
-    return out.getvalue()
+    return rendered(figure, kind)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from forcereg.report.plot import figure_type, plain
+from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Column, Table, csv_text
 from forcereg.sweep import Result
 
@@ -99,6 +98,4 @@ def picture(results: Sequence[Result], kind: str) -> bytes:
         axes.grid(alpha=0.3)
     title = "hollow: cut, full: fine-tuned"
     figure.legend(fontsize="small", title=title, loc="outside right upper")
-    out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=120)
-    return out.getvalue()
+    return rendered(figure, kind)

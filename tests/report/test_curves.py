@@ -153,3 +153,66 @@ def test_other_files(text: str, says: str, tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ForceregError, match=r"none.log: cannot be read \(No such file or directory\)"):
         read_run(tmp_path / "none.log")
+
+
+LINE = "I0612 10:11:14.423456  4711 solver.cpp:239] Iteration 100, loss = 0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "curves"),
+    [
+        ("Iteration 0, loss = 1.2.3", 1),
+        ("Iteration " + "9" * 5000 + ", loss = 1", 1),
+        ("Iteration 2147483648, loss = 1", 1),
+        ("Iteration 0, rank of conv1 = " + "9" * 5000, 1),
+        ("Iteration 0, Testing net (#" + "9" * 5000 + ")", 1),
+        ("Iteration 0, loss = " + "9" * 5000, 2),
+        ("Iteration 0, loss = 1\0", 1),
+        ("x" * 10_000_000, 1),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_lines_that_are_none(before: str, curves: int, tmp_path: Path) -> None:
+    run = read_run(written(tmp_path, LINE.replace("Iteration 100, loss = 0.5", before) + LINE))
+    assert len(run.curves["train loss"].values) == curves and run.curves["train loss"].values[-1] == 0.5
+
+
+@pytest.mark.parametrize("change", [lambda data: data, gzip.compress], ids=["plain", "gzip"])
+def test_a_long_line_in_pieces(
+    change: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forcereg.report.lines.PIECE", 7)
+    monkeypatch.setattr("forcereg.report.lines.LONGEST", 100)
+    (tmp_path / "x").write_bytes(change((LINE + "y" * 1000 + LINE + "\n" + LINE.replace("100", "200")).encode()))
+    assert read_run(tmp_path / "x").curves["train loss"].iterations == [100, 200]
+
+
+def test_a_compressed_log_with_too_much_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forcereg.report.lines.UNPACKED", 1 << 20)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(LINE.encode() + bytes(3 << 20)))
+    with pytest.raises(ForceregError, match=r"x\.gz: unpacked it has more than 1 MiB; give a part of it"):
+        read_run(tmp_path / "x.gz")
+
+
+def test_many_elements_are_one_spread(tmp_path: Path) -> None:
+    start = "I0612 10:11:14.423456  4711 solver.cpp:239] "
+    text = ""
+    for n in (0, 100):
+        values = [n / 100 + index / 1000 for index in range(1000)]
+        outputs = [f"{start}    Test net output #{index}: each = {value}\n" for index, value in enumerate(values)]
+        text += f"{start}Iteration {n}, Testing net (#0)\n{''.join(outputs)}"
+    run = read_run(written(tmp_path, text))
+    assert {name: curve.values for name, curve in run.curves.items()} == {
+        "test each mean": pytest.approx([0.4995, 1.4995]),
+        "test each least": [0, 1],
+        "test each most": [0.999, 1.999],
+    }
+    assert run.remarks == ["run: 'test each' has 1,000 elements; drawn are their mean, least and most"]
+    event = {"event": "test", "iteration": 0, "net": 0, "outputs": [{"name": "each", "value": 1.0}] * 1000}
+    assert set(read_run(written(tmp_path, json.dumps(event))).curves) == {*run.curves}
+
+
+def test_more_curves_than_a_picture_shows(tmp_path: Path) -> None:
+    text = "".join(LINE.replace("loss", f"rank of layer{n}").replace("0.5", "5") for n in range(2001))
+    with pytest.raises(ForceregError, match="has more than 2,000 curves"):
+        read_run(written(tmp_path, text))

@@ -151,3 +151,28 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ForceregError, match=r'pip install "forcereg\[plot\]"'):
         draw([run], "png")
+
+
+@pytest.mark.parametrize("kind", ["svg", "html", "png"])
+def test_names_of_any_characters(kind: str) -> None:
+    names = ["\ud800", "\x1b[2J\n", "$\\frac{$", "_a", "\U0001f600漢", "<script>&amp;", "-->", "]]>", "x" * 1000]
+    run = Run("\udcff\n")
+    for name in names:
+        for value in (math.inf, 3.4e38, -3.4e38, math.nan):
+            run.add(f"test {name}", 2**31 - 1, value)
+            run.add(f"test {name}", 0, value)
+    picture = draw([run, run], kind)
+    if kind != "png":
+        text = picture.decode()
+        assert "\x1b" not in text and "<script>" not in text
+    if kind == "svg":
+        ElementTree.fromstring(picture)
+
+
+def test_a_legend_has_an_end() -> None:
+    run = Run("r")
+    for number in range(500):
+        run.add(f"layer{number} rank", 0, number)
+    (axes,) = figure([run]).axes
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(texts) == 60 and texts[-1] == "and 441 more" and axes.figure.get_size_inches()[0] < 20
