@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from forcereg.lowrank.factor import smallest_rank, spectrum
 
 ERROR = 0.05
 """The relative squared error at which ranks are reported."""
+SMALLEST = 1e-30
+"""A gradient's norm where it has none."""
 
 
 def mean_cosine(weight: Tensor) -> Tensor:
@@ -31,9 +34,26 @@ def coordination(layers: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     ]
 
 
-def force_ratios(layers: Iterable[str], before: Iterable[Tensor], after: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """||force|| / ||gradient|| of each layer from its gradients (with decay) `before` and `after` the force."""
-    return [
-        {"layer": name, "ratio": float((with_force - gradient).norm() / gradient.norm().clamp(min=1e-30))}
-        for name, gradient, with_force in zip(layers, before, after, strict=True)
+@torch.no_grad()
+def force_norms(before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """||gradient|| and ||force|| of each weight, (2, weights), from gradients (with decay) before and after the force.
+
+    Without waiting for the device; a CUDA graph may hold it.
+    """
+    forces = torch._foreach_sub(after, before)
+    return torch.stack([*torch._foreach_norm(before), *torch._foreach_norm(forces)]).reshape(2, -1)
+
+
+def ratios_of(layers: Iterable[str], norms: Tensor) -> tuple[list[dict[str, Any]], float]:
+    """||force|| / ||gradient|| of each layer, and of all together, from their `force_norms`. Reads the device."""
+    gradients, forces = norms.double().tolist()
+    rows = [
+        {"layer": name, "ratio": force / max(gradient, SMALLEST)}
+        for name, gradient, force in zip(layers, gradients, forces, strict=True)
     ]
+    return rows, math.hypot(*forces) / max(math.hypot(*gradients), SMALLEST)
+
+
+def force_ratios(layers: Iterable[str], before: list[Tensor], after: list[Tensor]) -> list[dict[str, Any]]:
+    """||force|| / ||gradient|| of each layer from its gradients (with decay) `before` and `after` the force."""
+    return ratios_of(layers, force_norms(before, after))[0]

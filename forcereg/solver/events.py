@@ -18,7 +18,7 @@ class Event:
     start(net, policy) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
     train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
     rate(iteration, rate) · scale(iteration, scale, good, skipped) · debug(iteration, rows, norms) ·
-    final(iteration, loss) · force(iteration, layers) · ranks(iteration, layers) ·
+    final(iteration, loss) · force(iteration, layers; if measured ratio, warned) · ranks(iteration, layers) ·
     snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
     """

@@ -90,6 +90,16 @@ class GlogWriter:
     def on_scale(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss scale = {event.scale:g}, steps left out = {event.skipped}")
 
+    def on_force(self, event: Event) -> None:
+        """In no form that scripts for Caffe's logs take for another: above all without "Iteration"."""
+        if event.fields.get("warned", True):
+            return  # or no measurement of it
+        line = f"    ||force|| / ||gradient|| = {event.ratio:.3g}"
+        if len(event.layers) > 1:
+            least, *_, most = sorted(event.layers, key=lambda layer: layer["ratio"])
+            line += f" (from {least['ratio']:.3g} of {least['layer']} to {most['ratio']:.3g} of {most['layer']})"
+        self.line(line)
+
     def on_debug(self, event: Event) -> None:
         for row in event.rows:
             where = f"Layer {row['layer']}, {row['kind']} blob {row['blob']}"

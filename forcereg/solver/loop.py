@@ -27,18 +27,20 @@ from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.debug import Watch
-from forcereg.solver.diagnostics import coordination, force_ratios
+from forcereg.solver.diagnostics import coordination
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.events import Event, Observer
 from forcereg.solver.graph import recorder_for
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
+from forcereg.solver.pull import Pull
 from forcereg.solver.saved import check_extra
 from forcereg.solver.saving import check_format, write_pair
 from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.steps import Steps
+from forcereg.solver.trouble import advice
 from forcereg.solver.updater import NO_FORCE, Updater
 from forcereg.solver.window import LossWindow
 
@@ -109,6 +111,7 @@ class Solver:
         self._losses = LossWindow(self.param.average_loss, self.device)
         self.steps = Steps(self, self._losses, recorder_for(self.device) if cuda_graph else None)
         self._pace = Pace()
+        self.pull = Pull()
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         self.last_snapshot: Path | None = None
@@ -175,7 +178,8 @@ class Solver:
         """Writes model and state at this iteration; the model's path. Raises ForceregError if weights aren't finite."""
         self.check_finite()
         if not self.updater.all_finite():
-            raise self._not_finite(f"weights are not finite at iteration {self.iter}; no snapshot is written")
+            what = f"weights are not finite at iteration {self.iter}; no snapshot is written"
+            raise self._not_finite(what, self.iter)
         self.group.check_equal(self.updater.weights)
         # among tests: as before them, because resuming runs them all again
         extra = self._before_tests or self._extra_state()
@@ -230,11 +234,11 @@ class Solver:
         bad = self.updater.first_bad()
         if 0 <= bad < before:
             what = "the loss" if self.scale is None else "the loss or a gradient"
-            raise self._not_finite(f"{what} is not finite at iteration {bad}; no update was made from there on")
+            raise self._not_finite(f"{what} is not finite at iteration {bad}; no update was made from there on", bad)
 
-    def _not_finite(self, what: str) -> ForceregError:
+    def _not_finite(self, what: str, bad: int) -> ForceregError:
         last = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "there is no snapshot yet"
-        return ForceregError(f"{self.file.name}: {what}; {last}; lower base_lr or set clip_gradients")
+        return ForceregError(f"{self.file.name}: {what}; {last}; {advice(self, self._inputs, bad)}")
 
     # -- training
 
@@ -322,7 +326,8 @@ class Solver:
                     self.emit("scale", iteration=self.iter, **scale)
 
         watched = self._debug if display and self._debugs else None
-        measure = self._measure if self.measure_force and self._due_for_test() else None
+        pulls = self.pull.due(self, self._due_for_test(), display)
+        measure = functools.partial(self.pull.take, self) if pulls else None
         self.steps.run(rate, functools.partial(self._fed, self.net), tell, watched, measure)
 
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
@@ -333,9 +338,6 @@ class Solver:
         rows = watch.rows(scale)
         norms = watch.norms(scale) if any(row["direction"] == "Backward" for row in rows) else None
         self.emit("debug", iteration=self.iter, rows=rows, norms=norms)
-
-    def _measure(self, before: list[Tensor], after: list[Tensor]) -> None:
-        self.emit("force", iteration=self.iter, layers=force_ratios(self.updater.forced, before, after))
 
     # -- tests and displays
 

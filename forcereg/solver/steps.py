@@ -15,8 +15,8 @@ from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.scoring import Tally
 from forcereg.solver.debug import Watch
+from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, Recorder, obstacle
-from forcereg.solver.updater import Measure
 from forcereg.solver.window import LossWindow
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Steps:
         self._graphed: dict[int, Graphed[Any]] = {}
         self._tallies: dict[int, _Tally] = {}
         self._grads: list[Tensor | None] | None = None
+        self._measuring = False
+        self._norms: Tensor | None = None  # of this iteration
         self._told = set[str]()
         if recorder is not None and solver.group.size > 1:
             self._recorder = None
@@ -53,19 +55,18 @@ class Steps:
         inputs: Fed,
         tell: Callable[[Outputs], None],
         watched: Callable[[Watch], None] | None = None,
-        measure: Measure | None = None,
+        measure: Callable[[Tensor], None] | None = None,
     ) -> None:
         """The solver's iteration at learning rate `rate`; `tell` is shown the outputs once the loss is in the window.
 
         That is before the update, or behind it where both are in one graph. `watched` sees the passes, `measure` the
-        force. Raises ForceregError if a rate is too large, and what the data or the net raises.
+        `force_norms` of the update, if there is one. Raises ForceregError if a rate is too large, and what the data or
+        the net raises.
         """
         solver = self._solver
-        graphed = (
-            self.graphed(solver.net, functools.partial(Steps._work, self._me))
-            if watched is None and measure is None
-            else None
-        )
+        self._norms = None
+        self._measuring = measure is not None
+        graphed = self.graphed(solver.net, functools.partial(Steps._work, self._me)) if watched is None else None
         if graphed is None:
             self._grads = None
             solver.updater.begin(solver.iter)
@@ -74,21 +75,29 @@ class Steps:
             self._losses.add(loss)
             tell(outputs)
             with self._explained(rate):
-                solver.updater.apply(solver.iter, rate, loss, measure)
+                solver.updater.apply(solver.iter, rate, loss, self._measure if self._measuring else None)
+            if measure is not None and self._norms is not None:
+                measure(self._norms)
             return
         batches = [gathered(solver.net, inputs(sub)) for sub in range(solver.param.iter_size)]
         self._losses.advance()
         with self._explained(rate):
             solver.updater.set(solver.iter, rate)
-            outputs, grads = graphed(batches, (solver.updater.feels(solver.iter), len(self._losses.values)))
+            key = solver.updater.feels(solver.iter), len(self._losses.values), self._measuring
+            outputs, grads, norms = graphed(batches, key)
         if grads is not self._grads:
             self._grads = grads
             for weight, grad in zip(solver.updater.weights, grads, strict=True):
                 weight.grad = grad
         tell(outputs)
+        if measure is not None and norms is not None:
+            measure(norms)
 
-    def _work(self, batches: Batches) -> tuple[Outputs, list[Tensor | None]]:
-        """All of an iteration that a graph holds: the outputs and the gradients as the update leaves them."""
+    def _measure(self, before: list[Tensor], after: list[Tensor]) -> None:
+        self._norms = force_norms(before, after)
+
+    def _work(self, batches: Batches) -> tuple[Outputs, list[Tensor | None], Tensor | None]:
+        """All of an iteration that a graph holds: outputs, gradients as the update leaves them, norms if measured."""
         solver = self._solver
         solver.updater.begin(solver.iter)
         loss, outputs = solver.passes.accumulate(batches.__getitem__)
@@ -96,8 +105,8 @@ class Steps:
         own = {_memory(blob) for blob in (*solver.net.parameters(), *solver.net.buffers())}
         outputs = {name: blob.detach() for name, blob in outputs.items()}
         outputs = {name: blob.clone() if _memory(blob) in own else blob for name, blob in outputs.items()}
-        solver.updater.step(solver.iter, loss)
-        return outputs, [weight.grad for weight in solver.updater.weights]
+        solver.updater.step(solver.iter, loss, self._measure if self._measuring else None)
+        return outputs, [weight.grad for weight in solver.updater.weights], self._norms
 
     def tally(self, net: Net) -> Tally | None:
         """What adds up the passes of a test net as graphs; None if there are none."""

@@ -88,7 +88,7 @@ def test_a_net_with_data_statistics_and_tests(images: Path) -> None:
     plain, graphs = both(images, IMAGE_RUN, None)
     graphs.assert_equals(plain)
     assert graphs.tape is not None
-    assert graphs.tape.recorded == 2  # training and tests
+    assert graphs.tape.recorded == 3  # training, the same with the force measured, and tests
     assert graphs.tape.replayed == (18 - WARM_UP) + (4 * 4 - WARM_UP)
 
 

@@ -1,0 +1,73 @@
+"""Why a loss or a weight may have stopped being finite: looked for when it has happened, never before."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from forcereg.errors import ForceregError
+from forcereg.schema.scan import shown
+from forcereg.solver.passes import Inputs, fed
+
+if TYPE_CHECKING:
+    from forcereg.data.feed import Feed
+    from forcereg.solver.loop import Solver
+
+LOOKED_AT = 100_000
+"""Records of a source that are looked at, however few of them have been used."""
+
+
+def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
+    """What to change, as far as can be known, behind the first iteration `bad` that wasn't finite."""
+    p = solver.param
+    if found := _in_data(solver, inputs, bad):
+        return f"the data isn't finite: {found}; correct it or leave it out"
+    if layers := dict.fromkeys(one.layer for one in solver.net.learnable if not one.blob.isfinite().all()):
+        if bad == 0:
+            return f"the weights that it began with are not finite in {', '.join(layers)}; load others"
+    elif bad == 0:
+        return "no update came before, so it isn't base_lr or a force: look at the data's scale and the fillers"
+    clip = "lower clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
+    if not solver.updater.feels(bad - 1):
+        return f"lower base_lr or {clip}"
+    ratio = solver.pull.last
+    known = "" if ratio is None or not math.isfinite(ratio) else f", last {ratio:.3g} times as large as the gradient"
+    return (
+        f"lower force_decay or base_lr; clip_gradients can't bound the force (force_decay {p.force_decay:g}{known}), "
+        "which comes behind the clipping"
+    )
+
+
+def _in_data(solver: Solver, inputs: Inputs, bad: int) -> str | None:
+    """Where the first value that isn't finite is in what the training net was fed; None if none is found."""
+    net, p = solver.net, solver.param
+    if inputs is not None:
+        for sub in range(p.iter_size):
+            blobs = fed(net, inputs, bad, sub, torch.device("cpu"), True) or {}
+            for name, values in blobs.items():
+                if not values.isfinite().all():
+                    return f"input '{shown(name)}' of iteration {bad}"
+    for name, feed in net.feeds.items():
+        batch = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 1
+        used = (bad + 1) * batch * p.iter_size * solver.group.size
+        try:
+            if found := feed.find_nonfinite(max(used, LOOKED_AT)) or _in_batch(name, feed):
+                return found
+        except ForceregError:  # what can't be read now is no reason
+            continue
+    return None
+
+
+def _in_batch(name: str, feed: Feed) -> str | None:
+    """The same in the coming batch: a mean or a scale may have spoilt what is finite in the source."""
+    state: dict[str, Any] = feed.state_dict()
+    try:
+        batch = feed.next()
+    finally:
+        feed.load_state_dict(state)
+    for top, values in zip(feed.tops, batch, strict=True):
+        if not values.isfinite().all():
+            return f"blob '{shown(top)}' of layer '{shown(name)}'"
+    return None
