@@ -29,12 +29,12 @@ from forcereg.paths import resolve
 from forcereg.rules import Title, net_state
 from forcereg.schema import TEST, SolverParameter
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_net, to_text
-from forcereg.scoring import Score, check_blobs, score
+from forcereg.scoring import Score, check_blobs, score, unfed
 from forcereg.solver.events import Event
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
+from forcereg.solver.prefix import writes_binary
 from forcereg.solver.resume import resume_latest
-from forcereg.solver.saving import writes_binary
 from forcereg.solver.setup import TRAIN_FIELDS, problems, solver_root, tested_nets, trained_net
 from forcereg.solver.signals import handled
 from forcereg.solver.state import pack
@@ -305,12 +305,6 @@ def load(net: Net, weights: Weights) -> snapshot.LoadReport:
         names = ", ".join(report.fresh)
         raise ForceregError(f"{net.spec.filename}: the weights lack layers {names}; give the model of this net")
     return report
-
-
-def unfed(net: Net) -> list[str]:
-    """The inputs that no data layer of the net gives."""
-    fed = {top for feed in net.feeds.values() for top in feed.tops}
-    return [name for name in net.inputs if name not in fed]
 
 
 def accuracy_among(net: Net, means: Score) -> float | None:

@@ -88,9 +88,10 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     try:
         if not target.parent.is_dir():
             raise ForceregError(f"cannot write {path}: there is no folder {target.parent}; make it first")
-        if target.exists() and not target.is_file():
+        there = _mode(target)
+        if there is not None and not stat.S_ISREG(there):
             raise ForceregError(f"cannot write {path}: it is no regular file; choose another name")
-        mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
+        mode = None if there is None else stat.S_IMODE(there)
         _create(temp, mode)
         yield temp
         if mode is not None:
@@ -106,6 +107,24 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             temp.unlink()
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is complete
         _sync(target.parent)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises ForceregError as `replace_file` for a file there, as far as that is known now, and changes nothing."""
+    with contextlib.suppress(_NotMeant), replace_file(path):
+        raise _NotMeant
+
+
+class _NotMeant(Exception):
+    """Leaves a block that was to write a file."""
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of what is there, None for nothing. Raises OSError for a name that can't be."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
 
 
 def _create(temp: Path, mode: int | None) -> None:

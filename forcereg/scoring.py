@@ -60,10 +60,15 @@ def read_outputs(blobs: Mapping[str, Tensor], weights: Mapping[str, float]) -> l
     ]
 
 
+def unfed(net: Net) -> list[str]:
+    """The inputs that no data layer of the net gives."""
+    fed = {top for feed in net.feeds.values() for top in feed.tops}
+    return [name for name in net.inputs if name not in fed]
+
+
 def check_blobs(net: Net, device: torch.device) -> None:
     """Raises ForceregError if memory can't hold the largest blob of a net that its own data feeds, before it runs."""
-    fed = {top for feed in net.feeds.values() for top in feed.tops}
-    if device.type == "cpu" and fed.issuperset(net.inputs):
+    if device.type == "cpu" and not unfed(net):
         sizes = [(spec, 4 * prod(net.shapes[top])) for spec in net.spec.layers for top in spec.tops]
         check_room([max(sizes, key=lambda layer: layer[1])] if sizes else [], "its top")
 

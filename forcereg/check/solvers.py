@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from forcereg.paths import resolve
 from forcereg.rules import Title
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import SolverFile
-from forcereg.solver.saving import check_format
-from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_root, tested_nets, trained_net
+from forcereg.solver.prefix import probe_prefix
+from forcereg.solver.ready import check_outputs as check_written
+from forcereg.solver.saving import check_room, check_saving, pair_size, saves
+from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
 from forcereg.summary import FLOAT, size, summarize
 
 
@@ -44,6 +45,7 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
             with report.about(net.spec.title):
                 check_data(net, options, report)
             check_fed(net, report)
+            report.attempt(lambda: check_written(net))  # noqa: B023
             check_outputs(net, "training" if net is train else "test", report)
     if train is not None:
         report.facts["train net"] = net_facts(train)
@@ -53,7 +55,7 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
         _check_shared(train, tests.values(), report)
         check_schedule(file, train, tests, report)
         _check_memory(train, file.message, report)
-    _check_prefix(file, root, train, report)
+    _check_prefix(file, root, train, tests.values(), report)
 
 
 def _check_force(file: SolverFile, train: Net, report: Report) -> None:
@@ -113,11 +115,13 @@ def _check_memory(train: Net, p: Any, report: Report) -> None:
         report.warn(f"training needs about {size(needed)} of memory, {size(free)} are free; use a smaller batch_size")
 
 
-def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Report) -> None:
+def _check_prefix(file: SolverFile, root: Path, train: Net | None, tests: Iterable[Net], report: Report) -> None:
     """Whether snapshots can be written, and whether all of them fit on the disk."""
-    p = file.message
-    if not (p.snapshot > 0 or p.snapshot_after_train):
+    p, slots = file.message, _slots(file.message)
+    if not saves(p):
         return
+    if train is not None:
+        report.attempt(lambda: check_saving(p, [train, *tests], slots, file.name))
     if not p.snapshot_prefix:
         report.error(f'{file.name}: snapshot_prefix is missing; set for example snapshot_prefix: "net"')
         return
@@ -125,14 +129,11 @@ def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Repor
     if prefix is None:
         return
     known = report.troubles
-    report.attempt(partial(probe_prefix, prefix, file.name))
+    report.attempt(lambda: probe_prefix(prefix, p, file.name))
     if report.troubles > known or train is None:
         return
     count = snapshots(p)
-    slots = _slots(p)
-    report.attempt(partial(check_format, p, train, slots, file.name))
-    values = sum(one.blob.numel() for one in train.learnable)
-    needed = count * FLOAT * values * (1 + slots + p.snapshot_diff)
+    needed = count * sum(pair_size(p, train, slots))
     free = shutil.disk_usage(prefix.parent).free
     report.facts["snapshots"] = f"{count:,} under {prefix}, {size(needed) or '0 B'} of {size(free)} free"
     if needed > free:
@@ -140,3 +141,5 @@ def _check_prefix(file: SolverFile, root: Path, train: Net | None, report: Repor
             f"{file.name}: {count:,} snapshots need {size(needed)}, {prefix.parent} has {size(free)} free; "
             "make room, raise snapshot, or train with --keep N"
         )
+    else:
+        report.attempt(lambda: check_room(p, train, slots, prefix, file.name))

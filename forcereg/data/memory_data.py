@@ -78,14 +78,19 @@ class MemoryFeed(Feed):
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, the caller's own. Raises ForceregError before the first `set_arrays`."""
-        if self._arrays is None:
-            data, label = self.tops
-            calls = f"net.set_input_arrays(data, labels) or net({data}=..., {label}=...)"
-            raise self.spec.fail(f"has no data yet; give it in Python by {calls}")
+        self.check_given()
+        assert self._arrays is not None
         rows = slice(self.row, self.row + self.batch)
         images, labels = self._arrays
         self.row = rows.stop % len(images)
         return images[rows].clone(), labels[rows].clone()
+
+    def check_given(self) -> None:
+        """Raises ForceregError before the first `set_arrays`."""
+        if self._arrays is None:
+            data, label = self.tops
+            calls = f"net.set_input_arrays(data, labels) or net({data}=..., {label}=...)"
+            raise self.spec.fail(f"has no data yet; give it in Python by {calls}")
 
     def skip(self, batches: int) -> None:
         """See Feed."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.files import write_text
+from forcereg.files import check_writable, write_text
 from forcereg.layers.weighted import Convolution
 from forcereg.lowrank.clipping import Kind, cut
 from forcereg.lowrank.factor import PAIR
@@ -21,8 +21,8 @@ from forcereg.lowrank.merge import Chain, find_chains
 from forcereg.net import Net
 from forcereg.schema.text import parse_net, to_text
 from forcereg.snapshot import ModelFile, StateFile, net_message
+from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.saved import CLIPPED
-from forcereg.solver.setup import probe_prefix
 from forcereg.solver.state import to_array
 from forcereg.spec import LayerSpec, NetSpec
 
@@ -77,7 +77,8 @@ class RankClipping:
                 "nothing; make them by `forcereg decompose --snapshot S --error 0`"
             )
         if solver.param.snapshot_prefix:
-            solver.group.once(lambda: probe_prefix(solver.prefix(), name))
+            solver.group.once(lambda: probe_prefix(solver.prefix(), solver.param, name))
+            solver.group.once(lambda: check_writable(self._written()))
         self.full = self.ranks
         self.last = -1
         solver.clipping = self
@@ -184,13 +185,16 @@ class RankClipping:
         own = self.solver.net.params[pair.first][0]
         return found is not None and found.ndim == own.dim() and found.size > 0 and pair.rank(found) % pair.groups == 0
 
+    def _written(self) -> Path:
+        return Path(f"{self.solver.prefix()}_clipped.prototxt")
+
     def finish(self) -> None:
         """Writes the net with its ranks beside the snapshots, and tells the ranks."""
         solver, ranks = self.solver, self.ranks
         self._tell({})
         text = ", ".join(f"{name} {rank} of {self.full[name]}" for name, rank in ranks.items())
         if solver.param.snapshot_prefix:
-            path = Path(f"{solver.prefix()}_clipped.prototxt")
+            path = self._written()
             solver.group.once(lambda: write_text(path, solver.net.spec.text))
             text += f"; the net with these ranks is {path}"
         solver.emit("note", text=f"Ranks at the end: {text}")

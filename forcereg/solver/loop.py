@@ -22,7 +22,7 @@ from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.paths import learned_nets, resolve
 from forcereg.rules import named
-from forcereg.scoring import Score, check_blobs, read_outputs
+from forcereg.scoring import Score, read_outputs
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
@@ -35,12 +35,13 @@ from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
 from forcereg.solver.pull import Pull
+from forcereg.solver.ready import check_ready
 from forcereg.solver.saved import check_extra
-from forcereg.solver.saving import check_format, write_pair
-from forcereg.solver.setup import complete_prefix, probe_prefix, problems, solver_file, solver_specs
+from forcereg.solver.saving import write_pair
+from forcereg.solver.setup import complete_prefix, problems, solver_file, solver_specs
 from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.steps import Steps
-from forcereg.solver.trouble import advice
+from forcereg.solver.trouble import not_finite
 from forcereg.solver.updater import NO_FORCE, Updater
 from forcereg.solver.window import LossWindow
 
@@ -179,7 +180,7 @@ class Solver:
         self.check_finite()
         if not self.updater.all_finite():
             what = f"weights are not finite at iteration {self.iter}; no snapshot is written"
-            raise self._not_finite(what, self.iter)
+            raise not_finite(self, self._inputs, what, self.iter)
         self.group.check_equal(self.updater.weights)
         # among tests: as before them, because resuming runs them all again
         extra = self._before_tests or self._extra_state()
@@ -234,11 +235,8 @@ class Solver:
         bad = self.updater.first_bad()
         if 0 <= bad < before:
             what = "the loss" if self.scale is None else "the loss or a gradient"
-            raise self._not_finite(f"{what} is not finite at iteration {bad}; no update was made from there on", bad)
-
-    def _not_finite(self, what: str, bad: int) -> ForceregError:
-        last = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "there is no snapshot yet"
-        return ForceregError(f"{self.file.name}: {what}; {last}; {advice(self, self._inputs, bad)}")
+            what += f" is not finite at iteration {bad}; no update was made from there on"
+            raise not_finite(self, self._inputs, what, bad)
 
     # -- training
 
@@ -247,12 +245,7 @@ class Solver:
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.passes.precision.kind:
             self.emit("note", text=self.passes.precision.describe())
-        if self.param.snapshot > 0 or self.param.snapshot_after_train:
-            self.group.once(lambda: probe_prefix(self.prefix(), self.file.name))
-            check_format(self.param, self.net, len(self.updater.history), self.file.name)
-        if inputs is None:
-            for net in self._nets.values():
-                check_blobs(net, self.device)
+        check_ready(self, self._nets, inputs is not None)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
@@ -326,8 +319,7 @@ class Solver:
                     self.emit("scale", iteration=self.iter, **scale)
 
         watched = self._debug if display and self._debugs else None
-        pulls = self.pull.due(self, self._due_for_test(), display)
-        measure = functools.partial(self.pull.take, self) if pulls else None
+        measure = self.pull.due(self, self._due_for_test(), display)
         self.steps.run(rate, functools.partial(self._fed, self.net), tell, watched, measure)
 
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:

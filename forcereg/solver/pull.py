@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -30,15 +32,17 @@ class Pull:
         self._most = 0.0
         self._small = self._large = False  # which warning is no longer to come
 
-    def due(self, solver: Solver, tested: bool, display: bool) -> bool:
-        """Whether to measure in this iteration; `tested`: it has a test, `display`: it is shown."""
+    def due(self, solver: Solver, tested: bool, display: bool) -> Callable[[Tensor], None] | None:
+        """What takes this iteration's norms, None if they needn't be measured; `tested`, `display`: what it has."""
         if solver.group.rank or not solver.updater.feels(solver.iter):
-            return False
+            return None
         if self._begun is None:
             self._begun = solver.iter
         if solver.test_nets and solver.param.test_interval > 0:
-            return tested
-        return display and (self.last is None or (not self._small and solver.iter - self._begun >= SOON))
+            wanted = tested
+        else:
+            wanted = display and (self.last is None or (not self._small and solver.iter - self._begun >= SOON))
+        return partial(self.take, solver) if wanted else None
 
     def take(self, solver: Solver, norms: Tensor) -> None:
         """Tells the observers of norms (gradient and force, by forced weight) of this iteration. Reads the device."""

@@ -146,19 +146,6 @@ def complete_prefix(file: SolverFile, root: Path) -> None:
             file.message.snapshot_prefix = storable(Path(written) / completed.name)
 
 
-def probe_prefix(prefix: Path, name: str) -> None:
-    """Raises ForceregError if snapshots can't be written under `prefix`; `name` is the solver's file."""
-    probe = Path(f"{prefix}_iter_0.tempfile")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ForceregError(
-            f"{name}: cannot write snapshots to '{prefix}': {error.strerror}; "
-            f"make the folder {prefix.parent} or correct snapshot_prefix"
-        ) from None
-
-
 def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
     value = getattr(file.message, field)
     if isinstance(value, str):

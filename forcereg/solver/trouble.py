@@ -19,6 +19,12 @@ LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""
 
 
+def not_finite(solver: Solver, inputs: Inputs, what: str, bad: int) -> ForceregError:
+    """The error for `what` isn't finite since the iteration `bad`, trained on `inputs` or the net's own data."""
+    last = f"the last good snapshot is {solver.last_snapshot}" if solver.last_snapshot else "there is no snapshot yet"
+    return ForceregError(f"{solver.file.name}: {what}; {last}; {advice(solver, inputs, bad)}")
+
+
 def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
     """What to change, as far as can be known, behind the first iteration `bad` that wasn't finite."""
     p = solver.param

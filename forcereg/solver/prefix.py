@@ -1,0 +1,56 @@
+"""Whether snapshots can be written where a solver wants them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from forcereg import snapshot
+from forcereg.errors import ForceregError
+from forcereg.files import check_writable
+from forcereg.schema import SolverParameter
+
+
+def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
+    """Raises ForceregError if a run from iteration `start` on can't write its snapshots under `prefix`.
+
+    `p` is the SolverParameter, `name` its file. Looked at are the longest names, and what lies in the place of others.
+    """
+    binary = writes_binary(p)
+    last = max(start, p.max_iter)
+    planned = {path(prefix, last, binary) for path in (snapshot.model_path, snapshot.state_path)}
+    for path in [*planned, *_in_the_way(prefix, p, start)]:
+        try:
+            check_writable(path)
+        except ForceregError as error:
+            cause = error.__cause__
+            reason = (
+                cause.strerror if isinstance(cause, OSError) else str(error).partition(f"{path}: ")[2].partition(";")[0]
+            )
+            where = f"{path.name}: " if path not in planned else ""
+            fix = "" if prefix.parent.is_dir() else f"make the folder {prefix.parent} or "
+            raise ForceregError(
+                f"{name}: cannot write snapshots to '{prefix}': {where}{reason}; {fix}correct snapshot_prefix"
+            ) from None
+
+
+def _in_the_way(prefix: Path, p: Any, start: int) -> Iterator[Path]:
+    """What lies where a snapshot will be written and isn't a file."""
+    ending = "" if writes_binary(p) else r"\.h5"
+    pattern = re.compile(rf"{re.escape(prefix.name)}_iter_(0|[1-9][0-9]*)\.(caffemodel|solverstate){ending}")
+    with contextlib.suppress(OSError), os.scandir(prefix.parent) as entries:
+        for entry in entries:
+            match = pattern.fullmatch(entry.name)
+            if match is None or not start < int(match[1]) <= p.max_iter or entry.is_file():
+                continue
+            if int(match[1]) == p.max_iter or (p.snapshot > 0 and int(match[1]) % p.snapshot == 0):
+                yield Path(entry.path)
+
+
+def writes_binary(param: Any) -> bool:
+    """Whether a SolverParameter asks for binary snapshots, Caffe's default, and not for HDF5."""
+    return param.snapshot_format == SolverParameter.SnapshotFormat.Value("BINARYPROTO")
