@@ -28,11 +28,12 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
             check_writable(path)
         except ForceregError as error:
             cause = error.__cause__
-            reason = (
-                cause.strerror if isinstance(cause, OSError) else str(error).partition(f"{path}: ")[2].partition(";")[0]
-            )
-            where = f"{path.name}: " if path not in planned else ""
-            fix = "" if prefix.parent.is_dir() else f"make the folder {prefix.parent} or "
+            cause = error.__cause__
+            said = str(error).partition(f"{path}: ")[2].partition(";")[0]
+            reason = cause.strerror if isinstance(cause, OSError) else said
+            where = "" if path in planned else f"{path.name}: "
+            absent = cause is None and not os.path.isdir(prefix.parent)
+            fix = f"make the folder {prefix.parent} or " if absent else ""
             raise ForceregError(
                 f"{name}: cannot write snapshots to '{prefix}': {where}{reason}; {fix}correct snapshot_prefix"
             ) from None

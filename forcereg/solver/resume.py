@@ -84,6 +84,6 @@ def _clean_up(prefix: Path) -> None:
 
 
 def _matching(prefix: Path, pattern: str) -> list[tuple[Path, re.Match[str]]]:
-    names = os.listdir(prefix.parent) if prefix.parent.is_dir() else []
+    names = os.listdir(prefix.parent) if os.path.isdir(prefix.parent) else []
     matches = [(prefix.parent / name, re.fullmatch(pattern, name)) for name in sorted(names)]
     return [(path, match) for path, match in matches if match]
