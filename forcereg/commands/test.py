@@ -56,7 +56,7 @@ def command(**options: Any) -> None:
 
     def show(index: int, outputs: Mapping[str, Any]) -> None:
         if watch is not None:
-            batches(Event("debug", {"rows": watch.rows(), "norms": None}))
+            batches(Event("debug", watch.told()))
         for output in read_outputs(outputs, {}):
             batches.line(f"Batch {index}, {output.name} = {output.value:g}")
 

@@ -87,6 +87,14 @@ class Watch:
         diffs = [_unscaled(one.blob.grad, scale) for one in self._net.learnable if one.blob.grad is not None]
         return {f"L{p}": (_norm(blobs, p), _norm(diffs, p)) for p in (1, 2)}
 
+    def told(self, scale: Tensor | None = None) -> dict[str, Any]:
+        """The fields of a debug event: `rows`, and behind a backward pass `norms`."""
+        rows = self.rows(scale)
+        return {
+            "rows": rows,
+            "norms": self.norms(scale) if any(row["direction"] == "Backward" for row in rows) else None,
+        }
+
 
 def _unscaled(diff: Tensor, scale: Tensor | None) -> Tensor:
     return diff if scale is None else diff / scale

@@ -327,9 +327,7 @@ class Solver:
 
     def _debug(self, watch: Watch) -> None:
         scale = None if self.scale is None else self.scale.value
-        rows = watch.rows(scale)
-        norms = watch.norms(scale) if any(row["direction"] == "Backward" for row in rows) else None
-        self.emit("debug", iteration=self.iter, rows=rows, norms=norms)
+        self.emit("debug", iteration=self.iter, **watch.told(scale))
 
     # -- tests and displays
 
