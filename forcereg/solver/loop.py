@@ -204,10 +204,9 @@ class Solver:
             text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
         self.emit("restore", state=str(path), iteration=state.iteration)
         self.updater.go_on(weights + history)
-        if report.fresh:
-            self.warn(f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights")
-        elif text:
-            self.warn(text)
+        lacking = f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights"
+        if text or report.fresh:
+            self.warn(text or lacking)
         if not report.fresh and not state.goes_with(model):
             self.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
         self._before_tests = None
