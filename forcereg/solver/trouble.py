@@ -35,7 +35,7 @@ def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
             return f"the weights that it began with are not finite in {', '.join(layers)}; load others"
     elif bad == 0:
         return "no update came before, so it isn't base_lr or a force: look at the data's scale and the fillers"
-    clip = "lower clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
+    clip = "clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
     if not solver.updater.feels(bad - 1):
         return f"lower base_lr or {clip}"
     ratio = solver.pull.last

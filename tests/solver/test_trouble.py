@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.solver.loop import Solver
+from tests.conftest import RunCli
+from tests.data.lmdbs import put_lmdb, raw
 from tests.solver.nets import (
     REGRESSION,
     TESTED,
@@ -20,6 +23,8 @@ from tests.solver.nets import (
     regression,
     write_solver,
 )
+
+FORCED = "param { lr_mult: 1 force_mult: 1 }"
 
 # -- losses that are not finite
 
@@ -97,6 +102,105 @@ def test_weights_that_turn_non_finite_are_not_saved(tmp_path: Path) -> None:
     assert "s_iter_2.caffemodel.h5" in str(caught.value)
     assert [event.iteration for event in recorder.of("snapshot")] == [1, 2]
     assert not list(tmp_path.glob("s_iter_3*"))
+
+
+RATE, FORCE = (
+    "; lower base_lr or set clip_gradients",
+    "; lower force_decay or base_lr; clip_gradients can't bound the force",
+)
+ADVICE = [
+    ("momentum: 0", "", RATE),
+    ("clip_gradients: 1e15", "", "; lower base_lr or clip_gradients"),
+    ("force_decay: 0.5", FORCED, FORCE),
+    ("force_decay: 0.5 clip_gradients: 1e15", FORCED, FORCE),
+    ("force_decay: 0.5 force_iter: 2", FORCED, RATE),
+    ("force_decay: 0.5", "", RATE),
+]
+
+
+@pytest.mark.parametrize(("extra", "params", "says"), ADVICE)
+def test_the_advice_is_about_what_can_be(extra: str, params: str, says: str, tmp_path: Path) -> None:
+    """A rate that makes the weights grow until the loss overflows; all that is fed is finite."""
+    solver, _ = regression(tmp_path, f"base_lr: 1e9 max_iter: 99 snapshot_after_train: false {extra}", params)
+    with pytest.raises(ForceregError) as caught:
+        solver.solve(batches)
+    assert says in str(caught.value) and "data" not in str(caught.value)
+
+
+def test_inputs_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    solver, _ = regression(tmp_path, "max_iter: 9 snapshot_after_train: false")
+    with pytest.raises(ForceregError) as caught:
+        solver.solve(poisoned(3))
+    assert str(caught.value).endswith("; the data isn't finite: input 'x' of iteration 3; correct it or leave it out")
+
+
+def test_before_any_update_it_is_not_the_rate(tmp_path: Path) -> None:
+    solver, _ = regression(tmp_path, "max_iter: 9 snapshot_after_train: false")
+    with pytest.raises(ForceregError, match="no update came before, so it isn't base_lr or a force"):
+        solver.solve({name: blob * 1e30 for name, blob in batch().items()})
+    solver, _ = regression(tmp_path, "max_iter: 9 snapshot_after_train: false")
+    with torch.no_grad():
+        solver.net.params["ip"][1][0] = float("nan")
+    with pytest.raises(ForceregError, match="the weights that it began with are not finite in ip; load others"):
+        solver.solve(batches)
+
+
+def put_source(root: Path, kind: str, value: float, row: int) -> str:
+    """A set of 12 rows, one of them with `value`; the layer that reads it, four at a time."""
+    values = np.ones((12, 1, 2, 3), np.float32)
+    values[row, 0, 1, 1] = value
+    if kind == "lmdb":
+        put_lmdb(root / "db", [(b"%03d" % number, raw(image)) for number, image in enumerate(values)])
+        return '"Data" data_param { source: "db" batch_size: 4 backend: LMDB }'
+    with h5py.File(root / "a.h5", "w") as file:
+        file["x"] = values
+    (root / "a.txt").write_text("a.h5")
+    return f'"HDF5Data" hdf5_data_param {{ source: "a.txt" batch_size: 4 shuffle: {str(kind == "shuffled").lower()} }}'
+
+
+def fed_by(root: Path, layer: str, extra: str = "") -> Path:
+    kind, param = layer.split(" ", 1)
+    (root / "net.prototxt").write_text(
+        f'layer {{ name: "d" type: {kind} top: "x" {param} }}\n'
+        'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 '
+        'weight_filler { type: "xavier" } } }\n'
+        'layer { name: "l" type: "EuclideanLoss" bottom: "y" bottom: "y" top: "loss" }\n'
+    )
+    return write_solver(root, f"base_lr: 1e-5 max_iter: 20 snapshot_after_train: false {extra}")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "row", "says"),
+    [
+        ("hdf5", 9, "a.h5: dataset 'x', row 9: {:g}"),
+        ("shuffled", 9, "a.h5: dataset 'x', row 9: {:g}"),
+        ("lmdb", 2, "db: record '002': {:g}"),
+        ("lmdb", 11, "db: record '011': {:g}"),
+    ],
+)
+def test_the_record_is_named(kind: str, row: int, says: str, value: float, tmp_path: Path) -> None:
+    solver = Solver(fed_by(tmp_path, put_source(tmp_path, kind, value, row)), observers=[Recorder()])
+    with pytest.raises(ForceregError) as caught:
+        solver.solve()
+    assert f"the data isn't finite: {says.format(value)}; correct it" in str(caught.value)
+    assert "base_lr" not in str(caught.value)
+
+
+def test_a_blob_is_named_where_its_source_is_fine(tmp_path: Path) -> None:
+    layer = put_source(tmp_path, "lmdb", 1.0, 0).replace("data_param", "transform_param { mean_value: nan } data_param")
+    solver = Solver(fed_by(tmp_path, layer), observers=[Recorder()])
+    with pytest.raises(ForceregError, match="the data isn't finite: blob 'x' of layer 'd'; correct it"):
+        solver.solve()
+
+
+def test_the_message_of_a_run(tmp_path: Path, run_cli: RunCli) -> None:
+    fed_by(tmp_path, put_source(tmp_path, "hdf5", np.nan, 5), "display: 1")
+    done = run_cli("train", "--solver", "solver.prototxt", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
+        "forcereg: solver.prototxt: the loss is not finite at iteration 1; no update was made from there on; "
+        "there is no snapshot yet; the data isn't finite: a.h5: dataset 'x', row 5: nan; correct it or leave it out"
+    )
 
 
 def test_last_display_shows_the_bad_loss(tmp_path: Path) -> None:
