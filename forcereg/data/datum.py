@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.data.decoding import Color, decode_image
+from forcereg.data.records import record_error
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
@@ -131,8 +132,3 @@ def _label_of(tail: bytes) -> int | None:
         return None
     more = datum.encoded or {field.name for field, _ in datum.ListFields()} - {"label", "encoded"}
     return None if more else datum.label
-
-
-def record_error(source: str, key: bytes, text: str) -> ForceregError:
-    """The error about one record: source and key, then `text`."""
-    return ForceregError(f"{source}: record '{key.decode('utf-8', 'backslashreplace')}': {text}")

@@ -36,43 +36,6 @@ class Records(ABC):
         return next(self.read(index))[0]
 
 
-class LmdbRecords(Records):
-    """The records of the LMDB folder `path`; `len()` is their number.
-
-    Raises ForceregError if the folder is missing, unreadable, damaged or empty.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._env = _open_lmdb(self, path)
-        stat = os.stat(path / "data.mdb")
-        self.identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        self._count = int(self._env.stat()["entries"])
-        if self._count == 0:
-            raise ForceregError(f"{path}: the LMDB is empty; expected at least one record, write it again")
-
-    def __len__(self) -> int:
-        return self._count
-
-    def count(self, most: int | None = None) -> int:
-        """See Records; known at once."""
-        return self._count
-
-    def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """See Records."""
-        import lmdb
-
-        try:
-            with self._env.begin() as txn, txn.cursor() as cursor:
-                found = cursor.first()
-                for _ in range(start % self._count):
-                    found = cursor.next()
-                if found:
-                    yield from cursor.iternext()
-        except lmdb.Error as error:
-            raise _damaged(self.path, str(error)) from error
-
-
 def open_records(path: Path, named: str | None = None) -> Records:
     """The records of the LMDB or LevelDB folder `path`, called `named` in errors. Raises ForceregError."""
     named = named or str(path)
@@ -86,6 +49,8 @@ def open_records(path: Path, named: str | None = None) -> Records:
         from forcereg.data.leveldb_records import LevelDbRecords
 
         return LevelDbRecords(path)
+    from forcereg.data.lmdb_records import LmdbRecords
+
     return LmdbRecords(path)
 
 
@@ -124,32 +89,6 @@ def _release(key: Hashable) -> None:
             _open.pop(key).close()
 
 
-def _open_lmdb(user: object, path: Path) -> Any:
-    """The environment; shared, as LMDB refuses to open a file twice in a process."""
-    import lmdb
-
-    def opener() -> tuple[Any, Callable[[], None]]:
-        env = lmdb.open(str(path), readonly=True, lock=False, readahead=True, max_spare_txns=4)
-        return env, env.close
-
-    file = path / "data.mdb"
-    try:
-        stat = os.stat(file)
-        env = shared_handle(user, (stat.st_dev, stat.st_ino), opener)
-    except FileNotFoundError:
-        raise ForceregError(f"no LMDB at {path} (no data.mdb there)") from None
-    except OSError as error:
-        raise ForceregError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
-    except lmdb.Error as error:
-        if not os.access(file, os.R_OK):
-            raise ForceregError(f"{path}: no permission to read data.mdb; check its owner and mode") from error
-        raise _damaged(path, str(error)) from error
-    # Reading mapped pages beyond the file's end would kill the process, so a cut file must be found here.
-    promised = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if stat.st_size < promised:
-        raise _damaged(path, f"data.mdb has {stat.st_size} bytes, its header promises {promised}")
-    return env
-
-
-def _damaged(path: Path, found: str) -> ForceregError:
-    return ForceregError(f"{path}: not a readable LMDB ({found}); copy or write it again")
+def record_error(source: str, key: bytes, text: str) -> ForceregError:
+    """The error about one record: source and key, then `text`."""
+    return ForceregError(f"{source}: record '{key.decode('utf-8', 'backslashreplace')}': {text}")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from forcereg.data.convert import Track, check_free, in_order, silent
-from forcereg.data.datum import decode, record_error, shape_text
+from forcereg.data.datum import decode, shape_text
 from forcereg.data.mean import write_mean
-from forcereg.data.records import Records, open_records
+from forcereg.data.records import Records, open_records, record_error
 from forcereg.errors import ForceregError
 
 CHUNK = 32

@@ -18,7 +18,8 @@ import pytest
 
 from forcereg.data import records
 from forcereg.data.leveldb_records import LevelDbRecords
-from forcereg.data.records import LmdbRecords, open_records
+from forcereg.data.lmdb_records import LmdbRecords
+from forcereg.data.records import open_records
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import batches, make_feed, numbered, put_leveldb, put_lmdb
 from tests.nursery import Nursery

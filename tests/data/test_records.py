@@ -1,27 +1,39 @@
-"""Reading an LMDB's records: one environment per file, opened and closed as readers come and go."""
+"""Reading an LMDB's records as readers come and go."""
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
-from forcereg.data import records
-from forcereg.data.records import LmdbRecords
+from forcereg.data.lmdb_records import LmdbRecords
 from tests.data.lmdbs import numbered, put_lmdb
 
 
-def test_readers_of_one_file_share_an_environment_that_the_last_one_closes(tmp_path: Path) -> None:
+def test_readers_of_one_file_go_on_by_themselves(tmp_path: Path) -> None:
     items = numbered(3)
     put_lmdb(tmp_path / "db", items)
     first, second = LmdbRecords(tmp_path / "db"), LmdbRecords(tmp_path / "db")
-    (opened,) = [entry for entry in records._open.values() if entry.handle is first._env]
-    assert opened.users == 2
+    assert first.identity == second.identity
+    reader = second.read()
+    assert next(reader) == items[0]
     del first
-    assert opened.users == 1 and list(second.read()) == items
-    del second
-    assert opened not in records._open.values()
-    put_lmdb(tmp_path / "db", numbered(5))  # LMDB refuses while the file is open in this process
+    assert [*reader] == items[1:]
+    put_lmdb(tmp_path / "db", numbered(5))
     assert len(LmdbRecords(tmp_path / "db")) == 5
+
+
+def files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_last_reader_closes_the_file(tmp_path: Path) -> None:
+    put_lmdb(tmp_path / "db", numbered(3))
+    before = files()
+    reader = LmdbRecords(tmp_path / "db").read()
+    assert next(reader) and files() == before + 1
+    del reader
+    assert files() == before
 
 
 def test_threads_may_open_while_others_close(tmp_path: Path) -> None:
