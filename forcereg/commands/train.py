@@ -211,9 +211,16 @@ def _start(given: SimpleNamespace, solver: Solver) -> None:
 
 @contextlib.contextmanager
 def _told(solver: Solver) -> Iterator[None]:
-    """Tells the observers of the error that ends the block."""
+    """Tells the observers of the error that ends the block; one of the data names the last snapshot."""
+    from forcereg.data.feed import DataError
+
     try:
-        yield
+        try:
+            yield
+        except DataError as error:
+            if solver.last_snapshot is None:
+                raise
+            raise DataError(f"{error}; the last good snapshot is {solver.last_snapshot}") from error
     except Exception as error:
         solver.emit("error", text=str(error))
         raise

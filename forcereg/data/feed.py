@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forcereg.errors import ForceregError
+
 if TYPE_CHECKING:
     from forcereg.spec import LayerSpec
 
@@ -162,8 +164,16 @@ class Feed(ABC):
         """Stop threads and free memory; the feed can still be used, it starts again by itself."""
 
 
+class DataError(ForceregError):
+    """A batch can't be had: a record is bad, or a source that was fine has changed."""
+
+
 def supply(feeds: Iterable[Feed], blobs: dict[str, Tensor]) -> None:
-    """Adds the next batch of each feed to `blobs`, unless one of its tops is there already."""
+    """Adds the next batch of each feed to `blobs`, unless one of its tops is there already. Raises DataError."""
     for feed in feeds:
         if not any(top in blobs for top in feed.tops):
-            blobs.update(zip(feed.tops, feed.next(), strict=True))
+            try:
+                batch = feed.next()
+            except ForceregError as error:
+                raise DataError(str(error)) from error
+            blobs.update(zip(feed.tops, batch, strict=True))

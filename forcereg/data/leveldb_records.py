@@ -15,6 +15,7 @@ from typing import Any
 
 from forcereg.data.records import Records, shared_handle
 from forcereg.errors import ForceregError
+from forcereg.files import check_regular
 
 _FILE = re.compile(r"CURRENT|MANIFEST-\d+|\d+\.(?:ldb|sst|log)")
 _WRITE_BUFFER = 64 << 20  # the last records may be in a log only, which is read into memory and written as tables
@@ -51,7 +52,8 @@ class LevelDbRecords(Records):
         except plyvel.Error as error:
             raise self._damaged(error) from error
         except OSError as error:
-            raise ForceregError(f"{path}: cannot be opened ({error}); check its permissions and free space") from error
+            name, reason = error.filename or path, error.strerror or error
+            raise ForceregError(f"{name}: cannot be opened ({reason}); check its permissions and free space") from error
         if next(self._keys(), None) is None:
             raise ForceregError(f"{path}: the LevelDB is empty; expected at least one record, write it again")
 
@@ -106,7 +108,10 @@ class LevelDbRecords(Records):
 def _identity(path: Path) -> tuple[Any, ...]:
     """Equal as long as nobody wrote to the database."""
     try:
-        stats = [(name, os.stat(path / name)) for name in sorted(os.listdir(path)) if _FILE.fullmatch(name)]
+        names = [name for name in sorted(os.listdir(path)) if _FILE.fullmatch(name)]
+        for name in names:
+            check_regular(path / name)
+        stats = [(name, os.stat(path / name)) for name in names]
     except FileNotFoundError:
         raise ForceregError(f"no LevelDB at {path} (no CURRENT there)") from None
     return tuple((name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
