@@ -7,9 +7,10 @@ are opened by a `Reader` alone, and only plain groups and datasets whose values 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from math import prod
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import h5py
 import numpy as np
@@ -32,6 +33,8 @@ SPARE = 64 << 20
 RATIO = 1032
 """How many times their bytes in the file compressed values may take: deflate can't do more."""
 _ATTRIBUTES = 1000
+_CONTINUED, _ATTRIBUTE = 16, 12  # messages of an object's header
+_HEADER = 1 << 20  # bytes of a header's block that are looked at; a message has at most 64 KiB
 _WIDEST = 16  # bytes of a number
 _FILTERS = frozenset((
     h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SZIP,
@@ -46,11 +49,13 @@ class Refused(ValueError):
 class Reader:
     """Members of one open file and their values; what it may take of memory is counted over all of them.
 
-    `size`: the file's bytes. All methods raise Refused, and one of DAMAGE for what HDF5 itself finds wrong.
+    `size`: the file's bytes; `raw`: the open file, without which no text is read. All methods raise Refused, and one of
+    DAMAGE for what HDF5 itself finds wrong.
     """
 
-    def __init__(self, file: h5py.File, size: int) -> None:
+    def __init__(self, file: h5py.File, size: int, raw: BinaryIO | None = None) -> None:
         self.root: h5py.Group = file["/"]
+        self._size, self._raw = size, None if file.userblock_size else raw
         self._stored, self._spare, self._count = size, SPARE, 0
         self._walked: set[int] = set()
 
@@ -77,8 +82,8 @@ class Reader:
 
     def values(self, dataset: h5py.Dataset) -> np.ndarray:
         """The values of a dataset in the machine's byte order; a text as bytes."""
-        if is_text(dataset) and prod(dataset.shape) != 1:  # many may be one in the file
-            raise Refused(f"{_shown(dataset.name)} holds {prod(dataset.shape):,} texts; expected one")
+        if is_text(dataset):
+            self._check_text(dataset)
         self.reserve(dataset)
         values = np.asarray(dataset[()])
         return values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -103,20 +108,36 @@ class Reader:
         if count > _ATTRIBUTES:
             raise Refused(f"{_shown(group.name)} has {count:,} attributes; expected at most {_ATTRIBUTES:,}")
         found = {}
+        lengths = {} if self._raw is None else text_lengths(self._raw, h5py.h5o.get_info(group.id).addr)
         for index in range(count):
             attribute = h5py.h5a.open(group.id, index=index)
             kind = attribute.get_type()
             scalar = attribute.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
-            if kind.get_class() != h5py.h5t.STRING or not kind.is_variable_str() or not scalar:
-                continue
-            name = attribute.name.decode("utf-8", "surrogateescape")
-            text = group.attrs[name]
-            self._spare -= max(0, len(text) - self._stored)
-            self._stored -= min(len(text), self._stored)
-            if self._spare < 0:
-                raise Refused("its attributes take more bytes than the file has")
-            found[name] = str(text)
+            if kind.get_class() == h5py.h5t.STRING and kind.is_variable_str() and scalar and attribute.name in lengths:
+                name = attribute.name.decode("utf-8", "surrogateescape")
+                self._take_text(f"attribute {_shown(name)}", lengths[attribute.name])
+                found[name] = str(group.attrs[name])
         return found
+
+    def _check_text(self, dataset: h5py.Dataset) -> None:
+        where = _shown(dataset.name)
+        if prod(dataset.shape) != 1:  # many may be one in the file
+            raise Refused(f"{where} holds {prod(dataset.shape):,} texts; expected one")
+        if dataset.id.get_type().is_variable_str():
+            place = dataset.id.get_offset()
+            if self._raw is None or place is None:
+                raise Refused(
+                    f"{where} is a text in chunks, in the header or behind a user block; expected a plain one"
+                )
+            self._take_text(where, int.from_bytes(_read(self._raw, place, 4), "little"))
+
+    def _take_text(self, where: str, length: int) -> None:
+        """Counts a text that HDF5 would reserve the memory for before it looks whether the file holds it."""
+        if length > self._stored:
+            raise Refused(
+                f"{where} declares {length:,} bytes of text, but the file holds {self._stored:,} bytes for them"
+            )
+        self._stored -= length
 
     def _open(self, group: h5py.Group, name: str) -> Member:
         """A member behind a plain link, its values not read."""
@@ -153,6 +174,36 @@ def _check(where: str, dataset: h5py.Dataset) -> None:
 def is_text(dataset: h5py.Dataset) -> bool:
     """Whether a dataset holds text."""
     return bool(dataset.id.get_type().get_class() == h5py.h5t.STRING)
+
+
+def text_lengths(raw: BinaryIO, place: int) -> dict[bytes, int]:
+    """Attribute -> bytes that it says its text has, from the header of the object at `place` (its oldest version).
+
+    Of texts alone this is so: the first four bytes of a value are its length.
+    """
+    lengths = {}
+    blocks = [(place + 16, int.from_bytes(_read(raw, place + 8, 4), "little"))]
+    for start, length in blocks:  # grows: header messages go on elsewhere
+        block, position = _read(raw, start, length), 0
+        while position + 8 <= len(block):
+            kind, size = struct.unpack_from("<HH", block, position)
+            body = block[position + 8 : position + 8 + size]
+            position += 8 + size
+            if kind == _CONTINUED and len(body) >= 16 and len(blocks) < _ATTRIBUTES:
+                blocks.append(struct.unpack_from("<QQ", body))
+            elif kind == _ATTRIBUTE and len(body) >= 9:
+                version, _, *sizes = struct.unpack_from("<BBHHH", body)
+                begin, unit = (9, 1) if version == 3 else (8, 8 if version == 1 else 1)
+                value = begin + sum(-(-size // unit) * unit for size in sizes)
+                name = body[begin : begin + sizes[0]].partition(b"\0")[0]
+                lengths[name] = int.from_bytes(body[value : value + 4], "little")
+    return lengths
+
+
+def _read(raw: BinaryIO, start: int, length: int) -> bytes:
+    """Bytes of a file, fewer at its end."""
+    raw.seek(min(start, 1 << 62))
+    return raw.read(min(length, _HEADER))
 
 
 def _bytes(name: str) -> bytes:

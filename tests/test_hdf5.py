@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable
 from itertools import product
@@ -310,6 +311,34 @@ def test_many_texts_may_be_one() -> None:
         file["x"] = ["a", "b"]
         with pytest.raises(Refused, match="'/x' holds 2 texts; expected one"):
             Reader(file, 50_000).values(file["x"])
+
+
+@pytest.mark.parametrize("length", [1 << 20, (1 << 32) - 1])
+@pytest.mark.parametrize("kind", ["attribute", "name"])
+def test_texts_are_as_long_as_the_file_holds(kind: str, length: int, tmp_path: Path) -> None:
+    """HDF5 reserves the memory before it looks."""
+    path, text = tmp_path / "a.h5", "t" * 1234
+    if kind == "attribute":
+        write_model(path, {"c": {0: VALUES}}, attrs={"forcereg_net": text, "ä": "x"})
+    else:
+        write_state(path, 3, 0, "x.caffemodel.h5", [], {"name": text})
+    content = path.read_bytes()[:-16]
+    (place,) = re.finditer(re.escape((1234).to_bytes(4, "little")) + rb".{8}[\1-\20]\0\0\0", content, re.DOTALL)
+    path.write_bytes(content[: place.start()] + length.to_bytes(4, "little") + content[place.start() + 4 :])
+    one_line(lambda: read(path), f"declares {length:,} bytes of text")
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_texts_come_back_however_many(count: int, tmp_path: Path) -> None:
+    """Beyond some the header goes on elsewhere."""
+    attrs = {f"name {'x' * (7 * i)} ä{i}": "text" * 99 * i for i in range(count)}
+    write_model(tmp_path / "a.h5", {"c": {0: VALUES}}, attrs=attrs)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["number"] = 3
+        file.attrs["later"] = attrs["later"] = "é" * 5000
+        del file.attrs["number"]
+    found = read(tmp_path / "a.h5")
+    assert isinstance(found, ModelFile) and found.attrs == attrs
 
 
 def test_filters_of_others_are_not_loaded(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def read_mean(path: Path) -> np.ndarray:
         raise ForceregError(
             f"mean_file {path}: not a BlobProto; expected a binary file as compute_image_mean writes"
         ) from error
-    values = np.array(blob.data or blob.double_data, np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.array(blob.data or blob.double_data, np.float32)
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]

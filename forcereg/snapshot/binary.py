@@ -30,7 +30,7 @@ from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState
 from forcereg.schema.blobs import LEGACY
 from forcereg.snapshot import container, wire
-from forcereg.snapshot.content import ModelFile, StateFile, float_bytes
+from forcereg.snapshot.content import ModelFile, StateFile, as_floats, float_bytes
 
 LIMIT = (1 << 31) - 1
 """Bytes of a message that protobuf, and so Caffe, can read."""
@@ -270,7 +270,7 @@ def _numbers(raw: BinaryIO, parts: Sequence[wire.Field], rest: Any, fields: Iter
         found = [part for part in parts if part.number == number and part.end > part.start]
         arrays = [wire.read_array(raw, part, _PACKED[number]) for part in found] or [np.array(getattr(rest, name))]
         if len(arrays[0]):
-            return np.asarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), np.float32)
+            return as_floats(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     return np.empty(0, np.float32)
 
 

@@ -81,6 +81,12 @@ def fingerprint(layers: Blobs) -> int:
     return checksum
 
 
+def as_floats(values: np.ndarray) -> np.ndarray:
+    """Numbers as float32, itself if they are that already; what that can't hold becomes infinite or 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(values, np.float32)
+
+
 def float_bytes(values: np.ndarray) -> memoryview:
     """Numbers as bytes, little-endian float32; a view if they are that already."""
     return np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8).data

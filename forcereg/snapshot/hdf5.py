@@ -24,7 +24,7 @@ from torch import Tensor
 from forcereg.errors import ForceregError
 from forcereg.hdf5 import DAMAGE, Member, Reader, Refused, is_text
 from forcereg.snapshot import container
-from forcereg.snapshot.content import Blobs, ModelFile, StateFile, check_names
+from forcereg.snapshot.content import Blobs, ModelFile, StateFile, as_floats, check_names
 
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _STATE = ("iter", "current_step", "learned_net", "history")
@@ -140,7 +140,7 @@ def _opened(image: BinaryIO, path: Path) -> Iterator[Reader]:
     """A reader of an open file. What it refuses and what h5py finds wrong in the block raises ForceregError."""
     try:
         with h5py.File(image, "r") as file:
-            yield Reader(file, container.size(image))
+            yield Reader(file, container.size(image), image)
     except Refused as exc:
         raise ForceregError(f"{path}: {exc}; use another snapshot") from exc
     except DAMAGE as exc:
@@ -213,7 +213,7 @@ def _get_numbered(reader: Reader, members: Mapping[str, Member], where: str, pat
         kind = member.dtype
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name) or kind.kind != "f":
             raise ForceregError(f"{path}: {where} has a dataset {name!r} of type {kind}, expected numbered floats")
-        found[int(name)] = np.asarray(reader.values(member), np.float32)
+        found[int(name)] = as_floats(reader.values(member))
     return dict(sorted(found.items()))
 
 

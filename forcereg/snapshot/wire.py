@@ -12,6 +12,8 @@ import numpy as np
 
 Piece: TypeAlias = bytes | memoryview
 
+MOST = 1 << 17
+"""Fields that a message may have; each takes a hundred times its two bytes here. Large nets have some thousands."""
 VARINT, EIGHT, COUNTED, FOUR = 0, 1, 2, 5
 _HEAD = 20  # bytes: a tag and a number, the longest there are
 
@@ -32,8 +34,11 @@ class Field(NamedTuple):
 
 def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
     """The fields of the message between two positions, contents unread. Raises Damage."""
-    position = start
+    position, count = start, 0
     while position < end:
+        count += 1
+        if count > MOST:
+            raise Damage(f"a message holds more than {MOST:,} fields")
         head = read(file, position, min(position + _HEAD, end))
         key, used = _number(head, 0)
         number, wire = key >> 3, key & 7
