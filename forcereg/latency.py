@@ -9,11 +9,12 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import forcereg.registry as registry
+from forcereg.capture import WARM_UP, Recorder, recorder_for
 from forcereg.cost import Shapes
 from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
@@ -28,6 +29,7 @@ from forcereg.schema.text import NetFile
 from forcereg.snapshot import ModelFile, load_into
 from forcereg.timing import Stopwatch
 
+T = TypeVar("T")
 Run = Callable[[], Any]
 LEAST, MOST = 5, 100
 """Rounds."""
@@ -35,7 +37,6 @@ SECONDS = 4.0
 """Time for the rounds of what is compared."""
 SAMPLE = 2.0
 """Milliseconds that a run takes in a round, in several calls if need be."""
-WARM_UP = 3
 
 
 def measuring_device(asked: str | torch.device) -> torch.device:
@@ -54,12 +55,41 @@ def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECO
     """
     watch = Stopwatch(device)
     with torch.inference_mode():
+        runs = at_one_launch(runs, device)
         calls = [_calls(run, watch) for run in runs]
         started = time.perf_counter()
         _round(runs, calls, watch)
         count = int(seconds / (time.perf_counter() - started))
         rounds = [_round(runs, calls, watch) for _ in range(min(max(LEAST, count), MOST))]
     return [list(times) for times in zip(*rounds, strict=True)]
+
+
+def at_one_launch(runs: Sequence[Run], device: torch.device) -> list[Run]:
+    """The runs as CUDA graphs, so that what is measured is the GPU's work, not the host's launches; the same elsewhere.
+
+    A run that can't be recorded stays as it is.
+    """
+    recorder = recorder_for(device)
+    return list(runs) if recorder is None else [_recorded(run, recorder) for run in runs]
+
+
+def _recorded(run: Run, recorder: Recorder) -> Run:
+    net = getattr(run, "func", None)
+    if isinstance(net, Net) and not all(module is None or module.capturable for _, module in net.built):
+        return run
+    for _ in range(WARM_UP):
+        recorder.run(run)
+    try:
+        replay, tops = recorder.record(run)
+    except (RuntimeError, ForceregError):
+        return run
+    return partial(_replayed, replay, tops)
+
+
+def _replayed(replay: Run, tops: T) -> T:
+    """The blobs, which live as long as this call can be made."""
+    replay()
+    return tops
 
 
 def _calls(run: Run, watch: Stopwatch) -> int:

@@ -19,8 +19,9 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.fuse import Run, fuse, run_fused
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
-from forcereg.memory import check_room, is_shortage
-from forcereg.plan import limit_labels, plan_steps
+from forcereg.layers.norm import RunningSums
+from forcereg.memory import check_room
+from forcereg.plan import explained, limit_labels, plan_steps
 from forcereg.rules import net_state
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile
@@ -50,6 +51,7 @@ class Net(nn.Module):
     `shapes` are the declared blob shapes, `spec` where it came from, `feeds` the data layers' sources
     by layer name (called for a batch when their blobs aren't given), `params` every layer's blobs.
     `train()` and `eval()` switch Dropout and BatchNorm as in torch; the phase sets the initial mode.
+    `sums` adds to BatchNorm's statistics behind each pass.
     `input_shapes` gives shapes of data layers' tops, whose sources are then not opened.
     `allow_python_layers`: run code that the net file names (Python layers).
     While `around` is set every layer runs through it: to watch, to measure, to compute in another precision.
@@ -144,6 +146,7 @@ class Net(nn.Module):
         runs = [Run(spec, (key,), getattr(self.layers, key)) for spec, key in self._built if spec.type != "Input"]
         self._steps = plan_steps(self.spec, runs)
         self._fused_steps = plan_steps(self.spec, fuse(runs))
+        self.sums = RunningSums(run.module for run in runs)
 
     def adopt(self, spec: NetSpec) -> None:
         """Takes over `spec`: layers that have other settings there, or read other shapes now, begin anew.
@@ -281,11 +284,13 @@ class Net(nn.Module):
         Inputs go by keyword or, for names that aren't identifiers, in a dict.
         """
         extra = (blobs,) if isinstance(blobs, str) else tuple(blobs)
-        return self._select(self._run({**(inputs or {}), **named}, extra), extra)
+        with self.sums.behind():
+            return self._select(self._run({**(inputs or {}), **named}, extra), extra)
 
     def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
-        env = self._run(inputs or {}, ())
+        with self.sums.behind():
+            env = self._run(inputs or {}, ())
         return self.total_loss(env), self._select(env, ())
 
     def total_loss(self, env: Mapping[str, Tensor]) -> Tensor:
@@ -333,7 +338,7 @@ class Net(nn.Module):
                 else:
                     tops = module(*bottoms) if around is None else around(spec, module, bottoms)
             except (RuntimeError, IndexError, MemoryError) as error:
-                raise self._explain(error, spec, bottoms) from error
+                raise explained(error, spec, bottoms) from error
             if len(spec.tops) == 1:
                 env[spec.tops[0]] = tops
             else:
@@ -342,14 +347,6 @@ class Net(nn.Module):
                 for name in step.dead:
                     del env[name]
         return env
-
-    def _explain(self, error: Exception, spec: LayerSpec, bottoms: Sequence[Tensor]) -> Exception:
-        if isinstance(error, torch.OutOfMemoryError | ForceregError):
-            return error
-        shapes = ", ".join(str(list(b.shape)) for b in bottoms)
-        if is_shortage(error):
-            return spec.fail(f"not enough memory to run it on bottoms {shapes}; use a smaller batch or smaller layers")
-        return spec.fail(f"cannot run on bottoms {shapes}: {str(error).splitlines()[0]}")
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         env = {}

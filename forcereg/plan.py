@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from forcereg.data.feed import Feed
+from forcereg.errors import ForceregError
 from forcereg.fuse import Run
 from forcereg.layers import Layer
 from forcereg.layers.loss import ClassScores
 from forcereg.layers.neuron import ReLU
+from forcereg.memory import is_shortage
 from forcereg.spec import LayerSpec, NetSpec, is_loss
 
 
@@ -62,3 +67,13 @@ def limit_labels(built: Sequence[tuple[LayerSpec, Layer | None]], feeds: Mapping
             name, top = source
             feeds[name].limit_labels(module.classes, module.ignore_label, spec.where, top)
             limited.add(source)
+
+
+def explained(error: Exception, spec: LayerSpec, bottoms: Sequence[Tensor]) -> Exception:
+    """What a layer raised on these bottoms, as one line that names it; as it is if it does so, or for a GPU."""
+    if isinstance(error, torch.OutOfMemoryError | ForceregError):
+        return error
+    shapes = ", ".join(str(list(b.shape)) for b in bottoms)
+    if is_shortage(error):
+        return spec.fail(f"not enough memory to run it on bottoms {shapes}; use a smaller batch or smaller layers")
+    return spec.fail(f"cannot run on bottoms {shapes}: {str(error).splitlines()[0]}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import forcereg.registry as registry
 from forcereg import batching, scoring
+from forcereg.capture import WARM_UP
 from forcereg.layers import Layer
 from forcereg.layers.base import joined
 from forcereg.layers.module import ModuleLayer
@@ -23,7 +24,7 @@ from forcereg.load import load_net
 from forcereg.net import Net
 from forcereg.scoring import Score, Tally, score
 from forcereg.solver.debug import Watch
-from forcereg.solver.graph import WARM_UP, Graphed
+from forcereg.solver.graph import Graphed
 from forcereg.solver.loop import Solver
 from forcereg.spec import LayerSpec
 from tests.golden_cases import Case, golden_cases

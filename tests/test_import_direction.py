@@ -30,6 +30,7 @@ ORDER = (
     "cost",
     "starter",
     "device",
+    "capture",
     "rules",
     "spec",
     "memory",

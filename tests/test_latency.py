@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import forcereg.latency as latency
+from forcereg.capture import WARM_UP
 from forcereg.errors import ForceregError
 from forcereg.latency import LEAST, LayerTimer, interleaved, net_latencies, net_latency
 from forcereg.load import load_net, net_shapes
@@ -16,6 +18,7 @@ from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.net import Net
 from forcereg.schema.text import net_from_message, parse_net
+from tests.solver.tape import Tape
 
 NET = """
 layer { name: "data" type: "Data" top: "data" top: "label"
@@ -175,3 +178,39 @@ def test_a_nets_milliseconds() -> None:
 def test_a_net_whose_data_is_absent_says_so() -> None:
     with pytest.raises(ForceregError, match="absent_lmdb"):
         net_latency(NET)
+
+
+def test_on_a_gpu_graphs_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tape in its place; what can't be recorded is timed as it is."""
+    tape = Tape()
+    monkeypatch.setattr(latency, "recorder_for", lambda device: tape)
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    calls: list[str] = []
+
+    def waits() -> None:
+        calls.append("waits")
+        torch.zeros(1).item()
+
+    of = prepared()
+    (one,) = [one for one in of.candidates if one.name == "conv1"]
+    run = LayerTimer(of, CPU).run(one, 3)
+    expected = run()["conv1"].clone()
+    with torch.inference_mode():
+        recorded, plain = latency.at_one_launch([run, waits], CPU)
+        assert plain is waits
+        torch.testing.assert_close(recorded()["conv1"], expected)
+    assert (tape.ran, tape.recorded, tape.replayed) == (2 * WARM_UP, 1, 1)
+    times = interleaved([run, waits], CPU, 0)
+    assert len(times) == 2 and tape.recorded == 2 and tape.replayed > LEAST
+
+
+def test_a_layer_that_waits_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = Tape()
+    monkeypatch.setattr(latency, "recorder_for", lambda device: tape)
+    net = load_net(
+        'layer { name: "x" type: "Input" top: "x" top: "s" input_param { shape { dim: 2 dim: 3 } shape { dim: 2 } } }'
+        'layer { name: "f" type: "Filter" bottom: "x" bottom: "s" top: "y" }'
+    )
+    run = partial(net, {"x": torch.ones(2, 3), "s": torch.ones(2)})
+    assert latency.at_one_launch([run], CPU) == [run]
+    assert tape.ran == 0

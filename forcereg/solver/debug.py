@@ -60,6 +60,7 @@ class Watch:
         tops = module(*bottoms) if self._around is None else self._around(spec, module, bottoms)
         for name, top in zip(spec.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=True):
             self._note("Forward", spec.name, "top", name, "data", top)
+        self._net.sums.add()  # as if the layer itself had
         for index, blob in enumerate(module.blobs):
             self._note("Forward", spec.name, "param", str(index), "data", blob)
         if torch.is_grad_enabled():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from forcereg import snapshot
+from forcereg.capture import recorder_for
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
@@ -30,7 +31,6 @@ from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.events import Event, Observer
-from forcereg.solver.graph import recorder_for
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from forcereg.batching import gathered
+from forcereg.capture import Recorder
 from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.scoring import Tally
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import force_norms
-from forcereg.solver.graph import Batches, Graphed, Recorder, obstacle
+from forcereg.solver.graph import Batches, Graphed, obstacle
 from forcereg.solver.window import LossWindow
 
 if TYPE_CHECKING:

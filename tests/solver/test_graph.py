@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from forcereg.capture import WARM_UP
 from forcereg.errors import ForceregError
-from forcereg.solver.graph import WARM_UP
 from forcereg.solver.loop import Solver
 from forcereg.solver.window import FIRST
 from tests.solver.clipping_nets import CHAINS, EXTRA, clipped_solver

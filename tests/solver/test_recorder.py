@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from forcereg.capture import CudaRecorder
 from forcereg.device import side_stream
 from forcereg.errors import ForceregError
-from forcereg.solver.graph import CudaRecorder
 
 
 class Cuda:
