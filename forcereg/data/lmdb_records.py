@@ -50,12 +50,9 @@ class LmdbRecords(Records):
             file = open_file(path / "data.mdb")
         except FileNotFoundError:
             raise ForceregError(f"no LMDB at {path} (no data.mdb there)") from None
-        except PermissionError as error:
-            raise ForceregError(f"{path}: no permission to read data.mdb; check its owner and mode") from error
         except OSError as error:
-            raise ForceregError(
-                f"{path}: data.mdb cannot be opened ({error.strerror}); check its permissions"
-            ) from error
+            reason = f"data.mdb cannot be opened ({error.strerror})"
+            raise ForceregError(f"{path}: {reason}; check the path and its permissions") from error
         weakref.finalize(self, file.close).atexit = False  # a thread may still be reading then
         self._file = file.fileno()
         stat = os.fstat(self._file)
