@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from forcereg.errors import ForceregError, printable
 
+_FIRST = ("layer", "layers", "input")
 MAX_DEPTH = 64  # Caffe's deepest message is 7 down; this only keeps hostile input from exhausting the stack
 
 _TOKEN = re.compile(
@@ -31,7 +32,7 @@ class Scan:
     layer_lines: tuple[int, ...]
     """Where each top-level `layer` or `layers` block starts."""
     first: dict[str, int]
-    """Where the first `layer` and the first `layers` block starts."""
+    """Where the first `layer`, `layers` and `input` of the file start."""
     unclosed: int | None
     """Where the innermost block still open at the end starts; None if all are closed."""
 
@@ -66,11 +67,12 @@ def scan(text: str, name: str) -> Scan:
                 _check_comment(match[0], at, text, name)
         elif kind == "word" and not opened:
             word, word_at = match[0], at
+            if word in _FIRST:
+                first.setdefault(word, at)
         elif kind == "open":
             if not opened and word in ("layer", "layers"):
                 # in `layer: [{...}, {...}]` the word stands only before the first
                 starts.append(word_at if word_at >= 0 else at)
-                first.setdefault(word, len(starts) - 1)
                 word_at = -1
             opened.append(at)
             if len(opened) > MAX_DEPTH:
@@ -79,9 +81,8 @@ def scan(text: str, name: str) -> Scan:
             if not opened:  # the parser gets no further than here either
                 break
             opened.pop()
-    lines = _lines(text, starts)
     unclosed = _lines(text, opened[-1:])[0] if opened else None
-    return Scan(lines, {word: lines[index] for word, index in first.items()}, unclosed)
+    return Scan(_lines(text, starts), {word: _lines(text, [at])[0] for word, at in first.items()}, unclosed)
 
 
 def _check_escapes(string: str, start: int, text: str, name: str) -> None:

@@ -79,7 +79,7 @@ def parse_net(text: str, name: str = "<text>") -> NetFile:
             f"{name}:{line}: `layer` (line {other}) and `layers` in one net; `layers` is the old format, "
             "make all of them `layer { ... }`"
         )
-    return _net_file(message, name, text, scanned.layer_lines)
+    return _net_file(message, name, text, scanned.layer_lines, scanned.first.get("input"))
 
 
 def parse_solver(text: str, name: str = "<text>") -> SolverFile:
@@ -130,8 +130,10 @@ def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     return message, scanned
 
 
-def _net_file(message: Any, name: str, text: str | None, source_lines: tuple[int, ...]) -> NetFile:
-    upgraded, lines = upgrade_net(message, name, source_lines)
+def _net_file(
+    message: Any, name: str, text: str | None, source_lines: tuple[int, ...], input_line: int | None = None
+) -> NetFile:
+    upgraded, lines = upgrade_net(message, name, source_lines, input_line)
     return NetFile(upgraded, name, _text_without_weights(upgraded) if text is None else text, lines)
 
 
@@ -180,8 +182,23 @@ def _decode_net(data: bytes, name: str) -> Any:
         match = _BINARY.search(data)
         at = f" (byte {match.start()} is 0x{match[0].hex()})" if match else ""
         raise ForceregError(f"{name}: neither prototxt{at} nor a binary net; the file may be damaged")
+    _check_strings(net, name)
     _move_fork_fields(net)
     return net
+
+
+def _check_strings(message: Any, name: str) -> None:
+    """Raises ForceregError for a string that isn't UTF-8: the C runtime gives it as bytes."""
+    for field, value in message.ListFields():
+        if field.name == "blobs":
+            continue
+        values = value if hasattr(value, "extend") else [value]
+        if field.message_type is not None:
+            for one in values:
+                _check_strings(one, name)
+        elif any(isinstance(one, bytes) for one in values):
+            where = f"{message.DESCRIPTOR.name}, field '{field.name}'"
+            raise ForceregError(f"{name}: {where}: a string that is not UTF-8; the file may be damaged")
 
 
 def _move_fork_fields(net: Any) -> None:

@@ -94,11 +94,14 @@ _DATA_PARAMS = {"Data": "data_param", "ImageData": "image_data_param", "WindowDa
 _TRANSFORM = ("scale", "mean_file", "crop_size", "mirror")
 
 
-def upgrade_net(net: Any, name: str = "<net>", lines: Sequence[int | None] = ()) -> tuple[Any, Lines]:
+def upgrade_net(
+    net: Any, name: str = "<net>", lines: Sequence[int | None] = (), input_line: int | None = None
+) -> tuple[Any, Lines]:
     """`net` with `layer` entries only, and the source line of each.
 
-    `lines[i]` is the line of layer i of `net`, in whichever form it has; () if there are none. Raises
-    ForceregError, beginning with `name`, for a net without layers or one that mixes forms.
+    `lines[i]` is the line of layer i of `net`, in whichever form it has; () if there are none. `input_line`: that of its
+    first `input`, for the layer made of these. Raises ForceregError, beginning with `name`, for a net without layers or
+    one that mixes forms.
     """
     if net.layer and net.layers:
         raise ForceregError(f"{name}: `layer` and `layers` in one net; make all of them `layer {{ ... }}`")
@@ -110,12 +113,12 @@ def upgrade_net(net: Any, name: str = "<net>", lines: Sequence[int | None] = ())
     for field, value in net.ListFields():
         if field.name not in ("layer", "layers", *_INPUT_FIELDS):
             _put(result, field.name, value)
-    shapes = _input_shapes(net, name)
+    shapes = _input_shapes(net, f"{name}:{input_line}" if input_line else name)
     if shapes:
         layer = result.layer.add(name="input", type="Input", top=net.input)
         for dims in shapes:
             layer.input_param.shape.add(dim=dims)
-        kept.insert(0, None)
+        kept.insert(0, input_line)
     result.layer.extend(net.layer)
     for old in net.layers:
         _from_v1(old, result.layer.add())

@@ -154,13 +154,13 @@ def test_todays_form_stays(text: str) -> None:
 def test_lines_follow_the_layers_through_an_upgrade() -> None:
     upgraded = parse_net(V0, "v0.prototxt")
     lines = {layer.name: line for layer, line in zip(upgraded.message.layer, upgraded.lines, strict=True)}
-    assert lines == {"input": None, "conv1": 6, "pool1": 13, "norm": 14, "cat": 15, "drop": 16} | {
+    assert lines == {"input": 3, "conv1": 6, "pool1": 13, "norm": 14, "cat": 15, "drop": 16} | {
         "img": 17,
         "win": 24,
         "out": 31,
         "loss": 32,
     }
-    assert upgraded.where(0) == "v0.prototxt: layer 'input'"
+    assert upgraded.where(0) == "v0.prototxt:3: layer 'input'"
 
 
 @pytest.mark.parametrize(
