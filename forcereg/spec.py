@@ -57,8 +57,10 @@ class LayerSpec:
         """Raises ForceregError if a blob of `shape` exceeds Caffe's limits; to be called before it is allocated."""
         if len(shape) > MAX_AXES:
             raise self.fail(f"{what} would have {len(shape)} axes; a blob has at most {MAX_AXES}")
+        if min(shape, default=0) < 0:
+            raise self.fail(f"{what} would have shape {list(shape)}; expected sizes of 0 or more")
         total = prod(shape)
-        if min(shape, default=0) < 0 or total > MAX_COUNT:
+        if total > MAX_COUNT:
             raise self.fail(
                 f"{what} would have shape {list(shape)}, {total:,} values; a blob holds 0 to {MAX_COUNT:,}, "
                 "use smaller sizes"

@@ -161,7 +161,8 @@ def reshaped(blob: Tensor, shape: Shape) -> Tensor:
 def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") -> int:
     """`axis` as 0..rank-1, counting from the end if negative; raises ForceregError outside."""
     if not -rank <= axis < rank:
-        raise spec.fail(f"{what} {axis} is outside its {rank}-axis bottom; expected {-rank} to {rank - 1}")
+        fix = f"expected {-rank} to {rank - 1}" if rank else "put a Reshape in front"
+        raise spec.fail(f"{what} {axis} is outside its {rank}-axis bottom; {fix}")
     return axis % rank
 
 

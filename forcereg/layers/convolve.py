@@ -127,7 +127,8 @@ class Geometry:
             out = stride * (n - 1) + extent - 2 * pad
             if out < 1:
                 raise spec.fail(
-                    f"output would have size {out} (input {n}, kernel {kernel}, pad {pad}); use less padding"
+                    f"output would have size {out} (input {n}, kernel {kernel}, pad {pad}); "
+                    f"use {'less padding' if pad else 'a larger input or kernel'}"
                 )
         return tuple(stride * (n - 1) + extent - 2 * pad for n, _, stride, pad, extent in axes)
 

@@ -49,15 +49,17 @@ class Slice(Layer):
             if total % self.parts:
                 raise self.spec.fail(
                     f"axis {self.axis} of bottom {list(shape)} doesn't divide into {self.parts} equal tops; "
-                    "give slice_point entries or another number of tops"
+                    + ("give slice_point entries or another number of tops" if total > self.parts else "use fewer tops")
                 )
             return [total // self.parts] * self.parts
         cuts = (0, *self.points, total)
         sizes = [end - start for start, end in pairwise(cuts)]
         if min(sizes) < 1:
+            inside = f"inside axis {self.axis} of bottom {list(shape)}"
+            fix = f"expected increasing positions from 1 to {total - 1}, {inside}"
             raise self.spec.fail(
-                f"slice_point {list(self.points)} leaves a top without values; expected increasing positions from 1 to "
-                f"{total - 1}, inside axis {self.axis} of bottom {list(shape)}"
+                f"slice_point {list(self.points)} leaves a top without values; "
+                + (fix if total >= self.parts else f"there are only {total} {inside}, use fewer tops")
             )
         return sizes
 
@@ -107,9 +109,17 @@ class Crop(Layer):
                     f"bottom 1 is {list(reference)}, so the offset can be 0 to {shape[index] - size}"
                     if size <= shape[index]
                     else f"bottom 1 {list(reference)} is larger than bottom 0 {list(shape)} in axis {index}; "
-                    "swap the bottoms, or crop from a later axis on"
+                    f"{self._cropped(shape, reference)}"
                 )
         return sizes
+
+    def _cropped(self, shape: Shape, reference: Shape) -> str:
+        """What makes the reference no larger than the bottom."""
+        rank = len(shape)
+        if all(reference[axis] >= shape[axis] for axis in range(self.axis, rank)):
+            return "swap the bottoms"
+        later = [k for k in range(self.axis + 1, rank) if all(reference[a] <= shape[a] for a in range(k, rank))]
+        return f"crop from axis {later[0]} on" if later else "make bottom 1 smaller"
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         sizes = self.sizes(x.shape, reference.shape)

@@ -71,6 +71,23 @@ class Split(Layer):
         return (x,) * self.copies if self.copies > 1 else x
 
 
+def equalized(shapes: Sequence[Shape], joined: int | None = None) -> str:
+    """What to do about shapes that should be equal, but for the axis along which they are `joined`: by what differs."""
+    ranks = sorted({len(shape) for shape in shapes})
+    if len(ranks) > 1:
+        spread = "" if joined is not None else ", or use Scale or Bias to spread a smaller blob over a larger one"
+        return f"give all the same number of axes, by a Flatten or Reshape in front{spread}"
+    axes = [axis for axis in range(ranks[0]) if axis != joined and len({shape[axis] for shape in shapes}) > 1]
+    makers = "the layers that make them"
+    fixes = {0: "make axis 0, the batch, equal", 1: f"give {makers} the same num_output"}
+    fix = fixes.get(axes[0], "") if len(axes) == 1 else ""
+    if not fix:
+        where = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+        sizes = ", by their kernel_size, stride and pad" if axes[0] > 1 else ""
+        fix = f"make {where} of what {makers} give equal{sizes}"
+    return f"{fix}, or join them along axis {axes[0]}" if joined is not None and len(axes) == 1 else fix
+
+
 @layer("Concat", "concat_param")
 class Concat(Layer):
     """The bottoms one after the other along `axis` (1); the other axes must be equal."""
@@ -88,10 +105,7 @@ class Concat(Layer):
         self.per_item &= self.axis > 0
         rest = {shape[: self.axis] + shape[self.axis + 1 :] for shape in shapes}
         if len(rest) > 1 or len({len(shape) for shape in shapes}) > 1:
-            raise spec.fail(
-                f"bottoms {listed(shapes)} differ outside axis {self.axis}; make all other axes equal, "
-                "or join them along the one that differs"
-            )
+            raise spec.fail(f"bottoms {listed(shapes)} differ outside axis {self.axis}; {equalized(shapes, self.axis)}")
         joined = sum(shape[self.axis] for shape in shapes)
         self.out_shapes = ((*shapes[0][: self.axis], joined, *shapes[0][self.axis + 1 :]),)
 
@@ -131,10 +145,7 @@ class Eltwise(Layer):
     def check_shapes(self, shapes: Sequence[Shape]) -> None:
         """Raises ForceregError if they differ."""
         if any(shape != shapes[0] for shape in shapes):
-            raise self.spec.fail(
-                f"bottoms {listed(shapes)} must have one shape; check the layers that make them, "
-                "or use Scale or Bias to spread a smaller blob over a larger one"
-            )
+            raise self.spec.fail(f"bottoms {listed(shapes)} must have one shape; {equalized(shapes)}")
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         self.check_shapes([x.shape for x in bottoms])  # torch would broadcast
@@ -226,9 +237,14 @@ class Reshape(Layer):
         if count(top) != count(bottom):
             raise self.spec.fail(
                 f"shape {list(self.dims)} makes {list(top)}, {count(top)} values, of bottom {list(bottom)}, "
-                f"{count(bottom)} values; make the counts equal, or let one dim be -1"
+                f"{count(bottom)} values; make the counts equal{self._open(bottom, top)}"
             )
         return top
+
+    def _open(self, bottom: Shape, top: Shape) -> str:
+        """The other way to equal counts, where a dim can be inferred."""
+        fits = any(rest and count(bottom) % rest == 0 for rest in (count(top) // size for size in top if size))
+        return ", or let one dim be -1" if fits and -1 not in self.dims else ""
 
     def _span(self, bottom: Shape) -> tuple[int, int]:
         rank = len(bottom)

@@ -99,9 +99,9 @@ def upgrade_net(
 ) -> tuple[Any, Lines]:
     """`net` with `layer` entries only, and the source line of each.
 
-    `lines[i]` is the line of layer i of `net`, in whichever form it has; () if there are none. `input_line`: that of its
-    first `input`, for the layer made of these. Raises ForceregError, beginning with `name`, for a net without layers or
-    one that mixes forms.
+    `lines[i]` is the line of layer i of `net`, in whichever form it has; () if there are none. `input_line` is that of
+    its first `input`, for the layer made of these. Raises ForceregError, beginning with `name`, for a net without
+    layers or one that mixes forms.
     """
     if net.layer and net.layers:
         raise ForceregError(f"{name}: `layer` and `layers` in one net; make all of them `layer {{ ... }}`")

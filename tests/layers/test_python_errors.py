@@ -103,8 +103,7 @@ WRONG = """
         ),
         (
             "Negative",
-            "top[0] of mylayers.Negative would have shape [-1], -1 values; a blob holds 0 to 2,147,483,647, "
-            "use smaller sizes",
+            "top[0] of mylayers.Negative would have shape [-1]; expected sizes of 0 or more",
         ),
         (
             "Pycaffe",

@@ -57,6 +57,12 @@ def test_slice_gradient() -> None:
     ("param", "tops", "message"),
     [
         ("", 4, "axis 1 of bottom [2, 6] doesn't divide into 4 equal tops; give slice_point entries or another number"),
+        ("", 7, "axis 1 of bottom [2, 6] doesn't divide into 7 equal tops; use fewer tops"),
+        (
+            "axis: 0 slice_point: [1, 2]",
+            3,
+            "leaves a top without values; there are only 2 inside axis 0 of bottom [2, 6], use fewer tops",
+        ),
         ("slice_point: 1", 3, "has 1 slice_point entries for 3 tops; give 2, or none for equal parts"),
         ("slice_point: 1", 1, "has 1 slice_point entries for 1 tops; give 0"),
         (
@@ -139,8 +145,10 @@ def test_crop_to_the_sizes_fed() -> None:
             "beyond axis 3 of bottom 0 [2, 3, 6, 5]; bottom 1 is [2, 3, 4, 3], so the offset",
         ),
         ("offset: 4294967295", (2, 3, 4, 3), "so the offset can be 0 to 2"),
-        ("", (2, 3, 7, 3), "bottom 1 [2, 3, 7, 3] is larger than bottom 0 [2, 3, 6, 5] in axis 2; swap the bottoms"),
-        ("axis: 1", (2, 4, 4, 3), "is larger than bottom 0 [2, 3, 6, 5] in axis 1"),
+        ("", (2, 3, 7, 3), "bottom 1 [2, 3, 7, 3] is larger than bottom 0 [2, 3, 6, 5] in axis 2; crop from axis 3 on"),
+        ("axis: 1", (2, 4, 4, 3), "is larger than bottom 0 [2, 3, 6, 5] in axis 1; crop from axis 2 on"),
+        ("", (2, 3, 6, 7), "in axis 3; swap the bottoms"),
+        ("", (2, 3, 4, 7), "in axis 3; make bottom 1 smaller"),
         (
             "offset: [1, 1, 1]",
             (2, 3, 4, 3),

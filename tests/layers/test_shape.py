@@ -38,7 +38,24 @@ def test_concat_legacy_axis_and_gradient() -> None:
     ("param", "shapes", "message"),
     [
         ("", ((2, 3), (3, 3)), "bottoms [2, 3], [3, 3] differ outside axis 1"),
-        ("", ((2, 3), (2, 3, 1)), "differ outside axis 1"),
+        (
+            "",
+            ((2, 3), (2, 3, 1)),
+            "differ outside axis 1; give all the same number of axes, by a Flatten or Reshape in",
+        ),
+        ("", ((2, 3), (3, 3)), "outside axis 1; make axis 0, the batch, equal, or join them along axis 0"),
+        (
+            "axis: 0",
+            ((2, 3, 4), (2, 5, 4)),
+            "give the layers that make them the same num_output, or join them along axis 1",
+        ),
+        (
+            "",
+            ((2, 3, 4, 4), (2, 5, 5, 4)),
+            "make axis 2 of what the layers that make them give equal, by their kernel_size",
+        ),
+        ("", ((2, 3, 4, 4), (2, 5, 5, 4)), "stride and pad, or join them along axis 2"),
+        ("", ((2, 3, 4, 4), (3, 5, 5, 4)), "; make axes 0, 2 of what the layers that make them give equal"),
         ("axis: 2", ((2, 3),), "axis 2 is outside its 2-axis bottom"),
         ("axis: 1 concat_dim: 1", ((2, 3),), "both axis and concat_dim"),
         ("concat_dim: 2", ((2, 3),), "axis 2 is outside its 2-axis bottom"),
@@ -92,7 +109,9 @@ def test_eltwise_of_any_shape(data: st.DataObject) -> None:
 
 def test_eltwise_does_not_broadcast_what_is_fed() -> None:
     net = layer_net("Eltwise", "", (2, 3), (2, 3))
-    with pytest.raises(ForceregError, match=r"layer 'l': bottoms \[2, 3\], \[1, 3\] must have one shape; check"):
+    with pytest.raises(
+        ForceregError, match=r"layer 'l': bottoms \[2, 3\], \[1, 3\] must have one shape; make axis 0, the batch, equal"
+    ):
         run(net, torch.ones(2, 3), torch.ones(1, 3))
 
 
@@ -121,7 +140,14 @@ def test_eltwise_max_ignores_coeff() -> None:
 @pytest.mark.parametrize(
     ("param", "shapes", "message"),
     [
-        ("", ((2, 3), (3, 2)), "bottoms [2, 3], [3, 2] must have one shape"),
+        ("", ((2, 3), (3, 2)), "bottoms [2, 3], [3, 2] must have one shape; make axes 0, 1 of what"),
+        ("", ((2, 3), (2, 4)), "must have one shape; give the layers that make them the same num_output"),
+        (
+            "",
+            ((2, 3, 4, 4), (2, 3, 5, 5)),
+            "one shape; make axes 2, 3 of what the layers that make them give equal, by their",
+        ),
+        ("", ((2, 3, 4, 4), (2, 3)), "by a Flatten or Reshape in front, or use Scale or Bias to spread a smaller blob"),
         ("", ((2, 3),), "has 1 bottom blobs; type Eltwise takes at least 2"),
         ("operation: PROD coeff: 1 coeff: 1", ((2, 3), (2, 3)), "coeff does not go with operation PROD"),
         ("coeff: 1", ((2, 3), (2, 3)), "has 1 coeff entries for 2 bottoms"),
@@ -263,6 +289,7 @@ def test_reshape_of_channels_last_and_its_gradient() -> None:
             "shape [7] makes [7], 7 values, of bottom [2, 3], 6 values; make the counts equal, or let",
         ),
         ("", "shape [] makes [], 1 values, of bottom [2, 3], 6 values"),
+        ("shape { dim: 4 dim: 4 }", "16 values, of bottom [2, 3], 6 values; make the counts equal"),
         ("shape { dim: -1 dim: -1 }", "shape [-1, -1] has 2 dims of -1; only one can be inferred"),
         ("shape { dim: -2 }", "shape [-2] has a negative dim; use sizes, 0 to copy or one -1 to infer"),
         ("shape { dim: -1 dim: 4 }", "cannot infer the -1 in shape [-1, 4]: the 6 values in axes [2, 3] of bottom"),
