@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
@@ -92,15 +91,16 @@ def run(
     if given.clip_until is not None and given.rank_clipping is None:
         raise UsageError("--clip-until is about --rank-clipping, which isn't given; add it, as in --rank-clipping 0.99")
     devices = asked_devices(given.gpu, given.device)
-    from forcereg.solver.launch import in_group, launch
+    from forcereg.solver.launch import effects, held, in_group, launch
 
     count = given.nproc or len(devices)
     if count != len(devices) > 1:
         raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
+    meant = effects(given.sigint_effect, given.sighup_effect)
     if count > 1 and not in_group():
-        stop = [signal.SIGTERM, *([signal.SIGINT] if given.sigint_effect == "stop" else [])]
-        launch(count, [str(ctx.info_name), *arguments(ctx)], stop)
-    else:
+        launch(count, [str(ctx.info_name), *arguments(ctx)], meant)
+        return
+    with held([number for number, effect in meant.items() if effect != "stop"]):  # it must not end a run that starts
         _train(given, devices)
 
 

@@ -9,12 +9,10 @@ group on the host, which no device waits for.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import re
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -30,7 +28,8 @@ from forcereg.device import choose_device
 from forcereg.errors import ForceregError, UsageError
 from forcereg.net import Net
 from forcereg.scoring import Score, Tally, add_up, means
-from forcereg.solver.launch import AGAIN, LAUNCHER, LOST, in_group
+from forcereg.solver.contact import Contact, LostContact
+from forcereg.solver.launch import AGAIN, in_group
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 writes a snapshot."""
@@ -43,12 +42,6 @@ T = TypeVar("T")
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
-class LostContact(ForceregError):
-    """Another rank ended, and says itself why."""
-
-    exit_code = LOST
-
-
 class Group:
     """The processes that train together; this one is `rank` of `size`. Alone, every method returns at once.
 
@@ -56,12 +49,19 @@ class Group:
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, device: str | None = None, divide: bool = False, control: Any = None
+        self,
+        rank: int = 0,
+        size: int = 1,
+        device: str | None = None,
+        divide: bool = False,
+        control: Any = None,
+        contact: Contact | None = None,
     ) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.shard = Shard(rank, size, divide)
         self.raised = dict.fromkeys(REQUESTS, False)
         self._control = control
+        self.contact = contact or Contact()
         self._asked = set[str]()
         self._since: dict[str, float] = {}
         self._sent: tuple[Any, Tensor] | None = None
@@ -121,7 +121,8 @@ class Group:
 
     def once(self, work: Callable[[], T]) -> T:
         """What `work` gives on rank 0, which alone runs it; the others wait."""
-        return self.share(work() if self.rank == 0 else None)
+        with self.contact.working(self.rank == 0):
+            return self.share(work() if self.rank == 0 else None)
 
     # -- requests
 
@@ -133,10 +134,13 @@ class Group:
         else:
             self.raised[name] = True
 
+    def withdraw(self, name: str) -> None:
+        """Forgets one of `REQUESTS`."""
+        self.raised[name] = False
+        self._since.pop(name, None)
+
     def insists(self, name: str) -> bool:
-        """Whether who asks here for `name` did so before; torchrun passes Ctrl-C on to ranks that had it already."""
-        if self.size == 1:
-            return self.raised[name]
+        """Whether who asks here for `name` did so before, and not just now: one signal may come by several ways."""
         return time.monotonic() - self._since.get(name, math.inf) > AGAIN
 
     def agree(self) -> None:
@@ -150,6 +154,7 @@ class Group:
             work, flags = self._sent
             work.wait()
             self.raised.update({name: True for name, flag in zip(REQUESTS, flags.tolist(), strict=True) if flag})
+        self.contact.passed(settled=self.raised["stop_requested"])
         asked, self._asked = self._asked, set()
         flags = torch.tensor([name in asked for name in REQUESTS], dtype=torch.uint8)
         self._sent = dist.all_reduce(flags, dist.ReduceOp.MAX, self._control, async_op=True), flags
@@ -240,7 +245,7 @@ class Group:
     def _finish(self) -> None:
         if self._sent is not None:
             self._sent[0].wait()
-        dist.barrier(group=self._control)
+        self.contact.finish()
         dist.destroy_process_group()
 
 
@@ -257,7 +262,7 @@ class Request:
         if value:
             solver.group.request(self.name)
         else:
-            solver.group.raised[self.name] = False
+            solver.group.withdraw(self.name)
 
 
 class _Loss(nn.Module):
@@ -312,8 +317,8 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
         raise ForceregError(
             f"WORLD_SIZE is set but {', '.join(lacking)} is not; start with torchrun or unset WORLD_SIZE"
         )
-    if LAUNCHER in os.environ:
-        _end_with_parent(int(os.environ[LAUNCHER]))
+    contact = Contact()
+    contact.start()
     device = _local_device(devices, param)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
@@ -326,10 +331,11 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
         else:
             dist.init_process_group("gloo", **options)
         control = dist.new_group(timeout=PATIENCE, backend="gloo")
+        contact.meet(PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise LostContact(f"cannot join the other ranks ({_cause(error)})") from error
     chosen = str(device) if device.type == "cuda" else devices[0]
-    return Group(rank, size, chosen, divide, control)
+    return Group(rank, size, chosen, divide, control, contact)
 
 
 def _meet(store: Any, rank: int, size: int) -> str:
@@ -379,11 +385,3 @@ def _cause(error: Exception) -> str:
     text = str(error).splitlines()[0]
     known = re.search(r"connection \w+ by peer|connection refused|broken pipe|time[d ]*out", text, re.IGNORECASE)
     return known[0] if known else text
-
-
-def _end_with_parent(parent: int) -> None:
-    """Lets Linux stop this process when the one that launched it is killed. LostContact if it was already."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        raise LostContact("the process that launched this one is gone")

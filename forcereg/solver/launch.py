@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,8 @@ REPORTS, LAUNCHER = "FORCEREG_REPORTS", "FORCEREG_LAUNCHER"
 """Name the folder into which a launched process writes the error that it ends with, as its rank, and its parent."""
 LOST = 3
 """Exit code of a process that ends because another one did."""
-GRACE, PAUSE = 10.0, 0.05
+GRACE, HASTE, PAUSE = 10.0, 3.0, 0.05
+"""Seconds that processes get to end when another one has, the same once they were told to stop; between two looks."""
 AGAIN = 1.0
 """Seconds behind a signal to stop after which another one is meant, and not the same one passed on twice."""
 
@@ -53,6 +54,8 @@ def said_by(message: str) -> str | None:
     if not in_group() or rank is None:
         return message
     try:
+        if os.environ[LAUNCHER] != str(os.getppid()):
+            raise KeyError  # nobody will
         Path(os.environ[REPORTS], rank).write_text(message, errors="backslashreplace")
     except (KeyError, OSError):
         return f"rank {rank}: {message}"
@@ -68,12 +71,31 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def launch(count: int, arguments: Sequence[str], stop: Container[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+def effects(sigint: str = "stop", sighup: str = "snapshot") -> dict[int, str]:
+    """What signals do: "stop", "snapshot" or "none"."""
+    found: dict[int, str] = {signal.SIGINT: sigint, signal.SIGTERM: "stop"}
+    return {**found, signal.SIGHUP: sighup} if hasattr(signal, "SIGHUP") else found
+
+
+@contextmanager
+def held(numbers: Collection[int], back: bool = True) -> Iterator[None]:
+    """Signals are held `back` inside the block, and in processes started there until these let them through; or not."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK if back else signal.SIG_UNBLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def launch(count: int, arguments: Sequence[str], meant: Mapping[int, str]) -> None:
     """Runs `forcereg ARGUMENTS` in `count` processes until all have ended.
 
-    Each finds its rank in the environment under torchrun's names. Signals go to rank 0, from which the others learn
-    of them; a second one of `stop` raises KeyboardInterrupt. When one process fails the others are ended, and `Failed`
-    says which one it was and why.
+    Each finds its rank in the environment under torchrun's names. `meant`: the signals' effects. All are told to stop,
+    by SIGTERM, rank 0 alone to save, of which the others learn by it; asked to stop again this raises
+    KeyboardInterrupt. When one process fails the others are ended, and `Failed` says which one it was and why.
     """
     with tempfile.TemporaryDirectory(prefix="forcereg-") as folder, free_port() as port:
         # torchrun, whose only process this may be, keeps no store for these
@@ -82,15 +104,22 @@ def launch(count: int, arguments: Sequence[str], stop: Container[int] = (signal.
         debug = ["--debug"] if "--debug" in sys.argv else []
         command = [*python(), "-m", "forcereg", *debug, *arguments]
         processes: list[subprocess.Popen[bytes]] = []
-        with _forwarded(processes, stop):
+        waited = False
+        with _forwarded(processes, meant) as told:
             try:
-                for rank in range(count):
-                    env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    # a session of its own: Ctrl-C in the terminal comes once, from here
-                    processes.append(subprocess.Popen(command, env=env, start_new_session=True))
-                failed = _wait(processes)
+                with held([number for number in meant if number != signal.SIGTERM]):
+                    for rank in range(count):
+                        env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                        # a session of its own: Ctrl-C in the terminal comes once, from here
+                        processes.append(subprocess.Popen(command, env=env, start_new_session=True))
+                for process in processes if told else ():  # while not all had been started
+                    process.send_signal(signal.SIGTERM)
+                failed = _wait(processes, told)
+                waited = failed is None or processes[failed].returncode == LOST
             finally:
-                _end(processes)
+                _end(processes, 0 if waited else HASTE if told else GRACE)
+        if failed is not None and told and processes[failed].returncode == -signal.SIGTERM:
+            raise Failed("interrupted", 128 + told[0])  # before it could hear signals
         if failed is not None:
             raise _failure(failed, processes[failed].returncode, Path(folder))
 
@@ -120,53 +149,68 @@ def environment(count: int, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _forwarded(processes: Sequence[subprocess.Popen[bytes]], stop: Container[int]) -> Iterator[None]:
-    stopping: list[float] = []
+def _forwarded(processes: Sequence[subprocess.Popen[bytes]], meant: Mapping[int, str]) -> Iterator[list[int]]:
+    """Passes signals on inside the block; gives those that ask to stop, in order."""
+    told: list[int] = []
+    since: list[float] = []
 
     def forward(number: int, frame: Any) -> None:
-        if processes:
+        if meant[number] == "snapshot" and processes:
             processes[0].send_signal(number)
-        if number in stop:
-            stopping.append(time.monotonic())
-            if stopping[-1] - stopping[0] > AGAIN:
+        if meant[number] == "stop":
+            told.append(number)
+            since.append(time.monotonic())
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            if since[-1] - since[0] > AGAIN:
                 raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in meant}
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], told: Sequence[int] = ()) -> int | None:
     """The rank that failed first, None if all have succeeded; the others may still run.
 
-    One that fails because it lost contact with another waits for that one's turn.
+    One that fails because it lost contact with another waits for that one's turn, not for long if all were `told` to
+    stop; as do those that succeeded.
     """
-    deadline = None
+    since = None
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         guilty = [rank for rank in failed if codes[rank] != LOST]
-        deadline = deadline or (time.monotonic() + GRACE if failed else None)
         if guilty:
             return guilty[0]
-        if all(code is not None for code in codes) or (deadline and time.monotonic() > deadline):
+        since = since or (None if all(code is None for code in codes) else time.monotonic())
+        if None not in codes or (since and time.monotonic() - since > (HASTE if told else GRACE)):
             return failed[0] if failed else None
         time.sleep(PAUSE)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends what still runs: those that wait for a lost rank notice it themselves, if they are given the time."""
-    deadline = time.monotonic() + GRACE
-    while any(process.poll() is None for process in processes):
-        left = deadline - time.monotonic()
+def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    """Ends what still runs: those that wait for a lost rank notice it themselves, if they are given the time.
+
+    One that the system doesn't let go is left behind.
+    """
+    deadline = time.monotonic() + grace
+    try:
+        while any(process.poll() is None for process in processes):
+            left = deadline - time.monotonic()
+            if left < -GRACE:
+                return
+            for process in processes:
+                if process.poll() is None:
+                    process.kill() if left < 0 else process.terminate() if left < grace / 2 else None
+            time.sleep(PAUSE)
+    finally:
         for process in processes:
             if process.poll() is None:
-                process.kill() if left < 0 else process.terminate() if left < GRACE / 2 else None
-        time.sleep(PAUSE)
+                process.kill()
 
 
 def _failure(rank: int, code: int, folder: Path) -> Failed:

@@ -7,16 +7,16 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from forcereg.solver.launch import effects, held
 from forcereg.solver.loop import Solver
-
-EFFECTS = ("stop", "snapshot", "none")
 
 
 @contextlib.contextmanager
 def handled(solver: Solver, sigint: str = "stop", sighup: str = "snapshot") -> Iterator[None]:
-    """Routes SIGINT, SIGHUP and SIGTERM to `solver` inside the block, the first two to one of `EFFECTS`.
+    """Routes SIGINT, SIGHUP and SIGTERM to `solver` inside the block, the first two to "stop", "snapshot" or "none".
 
-    "stop" writes a snapshot too. A second SIGINT or SIGTERM interrupts at once.
+    "stop" writes a snapshot too. A second one interrupts at once, unless it follows the first so closely that it will
+    be the same: process managers send it to a process and to its group.
     """
 
     def stop(*_: Any) -> None:
@@ -27,15 +27,15 @@ def handled(solver: Solver, sigint: str = "stop", sighup: str = "snapshot") -> I
     def save(*_: Any) -> None:
         solver.snapshot_requested = True
 
-    effects: dict[str, Callable[..., None] | signal.Handlers] = {
+    actions: dict[str, Callable[..., None] | signal.Handlers] = {
         "stop": stop, "snapshot": save, "none": signal.SIG_IGN,
     }  # fmt: skip
-    actions = {signal.SIGINT: effects[sigint], signal.SIGTERM: stop}
-    if hasattr(signal, "SIGHUP"):
-        actions[signal.SIGHUP] = effects[sighup]
-    before = {number: signal.signal(number, action) for number, action in actions.items()}
+    meant = effects(sigint, sighup)
+    solver.group.contact.stops = [number for number, effect in meant.items() if effect == "stop"]
+    before = {number: signal.signal(number, actions[effect]) for number, effect in meant.items()}
     try:
-        yield
+        with held(meant, back=False):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -231,7 +231,34 @@ def test_second_interrupt_does_not_wait(command: Command, tmp_path: Path) -> Non
     process = command(folder, *TRAIN, "--import", "slow")
     await_line(folder, "(in it)", process)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    time.sleep(1.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert read(folder).splitlines()[-1] == "forcereg: interrupted"
+
+
+def test_the_same_signal_twice_is_one(command: Command, tmp_path: Path) -> None:
+    """Process managers send it to the process and to its group."""
+    folder = prepare(tmp_path / "run", FOREVER)
+    process = command(folder, *TRAIN, *UNSAVED)
+    await_line(folder, r"Iteration (5) ", process)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    assert process.wait(60) == 0, read(folder)
+    assert len(re.findall("Snapshotting solver state", read(folder))) == 1
+
+
+def test_a_save_asked_for_early_is_late(command: Command, tmp_path: Path) -> None:
+    """A run that can't hear signals yet is not ended by one that asks for a snapshot."""
+    folder = prepare(tmp_path / "run", FOREVER)
+    net = folder / "net.prototxt"
+    layer = 'layer { name: "e" type: "Python" bottom: "ip" top: "e" python_param { module: "early" layer: "Early" } }'
+    (folder / "early.py").write_text(
+        "import os, signal, torch\nos.kill(os.getpid(), signal.SIGHUP)\nEarly = torch.nn.Identity\n"
+    )
+    net.write_text(net.read_text() + layer)
+    process = command(folder, *TRAIN, *UNSAVED, "--allow-python-layers")
+    await_line(folder, r"solver state to HDF5 file .*s_iter_(\d+)\.", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, read(folder)

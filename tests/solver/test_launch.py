@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ import torch.distributed as dist
 from forcereg.errors import ForceregError, UsageError
 from forcereg.load import load_net
 from forcereg.schema import SolverParameter
-from forcereg.solver import distributed, launch
-from forcereg.solver.distributed import Group, LostContact, join
+from forcereg.solver import contact, distributed, launch
+from forcereg.solver.contact import LostContact
+from forcereg.solver.distributed import Group, join
 from tests.conftest import RunCli
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -101,7 +103,7 @@ def test_launcher_that_is_gone(ranked: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         ranked.setenv(name, "0")
     ranked.setenv(launch.LAUNCHER, "1")
-    ranked.setattr(distributed.ctypes, "CDLL", None)  # else the process of the tests would be told
+    ranked.setattr(contact.ctypes, "CDLL", None)  # else the process of the tests would be told
     with pytest.raises(LostContact, match="the process that launched this one is gone"):
         join(["cpu"], SolverParameter())
 
@@ -118,10 +120,12 @@ def test_launched_processes_have_their_own_store(monkeypatch: pytest.MonkeyPatch
         f"or 'TORCHELASTIC_' + names[2] not in os.environ or os.environ['{launch.LAUNCHER}'] != str(os.getppid()))"
     )
     start = subprocess.Popen
-    monkeypatch.setattr(
-        launch.subprocess, "Popen", lambda command, **rest: start([command[0], "-c", script, *command[3:]], **rest)
-    )
-    launch.launch(2, ["train"])
+
+    def with_script(command: list[str], **rest: Any) -> subprocess.Popen[bytes]:
+        return start([command[0], "-c", script, *command[command.index("forcereg") + 1 :]], **rest)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", with_script)
+    launch.launch(2, ["train"], launch.effects())
 
 
 def test_a_port_is_kept_for_one() -> None:
@@ -134,12 +138,17 @@ def test_a_port_is_kept_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "stop", "interrupted"),
-    [(-1.0, [signal.SIGINT], True), (60.0, [signal.SIGINT], False), (-1.0, [], False)],
-    ids=["again", "twice-at-once", "does-not-stop"],
+    ("seconds", "effect", "interrupted", "ended"),
+    [
+        (-1.0, "stop", True, True),
+        (60.0, "stop", False, True),
+        (-1.0, "snapshot", False, True),
+        (-1.0, "none", False, False),
+    ],
+    ids=["again", "twice-at-once", "saves", "does-nothing"],
 )
 def test_second_signal_to_the_launcher(
-    seconds: float, stop: list[int], interrupted: bool, monkeypatch: pytest.MonkeyPatch
+    seconds: float, effect: str, interrupted: bool, ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "AGAIN", seconds)
     process = subprocess.Popen(
@@ -150,25 +159,30 @@ def test_second_signal_to_the_launcher(
     try:
         with (
             pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext(),
-            launch._forwarded([process], stop),
+            launch._forwarded([process], {signal.SIGINT: effect}),
         ):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        assert process.wait(30) != 0
+        if ended:
+            assert process.wait(30) == (-signal.SIGTERM if effect == "stop" else -signal.SIGINT)
+        else:
+            assert process.poll() is None
     finally:
         process.kill()
         process.wait()
 
 
 def test_second_request_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once it may be the same signal, which came here and by torchrun; later it is meant, agreed upon or not."""
-    for size, seconds, expected in ((1, 60.0, True), (2, 60.0, False), (2, -1.0, True)):
+    """At once it may be the same signal, which came by two ways; later it is meant, agreed upon or not."""
+    for size, seconds, expected in ((1, 60.0, False), (1, -1.0, True), (2, 60.0, False), (2, -1.0, True)):
         monkeypatch.setattr(distributed, "AGAIN", seconds)
         group = Group(0, size)
         assert not group.insists("stop_requested")
         group.request("stop_requested")
         assert group.insists("stop_requested") is expected
         assert not group.insists("snapshot_requested")
+        group.withdraw("stop_requested")
+        assert not group.insists("stop_requested")
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -194,12 +208,13 @@ def test_contact_lost(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
         lose() if when == "inside" else None
 
 
-@pytest.mark.parametrize("launched", [False, True], ids=["torchrun", "launched"])
-def test_who_prints_an_error(launched: bool, ranked: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if launched:
+@pytest.mark.parametrize("by", ["torchrun", "launcher", "one that is gone"])
+def test_who_prints_an_error(by: str, ranked: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if by != "torchrun":
         ranked.setenv(launch.REPORTS, str(tmp_path))
-    assert launch.said_by("bad") == (None if launched else "rank 1: bad")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["bad"] * launched
+        ranked.setenv(launch.LAUNCHER, str(os.getppid() if by == "launcher" else os.getpid()))
+    assert launch.said_by("bad") == (None if by == "launcher" else "rank 1: bad")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["bad"] * (by == "launcher")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +246,7 @@ def test_the_guilty_rank_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     processes = [start(f"exit({launch.LOST})"), start(deaf), start("import time; time.sleep(1); exit(4)")]
     assert launch._wait(processes) == 2
-    launch._end(processes)
+    launch._end(processes, 3.0)
     assert [process.returncode for process in processes] == [launch.LOST, -9, 4]
 
 
