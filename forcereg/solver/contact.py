@@ -42,7 +42,7 @@ class LostContact(ForceregError):
 
 
 class Contact:
-    """What the thread of this rank knows and is told. It does nothing before `start`, with signals before `meet`.
+    """What the thread of this rank knows and is told. It listens from `start` on and answers from `meet` on.
 
     `stops`: the signals that ask to stop.
     """
