@@ -69,7 +69,9 @@ def read_cifar10(source: Path, track: Track = silent) -> tuple[Labelled, Labelle
             kept += batches[batch][0].nbytes
         elif found := _IMAGE.search(name):
             images.append((found[1].lower(), found[2], found[3], _rgb(where, data)))
-            require_same_shape(where, images[-1][3].shape, images[0][3].shape)
+            require_same_shape(
+                where, images[-1][3].shape, images[0][3].shape, "; resize all to one size, or leave it out"
+            )
             kept += images[-1][3].nbytes + _EACH
         if _COPIES * kept > DECODING.limit:
             raise ForceregError(

@@ -115,13 +115,24 @@ class Layout:
         if image.dtype == self.dtype and image.shape == self.shape:
             return
         text = f"is {shape_text(image.shape)} {image.dtype}, expected {shape_text(self.shape)} {self.dtype}"
-        error = record_error(self.source, key, f"{text} as in the first record; write the set with one size")
+        error = record_error(self.source, key, f"{text} as in the first record; {self._fix(image)}")
         if image.dtype != self.dtype or image.shape[0] != self.shape[0]:
             raise error
         if not self.least:
             raise SizeDiffers(str(error))
         if min(image.shape[1:]) < self.least:
-            raise record_error(self.source, key, f"is {shape_text(image.shape)}, smaller than crop_size {self.least}")
+            small = f"is {shape_text(image.shape)}, smaller than crop_size {self.least}"
+            raise record_error(self.source, key, f"{small}; lower crop_size, or write the set with larger images")
+
+    def _fix(self, image: np.ndarray) -> str:
+        """What to do about an image that is unlike the first one."""
+        if image.dtype != self.dtype:
+            return "write the set with bytes or with floats only"
+        if image.shape[0] != self.shape[0]:
+            if self.encoded:
+                return "set transform_param { force_color: true } (or force_gray: true)"
+            return "write the set with one number of channels (`forcereg data images` does, with --gray or without)"
+        return "write the set with one size (`forcereg data images --resize-height --resize-width`), or set crop_size"
 
 
 def _label_of(tail: bytes) -> int | None:

@@ -35,6 +35,9 @@ def read_mean(path: Path) -> np.ndarray:
         raise ForceregError(
             f"mean_file {path}: holds {values.size} values in shape {tuple(shape)}; expected one C,H,W image"
         )
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)][0]
+        raise ForceregError(f"mean_file {path}: holds {bad:g}; make it anew with `forcereg data mean`")
     return values.reshape(shape)
 
 

@@ -36,8 +36,10 @@ def convert_mean(source: Path, out: Path, force: bool = False, track: Track = si
         for key, value in chunk:
             image = _decode(source, key, value)
             if image.shape != shape:
-                text = f"is {shape_text(image.shape)}, expected {shape_text(shape)} as the first; a mean needs one size"
-                raise record_error(str(source), key, text)
+                same = image.shape[0] == shape[0]
+                fix = "size (--resize-height, --resize-width)" if same else "number of channels (--gray or not)"
+                text = f"is {shape_text(image.shape)}, expected {shape_text(shape)} as the first"
+                raise record_error(str(source), key, f"{text}; write the set with one {fix}")
             part += image
         return part, len(chunk)
 

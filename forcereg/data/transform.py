@@ -6,6 +6,7 @@ crop; a mean image belongs to the uncropped, unmirrored position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,9 @@ def read_transform(param: Any, phase: int, image: tuple[int, ...], root: Path, d
 
     Relative mean files are taken from `root`. Raises ForceregError (without the layer's name).
     """
+    for name, value in (("scale", param.scale), *(("mean_value", value) for value in param.mean_value)):
+        if not math.isfinite(value):
+            raise ForceregError(f"{name} is {value:g}; expected a number")
     crop = int(param.crop_size)
     if crop > min(image[1:]):
         raise ForceregError(
@@ -202,9 +206,11 @@ def _mean(param: Any, image: tuple[int, ...], root: Path) -> Tensor | None:
         path = resolve(root, param.mean_file)
         mean = read_mean(path)
         if mean.shape != image:
-            raise ForceregError(
-                f"mean_file {path} is {shape_text(mean.shape)}, the uncropped images are {shape_text(image)}"
-            )
+            found = f"mean_file {path} is {shape_text(mean.shape)}, the uncropped images are {shape_text(image)}"
+            fix = "resize the images to it, as by new_height and new_width"
+            if mean.shape[0] != image[0]:
+                fix = "read them in its colours (force_color, force_gray, is_color)"
+            raise ForceregError(f"{found}; {fix}, or make it anew with `forcereg data mean`")
         return torch.from_numpy(mean)
     values = list(param.mean_value)
     if not values:

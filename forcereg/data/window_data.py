@@ -229,7 +229,9 @@ class _Images:
             raise ForceregError(f"{where}: {error}") from error
         if image.shape[1:] != (listed.height, listed.width):
             found, expected = shape_text(image.shape[1:]), f"{listed.height}x{listed.width}"
-            raise ForceregError(f"{where}: {shown(str(path), 200)} is {found}, not {expected} as the window file says")
+            raise ForceregError(
+                f"{where}: {shown(str(path), 200)} is {found}, not {expected} as the window file says; correct one"
+            )
         with self.lock:
             if index not in self.decoded and image.nbytes <= self.room:
                 self.room -= image.nbytes

@@ -344,7 +344,7 @@ def test_the_mean_is_written_as_caffe_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (raw(np.zeros((1, 5, 4), np.uint8)), "is 1x5x4, expected 1x4x5 as the first; a mean needs one size"),
+        (raw(np.zeros((1, 5, 4), np.uint8)), "is 1x5x4, expected 1x4x5 as the first; write the set with one size"),
         (raw(np.zeros((3, 4, 5), np.uint8)), "is 3x4x5, expected 1x4x5"),
         (b"\xff\xff", "not a Datum message"),
         (Datum(encoded=True, data=b"GIF8").SerializeToString(), "cannot be decoded"),

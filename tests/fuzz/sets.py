@@ -41,7 +41,7 @@ def prepare(folder: Path) -> None:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     kinds = {
-        "tar": [file.getvalue(), *(content for content, _ in TARS.values())],
+        "tar": [file.getvalue(), *(content() for content, _ in TARS.values())],
         "idx": [b"\0\0\x08\x03" + b"\0\0\0\2" * 3 + bytes(8)],
         "pickle": [
             python2("data_batch_1", data, [1, 2]),
