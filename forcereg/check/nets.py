@@ -166,9 +166,7 @@ def _read(name: str, feed: Feed, batches: int, records: int) -> bool:
 
 
 def _not_finite(where: str) -> ForceregError:
-    return ForceregError(
-        f"{where}; expected finite values, as the loss isn't with any other; correct it or take it out"
-    )
+    return ForceregError(f"{where}; expected finite values, any other spoils the loss; correct it or leave it out")
 
 
 def net_facts(net: Net) -> str:
