@@ -288,9 +288,9 @@ def test_values_that_are_not_finite_in_a_database(value: float, records: int, he
     assert [error.partition(";")[0] for error in report.errors] == ([told] if records > 6 else [])
 
 
-def test_a_mean_that_is_not_finite(here: Path) -> None:
+def test_a_scale_beyond_float32(here: Path) -> None:
     (here / "net.prototxt").write_text(
-        (here / "net.prototxt").read_text().replace("data_param", "transform_param { mean_value: nan } data_param", 1)
+        (here / "net.prototxt").read_text().replace("data_param", "transform_param { scale: 3e38 } data_param", 1)
     )
     (error,) = check_file("net.prototxt").errors
     assert "layer 'd': batch 0 of blob 'data': nan or inf; expected finite values" in error
