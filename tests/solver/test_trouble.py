@@ -188,7 +188,8 @@ def test_the_record_is_named(kind: str, row: int, says: str, value: float, tmp_p
 
 
 def test_a_blob_is_named_where_its_source_is_fine(tmp_path: Path) -> None:
-    layer = put_source(tmp_path, "lmdb", 2.0, 0).replace("data_param", "transform_param { scale: 3e38 } data_param")
+    beyond_float32 = "transform_param { scale: 2 mean_value: -3e38 } data_param"
+    layer = put_source(tmp_path, "lmdb", 1.0, 0).replace("data_param", beyond_float32)
     solver = Solver(fed_by(tmp_path, layer), observers=[Recorder()])
     with pytest.raises(ForceregError, match="the data isn't finite: blob 'x' of layer 'd'; correct it"):
         solver.solve()
