@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from forcereg.errors import ForceregError, printable
+from forcereg.memory import is_shortage, refuse_what_cannot_be_loaded, shortage
 from forcereg.terminal import echo, prepare
 
 COMMANDS = {
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     prepare()
+    refuse_what_cannot_be_loaded()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {printable(str(message))}\n"
     try:
@@ -130,8 +132,6 @@ def main(argv: list[str] | None = None) -> None:
     except ForceregError as error:
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
-        from forcereg.memory import is_shortage, shortage
-
         if is_shortage(error):
             _fail(str(shortage(error)), 1, debug)
         summary = (str(error).splitlines() or [""])[0]

@@ -6,15 +6,25 @@ certain is compared with what there is before it is written.
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 from forcereg.errors import ForceregError
-from forcereg.spec import LayerSpec
 
 ALL_OF_IT = 1 << 62
+LEAST = 1_000_000_000
+"""Bytes of address space without which PyTorch, its libraries and threads can't be had."""
+WORDS = re.compile(
+    "can't allocate memory|cannot allocate memory|out of memory|bad_alloc|failed to map segment"
+    "|can't start new thread|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""What torch, the loader of libraries, and threads say."""
 
 
 def free_memory() -> int:
@@ -42,9 +52,45 @@ def _table(path: Path) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
 
 
-def check_room(needed: Iterable[tuple[LayerSpec, int]], what: str) -> None:
+def address_space() -> int:
+    """Bytes that the process may map (`ulimit -v`). Huge without a limit."""
+    try:
+        import resource
+    except ImportError:  # no such limits on Windows
+        return ALL_OF_IT
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return ALL_OF_IT if limit == resource.RLIM_INFINITY else limit
+
+
+def refuse_what_cannot_be_loaded() -> None:
+    """Lets numpy and PyTorch not be imported where there isn't room: in the middle of it they end the process."""
+    if address_space() < LEAST:
+        sys.meta_path.insert(0, _NoRoom())
+
+
+class _NoRoom:
+    def find_spec(self, name: str, *_: Any) -> None:
+        """Raises ForceregError for what has no room."""
+        if name in ("numpy", "torch"):
+            raise ForceregError(
+                f"not enough memory: `ulimit -v` allows {address_space() / 1e9:.2f} GB, what computes is loaded "
+                f"into {LEAST / 1e9:g} GB at least; raise the limit"
+            )
+
+
+class _Layer(Protocol):
+    """A LayerSpec, as far as it matters here."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fail(self, text: str) -> ForceregError: ...
+
+
+def check_room(needed: Iterable[tuple[_Layer, int]], what: str) -> None:
     """Raises ForceregError, about the layer that needs most, if all these bytes can't be had; `what` says for what."""
-    layers, sizes, free = dict[str, LayerSpec](), Counter[str](), free_memory()
+    layers: dict[str, _Layer] = {}
+    sizes, free = Counter[str](), free_memory()
     for spec, size in needed:
         layers[spec.name] = spec
         sizes[spec.name] += size
@@ -62,12 +108,19 @@ def _gib(size: int) -> str:
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an exception of Python, numpy or PyTorch says that memory has run out."""
-    words = ("can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, SystemError):  # "error return without exception set": of C code that couldn't make one
+        return address_space() < ALL_OF_IT
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and WORDS.search(str(error)) is not None
+    )
 
 
 def shortage(error: BaseException) -> ForceregError:
     """Such an exception as an error for the user."""
     tried = re.search(r"[Tt]ried to allocate [\d.]+ \w+|Unable to allocate [\d.]+ \w+", str(error))
     found = f" ({tried[0].lower()})" if tried else ""
-    return ForceregError(f"not enough memory{found}; use a smaller batch or smaller layers")
+    limit = address_space()
+    fix = f"raise `ulimit -v`, which allows {limit / 1e9:.2f} GB, or " if limit < ALL_OF_IT else ""
+    return ForceregError(f"not enough memory{found}; {fix}use a smaller batch or smaller layers")

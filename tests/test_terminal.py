@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forcereg.errors import printable
+from forcereg.memory import is_shortage
 from forcereg.report.table import Column, Table, csv_text, numeric, shares
 from forcereg.solver.log import GlogWriter
 from tests.conftest import RunCli
@@ -281,3 +282,33 @@ def test_training_goes_on_when_nobody_reads_its_log(folder: Path) -> None:
     done = shell("($F train --solver solver.prototxt; echo $? >code) 2>&1 | head -1", folder)
     assert done.returncode == 0 and (folder / "code").read_text() == "0\n"
     assert (folder / "s_iter_3.caffemodel").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+@pytest.mark.parametrize("room", [100_000, 400_000, 900_000])
+def test_too_little_address_space_is_one_line(room: int, folder: Path) -> None:
+    done = shell(f"ulimit -v {room}; $F train --solver solver.prototxt; $F summary net.prototxt; $F --help", folder)
+    allowed = f"`ulimit -v` allows {room * 1024 / 1e9:.2f} GB"
+    told = f"forcereg: not enough memory: {allowed}, what computes is loaded into 1 GB at least; raise the limit"
+    assert done.stderr.splitlines() == [told, told]
+    assert done.returncode == 0 and "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("can't start new thread"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (ImportError("libhdf5.so: failed to map segment from shared object"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("shapes differ"), False),
+        (ImportError("No module named 'x'"), False),
+        (OSError(2, "No such file or directory"), False),
+        (SystemError("error return without exception set"), False),
+    ],
+    ids=str,
+)
+def test_what_a_lack_of_memory_looks_like(error: Exception, is_one: bool) -> None:
+    assert is_shortage(error) == is_one
