@@ -50,7 +50,7 @@ class Contact:
     def __init__(self) -> None:
         self.stops: Collection[int] = (signal.SIGINT, signal.SIGTERM)
         self._asked = self._insisted = self._broken = math.inf  # since when
-        self._settled = self._working = self._finished = False
+        self._settled = self._working = self._finished = self._over = False
         self._longest, self._last = 0.0, math.nan  # of an iteration; when one ended
         self._parent: int | None = None
         self._group: Any = None
@@ -137,8 +137,12 @@ class Contact:
             self._insisted = min(self._insisted, now)
 
     def _come(self) -> bool:
-        """Goes to the next round if the last is over; whether all ranks have finished."""
-        group, over = self._group, False
+        """Goes to the next round if the last is over; whether it was the last one.
+
+        That is the one behind the round in which all had finished: who comes to its end may leave, because the others
+        know it as well.
+        """
+        group = self._group
         if group is None or self._broken < math.inf:
             return False
         try:
@@ -148,17 +152,22 @@ class Contact:
                     return False
                 work.wait()
                 asked, working, going = flags.tolist()
-                self._met, over = time.monotonic(), not going
+                self._met = time.monotonic()
+                if self._over:
+                    return True
+                self._over = not going
                 if asked:
                     self._asked = min(self._asked, self._met)
                 if working:
                     self._worked = self._met
             state = [self._asked < math.inf, self._working, not self._finished]
             flags = torch.tensor(state, dtype=torch.uint8)
-            self._round = None if over else (dist.all_reduce(flags, dist.ReduceOp.MAX, group, True), flags)
+            self._round = dist.all_reduce(flags, dist.ReduceOp.MAX, group, True), flags
         except RuntimeError:
+            if self._over:
+                return True
             self._broken = time.monotonic()
-        return over
+        return False
 
     def _judge(self, now: float) -> None:
         """Ends the process if it waits in vain."""
