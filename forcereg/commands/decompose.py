@@ -42,6 +42,7 @@ def command(
     Writes PREFIX.prototxt and PREFIX.caffemodel.h5, which `forcereg finetune` or `train --weights` trains further.
     """
     from forcereg.report.lowrank import net_report, remarks, show
+    from forcereg.report.progress import PAUSE, Steps
     from forcereg.schema.text import net_from_message
 
     rule, device = ranks.rule(layers), latency.device()
@@ -49,7 +50,12 @@ def command(
     opened = layers.open(snapshot, ranks.config, Path(f"{prefix}.scores.json"))
     criterion, candidates = rule(opened), opened.prepared.candidates
     timed = None if device is None else latency.choose(device, opened, criterion, ranks)
-    result = opened.prepared.apply(criterion(candidates) if timed is None else timed.choices)
+    choices = timed.choices if timed is not None else None
+    if choices is None and ranks.max_accuracy_drop is not None:
+        choices = criterion(candidates)  # which shows its own progress
+    with Steps("step", 2 * len(candidates), PAUSE) as steps:
+        watched = opened.prepared.watched(steps.done)
+        result = watched.apply(criterion(watched.candidates) if choices is None else choices)
     file = opened.prepared.file
     if not result.layers:
         raise nothing(snapshot, file, result.skipped)

@@ -21,13 +21,15 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
 
     SNAPSHOT: a .caffemodel, also as .h5, or its solver state. Nothing is written.
     """
+    from forcereg.report.progress import PAUSE, Steps
     from forcereg.report.ranks import rank_table, show
 
     errors = bounds(error)
     opened = layers.open(snapshot)
     if not opened.prepared.candidates:
         raise nothing(snapshot, opened.prepared.file, opened.prepared.skipped)
-    table = rank_table(opened.prepared.candidates, errors, opened.whole)
+    with Steps("layer", len(opened.prepared.candidates), PAUSE) as steps:
+        table = rank_table(opened.prepared.watched(steps.done).candidates, errors, opened.whole)
     if as_json:
         echo(json.dumps(table.report()))
         return

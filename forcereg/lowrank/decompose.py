@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
-from forcereg.lowrank.factor import Factors, Ladder, Rank
+from forcereg.lowrank.factor import Factors, Ladder, Rank, Watched
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
@@ -121,6 +121,14 @@ class Prepared:
     chains: Mapping[str, Chain] = field(default_factory=dict)
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     shapes: Shapes | None = None
+
+    def watched(self, tell: Callable[[str], None]) -> Prepared:
+        """The same, which tells of each layer's work when it is done, two steps a layer at most."""
+
+        def layer(one: Candidate) -> Candidate:
+            return replace(one, ladder=Watched(one.ladder, lambda text: tell(f"{one.name}: {text}")))
+
+        return replace(self, candidates=tuple(map(layer, self.candidates)))
 
     def apply(self, choices: Mapping[str, Rank | Whole]) -> Decomposition:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""

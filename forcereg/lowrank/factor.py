@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, ClassVar
@@ -253,6 +253,35 @@ class Ladder:
         each = self._each(rank)
         total = self.groups * (each[0] if isinstance(each, tuple) else each)
         return Factors(total, error, self.full_rank, self.groups, tuple(parts))
+
+
+class Watched(Ladder):
+    """A ladder that says when the work is done that takes long: what is known of all ranks, and each chain."""
+
+    def __init__(self, ladder: Ladder, tell: Callable[[str], None]) -> None:
+        self.__dict__.update(ladder.__dict__)
+        self._tell: Callable[[str], None] | None = tell
+        self._chains = tell
+
+    def _known(self) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell("errors of its ranks")
+
+    def error(self, rank: Rank) -> float:
+        found = super().error(rank)
+        self._known()
+        return found
+
+    def smallest_rank(self, error: float) -> int:
+        found = super().smallest_rank(error)
+        self._known()
+        return found
+
+    def factors(self, rank: Rank) -> Factors:
+        found = super().factors(rank)
+        self._chains(f"rank {found.rank}")
+        return found
 
 
 def factorize(

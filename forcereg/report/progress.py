@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,11 +14,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Steps:
-    """Tells on stderr what each step came to; `most` steps at most."""
+PAUSE = 5.0
+"""Seconds between lines of steps of which many take no time."""
 
-    def __init__(self, title: str, most: int) -> None:
+
+class Steps:
+    """Tells on stderr what each step came to; `most` steps at most.
+
+    Where there is no terminal, a line each, or of many steps one in `pause` seconds.
+    """
+
+    def __init__(self, title: str, most: int, pause: float = 0.0) -> None:
         self._title, self._most, self._count = title, most, 0
+        self._pause, self._told = pause, time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Steps:
@@ -50,5 +59,6 @@ class Steps:
         self._count += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, last=printable(text))
-        else:
+        elif time.monotonic() - self._told >= self._pause:
+            self._told = time.monotonic()
             echo(f"{self._title} {self._count} of at most {self._most}: {text}", err=True)

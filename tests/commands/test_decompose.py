@@ -210,3 +210,21 @@ def test_the_snapshot_is_never_overwritten(snapshot: Path, capsys) -> None:
     assert run("--snapshot", snapshot, "--error", "0.1", "--out", snapshot.with_name("snap_iter_7")) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert snapshot.read_bytes() == before and len(list(snapshot.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "steps"),
+    [
+        (("--error", "0.1"), ["errors of its ranks", "rank"]),
+        (("--ranks", "2"), ["errors of its ranks", "rank 2"]),
+        (("--max-macs", "0.9"), ["errors of its ranks", "rank"]),
+    ],
+)
+def test_steps_are_told_where_they_take_long(
+    args: tuple[str, ...], steps: list[str], snapshot: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forcereg.report.progress.PAUSE", 0.0)
+    assert run("--snapshot", snapshot, "--only-layers", "conv1", *args) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": conv1: ")[2][: len(step)] for line, step in zip(lines, steps, strict=True)] == steps
+    assert lines[0].startswith("step 1 of at most 2: conv1: ")

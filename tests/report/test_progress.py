@@ -31,3 +31,8 @@ def test_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert run(Steps("net", 5)) == 3
     out, err = capsys.readouterr()
     assert out == "" and "2/5" in err and "[second]" in err and "of at most" not in err
+
+
+def test_steps_that_take_no_time_have_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(Steps("step", 5, pause=1e9)) == 3
+    assert capsys.readouterr() == ("", "")
