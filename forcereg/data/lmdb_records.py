@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from struct import Struct, unpack_from
+from struct import Struct
 from typing import NoReturn
 
 from forcereg.data.budget import DECODING
@@ -71,25 +72,26 @@ class LmdbRecords(Records):
     def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """See Records. Of the pages in front only the headers are looked at."""
         start %= self._count
-        values = _Pages(self)
-        end, head = self._page_size, _NODE.size
         index = 0
         last = b""
+        value_of, head_of, number_at = _Pages(self).value, _NODE.unpack_from, _NUMBER.unpack_from
         for pages, at, nodes in self._leaves():
             if index + len(nodes) <= start:
                 index += len(nodes)
                 continue
+            end = at + self._page_size
             for node in nodes[start - index :] if index < start else nodes:
-                low, high, flags, key_size = _NODE.unpack_from(pages, at + node)
-                begin = node + head + key_size
-                size = low | high << 16
-                key = pages[at + node + head : at + begin]
-                if key <= last or begin + (_NUMBER.size if flags else size) > end:
+                low, high, flags, key_size = head_of(pages, at + node)
+                begin = at + node + _NODE.size
+                middle = begin + key_size
+                key, size = pages[begin:middle], low | high << 16
+                stop = middle + (_NUMBER.size if flags else size)
+                if key <= last or stop > end:
                     self._fail_at(last, "the next record is out of order or out of its page")
                 if not flags:
-                    value = pages[at + begin : at + begin + size]
+                    value = pages[middle:stop]
                 elif flags == _BIG:
-                    value = self._value(values, key, _NUMBER.unpack_from(pages, at + begin)[0], size)
+                    value = value_of(key, number_at(pages, middle)[0], size)
                 else:
                     self._fail_at(key, "it holds a table or several values; expected one, as Caffe's tools write")
                 yield key, value
@@ -127,52 +129,31 @@ class LmdbRecords(Records):
 
     def _leaves(self) -> Iterator[tuple[bytes, int, tuple[int, ...]]]:
         """The leaf pages in the order of their keys: bytes, where in them the page begins, where in it its nodes do."""
-        reader = _Pages(self)
+        find = _Pages(self).find
+        size, count_of, left = self._page_size, _PAGE.unpack_from, self._last + 1
         levels = [iter((self._root,))]
-        for _ in range(self._last + 1):  # no page is there twice, whatever the branches say
-            while (number := next(levels[-1], None)) is None:
-                levels.pop()
-                if not levels:
-                    return
+        while levels:
             is_leaf = len(levels) == self._depth
-            pages, at = reader.find(number, 1)
-            nodes = self._nodes(pages, at, number, _LEAF if is_leaf else _BRANCH)
-            if is_leaf:
+            for number in levels[-1]:
+                left -= 1
+                if left < 0:  # no page is there twice
+                    self._fail("its branches form a circle")
+                pages, at = find(number, 1)
+                found, kind, lower, upper = count_of(pages, at)
+                if found != number or kind & _KINDS != (_LEAF if is_leaf else _BRANCH):
+                    self._fail(f"page {number} is no {'leaf' if is_leaf else 'branch'}")
+                if not _HEADER < lower <= upper <= size or lower % 2:
+                    self._fail(f"page {number} has {(lower - _HEADER) // 2} nodes")
+                nodes = _pointers((lower - _HEADER) // 2)(pages, at + _HEADER)
+                if min(nodes) < upper or max(nodes) > size - _NODE.size:
+                    self._fail(f"page {number} has a node outside of it")
+                if not is_leaf:
+                    parts = [_NODE.unpack_from(pages, at + node) for node in nodes]
+                    levels.append(iter([low | high << 16 | highest << 32 for low, high, highest, _ in parts]))
+                    break
                 yield pages, at, nodes
             else:
-                parts = [_NODE.unpack_from(pages, at + node) for node in nodes]
-                levels.append(iter([low | high << 16 | highest << 32 for low, high, highest, _ in parts]))
-        if any(next(level, None) is not None for level in levels):
-            self._fail("its branches form a circle")
-
-    def _nodes(self, pages: bytes, at: int, number: int, expected: int) -> tuple[int, ...]:
-        """Where the nodes of page `number`, which begins at `at` and must be of the expected kind, begin in it."""
-        found, kind, lower, upper = _PAGE.unpack_from(pages, at)
-        if found != number or kind & _KINDS != expected:
-            self._fail(f"page {number} is no {'leaf' if expected == _LEAF else 'branch'}")
-        count = (lower - _HEADER) // 2
-        if not _HEADER < lower <= upper <= self._page_size or lower % 2:
-            self._fail(f"page {number} has {count} nodes")
-        nodes = unpack_from(f"<{count}H", pages, at + _HEADER)
-        if min(nodes) < upper or max(nodes) > self._page_size - _NODE.size:
-            self._fail(f"page {number} has a node outside of it")
-        return nodes
-
-    def _value(self, reader: _Pages, key: bytes, number: int, size: int) -> bytes:
-        """The value of `size` bytes in pages of its own, from page `number` on."""
-        count = -(-(_HEADER + size) // self._page_size)
-        if not 2 <= number <= self._last + 1 - count:
-            self._fail_at(key, f"its value has {size} bytes from page {number} on, of {self._last + 1}")
-        if size > DECODING.limit:
-            DECODING.refuse(size, str(record_error(str(self.path), key, "its value")), "write it smaller")
-        pages, at = reader.find(number, 1 if count > _LARGE else count)
-        found, kind, low, high = _PAGE.unpack_from(pages, at)
-        if found != number or kind & _KINDS != _OVERFLOW or low | high << 16 < count:
-            self._fail_at(key, f"page {number} is not the first of its value")
-        at += _HEADER
-        if count > _LARGE:
-            return self._bytes(number * self._page_size + _HEADER, size, size)
-        return pages[at : at + size]
+                levels.pop()
 
     def _bytes(self, at: int, size: int, least: int) -> bytes:
         """Up to `size` bytes of the file from `at` on, at least `least` of them."""
@@ -192,6 +173,11 @@ class LmdbRecords(Records):
 
     def _fail_at(self, key: bytes, found: str) -> NoReturn:
         self._fail(f"at record '{key.decode('utf-8', 'backslashreplace')}': {found}")
+
+
+@cache
+def _pointers(count: int) -> Callable[[bytes, int], tuple[int, ...]]:
+    return Struct(f"<{count}H").unpack_from
 
 
 class _Pages:
@@ -217,3 +203,22 @@ class _Pages:
         self._window = records._bytes(number * size, most * size, count * size)
         self._first, self._behind = number, number + len(self._window) // size
         return self._window, 0
+
+    def value(self, key: bytes, number: int, size: int) -> bytes:
+        """The value of record `key`, of `size` bytes in pages of its own, from page `number` on."""
+        records = self._records
+        count = (_HEADER + size - 1) // self._size + 1
+        if self._first <= number and number + count <= self._behind:
+            pages, at = self._window, (number - self._first) * self._size
+        else:
+            if not 2 <= number <= records._last + 1 - count:
+                records._fail_at(key, f"its value has {size} bytes from page {number} on, of {records._last + 1}")
+            if size > DECODING.limit:
+                DECODING.refuse(size, str(record_error(str(records.path), key, "its value")), "write it smaller")
+            pages, at = self.find(number, 1 if count > _LARGE else count)
+        found, kind, low, high = _PAGE.unpack_from(pages, at)
+        if found != number or kind & _KINDS != _OVERFLOW or low | high << 16 < count:
+            records._fail_at(key, f"page {number} is not the first of its value")
+        if count > _LARGE:
+            return records._bytes(number * self._size + _HEADER, size, size)
+        return pages[at + _HEADER : at + _HEADER + size]
