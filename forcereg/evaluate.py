@@ -18,7 +18,7 @@ from forcereg import sidefiles, snapshot
 from forcereg.data.feed import DEFAULT_BUDGET, Feed, FeedContext
 from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError, storable
-from forcereg.files import refused, write_text
+from forcereg.files import append_text, refused, write_text
 from forcereg.load import net_file
 from forcereg.lowrank.decompose import Prepared
 from forcereg.lowrank.fold import fold_bn
@@ -269,7 +269,7 @@ class Evaluator:
         return param
 
     def _train(self, file: SolverFile, weights: Weights, folder: Path) -> None:
-        with open(folder / "tune.log", "a", encoding="utf-8") as stream:
+        with append_text(folder / "tune.log") as stream:
             solver = Solver(file, observers=[GlogWriter(stream), self._heard], keep=1, **self._options)
             for one in (solver.net, *solver.test_nets):
                 load(one, weights)

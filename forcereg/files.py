@@ -12,7 +12,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from forcereg.errors import ForceregError
 
@@ -60,6 +60,26 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {most:,}", os.fspath(path))
         # as much as it has: the memory for `most` bytes would be taken at once
         return file.read() if most is None else file.read(min(most, max(size, 1 << 20)))
+
+
+def differs(path: str | Path, data: bytes) -> bool:
+    """Whether there is something with other content. Raises ForceregError for what is no file or can't be read."""
+    try:
+        return read_file(path) != data
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise refused(path, error) from None
+
+
+def append_text(path: str | Path) -> TextIO:
+    """A file open for more lines of text, made if there is none. Raises ForceregError if it can't be written."""
+    try:
+        if os.path.exists(path):
+            check_regular(path)
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise refused(path, error) from None
 
 
 def check_regular(path: str | Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from forcereg import sidefiles, snapshot
 from forcereg.errors import ForceregError, UsageError, storable
 from forcereg.evaluate import Evaluator, check_share, make_folder, train, weights_of
-from forcereg.files import write_text
+from forcereg.files import append_text, write_text
 from forcereg.grid import Setting
 from forcereg.lowrank.decompose import Decomposition, Totals, decompose
 from forcereg.lowrank.ranks import by_error
@@ -269,7 +269,7 @@ def _macs(whole: int | None, cut: Totals) -> int | None:
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[Observer]:
-    with open(path, "a", encoding="utf-8") as stream:
+    with append_text(path) as stream:
         yield GlogWriter(stream)
 
 

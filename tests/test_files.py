@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.files import check_regular, open_file, read_file, replace_file, write_bytes, write_text
+from forcereg.files import (
+    append_text,
+    check_regular,
+    differs,
+    open_file,
+    read_file,
+    replace_file,
+    write_bytes,
+    write_text,
+)
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -207,3 +216,25 @@ def test_a_file_that_is_longer_than_asked_for_is_refused(tmp_path: Path) -> None
     assert read_file(tmp_path / "a", 5) == b"12345"
     with pytest.raises(OSError, match="it has 5 bytes, expected at most 4"):
         read_file(tmp_path / "a", 4)
+
+
+def test_a_file_to_be_replaced_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    found = [differs(tmp_path / name, b"1") for name in ("a", "missing", "dangling", "a/below")]
+    assert found == [False] * 4 and differs(tmp_path / "a", b"2")
+    with pytest.raises(ForceregError, match="it is a pipe, expected a regular file"):
+        differs(tmp_path / "pipe", b"1")
+
+
+def test_lines_are_added_to_files_only(tmp_path: Path) -> None:
+    for _ in range(2):
+        with append_text(tmp_path / "log") as log:
+            log.write("line\n")
+    assert (tmp_path / "log").read_text() == "line\nline\n"
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "log")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("dangling", "pipe", ".", "log/below"):
+        with pytest.raises(ForceregError, match="cannot write"):
+            append_text(tmp_path / name)

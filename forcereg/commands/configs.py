@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.files import differs, write_bytes
 from forcereg.shipped import Shipped, configs_dir, shipped_configs
 from forcereg.terminal import echo
 
@@ -73,7 +73,7 @@ def matches(file: Shipped, pattern: str) -> bool:
 def refuse_overwriting(files: list[Shipped], targets: list[Path]) -> None:
     """ForceregError for the first target that exists with other content; nothing is copied then."""
     for file, target in zip(files, targets, strict=True):
-        if target.exists() and target.read_bytes() != (configs_dir() / file.path).read_bytes():
+        if differs(target, (configs_dir() / file.path).read_bytes()):
             raise ForceregError(f"{target}: exists and differs from the shipped file; give --force to overwrite it")
 
 
@@ -81,6 +81,6 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy one file, making its folder; ForceregError if the file system refuses."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
     except OSError as error:
         raise ForceregError(f"{target}: cannot be written ({error.strerror})") from error
+    write_bytes(target, source.read_bytes())

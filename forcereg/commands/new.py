@@ -24,7 +24,7 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
 
     Paths in them start at DEST, so run the solver from there, or from anywhere by its path.
     """
-    from forcereg.files import write_text
+    from forcereg.files import differs, write_text
     from forcereg.starter import STARTERS
 
     if n is not None and kind != "resnet":
@@ -34,7 +34,7 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
         target = dest / path
         if target.is_dir():
             raise ForceregError(f"{target}: is a folder; choose another one for the starter")
-        if target.exists() and not force and target.read_text(encoding="utf-8", errors="replace") != text:
+        if not force and differs(target, text.encode()):
             raise ForceregError(f"{target}: exists and differs; give --force to overwrite it, or another folder")
     for path, text in starter.files.items():
         target = dest / path
