@@ -14,8 +14,8 @@ HOME = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 def leave_out_working_directory() -> None:
     """Takes from the path the entries that name whatever is the working directory, here and in processes started here.
 
-    They come from `python -m` and from PYTHONPATH, where it has empty entries or ".". They stay if forcereg itself
-    was found by them.
+    They come from `python -m` and from PYTHONPATH, where it has empty entries, "." or "./". They stay if forcereg
+    itself was found by them.
     """
     try:
         here = os.path.realpath(os.getcwd())
@@ -24,7 +24,7 @@ def leave_out_working_directory() -> None:
     if here == HOME:
         return
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    named = [entry for entry in given if entry not in ("", os.curdir)]
+    named = [entry for entry in given if os.path.normpath(entry) != os.curdir]
     if named != given and given != [""]:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     if here in map(os.path.realpath, named):

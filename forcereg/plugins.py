@@ -32,6 +32,7 @@ class _Late(MetaPathFinder):
     """Finds in the users' folders what is found nowhere else.
 
     At the end of Python's path they would come before packages without an __init__.py, as google of protobuf is.
+    Names of Python's own library are never theirs: it asks for some that only other systems have.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,9 @@ class _Late(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return PathFinder.find_spec(fullname, self.folders, target) if path is None else None
+        if path is not None or fullname in sys.stdlib_module_names:
+            return None
+        return PathFinder.find_spec(fullname, self.folders, target)
 
 
 _late = _Late()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import TOP
 
-HOSTILE = ("secrets", "random", "numpy", "h5py", "torch", "click", "socket", "google", "lmdb", "caffe")
+HOSTILE = ("secrets", "random", "numpy", "h5py", "torch", "click", "socket", "google", "lmdb", "caffe", "msvcrt")
 ENV = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 NET = """
@@ -83,6 +83,7 @@ SHOWN = PATH + "print(sys.path.count(os.getcwd()) + sys.path.count(''), os.envir
         ("TOP", 0, "TOP"),
         (":TOP", 0, "TOP"),
         ("TOP:.:", 0, "TOP"),
+        ("./:TOP:.//.", 0, "TOP"),
         ("TOP:HERE", 1, "TOP:HERE"),
         ("TOP:sub", 0, "TOP:sub"),
     ],

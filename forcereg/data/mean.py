@@ -11,9 +11,7 @@ from google.protobuf.message import DecodeError
 from forcereg.errors import ForceregError
 from forcereg.files import read_file, write_bytes
 from forcereg.schema import BlobProto
-
-MOST = 1 << 29
-"""Bytes of a mean image's file: 100 megapixels of doubles are fewer."""
+from forcereg.schema.blobs import MOST
 
 
 def read_mean(path: Path) -> np.ndarray:

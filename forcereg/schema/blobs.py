@@ -14,6 +14,8 @@ from forcereg.files import read_file
 from forcereg.schema import BlobProto
 
 LEGACY = ("num", "channels", "height", "width")
+MOST = 1 << 29
+"""Bytes of a BlobProto's file: a mean image of 100 megapixels of floats, or an infogain matrix of 10,000 classes."""
 
 
 def blob_array(blob: Any, what: str) -> np.ndarray:
@@ -32,7 +34,7 @@ def blob_array(blob: Any, what: str) -> np.ndarray:
 def read_blob(path: Path, what: str) -> np.ndarray:
     """The array of a binary BlobProto file. Raises ForceregError, opened by `what` and the path."""
     try:
-        blob = BlobProto.FromString(read_file(path))
+        blob = BlobProto.FromString(read_file(path, MOST))
     except OSError as error:
         raise ForceregError(f"{what} {path} cannot be read ({error.strerror}); correct the path") from error
     except DecodeError as error:

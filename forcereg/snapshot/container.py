@@ -38,16 +38,23 @@ def write(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, open for reading. Raises ForceregError if it cannot be opened or is empty."""
+    """The file, open for reading. Raises ForceregError if it is empty, or the system can't open or read it."""
     try:
         raw = open_file(path)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-        reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
-        raise ForceregError(f"cannot read {path}: {reason.lower()}; check the path") from exc
-    with raw:
-        if not raw.read(1):
-            raise ForceregError(f"{path}: the file is empty; use another snapshot")
-        yield raw
+        raise _unreadable(path, exc, "check the path") from exc
+    try:
+        with raw:
+            if not raw.read(1):
+                raise ForceregError(f"{path}: the file is empty; use another snapshot")
+            yield raw
+    except OSError as exc:
+        raise _unreadable(path, exc, "check the disk or use another snapshot") from exc
+
+
+def _unreadable(path: Path, exc: OSError | ValueError, fix: str) -> ForceregError:
+    reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+    return ForceregError(f"cannot read {path}: {reason.lower()}; {fix}")
 
 
 def size(raw: BinaryIO) -> int:

@@ -347,3 +347,6 @@ def test_files_too_large(tmp_path: Path, head: bytes, size: int, told: str) -> N
         file.truncate(size)  # takes no room on the disk
     for read in (read_net, read_solver):
         assert refused(read, tmp_path / "n").endswith(told)
+    assert "it has 10,737,418,240 bytes, expected at most" in refused(
+        lambda path: read_blob(path, "blob"), tmp_path / "n"
+    )

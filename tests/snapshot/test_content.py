@@ -263,3 +263,13 @@ def test_a_gap_in_the_history_is_an_error(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["history/0"]
     assert "history has datasets [1], expected 0 to 0" in one_line(path, read_state)
+
+
+def test_what_the_system_cannot_read(tmp_path: Path) -> None:
+    """A disk's errors come while a file is read, not when it is opened."""
+    if not os.path.exists("/proc/self/mem"):  # nothing can be read at its beginning
+        pytest.skip("no /proc")
+    (tmp_path / "a.caffemodel").symlink_to("/proc/self/mem")
+    with pytest.raises(ForceregError) as raised:
+        read_model(tmp_path / "a.caffemodel")
+    assert str(raised.value).startswith(f"cannot read {tmp_path}/a.caffemodel: input/output error; ")
