@@ -29,6 +29,7 @@ COMMIT = 1000  # records per transaction, as Caffe's converters,
 COMMIT_BYTES = 1 << 26  # unless they are large: a transaction is held in memory
 MAP_SIZE = 1 << 36  # address space only, doubled when it is full; the file grows with its records
 
+Record = tuple[bytes, bytes | bytearray]
 Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
 
 
@@ -56,7 +57,7 @@ def write_set(
     shape = images.shape[1:]
     channels, height, width = (int(size) for size in shape)
 
-    def records() -> Iterator[tuple[bytes, bytes]]:
+    def records() -> Iterator[Record]:
         rows = zip(images, labels.tolist(), strict=True)
         for index, (image, label) in enumerate(track(rows, f"writing {path.name}", len(images))):
             datum = Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=label)
@@ -66,7 +67,7 @@ def write_set(
     return Written(path, len(images), shape)
 
 
-def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) -> None:
+def write_lmdb(path: Path, records: Iterable[Record], force: bool) -> None:
     """Write records, in ascending key order, as LMDB folder `path`: built beside it, then renamed.
 
     Raises ForceregError if `path` is in the way or the system refuses.
@@ -89,10 +90,10 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]], force: bool) 
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]], target: Path) -> None:
+def _fill(folder: Path, records: Iterable[Record], target: Path) -> None:
     import lmdb
 
-    def put(chunk: list[tuple[bytes, bytes]]) -> None:
+    def put(chunk: list[Record]) -> None:
         try:
             with env.begin(write=True) as txn:
                 for key, value in chunk:
@@ -105,17 +106,19 @@ def _fill(folder: Path, records: Iterable[tuple[bytes, bytes]], target: Path) ->
         with contextlib.closing(lmdb.open(str(folder), map_size=MAP_SIZE, sync=False)) as env:
             for chunk in _chunks(records):
                 put(chunk)
+                chunk.clear()  # before the next one is made
             env.sync(True)
     except lmdb.Error as error:
         raise ForceregError(f"cannot write {target}: {error}; check space and permissions") from error
 
 
-def _chunks(records: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    chunk: list[tuple[bytes, bytes]] = []
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    chunk: list[Record] = []
     size = 0
     for record in records:
         chunk.append(record)
         size += len(record[1])
+        del record
         if len(chunk) == COMMIT or size >= COMMIT_BYTES:
             yield chunk
             chunk, size = [], 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Color = Literal["native", "color", "gray"]
+Change = Callable[[np.ndarray], np.ndarray]
 
 FORMATS = {"JPEG": "Jpeg", "PNG": "Png", "BMP": "Bmp", "GIF": "Gif", "TIFF": "Tiff", "WEBP": "WebP", "PPM": "Ppm"}
 """What Caffe's OpenCV reads, by Pillow's names, and the modules that do; PPM is all of PNM."""
@@ -33,12 +35,12 @@ _STRIP = 1 << 18
 _STRIP_MEMORY = 12 * _STRIP
 
 
-def decode_image(data: bytes, color: Color = "native") -> np.ndarray:
-    """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel.
+def decode_image(data: bytes, color: Color = "native", change: Change | None = None) -> np.ndarray:
+    """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel; or what `change` makes of it.
 
     Raises ForceregError, without the file's name. Waits while other threads use the memory that is needed.
     """
-    return Picture(data, color).decode()
+    return Picture(data, color).decode(change)
 
 
 class Picture:
@@ -60,15 +62,17 @@ class Picture:
         except Exception as error:
             raise _failure(error) from error
 
-    def decode(self) -> np.ndarray:
+    def decode(self, change: Change | None = None) -> np.ndarray:
         """As `decode_image`; once only."""
         DECODING.take(self.memory)
         try:
             pixels = _pixels(self._image, self._target)
             del self._image
-            if self._target == "L":
-                return pixels[None]
-            return (pixels[:, :, [2, 1, 0, 3]] if self._target == "RGBA" else pixels[:, :, ::-1]).transpose(2, 0, 1)
+            if self._target == "RGBA":
+                pixels = pixels[:, :, [2, 1, 0, 3]]
+            image = pixels[None] if self._target == "L" else pixels.transpose(2, 0, 1)
+            image = image[::-1] if self._target == "RGB" else image
+            return image if change is None else change(image)
         except Exception as error:
             raise _failure(error) from error
         finally:

@@ -16,7 +16,7 @@ from torch import Tensor
 from forcereg.data.datum import shape_text
 from forcereg.data.decoded import to_device
 from forcereg.data.feed import FeedContext, LabelRange, Shard, seeded
-from forcereg.data.images import load_image, resize, text_lines
+from forcereg.data.images import load_image, text_lines
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.transform import Transform, crop_view, read_transform, warn_of_old_fields
@@ -126,24 +126,22 @@ class ImageFiles:
 
     def load(self, index: int) -> np.ndarray:
         """Image `index` of the list, uint8 (C, H, W). Raises ForceregError naming line and path."""
-        image, where = self._read(index)
-        if self.size:
-            return resize(image, *self.size)
-        if self.shape and image.shape != self.shape:
+        image, where = self._read(index, self.size)
+        if self.shape and image.shape != self.shape and not self.size:
             self._check(image, where)
         return image
 
     def first_shape(self) -> tuple[int, ...]:
         """(C, H, W) of the first image, for which it is read but not resized. Raises ForceregError as `load`."""
-        channels, *size = self._read(0)[0].shape
+        channels, *size = self._read(0, None)[0].shape
         return (channels, *(self.size or size))
 
-    def _read(self, index: int) -> tuple[np.ndarray, str]:
-        """The image as its file holds it, and which one it is."""
+    def _read(self, index: int, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+        """The image as its file holds it, or resized, and which one it is."""
         line = f"{self.listed.name}:{self.listed.lines[index]}"
         try:
             path = resolve(self.root, self.root_folder + self.listed.paths[index])
-            return load_image(path, self.color), f"{line}: {shown(str(path), 200)}"
+            return load_image(path, self.color, size), f"{line}: {shown(str(path), 200)}"
         except ForceregError as error:
             raise ForceregError(f"{line}: {error}") from error
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from forcereg.data.budget import DECODING
-from forcereg.data.convert import Track, Written, check_free, in_order, require_same_shape, silent, write_lmdb
+from forcereg.data.convert import Record, Track, Written, check_free, in_order, require_same_shape, silent, write_lmdb
+from forcereg.data.datum import serialized
 from forcereg.data.decoding import Picture
 from forcereg.data.image_data import ImageList, read_list
 from forcereg.data.images import resize
@@ -75,7 +76,7 @@ class _Item:
 
     key: bytes
     path: str
-    value: bytes = b""
+    value: bytes | bytearray = b""
     shape: tuple[int, ...] = ()
     trouble: str = ""
 
@@ -102,7 +103,7 @@ def convert_images(
     shapes: set[tuple[int, ...]] = set()
     skipped = written = 0
 
-    def records() -> Iterator[tuple[bytes, bytes]]:
+    def records() -> Iterator[Record]:
         nonlocal skipped, written
         found = in_order(
             lambda planned: _find(planned, options), _plan(listed, options), lambda one: _size(one, options)
@@ -118,6 +119,7 @@ def convert_images(
             shapes.add(item.shape)
             written += 1
             yield item.key, item.value
+            del item  # before the next one is decoded
         if not written:
             raise ForceregError(f"{listing}: none of its {skipped:,} images could be read; check the paths and --root")
 
@@ -197,12 +199,9 @@ def _make(found: _Found, options: ImageSetOptions) -> _Item:
         image = resize(image, *options.size)
     shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
     if options.encoded or options.encode_type:
-        datum = Datum(data=_encoded(found, image, options), encoded=True)
-    else:
-        datum = Datum(channels=shape[0], height=shape[1], width=shape[2], data=image.tobytes())
-    del image  # before the bytes are there a third time
-    datum.label = found.label
-    return _Item(found.key, found.path, datum.SerializeToString(), shape)
+        datum = Datum(data=_encoded(found, image, options), encoded=True, label=found.label)
+        return _Item(found.key, found.path, datum.SerializeToString(), shape)
+    return _Item(found.key, found.path, serialized(image, found.label), shape)
 
 
 def _encoded(found: _Found, image: np.ndarray, options: ImageSetOptions) -> bytes:

@@ -21,16 +21,18 @@ STRIP = 32  # rows
 LONGEST_LINE = 1 << 16
 
 
-def load_image(source: str | os.PathLike[str] | bytes, color: bool) -> np.ndarray:
+def load_image(source: str | os.PathLike[str] | bytes, color: bool, size: tuple[int, int] | None = None) -> np.ndarray:
     """(C, H, W) uint8 of an image file, given by path or content: B, G, R if `color`, else one grey channel.
 
+    Resized to `size` (rows, columns), where that is given, while its memory is still counted.
     Raises ForceregError, beginning with the path if it is one, for a file that cannot be read or decoded.
     """
     wanted: Color = "color" if color else "gray"
+    change = None if size is None else partial(resize, height=size[0], width=size[1])
     if isinstance(source, bytes):
-        return decode_image(source, wanted)
+        return decode_image(source, wanted, change)
     try:
-        return decode_image(read_file(os.fspath(source), DECODING.limit), wanted)
+        return decode_image(read_file(os.fspath(source), DECODING.limit), wanted, change)
     except (OSError, ValueError) as error:
         raise unreadable(source, error) from error
     except ForceregError as error:

@@ -6,9 +6,11 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from forcereg.data.datum import Layout, decode
+from forcereg.data.datum import Layout, decode, serialized
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
@@ -110,3 +112,11 @@ def test_other_records_are_left_to_be_read_one_by_one(value: bytes) -> None:
 )
 def test_only_raw_sets_are_read_at_once(first: bytes) -> None:
     assert Layout.of("db", b"0", first, "native").decode_alike([first]) is None
+
+
+@given(st.tuples(*[st.integers(1, 90)] * 3), st.integers(-(2**31), 2**31 - 1), st.booleans())
+def test_serialized_is_what_protobuf_writes(shape: tuple[int, int, int], label: int, mirrored: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)[:, :, :: -1 if mirrored else 1]
+    channels, height, width = shape
+    datum = Datum(channels=channels, height=height, width=width, data=pixels.tobytes(), label=label)
+    assert serialized(pixels, label) == datum.SerializeToString()
