@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from forcereg.cost import Shapes
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.device import prepare
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.net import Net, infer_shapes
+from forcereg.net import Net, meta_net
 from forcereg.paths import find_root
 from forcereg.rules import net_state, phase_number
 from forcereg.schema import TEST, TRAIN, NetParameter, NetState
@@ -137,11 +137,23 @@ def net_shapes(
     input_shapes: data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
     """
     shapes: dict[str, Sequence[int]] = {}
+    for net in meta_nets(file, input_shapes, root, allow_python_layers):
+        shapes.update(net.shapes)
+    return shapes or None
+
+
+def meta_nets(
+    file: NetFile,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
+) -> Iterator[Net]:
+    """The net of each phase without any values, of the phases that can be built; arguments as for `net_shapes`."""
     for phase in (TRAIN, TEST):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the net is trained
-                shapes.update(infer_shapes(file, phase, input_shapes, root, allow_python_layers))
+                net = meta_net(file, phase, input_shapes, root, allow_python_layers)
         except ForceregError:
             continue  # a phase without layers, a data source that is not here, code that may not run
-    return shapes or None
+        yield net

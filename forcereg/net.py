@@ -382,14 +382,14 @@ class Net(nn.Module):
             feed.close()
 
 
-def infer_shapes(
+def meta_net(
     file: NetFile,
     phase: int,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     root: Path | None = None,
     allow_python_layers: bool = False,
-) -> dict[str, Shape]:
-    """Blob -> shape without allocating or filling anything. Raises ForceregError, also for absent data."""
+) -> Net:
+    """The net with all shapes, nothing allocated or filled. Raises ForceregError, also for absent data."""
     spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
     with torch.device("meta"):
-        return Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers).shapes
+        return Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers)

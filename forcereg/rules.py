@@ -95,7 +95,7 @@ class Title:
         fields = [f'stage: "{name}"' for name in names] + [f"level: {level}"] * bool(level)
         written = f"{{ {' '.join(fields)} }}" if fields else "{ }"
         if self.solver and state.phase == TEST:
-            return f"--stage is for the training net, for the test net write test_state {written}"
+            return f"options are for the training net, for the test net write test_state {written}"
         added = names != list(state.stage)
         options = [f"--stage {','.join(names) or repr('')}"] * added + [f"--level {level}"] * (level != state.level)
         if self.solver:

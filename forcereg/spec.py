@@ -11,13 +11,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import isfinite, isnan, prod
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.rules import ONLY, Title, hidden_makers, included, left_out, named, said_rule, said_state, way_in
 from forcereg.schema import TRAIN, LayerParameter
+from forcereg.schema.numbers import FLOATS, repeats
 from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
 
@@ -52,6 +53,11 @@ class LayerSpec:
     def warn(self, text: str) -> None:
         """Warns the user about this layer: its file, line and name, then `text`."""
         warnings.warn(f"{self.where}: {text}", stacklevel=3)
+
+    def check_numbers(self) -> None:
+        """Raises ForceregError for a number that isn't finite; to be called when the layer's own checks have passed."""
+        for field, value in _not_finite(self.message):
+            raise self.fail(f"{field} is {value:g}; expected a finite number")
 
     def check_size(self, what: str, shape: Sequence[int]) -> None:
         """Raises ForceregError if a blob of `shape` exceeds Caffe's limits; to be called before it is allocated."""
@@ -180,6 +186,22 @@ def problems(layers: Sequence[LayerSpec], file: NetFile, state: Any, title: Titl
     for spec in layers:
         yield from _count_problems(spec)
     yield from _blob_problems(layers, file, state, title)
+
+
+_BOUNDS = frozenset({"clip_param.min", "clip_param.max", "threshold_param.threshold"})
+"""What may be infinite."""
+
+
+def _not_finite(message: Any, inside: str = "") -> Iterator[tuple[str, float]]:
+    """Fields of a layer with such numbers, those of its `blobs` aside, which are weights."""
+    for field, value in message.ListFields():
+        path = f"{inside}{field.name}"
+        values = value if repeats(field) else (value,)
+        if field.message_type is not None:
+            for part in values if path != "blobs" else ():
+                yield from _not_finite(part, f"{path}.")
+        elif field.type in FLOATS:
+            yield from ((path, one) for one in values if isnan(one) or (not isfinite(one) and path not in _BOUNDS))
 
 
 def _count_problems(spec: LayerSpec) -> Iterator[ForceregError]:

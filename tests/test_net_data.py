@@ -12,7 +12,7 @@ import torch
 
 from forcereg.errors import ForceregError
 from forcereg.load import load_net
-from forcereg.net import infer_shapes
+from forcereg.net import meta_net
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.text import parse_net
 from tests.data.lmdbs import numbered, put_lmdb
@@ -82,8 +82,8 @@ def test_data_layers_have_names_of_their_own(name: str) -> None:
     assert "layer 'd': the name is taken by <text>:2: layer 'd'" in fails(text, phase="TRAIN", input_shapes=shapes)
 
 
-def test_infer_shapes_allocates_nothing() -> None:
+def test_meta_net_allocates_nothing() -> None:
     text = "\n".join([inputs(x=(40_000, 40_000)), ip("ip", "x", "y", 40_000)])
-    assert infer_shapes(parse_net(text), TEST) == {"x": (40_000, 40_000), "y": (40_000, 40_000)}
-    shapes = infer_shapes(parse_net(DATA), TRAIN, {"data": (7, 1, 4, 4), "label": (7,)})
+    assert meta_net(parse_net(text), TEST).shapes == {"x": (40_000, 40_000), "y": (40_000, 40_000)}
+    shapes = meta_net(parse_net(DATA), TRAIN, {"data": (7, 1, 4, 4), "label": (7,)}).shapes
     assert shapes["ip"] == (7, 10) and shapes["loss"] == ()

@@ -267,3 +267,25 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
     write_model(path, {"ip": {0: np.ones((2, 4), np.float32), 1: np.zeros(2, np.float32)}})
     text = fails("\n".join([inputs(x=(2, 3)), ip("ip", "x", "y", 2)]), weights=path)
     assert "(2, 4)" in text and "(2, 3)" in text and "'ip'" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("loss_weight is inf", 'type: "Sigmoid" loss_weight: inf'),
+        ("param.lr_mult is nan", 'type: "PReLU" param { lr_mult: nan }'),
+        ("param.force_mult is -inf", 'type: "PReLU" param { force_mult: -inf }'),
+        ("prelu_param.filler.value is nan", 'type: "PReLU" prelu_param { filler { type: "constant" value: nan } }'),
+        ("power_param.scale is nan", 'type: "Power" power_param { scale: nan }'),
+        ("relu_param.negative_slope is inf", 'type: "ReLU" relu_param { negative_slope: inf }'),
+        ("threshold_param.threshold is nan", 'type: "Threshold" threshold_param { threshold: nan }'),
+        ("", 'type: "Threshold" threshold_param { threshold: inf }'),
+        ("", 'type: "Clip" clip_param { min: -inf max: inf }'),
+    ],
+)
+def test_numbers_that_are_not_finite(field: str, text: str) -> None:
+    net = f'{inputs(x=(2, 3))} layer {{ name: "l" bottom: "x" top: "y" {text} }}'
+    if field:
+        assert fails(net) == f"<text>:1: layer 'l': {field}; expected a finite number"
+    else:
+        load_net(net)

@@ -188,7 +188,7 @@ def solve(folder: Path, run_cli: RunCli, net: str, more: str, *options: str) -> 
 
 STAGED = DATA + maker('include { stage: "s" }') + LOSS
 TOP_9 = '"Accuracy" include { phase: TEST } accuracy_param { top_k: 9 }'
-FOR_TEST = "--stage is for the training net, for the test net write test_state"
+FOR_TEST = "options are for the training net, for the test net write test_state"
 MAKES = "layer 'a' makes it, but its include rule (stage \"s\") leaves it out;"
 
 

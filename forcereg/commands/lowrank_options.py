@@ -252,7 +252,10 @@ def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
         raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
     file = read_net(model) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
     compare(weights, file)
-    return file, net_root(file)
+    root = net_root(file)
+    if model is not None:
+        check_fit(weights, file, root)
+    return file, root
 
 
 LEARNED = frozenset({"BatchNorm", "Convolution", "Deconvolution", "Embed", "InnerProduct", "LSTM", "PReLU", "RNN"})
@@ -278,6 +281,15 @@ def compare(weights: ModelFile, file: NetFile) -> None:
     ignored = [name for name in weights.layers if name not in layers]
     if text := remark([(weights, LoadReport(tuple(loaded), tuple(ignored), tuple(fresh)))]):
         warnings.warn(text, stacklevel=2)
+
+
+def check_fit(weights: ModelFile, file: NetFile, root: Path) -> None:
+    """Raises ForceregError for blobs of another number or shape than the net's, as far as its shapes can be known."""
+    from forcereg.load import meta_nets
+    from forcereg.snapshot import matched
+
+    for net in meta_nets(file, weights.input_shapes, root):
+        matched(net.params, weights, net.shared)
 
 
 def opened_model(snapshot: str, model: str | None) -> tuple[ModelFile, NetFile]:

@@ -9,6 +9,7 @@ import torch
 import forcereg.registry as registry
 from forcereg.data import database, dummy_data, hdf5_data, image_data, memory_data, window_data
 from forcereg.data.feed import Feed, FeedContext
+from forcereg.errors import ForceregError
 
 if TYPE_CHECKING:
     from forcereg.spec import LayerSpec
@@ -23,4 +24,9 @@ def open_source(spec: LayerSpec, context: FeedContext) -> Feed:
     """
     with torch.device("cpu"):
         feed: Feed = registry.source.get(spec.type)(spec, context)
+    try:
+        spec.check_numbers()
+    except ForceregError:
+        feed.close()
+        raise
     return feed

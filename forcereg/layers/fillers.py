@@ -101,7 +101,7 @@ def uniform(message: Any, shape: Shape, generator: Generator | None, spec: Layer
 @filler("gaussian")
 def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """N(mean 0, std 1); std > 0; with `sparse` >= 0 an entry is kept with probability sparse/dim0."""
-    if not 0 < message.std < math.inf:
+    if not message.std > 0:
         raise spec.fail(f"gaussian filler has std {message.std:g}; expected > 0")
     values = _normal(shape, message.mean, message.std, generator)
     if message.sparse >= 0:

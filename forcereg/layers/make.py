@@ -22,6 +22,7 @@ def make_layer(spec: LayerSpec, bottoms: Sequence[Shape], allow_python_layers: b
         )
     check_arity(spec, cls)
     module: Layer = cls.build(spec, bottoms)
+    spec.check_numbers()
     for top, shape in zip(spec.tops, module.out_shapes, strict=True):
         spec.check_size(f"top '{top}'", shape)
     return module

@@ -26,6 +26,7 @@ _UNCLOSED = re.compile('Expected "[}>]"')
 _NOT_UTF8 = re.compile("Couldn't parse string")
 
 _INTEGER = re.compile("[+-]?(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)", re.IGNORECASE)
+_UNQUOTED = re.compile(r"(?:\w|\.*/|~/)[\w./~+-]*", re.ASCII)
 _EXTENSION = re.compile(r"\[[\w.\s]*$")
 
 OLD_FORMAT = "`layers` is the old format; write `layer {`"
@@ -37,6 +38,11 @@ _OLD_FIELDS = {
 """Of `layers`, and what a `layer` has in their place."""
 
 
+_SWITCHES = {
+    **dict.fromkeys(("t", "true", "y", "yes", "on", "enable", "enabled"), "true"),
+    **dict.fromkeys(("f", "false", "n", "no", "off", "none", "disable", "disabled"), "false"),
+}
+"""What is written for true and false elsewhere."""
 _LANGUAGES = {
     **dict.fromkeys(("import", "from", "def", "class"), "Python"),
     **dict.fromkeys(("syntax", "message", "package"), "a .proto file"),
@@ -197,10 +203,10 @@ def _no_value(place: Place, field: Any) -> str:
     if field.type == FieldDescriptor.TYPE_ENUM and token:
         return _unknown_value(field, token)
     if field.type == FieldDescriptor.TYPE_STRING:
-        return f"{_found(place)}, expected {_no_string(token)}{context}{_string_fix(token)}"
+        return f"{_found(place)}, expected {_no_string(token)}{context}{_string_fix(place)}"
     if field.type == FieldDescriptor.TYPE_BOOL:
-        fix = {"t": "; write true", "y": "; write true", "f": "; write false", "n": "; write false"}
-        return f"{_found(place)}, expected true or false{context}{fix.get(_bare(token)[:1].lower(), '')}"
+        meant = _SWITCHES.get(_bare(token).lower(), "")
+        return f"{_found(place)}, expected true or false{context}{meant and f'; write {meant}'}"
     if field.type in INTEGERS:
         return f"{_found(place)}, expected {_integer(token, field)}{context}{number_fix(token, INTEGERS[field.type])}"
     return f"{_found(place)}, expected a number{context}{number_fix(token)}"
@@ -227,8 +233,10 @@ def _no_string(token: str) -> str:
     return 'whole escape sequences ("\\\\" for a backslash)'
 
 
-def _string_fix(token: str) -> str:
-    return f'; write "{V1_TYPES.get(token) or token}"' if token.isidentifier() and len(token) < 80 else ""
+def _string_fix(place: Place) -> str:
+    """For a word without quotes, such as a path."""
+    word = _UNQUOTED.match(place.text, place.offset)
+    return f'; write "{V1_TYPES.get(word[0]) or word[0]}"' if word and len(word[0]) < 80 else ""
 
 
 def _integer(token: str, field: Any) -> str:

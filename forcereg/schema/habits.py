@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from forcereg.schema.numbers import INTEGERS
+from forcereg.schema.numbers import INTEGERS, repeats
 from forcereg.schema.place import Place, Wanted
 from forcereg.schema.scan import shown
 
@@ -88,12 +88,6 @@ def _listed(place: Place) -> str:
         return f"{found}; '{name}' takes one value"
     mark = "" if place.field.type in INTEGERS else "."
     return f"{found}; write {name}: {comma[1]}{mark}{token}"
-
-
-def repeats(field: object) -> bool:
-    """Whether a field may be given several times, asked in the way that old and new runtimes know."""
-    known = getattr(field, "is_repeated", None)
-    return bool(known) if known is not None else field.label == field.LABEL_REPEATED  # type: ignore[attr-defined]
 
 
 def float_or_none(text: str) -> float | None:

@@ -14,7 +14,14 @@ INTEGERS = {
     FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
 }
 """Kind of a field -> its least and largest value."""
+FLOATS = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 _LONGEST = 40
+
+
+def repeats(field: object) -> bool:
+    """Whether a field may be given several times, asked in the way that old and new runtimes know."""
+    known = getattr(field, "is_repeated", None)
+    return bool(known) if known is not None else field.label == field.LABEL_REPEATED  # type: ignore[attr-defined]
 
 
 def number_fix(token: str, limits: tuple[int, int] | None = None) -> str:

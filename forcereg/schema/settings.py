@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.schema import SolverParameter
+from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import shown
 from forcereg.schema.text import SolverFile, parse_text
 from forcereg.schema.upgrade import upgrade_solver
@@ -69,8 +70,8 @@ def _as_text(field: FieldDescriptor, value: str, where: str) -> str:
             items = [_quoted(item.strip()) for item in _ITEM.findall(value[1:-1]) if item.strip()]
             return f"{field.name}: [{', '.join(items)}]"
         return f"{field.name}: {_quoted(value)}"
-    if "," in value and field.message_type is None and value[0] != "[":
-        raise ForceregError(f"{where}: found a comma; several values go in brackets, as in stepvalue=[5000,7000]")
+    if "," in value and field.message_type is None and value[0] != "[" and repeats(field):
+        raise ForceregError(f"{where}: found a comma; several values go in brackets, as in {field.name}=[{value}]")
     return f"{field.name}: {value}"
 
 

@@ -125,7 +125,7 @@ def _of_layer(
     shared: Mapping[str, str],
 ) -> Copies:
     """(target, values) for the blobs of one layer, all checked."""
-    rename = "rename the layer in the net to start it fresh"
+    rename = "give the net that the file is of, or rename the layer in the net to start it fresh"
     if max(blobs) >= len(targets):
         raise ForceregError(
             f"{model.path}: layer {layer!r} has a blob {max(blobs)} in the file, "

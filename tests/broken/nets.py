@@ -164,7 +164,9 @@ FILLERS = [
         "filler-of-bias", X + _ip("l", "x", "y", 'num_output: 3 bias_filler { type: "no" }'), "unknown filler type 'no'"
     ),
     Case("gaussian-std-0", _filled('type: "gaussian" std: 0'), "gaussian filler has std 0; expected > 0"),
-    Case("gaussian-std-nan", _filled('type: "gaussian" std: nan'), "gaussian filler has std nan; expected > 0"),
+    Case(
+        "gaussian-std-nan", _filled('type: "gaussian" std: nan'), "weight_filler.std is nan; expected a finite number"
+    ),
     Case(
         "gaussian-sparse",
         _filled('type: "gaussian" sparse: 4'),
@@ -172,8 +174,9 @@ FILLERS = [
     ),
     Case("xavier-sparse", _filled('type: "xavier" sparse: 1'), "filler 'xavier' takes no `sparse`; only gaussian does"),
     Case("uniform-backwards", _filled('type: "uniform" min: 1 max: 0'), "uniform filler has min 1 > max 0"),
-    Case("uniform-nan", _filled('type: "uniform" min: nan'), "uniform filler has min nan"),
-    Case("uniform-infinite", _filled('type: "uniform" max: inf'), "uniform filler has min 0"),
+    Case("uniform-nan", _filled('type: "uniform" min: nan'), "weight_filler.min is nan; expected a finite"),
+    Case("uniform-infinite", _filled('type: "uniform" max: inf'), "weight_filler.max is inf; expected a finite"),
+    Case("constant-nan", _filled("value: nan"), "layer 'l': inner_product_param.weight_filler.value is nan; expected"),
     Case("uniform-too-wide", _filled('type: "uniform" min: -3e38 max: 3e38'), "uniform filler has min -3e+38"),
     Case("bilinear-of-2-axes", _filled('type: "bilinear"'), "bilinear filler needs a 4-axis blob with a square kernel"),
     Case(

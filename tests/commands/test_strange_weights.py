@@ -40,6 +40,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+NET_OF_TWO = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 6 dim: 6 } } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"
+  convolution_param { num_output: 6 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip"
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+"""
+
+
+def blobs_of(text: str) -> dict[str, dict[int, np.ndarray]]:
+    """The weights of a net as it is initialised."""
+    params = load_net(text).params
+    return {name: {i: blob.detach().numpy() for i, blob in enumerate(blobs)} for name, blobs in params.items() if blobs}
+
+
 COMMANDS = {
     "test": ("test", "--model", "{}.prototxt", "--weights", "net.caffemodel", "--iterations", "2"),
     "time": ("time", "--model", "{}.prototxt", "--weights", "net.caffemodel", "--iterations", "1"),
@@ -66,6 +81,31 @@ def test_what_commands_say(command: str, folder: Path, run_cli: RunCli) -> None:
     assert code == 1 and re.match(rf"forcereg: .*net\.(caffemodel|h5): {NOTHING}", err.splitlines()[-1])
     code, err = run("net")
     assert code == 0 and "Ignoring" not in err.replace("Ignoring source layer data", "") and "left as" not in err
+
+
+MISFITS = {
+    "outputs": ("num_output: 3", "num_output: 4"),
+    "groups": ("kernel_size: 3", "kernel_size: 3 group: 2"),
+}
+
+
+@pytest.mark.parametrize("command", ["ranks", "decompose", "split-groups", "merge-groups", "sensitivity"])
+@pytest.mark.parametrize("kind", MISFITS)
+def test_a_model_whose_layers_have_other_shapes(kind: str, command: str, tmp_path: Path, run_cli: RunCli) -> None:
+    """Nothing is written that couldn't be loaded; which layers are looked at by the command doesn't matter."""
+    text = NET_OF_TWO
+    write_model(tmp_path / "net.h5", blobs_of(text), attrs={"forcereg_net": text})
+    assert text.count(MISFITS[kind][0]) == 1
+    (tmp_path / "other.prototxt").write_text(text.replace(*MISFITS[kind]))
+    (tmp_path / "solver.prototxt").write_text(f'net: "other.prototxt" base_lr: 0.1 lr_policy: "fixed" {EXTRA}')
+    more = {"decompose": ("--error", "0.1", "--snapshot"), "sensitivity": ("--solver", "solver.prototxt")}
+    done = run_cli(command, *more.get(command, ()), "net.h5", "--model", "other.prototxt", cwd=tmp_path)
+    layer = "ip" if kind == "outputs" else "conv"
+    assert done.returncode == 1 and not done.stdout
+    assert (
+        f"net.h5: layer '{layer}' blob 0: shape (" in done.stderr and "give the net that the file is of" in done.stderr
+    )
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["net.h5", "other.prototxt", "solver.prototxt"]
 
 
 def test_check_says_it(folder: Path) -> None:

@@ -15,7 +15,7 @@ from forcereg.data.dummy_data import DummyFeed
 from forcereg.data.feed import FeedContext
 from forcereg.errors import ForceregError
 from forcereg.load import load_net
-from forcereg.net import infer_shapes
+from forcereg.net import meta_net
 from forcereg.schema import TEST
 from forcereg.schema.text import parse_net
 from tests.data.lmdbs import data_spec
@@ -168,4 +168,4 @@ def test_labels_out_of_range_are_refused(labels: str, expected: str) -> None:
 def test_shapes_are_inferred_without_values() -> None:
     text = NET.replace("dim: 6 dim: 4", "dim: 6 dim: 300000000") % "value: 0"
     text = text.replace('type: "InnerProduct"', 'type: "ReLU"').replace("inner_product_param { num_output: 3 }", "")
-    assert infer_shapes(parse_net(text), TEST)["data"] == (6, 300_000_000)
+    assert meta_net(parse_net(text), TEST).shapes["data"] == (6, 300_000_000)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forcereg.load import load_net
-from forcereg.net import infer_shapes
+from forcereg.net import meta_net
 from forcereg.schema import TRAIN
 from forcereg.schema.text import parse_net
 from forcereg.solver.loop import Solver
@@ -142,7 +142,7 @@ def test_reshape_follows_the_batch_and_a_memory_format(mylayers: Path) -> None:
 
 def test_shapes_without_memory(mylayers: Path) -> None:
     file = parse_net(python("Stretch", (2, 3, 4), param_str="2"))
-    assert infer_shapes(file, TRAIN, allow_python_layers=True)["y0"] == (2, 3, 4)
+    assert meta_net(file, TRAIN, allow_python_layers=True).shapes["y0"] == (2, 3, 4)
 
 
 def test_torch_values_in_a_net_without_memory(user_module: UserModule) -> None:
@@ -158,7 +158,7 @@ def test_torch_values_in_a_net_without_memory(user_module: UserModule) -> None:
             def forward(self, bottom, top): top[0].data[...] = self.ramp
         """,
     )
-    assert infer_shapes(parse_net(python("Ramp")), TRAIN, allow_python_layers=True)["y0"] == (5,)
+    assert meta_net(parse_net(python("Ramp")), TRAIN, allow_python_layers=True).shapes["y0"] == (5,)
 
 
 def test_module_beside_the_net_file(user_module: UserModule, tmp_path: Path) -> None:

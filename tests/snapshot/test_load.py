@@ -86,7 +86,7 @@ def test_a_borrowed_blob_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("last", "says"),
     [
-        ([[[1, 2]], [3]], r"layer 'last' blob 0: shape \(1, 2\) in the file, \(2, 1\) in the net; rename the layer"),
+        ([[[1, 2]], [3]], r"layer 'last' blob 0: shape \(1, 2\) in the file, \(2, 1\) in the net; give the net"),
         ([[[1], [2]], 3], r"layer 'last' blob 1: shape \(\) in the file, \(1,\) in the net"),
         ([[[1], [2]]], r"layer 'last' blob 1: not in the file \(has \[0\]\), and not shared in the net"),
         ([None, [3]], r"layer 'last' blob 0: not in the file \(has \[1\]\), and not shared in the net"),
