@@ -52,6 +52,7 @@ def likely_mistakes(p: Any) -> Iterator[str]:
         yield f"test_interval is {p.test_interval}, but test_iter is missing: nothing is tested; set both or none"
     if p.max_iter and not snapshots(p):
         yield "no snapshot is written, so what is learned is lost; set snapshot or snapshot_after_train: true"
+    yield from policy.runaways(p)
     steps = list(p.stepvalue)
     if p.lr_policy != "multistep":
         if steps:

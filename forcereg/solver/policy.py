@@ -31,6 +31,21 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
         yield ForceregError(f'{name}: max_iter is missing; lr_policy "poly" falls to 0 at max_iter')
 
 
+def runaways(p: Any) -> Iterator[str]:
+    """Settings by which weights grow whatever the gradients are, and what to do."""
+    if p.base_lr < 0:
+        yield f"base_lr is {p.base_lr:g}: a negative rate makes the loss grow; set it above 0"
+    if p.momentum >= 1:
+        yield f"momentum is {p.momentum:g}: from 1 on updates grow by themselves; set it below 1, as in momentum: 0.9"
+    if p.weight_decay < 0:
+        yield f"weight_decay is {p.weight_decay:g}: a negative one makes weights grow; set it to 0 or more"
+    if p.type in ("SGD", "Nesterov") and p.base_lr * p.weight_decay > 2:
+        yield (
+            f"weight_decay is {p.weight_decay:g}: times base_lr (it is {p.base_lr:g}) it takes more from the weights "
+            "than they have, which clip_gradients can't bound; lower weight_decay"
+        )
+
+
 def rate(p: Any, iteration: int, current_step: int) -> float:
     """The learning rate of `iteration`, infinite if it is beyond all numbers; call after `advance` of the iteration."""
     try:

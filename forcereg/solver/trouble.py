@@ -6,14 +6,18 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.schema.scan import shown
+from forcereg.solver import policy
 from forcereg.solver.passes import Inputs, fed
 
 if TYPE_CHECKING:
     from forcereg.data.feed import Feed
+    from forcereg.layers import Layer
     from forcereg.solver.loop import Solver
+    from forcereg.spec import LayerSpec
 
 LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""
@@ -30,11 +34,15 @@ def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
     p = solver.param
     if found := _in_data(solver, inputs, bad):
         return f"the data isn't finite: {found}; correct it or leave it out"
-    if layers := dict.fromkeys(one.layer for one in solver.net.learnable if not one.blob.isfinite().all()):
-        if bad == 0:
-            return f"the weights that it began with are not finite in {', '.join(layers)}; load others"
-    elif bad == 0:
-        return "no update came before, so it isn't base_lr or a force: look at the data's scale and the fillers"
+    layers = dict.fromkeys(one.layer for one in solver.net.learnable if not one.blob.isfinite().all())
+    if layers and bad == 0:
+        return f"the weights that it began with are not finite in {', '.join(layers)}; load others"
+    if bad == 0:
+        first = _in_layers(solver, inputs, bad)
+        look = f"{first}; look at what it is given, " if first else "look at "
+        return f"no update came before, so it isn't base_lr or a force: {look}the data's scale and the fillers"
+    if own := next(policy.runaways(p), None):
+        return own
     clip = "clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
     if not solver.updater.feels(bad - 1):
         return f"lower base_lr or {clip}"
@@ -64,6 +72,31 @@ def _in_data(solver: Solver, inputs: Inputs, bad: int) -> str | None:
         except ForceregError:  # what can't be read now is no reason
             continue
     return None
+
+
+def _in_layers(solver: Solver, inputs: Inputs, bad: int) -> str:
+    """The first layer whose output isn't finite in a pass with the weights as they are; '' if there is none."""
+    net, found = solver.net, list[str]()
+
+    def run(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+        tops = module(*bottoms)
+        for name, top in zip(spec.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=True):
+            if not top.isfinite().all():
+                found.append(f"blob '{shown(name)}' of layer '{shown(spec.name)}' ({spec.type}) is the first")
+        return tops
+
+    around, net.around = net.around, run
+    states = {name: feed.state_dict() for name, feed in net.feeds.items()}
+    try:
+        with torch.no_grad():
+            net(fed(net, inputs, bad, 0, solver.device, True))
+    except ForceregError:  # what can't run now tells nothing
+        pass
+    finally:
+        net.around = around
+        for name, feed in net.feeds.items():
+            feed.load_state_dict(states[name])
+    return found[0] if found else ""
 
 
 def _in_batch(name: str, feed: Feed) -> str | None:

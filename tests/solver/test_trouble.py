@@ -13,6 +13,7 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.solver.loop import Solver
 from tests.conftest import RunCli
 from tests.data.lmdbs import put_lmdb, raw
+from tests.small_nets import inputs, ip
 from tests.solver.nets import (
     REGRESSION,
     TESTED,
@@ -115,6 +116,9 @@ ADVICE = [
     ("force_decay: 0.5 clip_gradients: 1e15", FORCED, FORCE),
     ("force_decay: 0.5 force_iter: 2", FORCED, RATE),
     ("force_decay: 0.5", "", RATE),
+    ("momentum: 1.5", "", "; momentum is 1.5: from 1 on"),
+    ("weight_decay: 10", "", "; weight_decay is 10: times base_lr (it is 1e+09) it takes more"),
+    ("weight_decay: -1", "", "; weight_decay is -1: a negative one makes"),
 ]
 
 
@@ -143,6 +147,25 @@ def test_before_any_update_it_is_not_the_rate(tmp_path: Path) -> None:
         solver.net.params["ip"][1][0] = float("nan")
     with pytest.raises(ForceregError, match="the weights that it began with are not finite in ip; load others"):
         solver.solve(batches)
+
+
+def test_the_first_layer_is_named(tmp_path: Path) -> None:
+    """A layer makes it from what is finite, in place of its bottom as well."""
+    for name, top in (("log", "log"), ("in_place", "zero")):
+        (tmp_path / f"{name}.prototxt").write_text(
+            inputs(x=(2, 3))
+            + f"""layer {{ name: "zero" type: "Power" bottom: "x" top: "zero" power_param {{ scale: 0 }} }}
+            layer {{ name: "log" type: "Log" bottom: "zero" top: "{top}" }}"""
+            + ip("ip", top, "ip", 2)
+            + 'layer { name: "loss" type: "Reduction" bottom: "ip" top: "loss" loss_weight: 1 }'
+        )
+        p = f'net: "{name}.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 3 snapshot_after_train: false'
+        (tmp_path / "solver.prototxt").write_text(p)
+        solver = Solver(tmp_path / "solver.prototxt", observers=[lambda event: None])
+        with pytest.raises(ForceregError) as caught:
+            solver.solve({"x": torch.ones(2, 3)})
+        first = f"blob '{top}' of layer 'log' (Log) is the first; look at what it is given, the data's scale and the"
+        assert first in str(caught.value)
 
 
 def put_source(root: Path, kind: str, value: float, row: int) -> str:
