@@ -72,13 +72,17 @@ def differs(path: str | Path, data: bytes) -> bool:
         raise refused(path, error) from None
 
 
-def append_text(path: str | Path) -> TextIO:
+@contextlib.contextmanager
+def append_text(path: str | Path) -> Iterator[TextIO]:
     """A file open for more lines of text, made if there is none. Raises ForceregError if it can't be written."""
     try:
         if os.path.exists(path):
             check_regular(path)
-        return open(path, "a", encoding="utf-8")
+        with open(path, "a", encoding="utf-8") as file:
+            yield file
     except OSError as error:
+        if error.filename not in (None, os.fspath(path)):
+            raise  # something else in the block failed
         raise refused(path, error) from None
 
 

@@ -83,7 +83,10 @@ def told(error: BaseException, file: str | None = None) -> str:
     """An exception of the user's code as one line: type, text, and where it arose (the last line in `file`, if any)."""
     if isinstance(error, ForceregError):
         return str(error)
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # that of a class of theirs may fail, too
+        text = ""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
     shown = [frame for frame in theirs if frame.filename == file] or theirs

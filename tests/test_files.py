@@ -236,5 +236,12 @@ def test_lines_are_added_to_files_only(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "none" / "log")
     os.mkfifo(tmp_path / "pipe")
     for name in ("dangling", "pipe", ".", "log/below"):
-        with pytest.raises(ForceregError, match="cannot write"):
-            append_text(tmp_path / name)
+        with pytest.raises(ForceregError, match="cannot write"), append_text(tmp_path / name):
+            pytest.fail("it is open")
+
+
+def test_a_disk_that_fills_up_while_lines_are_added(tmp_path: Path) -> None:
+    """Writing tells no name; another file's error is that file's."""
+    for other, raised in (((), ForceregError), (("elsewhere",), OSError)):
+        with pytest.raises(raised, match=r"(?i)no space left on device"), append_text(tmp_path / "log"):
+            raise OSError(errno.ENOSPC, "No space left on device", *other)

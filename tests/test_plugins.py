@@ -124,6 +124,18 @@ def test_import_module_finds_and_keeps_folders(user_module: UserModule, tmp_path
         plugins.import_module("nowhere", [inner])
 
 
+def test_an_exception_of_theirs_whose_text_fails(user_module: UserModule) -> None:
+    source = """
+    class Odd(Exception):
+        def __str__(self): raise RuntimeError
+
+    raise Odd
+    """
+    user_module("odd", source)
+    with pytest.raises(ForceregError, match=r"Python module 'odd' cannot be imported: Odd \(odd.py:5\)"):
+        plugins.import_module("odd")
+
+
 def test_unknown_types_point_to_import() -> None:
     with pytest.raises(
         ForceregError, match=r"; `forcereg layers` lists .* \(Caffe has no .* and give --import MODULE\)$"

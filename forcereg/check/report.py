@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 from forcereg.rules import in_net
 
 Shapes = Mapping[str, Sequence[int]]
@@ -35,7 +35,7 @@ class Report:
     def error(self, error: Exception | str, where: str = "") -> None:
         """Adds a problem, once: at the place `where`, which it opens with, also if it comes again with other sizes."""
         self.troubles += 1
-        known = where + re.sub(r"\d+", "0", str(error).removeprefix(where)) if where else str(error)
+        known = where + re.sub(r"\d+", "0", str(error).removeprefix(printable(where))) if where else str(error)
         if known not in self._told:
             self._told[known] = len(self.errors)
             self.errors.append(str(error))

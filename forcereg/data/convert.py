@@ -70,14 +70,19 @@ def write_set(
 def write_lmdb(path: Path, records: Iterable[Record], force: bool) -> None:
     """Write records, in ascending key order, as LMDB folder `path`: built beside it, then renamed.
 
-    Raises ForceregError if `path` is in the way or the system refuses.
+    One that is replaced passes its modes on. Raises ForceregError if `path` is in the way or the system refuses.
     """
     check_free([path], force)
     temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
     old = temporary.with_suffix(".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(0o700 if path.is_dir() else 0o777)  # nobody else's to read until it has the other's mode
         _fill(temporary, records, path)
+        if path.is_dir():
+            for name in ("data.mdb", "."):
+                if (path / name).exists():
+                    shutil.copymode(path / name, temporary / name)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -103,7 +108,8 @@ def _fill(folder: Path, records: Iterable[Record], target: Path) -> None:
             put(chunk)
 
     try:
-        with contextlib.closing(lmdb.open(str(folder), map_size=MAP_SIZE, sync=False)) as env:
+        # the lock file would be mapped, and a full disk end the process; nobody else knows of this folder
+        with contextlib.closing(lmdb.open(str(folder), MAP_SIZE, sync=False, lock=False, mode=0o666)) as env:
             for chunk in _chunks(records):
                 put(chunk)
                 chunk.clear()  # before the next one is made

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from forcereg.errors import ForceregError, UsageError, did_you_mean
+from forcereg.errors import ForceregError, UsageError, did_you_mean, printable
 from forcereg.schema import SolverParameter
 from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import shown
@@ -60,7 +60,8 @@ def _read(text: str, where: str) -> Any:
     try:
         return parse_text(text, SolverParameter, where)
     except ForceregError as error:
-        raise ForceregError(where + re.sub(r"^:\d+:\d+", "", str(error).removeprefix(where))) from None
+        said = str(error).removeprefix(printable(where))
+        raise ForceregError(where + re.sub(r"^:\d+:\d+", "", said)) from None
 
 
 def _as_text(field: FieldDescriptor, value: str, where: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forcereg import snapshot
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, printable
 from forcereg.files import check_writable
 from forcereg.schema import SolverParameter
 
@@ -28,8 +28,7 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
             check_writable(path)
         except ForceregError as error:
             cause = error.__cause__
-            cause = error.__cause__
-            said = str(error).partition(f"{path}: ")[2].partition(";")[0]
+            said = str(error).partition(f"{printable(str(path))}: ")[2].rpartition(";")[0]
             reason = cause.strerror if isinstance(cause, OSError) else said
             where = "" if path in planned else f"{path.name}: "
             absent = cause is None and not os.path.isdir(prefix.parent)

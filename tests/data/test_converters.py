@@ -308,6 +308,29 @@ def test_nothing_is_replaced_without_force(idx_dir: Path, tmp_path: Path) -> Non
     ]
 
 
+def test_a_replaced_lmdb_keeps_its_modes(idx_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert_mnist(idx_dir, out)
+    kept = {"mnist_test_lmdb": 0o700, "mnist_test_lmdb/data.mdb": 0o600, "mnist_train_lmdb/data.mdb": 0o640}
+    for name, mode in kept.items():
+        (out / name).chmod(mode)
+    convert_mnist(idx_dir, out, force=True)
+    assert {name: (out / name).stat().st_mode & 0o777 for name in kept} == kept
+
+
+def test_no_file_of_a_new_lmdb_is_mapped(tmp_path: Path) -> None:
+    """As its lock file would be: to touch what a full disk has no room for ends the process."""
+    folder = tmp_path / "lmdb"
+
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        yield from numbered(1500)
+        names = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+        assert names == ["data.mdb"]
+
+    write_lmdb(folder, records(), False)
+    assert [path.name for path in folder.iterdir()] == ["data.mdb"]
+
+
 def test_force_replaces_only_lmdbs(idx_dir: Path, tmp_path: Path) -> None:
     thesis = tmp_path / "out/mnist_train_lmdb/thesis.tex"
     thesis.parent.mkdir(parents=True)

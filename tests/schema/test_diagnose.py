@@ -287,6 +287,11 @@ def test_settings(setting: str, told: str) -> None:
     assert said.startswith(f"--set {setting}: ") and said.endswith(told)
 
 
+def test_settings_that_cannot_be_shown() -> None:
+    said = refused(with_settings, parse_solver('net: "n"', "s"), ["base_lr=\x1b[31m"])
+    assert said == r"--set base_lr=\x1b[31m: found '\x1b', expected a number for 'base_lr'"
+
+
 # -- files
 
 NET = 'layer { name: "a" type: "ReLU" bottom: "x" top: "y" }\n'

@@ -120,6 +120,7 @@ def folder(name: str) -> Callable[[], object]:
 
 PLACES: list[tuple[str, Callable[[], object], str]] = [
     ("no/s", lambda: None, "there is no folder"),
+    ("n\\033; o/s", lambda: None, r"n\x1b; o; make the folder "),
     ("file/s", lambda: Path("file").write_text(""), "there is no folder"),
     ("s" * 240, lambda: None, "File name too long"),
     ("s" * 234, lambda: None, "File name too long"),
