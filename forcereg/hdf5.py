@@ -74,10 +74,10 @@ class Reader:
         self._count += len(group)
         if place in self._walked:
             raise Refused(f"{_shown(group.name)} lies in two places; expected each group in one")
-        if self._count > MOST or group.name.count("/") > DEEPEST:
+        if self._count > MOST or text_of(group.name).count("/") > DEEPEST:
             raise Refused(f"holds more than {MOST:,} members or {DEEPEST} groups within groups; expected a plain file")
         self._walked.add(place)
-        for name in group:
+        for name in map(text_of, group):
             yield name, self._open(group, name)
 
     def values(self, dataset: h5py.Dataset) -> np.ndarray:
@@ -114,7 +114,7 @@ class Reader:
             kind = attribute.get_type()
             scalar = attribute.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
             if kind.get_class() == h5py.h5t.STRING and kind.is_variable_str() and scalar and attribute.name in lengths:
-                name = attribute.name.decode("utf-8", "surrogateescape")
+                name = text_of(attribute.name)
                 self._take_text(f"attribute {_shown(name)}", lengths[attribute.name])
                 found[name] = str(group.attrs[name])
         return found
@@ -141,10 +141,10 @@ class Reader:
 
     def _open(self, group: h5py.Group, name: str) -> Member:
         """A member behind a plain link, its values not read."""
-        where = _shown(f"{group.name.rstrip('/')}/{name}")
+        where = _shown(f"{text_of(group.name).rstrip('/')}/{name}")
         if group.id.links.get_info(_bytes(name)).type != h5py.h5l.TYPE_HARD:
             raise Refused(f"{where} is a link, which isn't followed; expected the dataset or group itself")
-        found = group[name]
+        found = group[_bytes(name)]
         if isinstance(found, h5py.Group):
             return found
         if not isinstance(found, h5py.Dataset):
@@ -206,9 +206,15 @@ def _read(raw: BinaryIO, start: int, length: int) -> bytes:
     return raw.read(min(length, _HEADER))
 
 
+def text_of(name: str | bytes) -> str:
+    """A name as text, whatever its bytes; h5py gives those of one that isn't UTF-8."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+
+
 def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _shown(name: str) -> str:
+def _shown(name: str | bytes) -> str:
+    name = text_of(name)
     return f"'{name}'" if len(name) <= 200 else f"'{name[:200]}...'"

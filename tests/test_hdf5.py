@@ -22,7 +22,7 @@ from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
 from forcereg.hdf5 import Reader, Refused
 from forcereg.layers.output import append, create
-from forcereg.snapshot import ModelFile, read, write_model, write_state
+from forcereg.snapshot import ModelFile, container, read, write_model, write_state
 from tests.conftest import RunCli
 from tests.data.lmdbs import data_spec
 
@@ -394,3 +394,21 @@ def test_what_is_no_file_is_not_waited_for(name: str, kind: str, tmp_path: Path)
     context = FeedContext(tmp_path, torch.device("cpu"), 1)
     what = {"fifo": "a pipe", "device": "a device", "folder": "a folder"}[kind]
     one_line(lambda: HDF5Feed(data_spec(text), context), f"it is {what}, expected a regular file")
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Caffe takes any bytes for a layer's name; those of HDF5Data's datasets are told."""
+    write_model(tmp_path / "a.h5", {"c": {0: VALUES}})
+    data = (tmp_path / "a.h5").read_bytes()[: -container.FOOTER]
+    (tmp_path / "a.h5").write_bytes(data)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        h5py.h5g.GroupID.move(file["data"].id, b"c", b"c\xe9")
+    model = read(tmp_path / "a.h5")
+    assert isinstance(model, ModelFile) and list(model.layers) == ["c\udce9"]
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["x"] = VALUES
+        h5py.h5g.GroupID.move(file.id, b"x", b"x\xe9")
+    (tmp_path / "list.txt").write_text("b.h5")
+    text = 'layer { name: "d" type: "HDF5Data" top: "x" hdf5_data_param { source: "list.txt" batch_size: 2 } }'
+    context = FeedContext(tmp_path, torch.device("cpu"), 1)
+    one_line(lambda: HDF5Feed(data_spec(text), context), r"b.h5: no dataset 'x'; ", r"x\udce9")

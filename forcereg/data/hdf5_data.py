@@ -336,9 +336,11 @@ def _dataset(named: str, reader: Reader, top: str) -> h5py.Dataset:
     """The dataset of a top, counted as read."""
     import h5py
 
+    from forcereg.hdf5 import text_of
+
     found = reader.find(top)
     if found is None:
-        names = list(islice(reader.root, 1000))
+        names = [text_of(name) for name in islice(reader.root, 1000)]
         hint = did_you_mean(top, names) or f"; it has {', '.join(names) or 'none'}"
         raise ForceregError(f"{named}: no dataset '{top}'{hint} (datasets are called as the tops)")
     if not isinstance(found, h5py.Dataset):
