@@ -98,6 +98,14 @@ def _check_mode(path: str | Path, mode: int) -> None:
         raise OSError(code, f"it is {kind}, expected a regular file", os.fspath(path))
 
 
+def _no_folder(path: Path) -> str:
+    """Why a path that is no folder isn't one, and what to do."""
+    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        return f"{there} is no folder; choose another place"
+    return f"there is no folder {path}; make it first"
+
+
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write; it becomes `path` when the block ends, and vanishes if the block fails.
@@ -111,7 +119,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     temp = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.tmp")
     try:
         if not target.parent.is_dir():
-            raise ForceregError(f"cannot write {path}: there is no folder {target.parent}; make it first")
+            raise ForceregError(f"cannot write {path}: {_no_folder(target.parent)}")
         there = _mode(target)
         if there is not None and not stat.S_ISREG(there):
             raise ForceregError(f"cannot write {path}: it is no regular file; choose another name")

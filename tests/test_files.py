@@ -119,19 +119,21 @@ def test_another_file_that_fails_in_the_block_is_not_blamed_on_the_target(tmp_pa
     ("name", "says"),
     [
         ("none/a", "there is no folder .*none; make it first"),
+        ("file/a/b", "file is no folder; choose another place"),
         ("folder", "it is no regular file"),
         ("pipe", "it is no regular file"),
         ("a" * 256, "choose a shorter name"),
     ],
-    ids=["missing-folder", "folder", "pipe", "long-name"],
+    ids=["missing-folder", "in-a-file", "folder", "pipe", "long-name"],
 )
 def test_places_where_no_file_can_be(name: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ForceregError, match=says) as caught:
         write_text(tmp_path / name, "x")
     assert "\n" not in str(caught.value)
-    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "pipe"]
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "😀" * 63], ids=["ascii", "two-byte", "four-byte"])

@@ -31,7 +31,7 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
             said = str(error).partition(f"{printable(str(path))}: ")[2].rpartition(";")[0]
             reason = cause.strerror if isinstance(cause, OSError) else said
             where = "" if path in planned else f"{path.name}: "
-            absent = cause is None and not os.path.isdir(prefix.parent)
+            absent = said.startswith("there is no folder ") and not os.path.isdir(prefix.parent)
             fix = f"make the folder {prefix.parent} or " if absent else ""
             raise ForceregError(
                 f"{name}: cannot write snapshots to '{prefix}': {where}{reason}; {fix}correct snapshot_prefix"

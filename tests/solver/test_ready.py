@@ -121,7 +121,8 @@ def folder(name: str) -> Callable[[], object]:
 PLACES: list[tuple[str, Callable[[], object], str]] = [
     ("no/s", lambda: None, "there is no folder"),
     ("n\\033; o/s", lambda: None, r"n\x1b; o; make the folder "),
-    ("file/s", lambda: Path("file").write_text(""), "there is no folder"),
+    ("file/s", lambda: Path("file").write_text(""), "/file is no folder; correct snapshot_prefix"),
+    ("file/a/s", lambda: Path("file").write_text(""), "/file is no folder; correct snapshot_prefix"),
     ("s" * 240, lambda: None, "File name too long"),
     ("s" * 234, lambda: None, "File name too long"),
     ("d/" * 2500 + "s", lambda: None, "File name too long"),
