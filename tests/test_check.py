@@ -312,7 +312,12 @@ def test_a_damaged_record(here: Path) -> None:
 
 def test_force_without_force_mult(here: Path) -> None:
     report = edited(here, ("max_iter", "force_decay: 0.1 max_iter"))
-    assert any("nothing is regularized" in text for text in report.warnings)
+    assert any("no weight has force_mult: NOTHING IS REGULARIZED" in text for text in report.warnings)
+    for param in ("param { lr_mult: 0 force_mult: 1 }", "param { } param { force_mult: 1 }"):
+        put_net(here, more=param)
+        report = check_file("solver.prototxt")
+        assert any("at what doesn't learn or is a bias (ip): NOTHING" in text for text in report.warnings)
+        assert report.facts["force"] == "Degradation 0.1 on nothing"
     put_net(here, more="param { force_mult: 1 }")
     report = check_file("solver.prototxt")
     assert report.warnings == [] and report.facts["force"] == "Degradation 0.1 on ip"

@@ -24,6 +24,7 @@ from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
 from forcereg.solver.saving import check_room, check_saving, pair_size, saves
 from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
+from forcereg.solver.updater import forced_layers, without_force
 from forcereg.summary import FLOAT, size, summarize
 
 
@@ -59,12 +60,12 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
 
 
 def _check_force(file: SolverFile, train: Net, report: Report) -> None:
-    forced = [p for p in train.learnable if p.force_mult and p.blob.dim() >= 2]
-    if file.message.force_decay:
-        names = ", ".join(dict.fromkeys(p.layer for p in forced))
-        report.facts["force"] = f"{file.message.force_type} {file.message.force_decay:g} on {names or 'nothing'}"
-        if not forced:
-            report.warn(f"{file.name}: force_decay is set but no weight has force_mult: nothing is regularized")
+    p = file.message
+    if p.force_decay:
+        forced = forced_layers(train)
+        report.facts["force"] = f"{p.force_type} {p.force_decay:g} on {', '.join(forced) or 'nothing'}"
+        if text := without_force(train, p):
+            report.warn(f"{file.name}: {text}")
 
 
 def _check_weights(file: SolverFile, root: Path, train: Net, tests: Iterable[Net], report: Report) -> None:

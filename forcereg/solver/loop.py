@@ -42,7 +42,7 @@ from forcereg.solver.setup import complete_prefix, problems, solver_file, solver
 from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.steps import Steps
 from forcereg.solver.trouble import not_finite
-from forcereg.solver.updater import NO_FORCE, Updater
+from forcereg.solver.updater import Updater, without_force
 from forcereg.solver.window import LossWindow
 
 
@@ -116,8 +116,8 @@ class Solver:
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         self.last_snapshot: Path | None = None
-        if self.param.force_decay and not self.updater.regularizes:
-            self.warn(NO_FORCE.format(self.param.force_decay))
+        if self.param.force_decay and (text := without_force(self.net, self.param)):
+            self.warn(text)
         for path in ",".join(self.param.weights).split(","):
             if path.strip():
                 self.load_weights(resolve(self.root, path.strip()))

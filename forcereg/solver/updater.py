@@ -14,6 +14,7 @@ from forcereg.errors import ForceregError
 from forcereg.memory import check_room
 from forcereg.net import Net
 from forcereg.registry import solver_type
+from forcereg.schema.scan import shown
 from forcereg.snapshot import NET, Copies, Damaged, ModelFile, StateFile, damaged, fitted, take_over
 from forcereg.solver import update
 from forcereg.solver.force import ForceField
@@ -24,10 +25,26 @@ from forcereg.solver.state import to_array
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
 
-NO_FORCE = (
-    "force_decay is {:g} but no weight has force_mult: NOTHING IS REGULARIZED; "
-    "add `param {{ force_mult: 1 }}` to the layers whose filters should be coordinated"
-)
+
+def forced_layers(net: Net) -> list[str]:
+    """The layers with weights that feel a force: those with force_mult that learn and have filters."""
+    feeling = (one for one in net.learnable if one.force_mult and one.blob.dim() >= 2 and one.blob.requires_grad)
+    return list(dict.fromkeys(one.layer for one in feeling))
+
+
+def without_force(net: Net, p: Any) -> str:
+    """What to say where force_decay is set and nothing feels a force; '' where something does."""
+    given = ", ".join(dict.fromkeys(shown(one.layer) for one in net.learnable if one.force_mult))
+    why, fix = "no weight has force_mult", "add `param { force_mult: 1 }` to"
+    if forced_layers(net):
+        if p.force_iter == -1 or p.force_iter > 0:
+            return ""
+        why, fix = f"force_iter is {p.force_iter}, so it never begins", "remove force_iter, or set how long it acts on"
+    elif given:
+        why = f"force_mult stands only at what doesn't learn or is a bias ({given})"
+        fix = "set lr_mult there, or put `param { force_mult: 1 }` first in"
+    said = f"force_decay is {p.force_decay:g} but {why}: NOTHING IS REGULARIZED"
+    return f"{said}; {fix} the layers whose filters should be coordinated"
 
 
 class Updater:
