@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import stat
@@ -173,6 +174,13 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step. Raises ForceregError as `replace_file`."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_all(file: io.RawIOBase, data: bytes) -> None:
+    """Writes all of it; a disk that fills up takes a part first. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def _sync(path: Path) -> None:

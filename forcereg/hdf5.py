@@ -7,7 +7,6 @@ are opened by a `Reader` alone, and only plain groups and datasets whose values 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from math import prod
 from typing import BinaryIO, TypeAlias
@@ -15,6 +14,7 @@ from typing import BinaryIO, TypeAlias
 import h5py
 import numpy as np
 
+from forcereg.hdf5text import REFERENCE, Texts
 from forcereg.memory import free_memory
 
 Member: TypeAlias = h5py.Group | h5py.Dataset
@@ -33,8 +33,6 @@ SPARE = 64 << 20
 RATIO = 1032
 """How many times their bytes in the file compressed values may take: deflate can't do more."""
 _ATTRIBUTES = 1000
-_CONTINUED, _ATTRIBUTE = 16, 12  # messages of an object's header
-_HEADER = 1 << 20  # bytes of a header's block that are looked at; a message has at most 64 KiB
 _WIDEST = 16  # bytes of a number
 _FILTERS = frozenset((
     h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SZIP,
@@ -55,7 +53,8 @@ class Reader:
 
     def __init__(self, file: h5py.File, size: int, raw: BinaryIO | None = None) -> None:
         self.root: h5py.Group = file["/"]
-        self._size, self._raw = size, None if file.userblock_size else raw
+        plain = not file.userblock_size and file.id.get_create_plist().get_sizes() == (8, 8)
+        self._texts = Texts(raw, size) if raw is not None and plain else None
         self._stored, self._spare, self._count = size, SPARE, 0
         self._walked: set[int] = set()
 
@@ -81,9 +80,9 @@ class Reader:
             yield name, self._open(group, name)
 
     def values(self, dataset: h5py.Dataset) -> np.ndarray:
-        """The values of a dataset in the machine's byte order; a text as bytes."""
+        """The numbers of a dataset in the machine's byte order."""
         if is_text(dataset):
-            self._check_text(dataset)
+            raise Refused(f"{_shown(dataset.name)} is a text; expected numbers")
         self.reserve(dataset)
         values = np.asarray(dataset[()])
         return values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -107,36 +106,40 @@ class Reader:
         count = h5py.h5a.get_num_attrs(group.id)
         if count > _ATTRIBUTES:
             raise Refused(f"{_shown(group.name)} has {count:,} attributes; expected at most {_ATTRIBUTES:,}")
-        found = {}
-        lengths = {} if self._raw is None else text_lengths(self._raw, h5py.h5o.get_info(group.id).addr)
+        found: dict[str, str] = {}
+        if self._texts is None:
+            return found
+        references = self._texts.attributes(h5py.h5o.get_info(group.id).addr)
         for index in range(count):
             attribute = h5py.h5a.open(group.id, index=index)
             kind = attribute.get_type()
             scalar = attribute.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
-            if kind.get_class() == h5py.h5t.STRING and kind.is_variable_str() and scalar and attribute.name in lengths:
-                name = text_of(attribute.name)
-                self._take_text(f"attribute {_shown(name)}", lengths[attribute.name])
-                found[name] = str(group.attrs[name])
+            is_plain = scalar and kind.get_class() == h5py.h5t.STRING and kind.is_variable_str()
+            if is_plain and attribute.name in references:
+                text = self._texts.text(references[attribute.name])
+                self._take(len(text), "the attributes")
+                found[text_of(attribute.name)] = text_of(text)
         return found
 
-    def _check_text(self, dataset: h5py.Dataset) -> None:
+    def text(self, dataset: h5py.Dataset) -> bytes:
+        """The single text that a dataset holds."""
         where = _shown(dataset.name)
-        if prod(dataset.shape) != 1:  # many may be one in the file
-            raise Refused(f"{where} holds {prod(dataset.shape):,} texts; expected one")
-        if dataset.id.get_type().is_variable_str():
-            place = dataset.id.get_offset()
-            if self._raw is None or place is None:
-                raise Refused(
-                    f"{where} is a text in chunks, in the header or behind a user block; expected a plain one"
-                )
-            self._take_text(where, int.from_bytes(_read(self._raw, place, 4), "little"))
+        if not is_text(dataset) or prod(dataset.shape) != 1:  # many texts may be one in the file
+            raise Refused(f"{where} holds {prod(dataset.shape):,} values of type {dataset.dtype}; expected one text")
+        if not dataset.id.get_type().is_variable_str():
+            self.reserve(dataset)
+            return bytes(np.asarray(dataset[()]).item())
+        place = dataset.id.get_offset()
+        if self._texts is None or place is None:
+            raise Refused(f"{where} is a text in chunks or behind a user block; expected a plain one")
+        text = self._texts.text(self._texts.at(place, REFERENCE))
+        self._take(len(text), where)
+        return text
 
-    def _take_text(self, where: str, length: int) -> None:
-        """Counts a text that HDF5 would reserve the memory for before it looks whether the file holds it."""
-        if length > self._stored:
-            raise Refused(
-                f"{where} declares {length:,} bytes of text, but the file holds {self._stored:,} bytes for them"
-            )
+    def _take(self, length: int, where: str) -> None:
+        """Counts bytes of text; many may be the same in the file."""
+        if length > self._stored + self._spare:
+            raise Refused(f"{where}: texts of more bytes than the file has")
         self._stored -= length
 
     def _open(self, group: h5py.Group, name: str) -> Member:
@@ -174,36 +177,6 @@ def _check(where: str, dataset: h5py.Dataset) -> None:
 def is_text(dataset: h5py.Dataset) -> bool:
     """Whether a dataset holds text."""
     return bool(dataset.id.get_type().get_class() == h5py.h5t.STRING)
-
-
-def text_lengths(raw: BinaryIO, place: int) -> dict[bytes, int]:
-    """Attribute -> bytes that it says its text has, from the header of the object at `place` (its oldest version).
-
-    Of texts alone this is so: the first four bytes of a value are its length.
-    """
-    lengths = {}
-    blocks = [(place + 16, int.from_bytes(_read(raw, place + 8, 4), "little"))]
-    for start, length in blocks:  # grows: header messages go on elsewhere
-        block, position = _read(raw, start, length), 0
-        while position + 8 <= len(block):
-            kind, size = struct.unpack_from("<HH", block, position)
-            body = block[position + 8 : position + 8 + size]
-            position += 8 + size
-            if kind == _CONTINUED and len(body) >= 16 and len(blocks) < _ATTRIBUTES:
-                blocks.append(struct.unpack_from("<QQ", body))
-            elif kind == _ATTRIBUTE and len(body) >= 9:
-                version, _, *sizes = struct.unpack_from("<BBHHH", body)
-                begin, unit = (9, 1) if version == 3 else (8, 8 if version == 1 else 1)
-                value = begin + sum(-(-size // unit) * unit for size in sizes)
-                name = body[begin : begin + sizes[0]].partition(b"\0")[0]
-                lengths[name] = int.from_bytes(body[value : value + 4], "little")
-    return lengths
-
-
-def _read(raw: BinaryIO, start: int, length: int) -> bytes:
-    """Bytes of a file, fewer at its end."""
-    raw.seek(min(start, 1 << 62))
-    return raw.read(min(length, _HEADER))
 
 
 def text_of(name: str | bytes) -> str:

@@ -34,6 +34,7 @@ ORDER = (
     "capture",
     "rules",
     "spec",
+    "hdf5text",
     "hdf5",
     "background",
     "layers",

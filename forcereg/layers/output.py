@@ -197,19 +197,22 @@ class Staged(io.FileIO):
         return size
 
     def commit(self) -> None:
-        """Writes the changes to the file: first all that makes it longer. Raises OSError."""
+        """Writes the changes to the file, first all that makes it longer. Raises OSError, the file being as before."""
         descriptor = self.fileno()
+        inside = [(at, data) for at, data in self._writes if at < self._old]
+        before = [(at, os.pread(descriptor, len(data), at)) for at, data in inside]
         try:
             os.truncate(descriptor, self._size)
             for at, data in self._writes:
                 if at >= self._old:
                     _write_all(descriptor, data[: self._size - at], at)
+            for at, data in inside:
+                _write_all(descriptor, data, at)
         except OSError:
+            for at, data in reversed(before):
+                _write_all(descriptor, data, at)
             os.truncate(descriptor, self._old)
             raise
-        for at, data in self._writes:
-            if at < self._old:
-                _write_all(descriptor, data, at)
 
 
 def _write_all(descriptor: int, data: bytes, position: int) -> None:

@@ -103,7 +103,7 @@ def _read_state(reader: Reader, path: Path) -> StateFile:
         path,
         iteration=_get_count(reader, found["iter"]),
         current_step=_get_count(reader, found["current_step"]),
-        learned_net=os.fsdecode(_get_text(reader, found["learned_net"])),
+        learned_net=os.fsdecode(reader.text(_dataset(found["learned_net"]))),
         history=list(history.values()),
         extra=None if extra is None else _get_extra(reader, _group(extra)),
     )
@@ -159,7 +159,9 @@ def _put_c_string(file: h5py.File, name: str, text: bytes) -> None:
     """A fixed-length, null-terminated scalar string; h5py's high-level calls would pad without the null."""
     kind = h5py.h5t.C_S1.copy()
     kind.set_size(len(text) + 1)
-    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_obj_track_times(False)  # as h5py's own: the same state gives the same bytes
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR), settings)
     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(text, f"S{len(text) + 1}"), mtype=kind)
 
 
@@ -185,7 +187,7 @@ def _get_value(reader: Reader, member: Member) -> Any:
     if isinstance(member, h5py.Group):
         return _get_extra(reader, member)
     if is_text(member):
-        return _get_text(reader, member).decode()
+        return reader.text(member).decode()
     values = reader.values(member)
     return values if member.shape else values.item()
 
@@ -224,14 +226,6 @@ def _get_count(reader: Reader, member: Member | None) -> int:
     if values.size != 1 or values.dtype.kind not in "iu":
         raise Refused(f"{dataset.name!r} holds {values.size} values of type {values.dtype}; expected one whole number")
     return int(values.item())
-
-
-def _get_text(reader: Reader, member: Member | None) -> bytes:
-    """The text that a dataset holds. Raises Refused for anything else."""
-    dataset = _dataset(member)
-    if not is_text(dataset):
-        raise Refused(f"{dataset.name!r} is of type {dataset.dtype}; expected a text")
-    return bytes(reader.values(dataset).item())
 
 
 def _group(member: Member | None) -> h5py.Group:

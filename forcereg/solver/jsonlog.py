@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.files import refused
+from forcereg.files import refused, write_all
 from forcereg.solver.events import Event
 
 PIECE = 1 << 16
@@ -73,7 +73,7 @@ class JsonLog:
 
     def _write(self, text: str) -> None:
         try:
-            self._file.write(text.encode())
+            write_all(self._file, text.encode())
         except OSError as error:
             raise self._refused(error) from None
 
@@ -84,7 +84,10 @@ class JsonLog:
         """Writes what waits, and closes the file."""
         if self._waiting:
             self._begin(fresh=False)
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._refused(error) from None
 
 
 def _plain(value: Any) -> Any:
