@@ -92,9 +92,10 @@ def test_refusal(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, comman
     given = ["--solver", "solver.prototxt"] if command == "train" else ["--model", "net.prototxt", "--weights", "w"]
     code, out, err = cli(command, *given)
     assert (code, out) == (1, "")
+    which = " (in the TRAIN net)" if command == "train" else ""
     assert said(err).removeprefix(f"{folder}/") == (
         "net.prototxt:3: layer 'data': type Python runs code that the net names; if you trust the net, give "
-        "--allow-python-layers (allow_python_layers=True in Python)"
+        f"--allow-python-layers (allow_python_layers=True in Python){which}"
     )
 
 
@@ -138,5 +139,5 @@ def test_a_type_that_was_not_imported(folder: Path, cli: Cli, monkeypatch: pytes
     code, _, err = cli("train", "--solver", "solver.prototxt", "--allow-python-layers")
     assert code == 1
     text = "net.prototxt:6: layer 'mish': unknown layer type 'Mish'; "
-    own = 'for one of your own register a class by forcereg.layer("Mish") and give --import MODULE)'
+    own = 'for one of your own register a class by forcereg.layer("Mish") and give --import MODULE) (in the TRAIN net)'
     assert text in said(err) and said(err).endswith(own)

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,7 +61,7 @@ def test_phase_level_stage_and_weights(here: Path, cli: Cli) -> None:
     assert [("  accuracy\t" in err, "more\t" in err) for err in (train, test, deep)] == [
         (False, False), (True, False), (False, True),
     ]  # fmt: skip
-    snapshot.write_model(here / "w.caffemodel.h5", {"ip": {}})
+    snapshot.write_model(here / "w.caffemodel.h5", {"scale": {0: np.ones(4, np.float32), 1: np.zeros(4, np.float32)}})
     assert cli("time", "--model", "net.prototxt", "--iterations", 1, "--weights", "w.caffemodel.h5")[0] == 0
     code, _, err = cli("time", "--model", "net.prototxt", "--weights", "gone.h5")
     assert (code, "gone.h5" in said(err)) == (1, True)

@@ -152,7 +152,7 @@ def test_second_signal_to_the_launcher(
 ) -> None:
     monkeypatch.setattr(launch, "AGAIN", seconds)
     process = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"],
+        ["sleep", "60"],  # not Python, which a signal at its start ends otherwise
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
     )
