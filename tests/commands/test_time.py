@@ -62,7 +62,8 @@ def test_phase_level_stage_and_weights(here: Path, cli: Cli) -> None:
         (False, False), (True, False), (False, True),
     ]  # fmt: skip
     snapshot.write_model(here / "w.caffemodel.h5", {"scale": {0: np.ones(4, np.float32), 1: np.zeros(4, np.float32)}})
-    assert cli("time", "--model", "net.prototxt", "--iterations", 1, "--weights", "w.caffemodel.h5")[0] == 0
+    with pytest.warns(UserWarning, match="Layers left as initialised: conv, bn, ip"):
+        assert cli("time", "--model", "net.prototxt", "--iterations", 1, "--weights", "w.caffemodel.h5")[0] == 0
     code, _, err = cli("time", "--model", "net.prototxt", "--weights", "gone.h5")
     assert (code, "gone.h5" in said(err)) == (1, True)
 
