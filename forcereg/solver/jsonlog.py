@@ -8,6 +8,7 @@ last one of a run that failed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -72,9 +73,12 @@ class JsonLog:
         return 0
 
     def _write(self, text: str) -> None:
+        before = os.fstat(self._file.fileno()).st_size
         try:
             write_all(self._file, text.encode())
         except OSError as error:
+            with contextlib.suppress(OSError):  # a pipe or device keeps what it has got
+                self._file.truncate(before)  # no part of a line, which the next one would follow
             raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> ForceregError:
