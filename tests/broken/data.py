@@ -114,7 +114,12 @@ READING = [
     _later("later-record-of-another-size", "Data", LAYER.format("later_size_db"), "record '00000004': is 1x1x1 uint8"),
     _later("later-image-is-noise", "ImageData", IMAGES.format("later.txt"), "later.txt:2: "),
     _later("later-image-of-another-size", "ImageData", IMAGES.format("later_size.txt"), "later_size.txt:2: "),
-    _later("terabytes-of-rows", "HDF5Data", 'top: "rows" hdf5_data_param { source: "h5.txt" batch_size: 2 }', "'rows'"),
+    _later(
+        "terabytes-of-rows",
+        "HDF5Data",
+        'top: "rows" hdf5_data_param { source: "h5.txt" batch_size: 2 }',
+        "'/rows' declares",
+    ),
 ]
 
 PREFETCH = IMAGES.format("list.txt") + " data_param { prefetch: 4294967295 }"
