@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import forcereg
+from forcereg.report.table import Table, numeric
+from forcereg.terminal import console
 
+WIDTH = 110  # of the text, where nobody's terminal says less
 ROUNDS = 30  # forward passes of each net, taken in turn so that all see the same machine
 
 
@@ -40,9 +41,13 @@ def main() -> None:
     rows = {name: make_row(name, net, accuracies, float(error)) for name, net in nets.items()}
     for name, seconds in forward_times(nets).items():
         rows[name].milliseconds = 1000 * seconds
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    console.print(make_table(list(rows.values()), iterations, tuning, data))
-    console.print(conclusion(rows, float(error), int(images)))
+    make_table(list(rows.values()), iterations, tuning, data).show()
+    to = console()
+    to.width = min(to.width, WIDTH)
+    place = "GPU" if torch.cuda.is_available() else "CPU"
+    caption = "ranks: of conv1/conv2; MACs: multiply-accumulates for one image"
+    to.print(f"{caption}; ms: forward pass of a batch of 100 on the {place}", highlight=False)
+    to.print(conclusion(rows, float(error), int(images)), highlight=False)
 
 
 def read_accuracies(path: Path) -> dict[str, float]:
@@ -104,22 +109,15 @@ def forward_times(nets: dict[str, forcereg.Net]) -> dict[str, float]:
 
 def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Table:
     """One line per net, in percent, millions and milliseconds."""
-    place = "GPU" if torch.cuda.is_available() else "CPU"
-    caption = (
-        "ranks: of conv1/conv2; MACs: multiply-accumulates for one image; "
-        f"ms: forward pass of a batch of 100 on the {place}"
-    )
-    title = f"LeNet after {iterations} iterations on {data}"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("trained", "convolutions"):
-        table.add_column(heading)
-    for heading in ("ranks", "million MACs", "ms", "accuracy", f"fine-tuned for {tuning}"):
-        table.add_column(heading, justify="right")
+    numbers = numeric("ranks", "million MACs", "ms", "accuracy", f"fine-tuned for {tuning}")
+    table = Table("trained", "convolutions", *numbers, title=f"LeNet after {iterations} iterations on {data}")
     for row in rows:
         name = "without force" if row.kind == "plain" else "with force"
         tuned = f"{row.tuned:.1%}" if row.tuned is not None else ""
-        numbers = (row.ranks, f"{row.macs:.2f}", f"{row.milliseconds:.2f}", f"{row.accuracy:.1%}", tuned)
-        table.add_row(name, row.cut, *numbers, end_section=row.cut == "same ranks")
+        cells = (row.ranks, f"{row.macs:.2f}", f"{row.milliseconds:.2f}", f"{row.accuracy:.1%}", tuned)
+        table.row(name, row.cut, *cells)
+        if row.cut == "same ranks":
+            table.section()
     return table
 
 
