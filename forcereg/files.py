@@ -25,6 +25,7 @@ _FIXES = {
     errno.EPERM: "make its folder writable or write elsewhere",
     errno.EROFS: "write elsewhere",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENXIO: "have something read it first, or write elsewhere",
 }
 
 

@@ -38,7 +38,7 @@ class JsonLog:
         self._path = path
         self._waiting: list[str] | None = []
         try:
-            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self._file = _opened(path)
         except OSError as error:
             raise self._refused(error) from None
 
@@ -92,6 +92,15 @@ class JsonLog:
             self._file.close()
         except OSError as error:
             raise self._refused(error) from None
+
+
+def _opened(path: str | Path) -> Any:
+    """The file to append to, unbuffered; a pipe only while somebody reads it, as writing would wait for that."""
+    if not (os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)):
+        return open(path, "ab+", buffering=0)
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _plain(value: Any) -> Any:

@@ -133,6 +133,8 @@ def test_pipes_are_written_to(tmp_path: Path) -> None:
     assert json.loads(os.read(reader, 1000))["net"] == "n"
     log.close()
     os.close(reader)
+    with pytest.raises(ForceregError, match=r"cannot write .*: no such device or address; have something read it"):
+        JsonLog(path)  # else it would fill, and the run would wait for ever
 
 
 def test_file_that_cannot_be_written(tmp_path: Path) -> None:
