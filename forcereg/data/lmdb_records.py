@@ -76,6 +76,8 @@ class LmdbRecords(Records):
         last = b""
         value_of, head_of, number_at = _Pages(self).value, _NODE.unpack_from, _NUMBER.unpack_from
         for pages, at, nodes in self._leaves():
+            if index + len(nodes) > self._count:
+                self._fail(f"more than the {self._count} records that its header promises")
             if index + len(nodes) <= start:
                 index += len(nodes)
                 continue

@@ -20,7 +20,7 @@ from forcereg.data.budget import DECODING
 from forcereg.data.lmdb_records import LmdbRecords
 from forcereg.data.records import open_records
 from forcereg.errors import ForceregError
-from tests.data.lmdbs import numbered, put_leveldb, put_lmdb
+from tests.data.lmdbs import make_feed, numbered, put_leveldb, put_lmdb
 from tests.nursery import Nursery
 
 
@@ -119,6 +119,7 @@ DAMAGE = {
     "root": (4096 + 128, b"\xff\xff", "page 65535 of 11 is named"),
     "last page": (4096 + 136, b"\xff", "its header promises 1048576"),
     "entries": (4096 + 120, b"\x09", "8 records, its header promises 9"),
+    "fewer entries": (4096 + 120, b"\x07", "more than the 7 records that its header promises"),
     "leaf": (2 * 4096 + 10, b"\1", "page 2 is no leaf"),
     "number": (2 * 4096, b"\3", "page 2 is no leaf"),
     "bounds": (2 * 4096 + 12, b"\0\xff", "page 2 has"),
@@ -133,6 +134,17 @@ def test_damage_is_one_line_that_says_where(damage: str, tmp_path: Path) -> None
     damaged(tmp_path / "db", at, data)
     with pytest.raises(ForceregError, match=rf"/db: not a readable LMDB \(.*{expected}.*copy or write it again"):
         list(LmdbRecords(tmp_path / "db").read())
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30], ids=["streamed", "in memory"])
+def test_more_records_than_promised_end_a_feed_in_one_line(budget: int, tmp_path: Path) -> None:
+    put_lmdb(tmp_path / "db", numbered(300))
+    damaged(tmp_path / "db", 4096 + 120, struct.pack("<Q", 271))
+    feed = make_feed(tmp_path, batch=32, budget=budget)
+    with pytest.raises(ForceregError, match="more than the 271 records that its header promises"):
+        for _ in range(12):
+            feed.next()
+    feed.close()
 
 
 def test_a_circle_of_branches_ends(tmp_path: Path) -> None:
