@@ -14,6 +14,9 @@ from forcereg.data.decoding import Color, decode_image
 from forcereg.data.records import record_error
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
+from forcereg.schema.wire import COUNTED, varint
+
+DATA_TAG = varint(Datum.DATA_FIELD_NUMBER << 3 | COUNTED)
 
 
 class SizeDiffers(ForceregError):
@@ -23,21 +26,12 @@ class SizeDiffers(ForceregError):
 def serialized(pixels: np.ndarray, label: int) -> bytearray:
     """The Datum of uint8 pixels (C, H, W) and a label: protobuf's bytes, with a single copy of the pixels."""
     channels, height, width = pixels.shape
-    head = Datum(channels=channels, height=height, width=width).SerializeToString() + _data_tag(pixels.size)
+    head = Datum(channels=channels, height=height, width=width).SerializeToString() + DATA_TAG + varint(pixels.size)
     tail = Datum(label=label).SerializeToString()
     value = bytearray(len(head) + pixels.size + len(tail))
     value[: len(head)], value[len(value) - len(tail) :] = head, tail
     np.frombuffer(value, np.uint8, pixels.size, len(head)).reshape(pixels.shape)[:] = pixels
     return value
-
-
-def _data_tag(size: int) -> bytes:
-    """What stands in front of `size` bytes of the field data: its number and kind, and the size in groups of 7 bits."""
-    groups = [Datum.DATA_FIELD_NUMBER << 3 | 2]
-    while size > 0x7F:
-        groups.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([*groups, size])
 
 
 def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:

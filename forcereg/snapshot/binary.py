@@ -27,9 +27,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
-from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState
+from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState, wire
 from forcereg.schema.blobs import LEGACY
-from forcereg.snapshot import container, wire
+from forcereg.snapshot import container
 from forcereg.snapshot.content import ModelFile, StateFile, as_floats, float_bytes
 
 LIMIT = (1 << 31) - 1

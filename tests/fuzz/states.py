@@ -106,7 +106,8 @@ def edits(file: h5py.File, count: int, chance: random.Random, where: str = "/") 
 
 def rewrite(path: Path, state: StateFile, image: bytes, chance: random.Random) -> None:
     """The binary state with another image of `extra`."""
-    from forcereg.snapshot import binary, container, wire
+    from forcereg.schema import wire
+    from forcereg.snapshot import binary, container
 
     pieces = binary.state_pieces(
         StateFile(path, state.iteration, state.current_step, state.learned_net, state.history, None)
