@@ -112,10 +112,16 @@ def per_axis(repeated: Sequence[int], named: Sequence[int | None], dims: int, ne
 
 
 def set_field(param: Any, field: str, values: list[int]) -> None:
-    """Sets a window field, in the shortest way: nothing for what is neutral anyway, but for the kernel."""
+    """Sets a window field, in the shortest way: nothing for what is neutral anyway, but for the kernel.
+
+    Two values that differ go into `_h` and `_w`, which every reader of prototxts knows; dilation has none in Caffe.
+    """
     if len(set(values)) <= 1:
         values = values[:1] or [NEUTRAL[field]]
-    if field == "kernel_size" or any(value != NEUTRAL[field] for value in values):
+    if len(values) == 2 and field in AXES:
+        for name, value in zip(AXES[field], values, strict=True):
+            setattr(param, name, value)
+    elif field == "kernel_size" or any(value != NEUTRAL[field] for value in values):
         getattr(param, field)[:] = values
 
 

@@ -11,6 +11,7 @@ from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Decomposition, Selection, decompose
 from forcereg.lowrank.merge import find_chains, merge
 from forcereg.lowrank.ranks import Whole, by_error, by_list
+from forcereg.lowrank.rewrite import AXES
 from forcereg.schema.text import NetFile, parse_net, to_text
 from tests.lowrank.test_rewrite import CONVOLUTIONS, FILLERS, INPUT, arrays, convolution, fill, outputs_agree
 
@@ -173,9 +174,29 @@ def test_the_merged_layer_reads_as_it_was_written() -> None:
     file = parse_net(INPUT + convolution(body))
     once = decompose(file, arrays(load_net(file)), by_list([4]), selection=Selection("vh"))
     net, _ = merge(once.net, once.weights, find_chains(once.net, once.weights))
-    expected = "num_output: 6 kernel_size: 3 kernel_size: 2 stride: 2 pad: 1 group: 2"
     param = net.layer[1].convolution_param
-    assert param == text_format.Parse(expected, type(param)())
+    assert param == text_format.Parse(body, type(param)())
+
+
+@pytest.mark.parametrize("body", WINDOWS.values(), ids=list(WINDOWS))
+@pytest.mark.parametrize("method", ["vh", "cp", "tucker2"])
+def test_chains_written_with_a_value_for_each_axis_are_known_too(method: str, body: str) -> None:
+    """As earlier versions wrote them: kernel_size, pad and stride several times."""
+    file = parse_net(INPUT + convolution(f"{body} {FILLERS}"))
+    result = decompose(file, arrays(load_net(file, seed=1)), by_error(0), selection=Selection(method))
+    old = type(result.net)()
+    old.CopyFrom(result.net)
+    for layer in old.layer[1:]:
+        param = layer.convolution_param
+        for field, names in AXES.items():
+            if values := [getattr(param, name) for name in names if param.HasField(name)]:
+                getattr(param, field)[:] = values
+                for name in names:
+                    param.ClearField(name)
+    assert load_net(to_text(old)).shapes == load_net(to_text(result.net)).shapes
+    merged, _ = merge(old, result.weights, find_chains(old, result.weights))
+    assert merged == merge(result.net, result.weights, find_chains(result.net, result.weights))[0]
+    assert [layer.name for layer in merged.layer] == ["in", "c"]
 
 
 def test_composed_in_float64() -> None:

@@ -12,9 +12,11 @@ from google.protobuf import text_format
 from forcereg.cost import lowrank_speedup
 from forcereg.errors import ForceregError, UsageError
 from forcereg.load import load_net, net_shapes
-from forcereg.lowrank.decompose import Decomposition, decompose
+from forcereg.lowrank.decompose import Decomposition, Selection, decompose
 from forcereg.lowrank.ranks import by_error, by_list
+from forcereg.lowrank.rewrite import AXES, set_field
 from forcereg.net import Net
+from forcereg.schema import ConvolutionParameter
 from forcereg.schema.text import NetFile, parse_net, read_net, to_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -127,6 +129,47 @@ def test_what_each_layer_keeps() -> None:
     shapes = {name: {i: blob.shape for i, blob in blobs.items()} for name, blobs in result.weights.items()}
     assert shapes["c_lowrank"] == {0: (4, 2, 3, 2)}
     assert shapes["c_linear"] == {0: (6, 2, 1, 1), 1: (6,)}
+
+
+@pytest.mark.parametrize(
+    ("body", "windows"),
+    [
+        pytest.param("kernel_size: 3", ["kernel_h: 3 kernel_w: 1", "kernel_h: 1 kernel_w: 3"], id="kernel"),
+        pytest.param(
+            "kernel_size: 3 pad: 1 stride: 2",
+            ["kernel_h: 3 kernel_w: 1 pad_h: 1 pad_w: 0 stride_h: 2 stride_w: 1",
+             "kernel_h: 1 kernel_w: 3 pad_h: 0 pad_w: 1 stride_h: 1 stride_w: 2"],
+            id="all",
+        ),
+        pytest.param(
+            "kernel_h: 3 kernel_w: 2 pad_w: 1 dilation: 2",
+            ["kernel_h: 3 kernel_w: 1 dilation: 2 dilation: 1",
+             "kernel_h: 1 kernel_w: 2 pad_h: 0 pad_w: 1 dilation: 1 dilation: 2"],
+            id="dilation-has-no-names",
+        ),
+        pytest.param("kernel_size: 1 kernel_size: 1", ["kernel_size: 1", "kernel_size: 1"], id="equal"),
+    ],
+)  # fmt: skip
+def test_windows_of_two_axes_are_written_by_name(body: str, windows: list[str]) -> None:
+    """Readers of prototxts that take one kernel_size, pad and stride know `_h` and `_w`."""
+    file = parse_net(INPUT + convolution(f"num_output: 6 {body}"))
+    made = decompose(file, arrays(load_net(file, seed=1)), by_error(0), selection=Selection("vh")).net
+    fields = [name for field, names in AXES.items() for name in (field, *names)] + ["dilation"]
+    for layer, window in zip(made.layer[1:], windows, strict=True):
+        param = layer.convolution_param
+        expected = text_format.Parse(window, type(param)())
+        for name in {field.name for field in param.DESCRIPTOR.fields}.difference(fields):
+            param.ClearField(name)
+        assert param == expected
+
+
+def test_windows_of_three_axes_have_a_value_for_each() -> None:
+    param = ConvolutionParameter()
+    set_field(param, "kernel_size", [3, 1, 1])
+    set_field(param, "pad", [1, 0, 0])
+    assert param == text_format.Parse(
+        "kernel_size: 3 kernel_size: 1 kernel_size: 1 pad: 1 pad: 0 pad: 0", type(param)()
+    )
 
 
 def test_train_and_test_phases_and_other_layers_stay() -> None:
