@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from forcereg.errors import ForceregError
 from forcereg.files import read_file, write_bytes
 from forcereg.schema import BlobProto
-from forcereg.schema.blobs import MOST
+from forcereg.schema.blobs import MOST, blob_values
 
 
 def read_mean(path: Path) -> np.ndarray:
@@ -24,8 +24,7 @@ def read_mean(path: Path) -> np.ndarray:
         raise ForceregError(
             f"mean_file {path}: not a BlobProto; expected a binary file as compute_image_mean writes"
         ) from error
-    with np.errstate(over="ignore", under="ignore"):
-        values = np.array(blob.data or blob.double_data, np.float32)
+    values = blob_values(blob, f"mean_file {path}")
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]

@@ -14,6 +14,8 @@ from forcereg.files import read_file
 from forcereg.schema import BlobProto
 
 LEGACY = ("num", "channels", "height", "width")
+RAW = {0: "<f8", 1: "<f4", 2: "<f2"}
+"""Types of `raw_data`, in which other programs than Caffe store values: DOUBLE, FLOAT and FLOAT16."""
 MOST = 1 << 29
 """Bytes of a BlobProto's file: a mean image of 100 megapixels of floats, or an infogain matrix of 10,000 classes."""
 
@@ -23,12 +25,34 @@ def blob_array(blob: Any, what: str) -> np.ndarray:
 
     Raises ForceregError, opened by `what`, unless it holds as many values as its shape says.
     """
-    values = np.array(blob.data or blob.double_data, np.float32)
+    values = blob_values(blob, what)
     legacy = any(blob.HasField(name) for name in LEGACY)
     shape = tuple(getattr(blob, name) for name in LEGACY) if legacy else tuple(blob.shape.dim)
     if min(shape, default=0) < 0 or values.size != prod(shape):
         raise ForceregError(f"{what} holds {values.size} values in shape {list(shape)}; expected one value each")
     return values.reshape(shape)
+
+
+def raw_type(blob: Any, what: str) -> np.dtype[Any]:
+    """What a BlobProto's `raw_data` is made of. Raises ForceregError, opened by `what`, for what can't be weights."""
+    if not blob.HasField("raw_data_type") or blob.raw_data_type not in RAW:
+        number = blob.raw_data_type if blob.HasField("raw_data_type") else None
+        found = "an unknown type" if number is None else f"type {blob.RawType.Name(number)}"
+        known = ", ".join(map(blob.RawType.Name, sorted(RAW)))
+        raise ForceregError(f"{what} has raw_data of {found}; expected {known}")
+    return np.dtype(RAW[blob.raw_data_type])
+
+
+def blob_values(blob: Any, what: str) -> np.ndarray:
+    """The values of a BlobProto, flat, as float32: too large ones become infinite. Raises ForceregError as `raw_type`,
+    and for a part of a number."""
+    with np.errstate(over="ignore", under="ignore"):
+        if blob.data or blob.double_data or not blob.raw_data:
+            return np.array(blob.data or blob.double_data, np.float32)
+        kind = raw_type(blob, what)
+        if rest := len(blob.raw_data) % kind.itemsize:
+            raise ForceregError(f"{what} has raw_data that ends in {rest} bytes of a {kind.itemsize}-byte number")
+        return np.frombuffer(blob.raw_data, kind).astype(np.float32)
 
 
 def read_blob(path: Path, what: str) -> np.ndarray:

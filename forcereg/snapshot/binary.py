@@ -9,6 +9,9 @@ Caffe does not know and skips, in both messages the same:
     16002  the extra state, as the image of an HDF5 file
     16003  the checksum: ends the file
 
+Of other programs' files, values that lie as bytes in one type are read too: half precision, of NVIDIA's fork and of
+OpenCV's shrinkCaffeModel. Their diffs are skipped.
+
 A program that parses and writes such a file anew keeps these fields, but behind Caffe's: then the checksum is
 the old file's and isn't looked at.
 """
@@ -28,7 +31,7 @@ from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState, wire
-from forcereg.schema.blobs import LEGACY
+from forcereg.schema.blobs import LEGACY, blob_values, raw_type
 from forcereg.snapshot import container
 from forcereg.snapshot.content import ModelFile, StateFile, as_floats, float_bytes
 
@@ -42,6 +45,7 @@ _MODEL = {1: 2, 2: 2, 3: 2, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
 _STATE = {1: 0, 2: 2, 3: 2, 4: 0}
 _PACKED = {5: "<f4", 6: "<f4", 8: "<f8", 9: "<f8"}  # the numbers of a BlobProto
 _DATA, _DIFF = ((8, "double_data"), (5, "data")), ((9, "double_diff"), (6, "diff"))  # Caffe prefers doubles, too
+_RAW = (12, 13)  # values and diffs as bytes, of other programs
 # wire.Damage is a ValueError; DecodeError is what the C runtime raises, the pure Python one lets others through
 _DAMAGE = (DecodeError, OSError, ValueError, IndexError, RecursionError, struct.error)
 _NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\v\f\r")  # every message has some of these, no prototxt does
@@ -251,10 +255,12 @@ def _get_blob(raw: BinaryIO, field: wire.Field, where: str) -> _Blob:
     parts = list(takewhile(_is_usual, wire.fields(raw, field.start, field.end)))
     if (parts[-1].end if parts else field.start) < field.end:  # a field for each number: protobuf reads these faster
         parts = [field._replace(number=0, begin=field.start)]
-    rest = BlobProto.FromString(_joined(raw, (part for part in parts if part.number not in _PACKED)))
+    rest = BlobProto.FromString(_joined(raw, (part for part in parts if part.number not in (*_PACKED, *_RAW))))
     legacy = any(rest.HasField(name) for name in LEGACY)
     shape = tuple(getattr(rest, name) for name in LEGACY) if legacy else tuple(rest.shape.dim)
     data, diff = (_numbers(raw, parts, rest, fields) for fields in (_DATA, _DIFF))
+    if not data.size:
+        data = _raw_numbers(raw, parts, rest, where)
     if min(shape, default=0) < 0 or len(shape) > 32 or data.size != prod(shape) or diff.size not in (0, data.size):
         raise ForceregError(f"{where} holds {data.size} values in shape {list(shape)}; expected one value each")
     return _Blob(data.reshape(shape), diff.reshape(shape) if diff.size else None, legacy)
@@ -272,6 +278,14 @@ def _numbers(raw: BinaryIO, parts: Sequence[wire.Field], rest: Any, fields: Iter
         if len(arrays[0]):
             return as_floats(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     return np.empty(0, np.float32)
+
+
+def _raw_numbers(raw: BinaryIO, parts: Sequence[wire.Field], rest: Any, where: str) -> np.ndarray:
+    """The values that are there as bytes, as float32. Raises ForceregError for a type that weights don't have."""
+    found = [part for part in parts if (part.number, part.wire) == (_RAW[0], wire.COUNTED)]
+    if not found:
+        return blob_values(rest, where)
+    return as_floats(wire.read_array(raw, found[-1], raw_type(rest, where).str))
 
 
 def _joined(raw: BinaryIO, parts: Iterable[wire.Field]) -> bytes:
