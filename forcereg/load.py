@@ -81,6 +81,8 @@ def shape_net(
     Data layers whose shapes aren't given have their sources opened. Raises ForceregError.
     """
     spec = net_spec(net_file(model), phase, level, stages)
+    for text in spec.warnings:
+        warnings.warn(text, stacklevel=2)
     with torch.device("meta"):
         net = Net(spec, None, input_shapes, allow_python_layers=allow_python_layers)
     _check_given(net, input_shapes)

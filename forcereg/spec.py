@@ -115,7 +115,7 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None, title: Title
         for problem in problems(layers, file, state, title):
             raise problem
         sources = _sources(layers)
-        warnings = _consumed_losses(layers, sources)
+        warnings = (*file.warnings, *_consumed_losses(layers, sources))
         layers = insert_splits(layers)
     return NetSpec(
         name=file.message.name,
@@ -127,7 +127,7 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None, title: Title
         root=root,
         force_backward=file.message.force_backward,
         debug_info=file.message.debug_info,
-        warnings=tuple(warnings),
+        warnings=warnings,
         title=title.short(state),
     )
 

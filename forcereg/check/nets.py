@@ -49,6 +49,8 @@ def check_net(choice: NetChoice, root: Path, options: Options, report: Report) -
 
 def _check_net(choice: NetChoice, root: Path, options: Options, report: Report) -> Net | None:
     before = report.troubles
+    for text in choice.file.warnings:
+        report.warn(text)
     layers = kept_layers(choice.file, choice.state, root)
     own = (choice.file, choice.state, choice.title)
     for problem in (*rule_problems(*own), *problems(layers, *own)):

@@ -244,6 +244,8 @@ def read_weights(snapshot: str | Path) -> ModelFile:
 
 def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
     """The net of --model or of the snapshot, and the root of its relative paths. Raises ForceregError."""
+    import warnings
+
     from forcereg.load import net_root
     from forcereg.schema.text import parse_net, read_net
 
@@ -251,6 +253,8 @@ def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
     if model is None and text is None:
         raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
     file = read_net(model) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
+    for line in file.warnings:
+        warnings.warn(line, stacklevel=2)
     compare(weights, file)
     root = net_root(file)
     if model is not None:

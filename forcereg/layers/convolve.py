@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Shape
+from forcereg.schema.synonyms import left_over
 from forcereg.spec import MAX_COUNT, LayerSpec
 
 LONG_SUM = 256
@@ -86,6 +87,8 @@ class Geometry:
     @classmethod
     def read(cls, spec: LayerSpec, spatial: int) -> Geometry:
         """The layer's convolution_param for that many spatial axes; raises ForceregError."""
+        if wrong := left_over(spec.message.convolution_param):
+            raise spec.fail(wrong)
         kernel = _per_axis(spec, "kernel_size", spatial, 0)
         if not all(kernel):
             raise spec.fail("kernel_size is missing; set kernel_size, or kernel_h and kernel_w")

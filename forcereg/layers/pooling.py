@@ -15,6 +15,7 @@ from torch import Tensor
 from forcereg.layers.base import Layer, Shape
 from forcereg.registry import layer
 from forcereg.schema import PoolingParameter
+from forcereg.schema.synonyms import left_over
 from forcereg.spec import MAX_COUNT, LayerSpec
 
 
@@ -68,6 +69,8 @@ class Pooling(Layer):
         message = spec.message.pooling_param
         if len(shapes[0]) != 4:
             raise spec.fail(f"bottom {list(shapes[0])} must have 4 axes (N, C, H, W)")
+        if wrong := left_over(message):
+            raise spec.fail(wrong)
         self.method = PoolingParameter.PoolMethod.Name(message.pool)
         if len(spec.tops) > 1 and self.method != "MAX":
             raise spec.fail(f"a second top (the mask) goes with MAX only; found {self.method}")

@@ -105,7 +105,7 @@ class Deconvolution(_ConvolutionBase):
 
 @layer(
     "Im2col",
-    "convolution_param.kernel_size,kernel_h,kernel_w,stride,stride_h,stride_w,pad,pad_h,pad_w,dilation,axis",
+    "convolution_param.kernel_size,kernel_h,kernel_w,stride,stride_h,stride_w,pad,pad_h,pad_w,dilation,hole,hole_h,hole_w,axis",
 )
 class Im2col(Layer):
     """What lies under a convolution's kernel at each position: (N, C*k*k, H', W'), kernel positions fastest."""

@@ -47,6 +47,8 @@ class NetFile:
     """The text as given; for binary nets the upgraded net's text, without weights."""
     lines: tuple[int | None, ...]
     """Line of `message.layer[i]` in the text, from 1; None where it has none (binary, made by an upgrade)."""
+    warnings: tuple[str, ...] = ()
+    """What the file has and the message hasn't, one line each."""
 
     def where(self, i: int) -> str:
         """'net.prototxt:41: layer 'conv1'', the beginning of every error about layer `i`."""
@@ -133,8 +135,8 @@ def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
 def _net_file(
     message: Any, name: str, text: str | None, source_lines: tuple[int, ...], input_line: int | None = None
 ) -> NetFile:
-    upgraded, lines = upgrade_net(message, name, source_lines, input_line)
-    return NetFile(upgraded, name, _text_without_weights(upgraded) if text is None else text, lines)
+    net, lines, warnings = upgrade_net(message, name, source_lines, input_line)
+    return NetFile(net, name, _text_without_weights(net) if text is None else text, lines, warnings)
 
 
 def _text_without_weights(net: Any) -> str:

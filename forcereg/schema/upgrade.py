@@ -1,18 +1,19 @@
 """Older forms of nets and solvers to today's: V0 and V1 layers, inputs outside layers, renamed fields.
 
 Pure functions; the argument stays as it is. They do what Caffe does when it reads a file, except that inline
-nets of a solver are upgraded too, and that options an upgrade would lose are errors.
+nets of a solver are upgraded too, and that fields of forks are put into Caffe's words where it has some for them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from forcereg.errors import ForceregError, did_you_mean, storable
 from forcereg.schema import NetParameter, SolverParameter, V1LayerParameter
 from forcereg.schema.scan import shown
+from forcereg.schema.synonyms import in_caffes_words
 
 Lines = tuple[int | None, ...]
 
@@ -89,15 +90,25 @@ _V0_RENAMED = {
     "shuffle_images": "shuffle",
 }
 _V0_KEPT = ("blobs", "blobs_lr", "weight_decay", "hdf5_output_param")
+_V0_NET = ("name", "force_backward", "input", "input_dim")
+_LEFT_OUT = "left out, as Caffe does; remove it"
 _INPUT_FIELDS = ("input", "input_shape", "input_dim")
 _DATA_PARAMS = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
 _TRANSFORM = ("scale", "mean_file", "crop_size", "mirror")
 
 
+class Upgraded(NamedTuple):
+    """A net with `layer` entries only, the source line of each, and what was left out of it, one line each."""
+
+    net: Any
+    lines: Lines
+    warnings: tuple[str, ...]
+
+
 def upgrade_net(
     net: Any, name: str = "<net>", lines: Sequence[int | None] = (), input_line: int | None = None
-) -> tuple[Any, Lines]:
-    """`net` with `layer` entries only, and the source line of each.
+) -> Upgraded:
+    """`net` in today's form.
 
     `lines[i]` is the line of layer i of `net`, in whichever form it has; () if there are none. `input_line` is that of
     its first `input`, for the layer made of these. Raises ForceregError, beginning with `name`, for a net without
@@ -107,8 +118,9 @@ def upgrade_net(
         raise ForceregError(f"{name}: `layer` and `layers` in one net; make all of them `layer {{ ... }}`")
     count = len(net.layer) or len(net.layers)
     kept: list[int | None] = list(lines) if len(lines) == count else [None] * count
+    warnings: list[str] = []
     if any(layer.HasField("layer") for layer in net.layers):
-        net, kept = _from_v0(net, name, kept)
+        net, kept = _from_v0(net, name, kept, warnings)
     result = NetParameter()
     for field, value in net.ListFields():
         if field.name not in ("layer", "layers", *_INPUT_FIELDS):
@@ -126,7 +138,8 @@ def upgrade_net(
         raise ForceregError(f"{name}: the net has no layers")
     for layer in result.layer:
         _freeze_batch_norm(layer)
-    return result, tuple(kept)
+        in_caffes_words(layer)
+    return Upgraded(result, tuple(kept), tuple(warnings))
 
 
 def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
@@ -147,19 +160,22 @@ def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
         result.ClearField("solver_type")
     for field in ("net_param", "train_net_param"):
         if result.HasField(field):
-            getattr(result, field).CopyFrom(upgrade_net(getattr(result, field), f"{name}: {field}")[0])
+            getattr(result, field).CopyFrom(upgrade_net(getattr(result, field), f"{name}: {field}").net)
     for i, net in enumerate(result.test_net_param):
-        net.CopyFrom(upgrade_net(net, f"{name}: test_net_param {i}")[0])
+        net.CopyFrom(upgrade_net(net, f"{name}: test_net_param {i}").net)
     if not result.snapshot_prefix and not name.startswith("<"):
         result.snapshot_prefix = storable(os.path.splitext(os.path.abspath(name))[0])
     return result
 
 
-def _from_v0(net: Any, name: str, lines: Sequence[int | None]) -> tuple[Any, list[int | None]]:
-    """V0 -> V1. Caffe keeps name, inputs and force_backward of such nets, and so do we."""
+def _from_v0(net: Any, name: str, lines: Sequence[int | None], warnings: list[str]) -> tuple[Any, list[int | None]]:
+    """V0 -> V1. Caffe keeps _V0_NET of such nets, and so do we; what is lost goes into `warnings`."""
     result = NetParameter()
-    for field in ("name", "force_backward", "input", "input_dim"):
-        _put(result, field, getattr(net, field))
+    for field, value in net.ListFields():
+        if field.name in _V0_NET:
+            _put(result, field.name, value)
+        elif field.name != "layers":
+            warnings.append(f"{name}: '{field.name}' is no field of a net in this old form; {_LEFT_OUT}")
     kept = []
     paddings: dict[str, Any] = {}  # top of a padding layer -> that layer
     for old, line in zip(net.layers, lines, strict=True):
@@ -169,13 +185,16 @@ def _from_v0(net: Any, name: str, lines: Sequence[int | None]) -> tuple[Any, lis
         padding = _padding_before(old, paddings, where)
         for top in old.top:
             paddings.pop(top, None)
+        beside = [field.name for field, _ in old.ListFields() if field.name not in ("layer", "bottom", "top", "name")]
+        warnings += (f"{where}: '{field}' stands beside `layer`, not in it; {_LEFT_OUT}" for field in beside)
         if old.layer.type == "padding":
             if len(old.bottom) != 1 or len(old.top) != 1:
                 raise ForceregError(f"{where}: a padding layer has one bottom and one top")
+            warnings += _strays(old.layer, ("pad",), where)
             paddings[old.top[0]] = old
             continue
         new = result.layers.add(name=old.layer.name, bottom=old.bottom, top=old.top)
-        _from_v0_layer(old.layer, new, where)
+        warnings += _from_v0_layer(old.layer, new, where)
         if padding is not None:
             _take_over(padding, new, _V0_TYPES[old.layer.type][1])
         kept.append(line)
@@ -198,7 +217,8 @@ def _take_over(padding: Any, layer: Any, param: str) -> None:
     layer.bottom[0] = padding.bottom[0]
 
 
-def _from_v0_layer(old: Any, new: Any, where: str) -> None:
+def _from_v0_layer(old: Any, new: Any, where: str) -> list[str]:
+    """Fills `new`; a warning for each option that the layer type doesn't take."""
     if old.type not in _V0_TYPES:
         raise ForceregError(f"{where}: unknown layer type '{shown(old.type)}'{did_you_mean(old.type, _V0_TYPES)}")
     kind, param, options = _V0_TYPES[old.type]
@@ -209,8 +229,13 @@ def _from_v0_layer(old: Any, new: Any, where: str) -> None:
         elif field.name in options.split():
             renamed = _V0_RENAMED.get(field.name, field.name.removeprefix("det_"))
             _put(getattr(new, param), renamed, value)
-        elif field.name not in ("name", "type"):
-            raise ForceregError(f"{where}: '{field.name}' is no option of a '{old.type}' layer; remove it")
+    return _strays(old, (*_V0_KEPT, *options.split()), where)
+
+
+def _strays(old: Any, options: Sequence[str], where: str) -> list[str]:
+    """What to warn of in a layer that takes these options only."""
+    strays = [field.name for field, _ in old.ListFields() if field.name not in ("name", "type", *options)]
+    return [f"{where}: '{name}' is no option of a '{old.type}' layer; {_LEFT_OUT}" for name in strays]
 
 
 def _from_v1(old: Any, new: Any) -> None:

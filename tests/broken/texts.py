@@ -130,7 +130,6 @@ OLD_FORMS = [
     _case("V1-without-type", 'layers { name: "l" }', "net.prototxt:1: layer 'l': type is missing"),
     _case("V0-unknown-type", 'layers { layer { name: "l" type: "konv" } }', "unknown layer type 'konv'"),
     _case("V0-and-V1", 'layers { layer { name: "l" type: "relu" } } layers {}', "two old forms are mixed"),
-    _case("V0-wrong-option", 'layers { layer { type: "relu" group: 2 } }', "'group' is no option of a 'relu' layer"),
     _case("V0-padding", 'layers { layer { name: "p" type: "padding" } }', "a padding layer has one bottom and one top"),
     _case(
         "input-without-4-dims", f'{NET}input: "i" input_dim: 1', "1 input, but 1 input_dim; expected one input_shape"

@@ -33,20 +33,29 @@ OURS = {
     ("ClipParameter", "max"): {"label": "optional"},
 }
 
-# of other forks, read where a file has them: neither tree's
-OTHERS = {
+FORKS = {
     "BlobProto": {
-        "raw_data_type": {
-            "number": 10,
-            "label": "optional",
-            "type": "BlobProto.RawType",
-            "default": "",
-            "packed": False,
-        },
-        "raw_data": {"number": 12, "label": "optional", "type": "bytes", "default": "", "packed": False},
-    }
+        "raw_data_type": (10, "optional", "BlobProto.RawType", ""),
+        "raw_data": (12, "optional", "bytes", ""),
+    },
+    "BatchNormParameter": {
+        "scale_filler": (5, "optional", "FillerParameter", ""),
+        "bias_filler": (6, "optional", "FillerParameter", ""),
+        "scale_bias": (7, "optional", "bool", ""),
+    },
+    "ConvolutionParameter": {
+        "hole": (16001, "repeated", "uint32", ""),
+        "hole_h": (16002, "optional", "uint32", ""),
+        "hole_w": (16003, "optional", "uint32", ""),
+    },
+    "DropoutParameter": {"scale_train": (2, "optional", "bool", "true")},
+    "PoolingParameter": {
+        "torch_pooling": (40, "optional", "bool", ""),
+        "ceil_mode": (16001, "optional", "bool", ""),
+    },
 }
-OTHER_ENUMS = {"BlobProto.RawType"}
+"""Of other forks: message -> field -> number, label, type, default. Numbers are the forks' or private ones."""
+FORK_ENUMS = {"BlobProto.RawType"}
 
 
 def number(row: dict[str, str]) -> int:
@@ -74,7 +83,10 @@ def found_field(field: FieldDescriptorProto) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", sorted({row["message"] for row in ROWS if row["kind"] == "field"}))
 def test_message_has_the_fields_of_both_trees(name: str) -> None:
-    wanted = {row["field"]: wanted_field(row) for row in ROWS if row["message"] == name} | OTHERS.get(name, {})
+    wanted = {row["field"]: wanted_field(row) for row in ROWS if row["message"] == name}
+    assert not wanted.keys() & FORKS.get(name, {}).keys()
+    keys = ("number", "label", "type", "default")
+    wanted |= {field: dict(zip(keys, made, strict=True), packed=False) for field, made in FORKS.get(name, {}).items()}
     assert {field.name: found_field(field) for field in MESSAGES[name].field} == wanted
 
 
@@ -85,9 +97,15 @@ def test_enum_has_the_values_of_both_trees(name: str) -> None:
 
 
 def test_nothing_is_in_the_schema_that_neither_tree_has() -> None:
-    assert set(MESSAGES) | set(ENUMS) - OTHER_ENUMS == {row["message"] for row in ROWS}
-    assert set(ENUMS) >= OTHER_ENUMS
+    assert set(MESSAGES) | set(ENUMS) - FORK_ENUMS == {row["message"] for row in ROWS}
+    assert set(ENUMS) >= FORK_ENUMS
     assert not any(message.nested_type for message in MESSAGES.values())
+
+
+def test_private_numbers_of_the_forks_fields_clash_with_neither_tree() -> None:
+    for name, fields in FORKS.items():
+        taken = {row[tree] for row in ROWS if row["message"] == name for tree in ("number_in_BVLC", "number_in_fork")}
+        assert not taken & {str(number) for number, *_ in fields.values()}
 
 
 def test_numbers_that_the_trees_share_are_where_they_differ() -> None:

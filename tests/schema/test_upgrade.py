@@ -214,10 +214,6 @@ def test_every_v0_option_has_a_place_in_v1() -> None:
     [
         ('layers { layer { name: "a" type: "convv" } }', "unknown layer type 'convv'; did you mean \"conv\"?"),
         (
-            'layers { layer { name: "a" type: "relu" num_output: 3 } }',
-            "'num_output' is no option of a 'relu' layer; remove it",
-        ),
-        (
             'layers { layer { name: "p" type: "padding" pad: 1 } bottom: "x" top: "p" }\n'
             'layers { layer { name: "a" type: "relu" } bottom: "p" top: "p" }',
             "only a conv or pool layer with one bottom can follow a padding layer",
@@ -231,11 +227,51 @@ def test_every_v0_option_has_a_place_in_v1() -> None:
             "has no `layer` block inside, unlike others; two old forms are mixed",
         ),
     ],
-    ids=["type", "option", "padding into relu", "padding without top", "mixed"],
+    ids=["type", "padding into relu", "padding without top", "mixed"],
 )
 def test_v0_errors_name_the_layer(text: str, error: str) -> None:
     line = text.count("\n") + 1
     assert error_of(parse_net, text, "n.prototxt") == f"n.prototxt:{line}: layer 'a': {error}"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "lost"),
+    [
+        (
+            'layers { layer { name: "a" type: "innerproduct" num_output: 2 det_fg_threshold: 0.5 kernelsize: 3 } }',
+            'layer { name: "a" type: "InnerProduct" inner_product_param { num_output: 2 } }',
+            [
+                "n.prototxt:1: layer 'a': 'kernelsize' is no option of a 'innerproduct' layer",
+                "n.prototxt:1: layer 'a': 'det_fg_threshold' is no option of a 'innerproduct' layer",
+            ],
+        ),
+        (
+            'layers { layer { name: "a" type: "relu" new_num: 2 } loss_weight: 1 include { phase: TEST } }',
+            'layer { name: "a" type: "ReLU" }',
+            [
+                "n.prototxt:1: layer 'a': 'include' stands beside `layer`, not in it",
+                "n.prototxt:1: layer 'a': 'loss_weight' stands beside `layer`, not in it",
+                "n.prototxt:1: layer 'a': 'new_num' is no option of a 'relu' layer",
+            ],
+        ),
+        (
+            'layers { layer { name: "p" type: "padding" pad: 1 stride: 2 } bottom: "x" top: "p" }\n'
+            'layers { layer { name: "a" type: "conv" kernelsize: 3 } bottom: "p" top: "a" }',
+            'layer { name: "a" type: "Convolution" bottom: "x" top: "a" convolution_param { kernel_size: 3 pad: 1 } }',
+            ["n.prototxt:1: layer 'p': 'stride' is no option of a 'padding' layer"],
+        ),
+        (
+            'debug_info: true layers { layer { name: "a" type: "relu" } }',
+            'layer { name: "a" type: "ReLU" }',
+            ["n.prototxt: 'debug_info' is no field of a net in this old form"],
+        ),
+    ],
+    ids=["option", "beside", "padding", "net"],
+)
+def test_what_v0_has_no_place_for_is_left_out_with_a_warning(text: str, kept: str, lost: list[str]) -> None:
+    file = parse_net(text, "n.prototxt")
+    assert file.message == net(kept)
+    assert [line.removesuffix("; left out, as Caffe does; remove it") for line in file.warnings] == lost
 
 
 def test_padding_ends_where_its_blob_is_written_again() -> None:
@@ -261,7 +297,7 @@ LAYER = 'layer { name: "r" type: "ReLU" bottom: "a" top: "r" }'
     ids=["input_dim", "input_shape"],
 )
 def test_inputs_become_the_first_layer(shapes: str) -> None:
-    upgraded, lines = upgrade_net(net(f'input: "a" input: "b" {shapes} {LAYER}'), "n", [9])
+    upgraded, lines, _ = upgrade_net(net(f'input: "a" input: "b" {shapes} {LAYER}'), "n", [9])
     new = f"""
     layer {{
       name: "input" type: "Input" top: "a" top: "b"
