@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forcereg.cost import Cost
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import UsageError
 from forcereg.evaluate import Evaluator, origin
 from forcereg.lowrank.decompose import Prepared
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema.text import NetFile, net_from_message
+from forcereg.solver.trouble import NotFinite
 
 WHOLE = "whole"
 """The target of a net that isn't decomposed."""
@@ -127,8 +128,9 @@ def frontier(
 ) -> Iterator[Made]:
     """The nets made, scored and fine-tuned, one by one.
 
-    finetune: iterations, 0 for none; their snapshots go to `folder`. Where it fails (a loss that isn't finite), that is
-    told and the accuracy after it unknown. Raises ForceregError as `Evaluator`, KeyboardInterrupt as its `finetune`.
+    finetune: iterations, 0 for none; their snapshots go to `folder`. Where it comes to a loss or weight that isn't
+    finite, that is told and the accuracy after it unknown. Raises ForceregError as `Evaluator` for all else, as for a
+    full disk; KeyboardInterrupt as its `finetune`.
     """
     for aim in aims:
         subject = aim.subject
@@ -139,7 +141,7 @@ def frontier(
         if finetune:
             try:
                 tuned = _tuned(aim, net, result.weights, evaluator, finetune, folder)
-            except ForceregError as error:
+            except NotFinite as error:
                 tell(f"{subject.name}, {subject.method}, {aim.target}: fine-tuning failed: {error}")
         cost = subject.cost(net, result.weights)
         ranks = {layer.name: layer.rank for layer in result.layers}

@@ -323,6 +323,23 @@ def test_force_without_force_mult(here: Path) -> None:
     assert report.warnings == [] and report.facts["force"] == "Degradation 0.1 on ip"
 
 
+@pytest.mark.parametrize("second", ["param { force_mult: 1 }", ""])
+def test_force_on_a_chain(second: str, here: Path) -> None:
+    """On all parts, as decompose copies it, it is told; what somebody gave one part alone is meant."""
+    inner = """layer { name: "ip_lowrank" type: "InnerProduct" bottom: "data" top: "low" param { force_mult: 1 }
+      inner_product_param { num_output: 3 bias_term: false weight_filler { type: "xavier" } } }"""
+    put_net(here, inner, more=second)
+    text = (
+        (here / "net.prototxt")
+        .read_text()
+        .replace('"ip" type: "InnerProduct" bottom: "data"', '"ip_linear" type: "InnerProduct" bottom: "low"')
+    )
+    (here / "net.prototxt").write_text(text)
+    report = edited(here, ("max_iter", "force_decay: 0.1 max_iter"))
+    told = [f"{here}/solver.prototxt: the force acts on ip_lowrank, ip_linear, the parts of decomposed layers"]
+    assert [warning.partition(", and lowers")[0] for warning in report.warnings] == (told if second else [])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [

@@ -34,6 +34,7 @@ from forcereg.report.frontier import (
     ticks,
 )
 from forcereg.schema.text import parse_net
+from forcereg.solver.trouble import NotFinite
 from forcereg.summary import net_cost
 
 NET = """
@@ -60,11 +61,11 @@ def ranks(text: str, *numbers: int) -> Target:
 class Stub:
     """An Evaluator whose accuracies are given: of a net with the ranks r1/r2 (r1 + r2) / 100, of a whole one 1.
 
-    `fails`: which fine-tuning, counted from 1.
+    `fails`: which fine-tuning, counted from 1, by `error`.
     """
 
-    def __init__(self, fails: int = 0) -> None:
-        self.fails = fails
+    def __init__(self, fails: int = 0, error: Exception | None = None) -> None:
+        self.fails, self.error = fails, error or NotFinite("loss is not finite at iteration 3")
         self.scored: list[dict[str, Any]] = []
         self.tuned: list[tuple[Any, ...]] = []
 
@@ -81,7 +82,7 @@ class Stub:
     def finetune(self, net: Any, weights: Any, iterations: int, folder: Path, test: Any, named: str) -> Any:
         self.tuned.append((iterations, folder, test, named))
         if len(self.tuned) == self.fails:
-            raise ForceregError("loss is not finite at iteration 3")
+            raise self.error
         return Evaluation(0.5, 1.0), weights
 
 
@@ -166,6 +167,13 @@ def test_fine_tuning_that_fails_is_told_and_the_others_go_on() -> None:
     stub = Stub(fails=2)
     assert [net.point.tuned for net in made(aims, stub, 7, tell=told.append)] == [0.5, None, 0.5]
     assert told == ["a, pca, bad: fine-tuning failed: loss is not finite at iteration 3"]
+
+
+def test_a_full_disk_ends_it() -> None:
+    aims = planned([subject()], [ranks("first", 2, 4)], lambda text: None)
+    full = ForceregError("cannot write tuned/tune.log: no space left on device")
+    with pytest.raises(ForceregError, match="no space left"):
+        made(aims, Stub(fails=1, error=full), 7)
 
 
 # -- CSV and table

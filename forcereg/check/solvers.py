@@ -20,6 +20,7 @@ from forcereg.paths import resolve
 from forcereg.rules import Title
 from forcereg.schema import SolverParameter
 from forcereg.schema.text import SolverFile
+from forcereg.solver.chains import force_on_chains
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
 from forcereg.solver.saving import check_room, check_saving, pair_size, saves
@@ -65,6 +66,8 @@ def _check_force(file: SolverFile, train: Net, report: Report) -> None:
         forced = forced_layers(train)
         report.facts["force"] = f"{p.force_type} {p.force_decay:g} on {', '.join(forced) or 'nothing'}"
         if text := without_force(train, p):
+            report.warn(f"{file.name}: {text}")
+        if text := force_on_chains(train, p):
             report.warn(f"{file.name}: {text}")
 
 

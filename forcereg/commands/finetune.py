@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +27,39 @@ ENDING = "_finetuned"
                      help="Net prototxt that takes the place of the solver's, as decompose wrote it."),
         click.Option(["--test-model"], metavar="A,B", type=click.Path(),
                      help="Where the solver's test nets are files of their own: what takes their place."),
+        click.Option(["--keep-force"], is_flag=True,
+                     help="Let the solver's force act on the parts of decomposed layers too."),
         *train.command.params,
     ],
     epilog="\b\nExample: forcereg finetune --model net_lowrank.prototxt --weights net_lowrank.caffemodel.h5 --solver S",
 )  # fmt: skip
 @click.pass_context
-def command(ctx: click.Context, /, model: str, test_model: str | None, **options: Any) -> None:
+def command(ctx: click.Context, /, model: str, test_model: str | None, keep_force: bool, **options: Any) -> None:
     """Train a decomposed net further, by the solver that the original was trained with.
 
-    The solver's nets are replaced, all else holds: its rates, its length (--max-iter), its force. Snapshots go to
-    its snapshot_prefix with _finetuned behind, so that the original's stay, unless --set snapshot_prefix says
-    otherwise. Options are those of train.
+    The solver's nets are replaced, all else holds: its rates, its length (--max-iter), its force on layers that are
+    whole. On the parts of decomposed layers there is none, unless --keep-force asks for it: it would lower their ranks
+    further. Snapshots go to its snapshot_prefix with _finetuned behind, so that the original's stay, unless --set
+    snapshot_prefix says otherwise. Options are those of train.
     """
     if not (options["weights"] or options["snapshot"]):
         raise UsageError("--weights is missing: the model that decompose wrote beside the net; or --snapshot to go on")
     own_prefix = any(setting.partition("=")[0].strip() == "snapshot_prefix" for setting in options["settings"])
-    train.run(
-        ctx, options, lambda file: with_net(file, model, test_model, None if own_prefix else ENDING), check_chains
-    )
+    said = list[str]()
+
+    def arrange(file: SolverFile) -> SolverFile:
+        made = with_net(file, model, test_model, None if own_prefix else ENDING)
+        if keep_force:
+            return made
+        made, text = spared(made)
+        said.extend([text] if text else [])
+        return made
+
+    def remark(solver: Solver) -> None:
+        for text in said:
+            solver.emit("note", text=text)
+
+    train.run(ctx, options, arrange, check_chains, remark)
 
 
 def check_chains(solver: Solver, fresh: Collection[str]) -> None:
@@ -89,3 +105,29 @@ def with_net(file: SolverFile, model: str, test_model: str | None, ending: str |
         complete_prefix(made, root)
         param.snapshot_prefix += ending
     return made
+
+
+def spared(file: SolverFile) -> tuple[SolverFile, str]:
+    """The solver of `with_net` without force on parts of chains, and what to say of it; '' where there was none.
+
+    Where nothing else has force_mult force_decay becomes 0; else the net goes into the solver, the parts' force_mult
+    left out. So that what a snapshot keeps of solver and net says what was trained.
+    """
+    from forcereg.schema.text import read_net, to_text
+    from forcereg.solver.chains import without_chain_force
+
+    param = file.message
+    if not param.force_decay:
+        return file, ""
+    net = read_net(param.net)
+    bare, lost, kept = without_chain_force(net.message)
+    if not lost:
+        return file, ""
+    if kept:
+        param.ClearField("net")
+        param.net_param.CopyFrom(bare)
+        file = replace(file, inline=replace(net, message=bare, text=to_text(bare)))
+    else:
+        param.force_decay = 0
+    rest = f"it stays on {', '.join(kept)}" if kept else "nothing else has force_mult, so force_decay is 0"
+    return file, f"No force on {', '.join(lost)}, the parts of decomposed layers (--keep-force: there too); {rest}"

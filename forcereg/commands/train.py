@@ -73,17 +73,27 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     run(ctx, options)
 
 
+def warn_of_chains(solver: Solver) -> None:
+    """That a force acts on decomposed layers, unless their ranks are to sink."""
+    from forcereg.solver.chains import force_on_chains
+
+    if solver.clipping is None and (text := force_on_chains(solver.net, solver.param)):
+        solver.warn(text)
+
+
 def run(
     ctx: click.Context,
     options: Mapping[str, Any],
     arrange: Callable[[SolverFile], SolverFile] = lambda file: file,
     judge: Callable[[Solver, Collection[str]], None] = lambda solver, fresh: None,
+    remark: Callable[[Solver], None] = warn_of_chains,
 ) -> None:
     """Trains as the options of `command` say; `arrange` changes the solver once they have. Raises ForceregError.
 
-    `judge` is shown the layers that --weights leave as initialised, and may raise.
+    `judge` is shown the layers that --weights leave as initialised, and may raise; `remark` the solver made, to say
+    what there is to say of it.
     """
-    given = SimpleNamespace(**options, arrange=arrange, judge=judge)
+    given = SimpleNamespace(**options, arrange=arrange, judge=judge, remark=remark)
     starts = [name for name in ("snapshot", "resume", "weights") if getattr(given, name)]
     if "snapshot" in starts and len(starts) > 1:
         why = "a snapshot brings its own weights" if "weights" in starts else "both say where to go on"
@@ -183,6 +193,7 @@ def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: l
         prepare(solver.device, given.tf32, given.deterministic)
     if given.rank_clipping is not None:
         RankClipping(solver, given.rank_clipping, given.clip_until)
+    given.remark(solver)
     return solver
 
 

@@ -58,6 +58,26 @@ def find_chains(net: Any, weights: Weights) -> list[Chain]:
     return chains
 
 
+def written_chains(net: Any) -> list[Chain]:
+    """`find_chains` by what a NetParameter says, without weights: for a net that hasn't been built yet."""
+    standins = {layer.name: _standins(layer) for layer in net.layer if layer.type in ("Convolution", "InnerProduct")}
+    return find_chains(net, standins)
+
+
+def _standins(layer: Any) -> dict[int, np.ndarray]:
+    """Blobs of the right number and axes for a layer; none where its windows don't agree on the number."""
+    fully_connected = layer.type == "InnerProduct"
+    param = layer.inner_product_param if fully_connected else layer.convolution_param
+    axes = 0
+    if not fully_connected:
+        sizes = {len(values) for field in NEUTRAL if len(values := getattr(param, field)) > 1}
+        sizes |= {len(names) for names in AXES.values() if any(map(param.HasField, names))}
+        if len(sizes) > 1:
+            return {}
+        axes = max(sizes, default=2)
+    return {index: np.empty((0,) * (2 + axes)) for index in range(1 + param.bias_term)}
+
+
 def is_chain(net: Any, weights: Weights, chain: Chain) -> bool:
     """Whether the layers so named feed each other only, and equal one layer: no bias between, each axis one's own."""
     rows = [[layer for layer in net.layer if layer.name == part] for part in chain.parts]

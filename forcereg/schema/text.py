@@ -65,6 +65,8 @@ class SolverFile:
     text: str
     root: Path | None = None
     """Where its relative paths start; None: where the nets that it names are found (forcereg.paths)."""
+    inline: NetFile | None = None
+    """Where its net_param came from, if that was a file, for errors; else the solver itself."""
 
 
 def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:

@@ -17,10 +17,11 @@ from forcereg.files import check_writable, write_text
 from forcereg.layers.weighted import Convolution
 from forcereg.lowrank.clipping import Kind, cut
 from forcereg.lowrank.factor import PAIR
-from forcereg.lowrank.merge import Chain, find_chains
+from forcereg.lowrank.merge import Chain
 from forcereg.net import Net
 from forcereg.schema.text import parse_net, to_text
-from forcereg.snapshot import ModelFile, StateFile, net_message
+from forcereg.snapshot import ModelFile, StateFile
+from forcereg.solver.chains import chains_of
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.saved import CLIPPED
 from forcereg.solver.state import to_array
@@ -246,12 +247,6 @@ def _pairs(net: Net) -> Iterator[Pair]:
             transposed = spec.type == "InnerProduct" and spec.message.inner_product_param.transpose
             first, second = chain.parts
             yield Pair(chain.name, first, second, groups, transposed)
-
-
-def chains_of(net: Net) -> list[Chain]:
-    """The chains that a decomposition put in place of layers, longer ones first."""
-    weights: Any = {name: dict(enumerate(blobs)) for name, blobs in net.params.items() if blobs}
-    return find_chains(net_message(net.spec), weights)
 
 
 def _groups(net: Net, chain: Chain) -> int:

@@ -156,6 +156,8 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
                 "(the working directory or a folder above the solver); correct the path or change folder"
             )
         return read_net(value if root == Path.cwd() else path)  # in errors as short as it was written
+    if field == "net_param" and file.inline is not None:
+        return file.inline
     return net_from_message(value, f"{file.name}: {field}")
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from forcereg.batching import gathered
 from forcereg.capture import Recorder
-from forcereg.errors import ForceregError
 from forcereg.net import Net
 from forcereg.scoring import Tally
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, obstacle
+from forcereg.solver.trouble import NotFinite
 from forcereg.solver.window import LossWindow
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Steps:
             if "overflow" not in str(error):
                 raise
             solver = self._solver
-            raise ForceregError(
+            raise NotFinite(
                 f"{solver.file.name}: at iteration {solver.iter} the learning rate {rate:g}, its product with lr_mult, "
                 "or weight_decay * decay_mult is larger than a float32; use smaller values"
             ) from error

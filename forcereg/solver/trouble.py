@@ -23,10 +23,14 @@ LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""
 
 
-def not_finite(solver: Solver, inputs: Inputs, what: str, bad: int) -> ForceregError:
+class NotFinite(ForceregError):
+    """Training came to a loss or a weight that isn't finite: a matter of this run's settings, not of where it runs."""
+
+
+def not_finite(solver: Solver, inputs: Inputs, what: str, bad: int) -> NotFinite:
     """The error for `what` isn't finite since the iteration `bad`, trained on `inputs` or the net's own data."""
     last = f"the last good snapshot is {solver.last_snapshot}" if solver.last_snapshot else "there is no snapshot yet"
-    return ForceregError(f"{solver.file.name}: {what}; {last}; {advice(solver, inputs, bad)}")
+    return NotFinite(f"{solver.file.name}: {what}; {last}; {advice(solver, inputs, bad)}")
 
 
 def advice(solver: Solver, inputs: Inputs, bad: int) -> str:

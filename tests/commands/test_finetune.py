@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from forcereg import snapshot
@@ -11,6 +14,7 @@ from forcereg.commands.finetune import with_net
 from forcereg.errors import UsageError
 from forcereg.schema.text import parse_solver, read_solver
 from tests.commands.conftest import Cli, said
+from tests.conftest import RunCli
 from tests.solver.nets import IMAGES, write_images, write_solver
 
 SCHEDULE = 'max_iter: 20 snapshot_prefix: "net" snapshot_after_train: true test_iter: 2 test_interval: 10'
@@ -87,3 +91,143 @@ def test_paths_start_where_the_solver_says(tmp_path: Path, monkeypatch: pytest.M
     made = with_net(read_solver(write_solver(tree, 'snapshot_prefix: "snapshots"')), "low.prototxt", None, "_finetuned")
     assert made.root == tree and made.message.net == str(here / "low.prototxt")
     assert made.message.snapshot_prefix == "snapshots/solver_finetuned"
+
+
+# -- the force
+
+MIXED = (
+    IMAGES.replace(
+        'layer { name: "bn"',
+        """layer {
+  name: "conv2" type: "Convolution" bottom: "conv" top: "conv2" param { lr_mult: 1 force_mult: 1 }
+  convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } }
+}
+layer { name: "bn\"""",
+    )
+    .replace('bottom: "conv" top: "conv" ', 'bottom: "conv2" top: "conv2" ')
+    .replace('bottom: "conv" top: "ip"', 'bottom: "conv2" top: "ip"')
+)
+"""Two convolutions."""
+FORCED = ("--set", "force_decay=0.05")
+GO = ("finetune", *CUT, "--solver", "solver.prototxt", "--max-iter", "6", "--log-json", "log.json")
+ONE = "No force on conv_lowrank, conv_linear, the parts of decomposed layers (--keep-force: there too); "
+
+
+def weights(path: str | Path) -> dict[str, np.ndarray]:
+    layers = snapshot.read_model(path).layers
+    return {f"{name}/{index}": blob for name, blobs in layers.items() for index, blob in blobs.items()}
+
+
+def equal(one: str, other: str) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+
+
+def forced_in_log() -> set[str]:
+    """The layers whose force was measured."""
+    lines = [json.loads(line) for line in Path("log.json").read_text().splitlines()]
+    return {one["layer"] for line in lines if line["event"] == "force" and "ratio" in line for one in line["layers"]}
+
+
+def test_no_force_on_parts_of_chains(trained: Path, cli: Cli) -> None:
+    """As with force_decay 0, in a line; with --keep-force it acts."""
+    found = {}
+    for name, more in {"plain": (), "none": FORCED, "kept": (*FORCED, "--keep-force")}.items():
+        code, _, err = cli(*GO, "--set", f"snapshot_prefix={name}", *more)
+        assert code == 0, err
+        assert (ONE + "nothing else has force_mult, so force_decay is 0" in err) == (name == "none")
+        assert "NOTHING IS REGULARIZED" not in err and "the force acts on" not in err
+        found[name] = forced_in_log()
+        assert ("||force|| / ||gradient||" in err) == (name == "kept")
+    assert found == {"plain": set(), "none": set(), "kept": {"conv_lowrank", "conv_linear"}}
+    assert equal("plain_iter_6.caffemodel.h5", "none_iter_6.caffemodel.h5")
+    assert not equal("plain_iter_6.caffemodel.h5", "kept_iter_6.caffemodel.h5")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `trained`, with conv decomposed and conv2 whole, both with force."""
+    monkeypatch.chdir(write_images(tmp_path, MIXED))
+    write_solver(tmp_path, f"{SCHEDULE} force_decay: 0.05 momentum: 0.9 snapshot: 3")
+    cut = ("decompose", "--snapshot", NET, "--only-layers", "conv", "--ranks", "2")
+    for args in (("train", "--solver", "solver.prototxt"), cut):
+        code, _, err = cli(*args)
+        assert code == 0, err
+    return tmp_path
+
+
+def test_whole_layers_keep_their_force(mixed: Path, cli: Cli) -> None:
+    code, _, err = cli(*GO)
+    assert code == 0, err
+    assert ONE + "it stays on conv2\n" in err and "NOTHING IS REGULARIZED" not in err
+    assert forced_in_log() == {"conv2"}
+    # as with a net that says so itself
+    text = Path(CUT[1]).read_text()
+    own = re.sub(r'(name: "conv_(?:lowrank|linear)".*?)force_mult: 1.0', r"\1", text, flags=re.DOTALL)
+    assert own.count("force_mult") == text.count("force_mult") - 2 == 1
+    Path("own.prototxt").write_text(own)
+    code, _, err = cli(*GO[:2], "own.prototxt", *GO[3:], "--set", "snapshot_prefix=own")
+    assert code == 0 and "No force on" not in err, err
+    assert equal("net_finetuned_iter_6.caffemodel.h5", "own_iter_6.caffemodel.h5")
+
+
+@pytest.mark.parametrize("start", ["snapshot", "auto", "plain", "forced"])
+def test_going_on_is_as_before(mixed: Path, cli: Cli, start: str) -> None:
+    """By finetune, and by plain training with the solver that the snapshot keeps."""
+    keep = ("--keep-force",) if start == "forced" else ()
+    for prefix, length in (("whole", "9"), ("half", "6")):
+        code, _, err = cli(*GO, "--max-iter", length, "--set", f"snapshot_prefix={prefix}", *keep)
+        assert code == 0, err
+    state = ("--snapshot", "half_iter_6.solverstate.h5")
+    again: tuple[str, ...] = (*GO, "--set", "snapshot_prefix=half", "--max-iter", "9")
+    if start == "auto":
+        again = (*again, "--resume", "auto")
+    elif start == "snapshot":
+        again = (*again[:3], *state, *again[5:])
+    else:
+        kept = snapshot.read_model("half_iter_6.caffemodel.h5").attrs["forcereg_solver"]
+        Path("kept.prototxt").write_text(kept)
+        again = ("train", "--solver", "kept.prototxt", *state, "--max-iter", "9")
+    code, _, err = cli(*again)
+    assert code == 0 and "Restoring previous solver status" in err, err
+    assert ("the force acts on conv_lowrank, conv_linear" in err) == (start == "forced")
+    assert (ONE in err) == (start in ("auto", "snapshot"))
+    assert equal("whole_iter_9.caffemodel.h5", "half_iter_9.caffemodel.h5")
+
+
+def test_errors_name_the_net_that_was_given(mixed: Path, cli: Cli) -> None:
+    """Its text is part of the solver by then."""
+    text = Path(CUT[1]).read_text()
+    Path(CUT[1]).write_text(text.replace('type: "ReLU"', 'type: "ReLUU"'))
+    code, _, err = cli(*GO)
+    assert code == 1 and re.match(rf"{CUT[1]}:\d+: layer 'relu'", said(err))
+
+
+def test_with_rank_clipping_and_two_processes(mixed: Path, run_cli: RunCli) -> None:
+    """What was clipped has no force on the parts either, and every process does the same."""
+    more = ("--rank-clipping", "0.7", "--set", "test_interval=2", "--nproc", "2")
+    done = run_cli(*GO, *more, cwd=mixed, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(ONE + "it stays on conv2") == 1
+    assert forced_in_log() == {"conv2"}
+    clipped = Path("net_finetuned_clipped.prototxt").read_text()
+    assert clipped.count("force_mult") == 1 and "conv_lowrank" in clipped
+
+
+@pytest.mark.parametrize(
+    ("more", "acts", "told"),
+    [
+        pytest.param(FORCED, True, True, id="plain"),
+        pytest.param((*FORCED, "--rank-clipping", "0.9"), True, False, id="ranks-are-to-sink"),
+        pytest.param((*FORCED, "--set", "force_iter=0"), False, False, id="never"),
+        pytest.param((), False, False, id="no-force"),
+    ],
+)
+def test_plain_training_of_a_chain_keeps_its_force_and_says_so(
+    trained: Path, cli: Cli, more: tuple[str, ...], acts: bool, told: bool
+) -> None:
+    own = ("--set", f"net={CUT[1]}", "--set", "snapshot_prefix=own", *CUT[2:], "--log-json", "log.json")
+    code, _, err = cli("train", "--solver", "solver.prototxt", *own, "--max-iter", "2", *more)
+    assert code == 0, err
+    assert err.count("the force acts on conv_lowrank, conv_linear, the parts of decomposed layers") == told
+    assert forced_in_log() == ({"conv_lowrank", "conv_linear"} if acts else set())

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 
 from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Decomposition, Selection, decompose
-from forcereg.lowrank.merge import find_chains, merge
+from forcereg.lowrank.merge import find_chains, merge, written_chains
 from forcereg.lowrank.ranks import Whole, by_error, by_list
 from forcereg.lowrank.rewrite import AXES
 from forcereg.schema.text import NetFile, parse_net, to_text
@@ -40,7 +40,7 @@ def test_a_chain_at_full_rank_equals_its_layer_and_merges_to_it(method: str, bod
     fill(split, result.weights)
     outputs_agree(load_net(file, seed=1), split)
     chain = find_chains(result.net, result.weights)
-    assert [one.name for one in chain] == ["c"]
+    assert [one.name for one in chain] == ["c"] and written_chains(result.net) == chain
     net, whole = merge(result.net, result.weights, chain)
     assert net.layer[0] == file.message.layer[0]
     again, first = net.layer[1], file.message.layer[1]
@@ -112,6 +112,7 @@ def test_fully_connected_layers(axis: int, transpose: bool) -> None:
     new = load_net(to_text(result.net))
     fill(new, result.weights)
     outputs_agree(old, new)
+    assert [one.parts for one in written_chains(result.net)] == [("c_lowrank", "c_linear")]
     assert result.layers[0].macs_before == old.built[-1][1].macs // 2  # type: ignore[union-attr]
     macs = sum(module.macs for spec, module in new.built if spec.type == "InnerProduct" and module is not None)
     assert result.layers[0].macs_after == macs // 2
@@ -156,6 +157,21 @@ NEXT = {"name": "c_linear", "bottom": "m", "top": "y"}
 def test_layers_that_only_look_like_a_chain_are_left(text: str) -> None:
     file = parse_net(INPUT + text)
     assert not find_chains(file.message, arrays(load_net(file, seed=1)))
+    assert not written_chains(file.message)
+
+
+@pytest.mark.parametrize(
+    "window", ["kernel_size: 3 kernel_size: 3 pad: 1 pad: 1 pad: 1", "kernel_h: 3 stride: [1, 1, 1]"]
+)
+def test_windows_of_no_number_of_axes_are_no_chain(window: str) -> None:
+    text = convolution(f"num_output: 4 {window} bias_term: false", **PLAIN) + convolution(LINEAR, **NEXT)
+    assert not written_chains(parse_net(INPUT + text).message)
+
+
+def test_three_axes() -> None:
+    body = "num_output: 4 kernel_size: [3, 1, 1] pad: 1 bias_term: false"
+    text = convolution(body, **PLAIN) + convolution(LINEAR, **NEXT)
+    assert [one.name for one in written_chains(parse_net(INPUT + text).message)] == ["c"]
 
 
 def test_both_phases_of_a_chain() -> None:
