@@ -31,7 +31,7 @@ FOLLOWERS: tuple[Callable[[Layer], bool], ...] = (
     lambda module: type(module) is Eltwise and module.adds_two,
     lambda module: type(module) is ReLU and not module.slope,
 )
-"""What may follow a BatchNorm, in this order; any of them may be missing."""
+"""What may follow a BatchNorm, in this order; any of them may be missing. No Scale where it scales itself."""
 
 
 def fuse(runs: Sequence[Run]) -> list[Run]:
@@ -57,7 +57,7 @@ def _chain(runs: Mapping[int, Run], first: int, reader: Mapping[int, int]) -> li
     if not _fits(runs.get(first), lambda module: type(module) is BatchNorm and len(module.out_shapes[0]) > 1):
         return []
     chain = [first]
-    for follows in FOLLOWERS:
+    for follows in FOLLOWERS[1:] if runs[first].module.affine else FOLLOWERS:
         following = reader.get(chain[-1], -1)
         if _fits(runs.get(following), follows):
             chain.append(following)

@@ -31,6 +31,7 @@ CONV = line(
 AFFINE = "bias_term: true filler { type: 'uniform' min: 0.5 max: 2 } bias_filler { type: 'gaussian' std: 1 }"
 NORM, RELU = line("BatchNorm", "norm", "c", "c"), line("ReLU", "relu", "c", "c")
 SCALE = line("Scale", "scale", "c", "c", f"scale_param {{ {AFFINE} }}")
+SELF = line("BatchNorm", "norm", "c", "c", "batch_norm_param { scale_bias: true }")
 ADD, ADDED = line("Eltwise", "add", "z c", "a"), line("ReLU", "relu", "a", "a")
 
 FUSED = {
@@ -51,9 +52,12 @@ FUSED = {
     "global": [line("BatchNorm", "norm", "c", "c", "batch_norm_param { use_global_stats: true }"), SCALE, RELU],
     "then_scale": [NORM, RELU, line("Scale", "after", "c", "c", f"scale_param {{ {AFFINE} }}")],
     "loss_weight": [NORM, SCALE, line("ReLU", "relu", "c", "c", "loss_weight: 2")],
+    "scales_itself": [SELF, RELU],
+    "scales_itself_add": [SELF, ADD, ADDED],
 }
 ALONE = {
     "last": [NORM],
+    "scaled_twice": [SELF, SCALE],
     "slope": [NORM, line("ReLU", "relu", "c", "c", "relu_param { negative_slope: 0.1 }")],
     "read_twice": [line("BatchNorm", "norm", "c", "n"), line("ReLU", "relu", "n", "r"), line("TanH", "tanh", "n", "t")],
     "loss_weight": [
@@ -73,8 +77,9 @@ ALONE = {
 
 def built(lines: list[str], phase: str = "TRAIN") -> Net:
     net = load_net("\n".join([DATA, CONV, *lines]), phase=phase, seed=3).double()
-    for value, blob in enumerate(net.module("norm").blobs, 1):
-        blob.fill_(value)
+    with torch.no_grad():
+        for value, blob in enumerate(net.module("norm").blobs, 1):
+            blob.fill_(value)
     return net
 
 

@@ -62,8 +62,9 @@ class Opened:
         shapes = self.model.input_shapes
         if known := net_cost(file, shapes, self.root, self.allow_python_layers):
             return known
-        learned = {layer.name for layer in file.message.layer if layer.type != "BatchNorm"}
-        return Cost(None, sum(values.size for name in learned for values in weights.get(name, {}).values()))
+        first = {layer.name: 3 if layer.type == "BatchNorm" else 0 for layer in file.message.layer}  # learned blob
+        blobs = [(name, index, values) for name in first for index, values in weights.get(name, {}).items()]
+        return Cost(None, sum(values.size for name, index, values in blobs if index >= first[name]))
 
 
 @dataclass(frozen=True)

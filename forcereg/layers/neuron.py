@@ -62,16 +62,23 @@ class TanH(Elementwise):
 
 @layer("Dropout", "dropout_param")
 class Dropout(Elementwise):
-    """In training keeps with probability 1 - ratio and scales by 1/(1 - ratio); in testing the identity."""
+    """In training keeps with probability 1 - ratio and scales by 1/(1 - ratio); in testing the identity.
+
+    With `scale_train: false` (Fast R-CNN's fork) it scales by 1 - ratio in testing instead, in training not at all.
+    """
 
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
-        self.ratio = spec.message.dropout_param.dropout_ratio
+        message = spec.message.dropout_param
+        self.ratio, self.scale_train = message.dropout_ratio, message.scale_train
         if not 0 <= self.ratio < 1:
             raise spec.fail(f"dropout_ratio is {self.ratio:g}; expected 0 <= ratio < 1")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.ratio, self.training)
+        if self.scale_train:
+            return F.dropout(x, self.ratio, self.training)
+        kept = F.dropout(torch.ones_like(x), self.ratio) > 0 if self.training else 1 - self.ratio
+        return x * kept
 
 
 @layer("AbsVal")

@@ -18,15 +18,17 @@ from forcereg.layers.kernels import prefers_cudnn
 from forcereg.layers.neuron import Elementwise
 from forcereg.registry import layer
 from forcereg.schema import FillerParameter, LRNParameter
+from forcereg.schema.synonyms import is_affine
 from forcereg.spec import LayerSpec
 
 
 @layer("BatchNorm", "batch_norm_param")
 class BatchNorm(Layer):
-    """(x - mean) / sqrt(variance + eps) per channel, without affine part.
+    """(x - mean) / sqrt(variance + eps) per channel; in NVCaffe's form (`is_affine`) times a scale, plus a shift.
 
     Blobs are Caffe's running sums: mean (C), variance (C, unbiased) and their common factor (1);
-    the statistics used in testing are the sums divided by the factor (0 if the factor is 0).
+    the statistics used in testing are the sums divided by the factor (0 if the factor is 0). NVCaffe's form has
+    scale (C) and shift (C) behind them: what BatchNorm and a Scale with bias compute, in one layer.
     """
 
     overwritable = True
@@ -43,6 +45,16 @@ class BatchNorm(Layer):
         self.add_blob("mean", (self.channels,), buffer=True)
         self.add_blob("variance", (self.channels,), buffer=True)
         self.add_blob("factor", (1,), buffer=True)
+        self.affine = is_affine(message)
+        if self.affine:
+            if len(spec.message.param) == 4:
+                raise spec.fail(
+                    "has 4 param entries, as for the blobs of NVCaffe 0.15 (scale, shift, mean, variance); "
+                    "here they are mean, variance, factor, scale, shift: give 5 entries or none"
+                )
+            one = FillerParameter(type="constant", value=1)
+            self.add_blob("scale", (self.channels,), message.scale_filler if message.HasField("scale_filler") else one)
+            self.add_blob("shift", (self.channels,), message.bias_filler)
         self.out_shapes = (shapes[0],)
         self.sums: RunningSums | None = None
         self.place = 0
@@ -51,7 +63,12 @@ class BatchNorm(Layer):
         return self.normalise(x if x.dim() > 1 else x[None, None]).reshape(x.shape)
 
     def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """x (N, C, ...) normalised, times `weight` (C), plus `bias` (C): always new memory, which backward can miss."""
+        """x (N, C, ...) normalised, times `weight` (C), plus `bias` (C): always new memory, which backward can miss.
+
+        In NVCaffe's form these are the layer's own, and none are given.
+        """
+        if self.affine:
+            weight, bias = self.blob("scale"), self.blob("shift")
         use_global = not self.training if self.global_stats is None else self.global_stats
         if use_global:
             factor = self.weight_blob("factor")

@@ -9,6 +9,7 @@ import numpy as np
 
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema import NetParameter
+from forcereg.schema.synonyms import is_affine
 
 
 def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.ndarray]], dict[str, list[str]]]:
@@ -23,7 +24,7 @@ def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.nda
     finals = {
         base: next(layer for layer in net.layer if layer.name == names[-1]).top[0] for base, names in folds.items()
     }
-    specs = {layer.name: list(layer.param) for layer in net.layer}
+    specs = {layer.name: list(layer.param)[3 if is_affine(layer.batch_norm_param) else 0 :] for layer in net.layer}
     new = NetParameter()
     new.CopyFrom(net)
     del new.layer[:]
@@ -50,7 +51,9 @@ def _folds(net: Any, weights: Weights) -> Iterator[list[str]]:
         if name in shared:
             continue
         norm = _only_reader(net, name)
-        if norm is None or norm.type != "BatchNorm" or norm.name in shared or len(weights.get(norm.name, {})) != 3:
+        if norm is None or norm.type != "BatchNorm" or norm.name in shared:
+            continue
+        if len(weights.get(norm.name, {})) != (5 if is_affine(norm.batch_norm_param) else 3):
             continue
         scale = _only_reader(net, norm.name)
         if scale is not None and _is_learned_scale(scale, weights) and scale.name not in shared:
@@ -121,9 +124,10 @@ def _folded(
     factor = 0.0 if count[0] == 0 else 1 / count[0]
     gain = 1 / np.sqrt(variance * factor + norm.batch_norm_param.eps)
     shift = -mean * factor * gain
-    for scale in scales:
-        gamma = np.asarray(weights[scale.name][0], np.float64).reshape(-1)
-        beta = np.asarray(weights[scale.name].get(1, 0.0), np.float64).reshape(-1)
+    affine = [(weights[norm.name], 3)] if is_affine(norm.batch_norm_param) else []
+    for blobs, first in affine + [(weights[scale.name], 0) for scale in scales]:
+        gamma = np.asarray(blobs[first], np.float64).reshape(-1)
+        beta = np.asarray(blobs.get(first + 1, 0.0), np.float64).reshape(-1)
         gain, shift = gain * gamma, shift * gamma + beta
     weight = np.asarray(own[0], np.float64)
     transposed = layer.type == "InnerProduct" and layer.inner_product_param.transpose

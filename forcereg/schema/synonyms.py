@@ -1,4 +1,4 @@
-"""Fields of forks that say what Caffe says by another name, put into Caffe's words."""
+"""Fields of forks that say what Caffe says in another way: put into Caffe's words where one layer can say it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def in_caffes_words(layer: Any) -> None:
         _hole(layer.convolution_param)
     if layer.HasField("pooling_param"):
         _rounding(layer.pooling_param)
+
+
+def is_affine(param: Any) -> bool:
+    """Whether a batch_norm_param is of NVCaffe's form, with a scale and a shift inside: by `scale_bias` or a filler."""
+    has_filler = param.HasField("scale_filler") or param.HasField("bias_filler")
+    return bool(param.scale_bias if param.HasField("scale_bias") else has_filler)
 
 
 def left_over(param: Any) -> str:

@@ -287,7 +287,7 @@ def _input_shapes(net: Any, name: str) -> list[list[int]]:
 
 
 def _freeze_batch_norm(layer: Any) -> None:
-    """The three blobs of BatchNorm are statistics: no solver may touch them."""
+    """The three blobs of BatchNorm are statistics: no solver may touch them (of NVCaffe's five the first three)."""
     if layer.type == "BatchNorm" and len(layer.param) == 3:
         for spec in layer.param:
             spec.lr_mult = spec.decay_mult = 0

@@ -7,7 +7,7 @@ from typing import Any
 from forcereg.schema import NetParameter
 from forcereg.spec import LayerSpec, NetSpec, is_loss
 
-_STATISTICS = 3  # of a BatchNorm layer, none of which learns
+_STATISTICS = 3  # of a BatchNorm layer, the first of its blobs, none of which learns
 
 
 def net_message(spec: NetSpec) -> Any:
@@ -35,5 +35,5 @@ def _put_layer(spec: LayerSpec, message: Any) -> None:
     if spec.type == "BatchNorm":
         while len(message.param) < _STATISTICS:
             message.param.add()
-        for param in message.param:
+        for param in message.param[:_STATISTICS]:
             param.lr_mult = 0

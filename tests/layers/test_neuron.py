@@ -228,6 +228,27 @@ def test_dropout_scales_what_it_keeps(ratio: float) -> None:
     assert torch.equal(run(net.eval(), x)[0], x)
 
 
+@pytest.mark.parametrize("ratio", [0, 0.25, 0.5])
+def test_dropout_that_scales_in_testing(ratio: float) -> None:
+    torch.manual_seed(0)
+    param = f"dropout_param {{ dropout_ratio: {ratio} scale_train: false }}"
+    net = layer_net("Dropout", param, (100, 100), phase="TRAIN")
+    x = noise(100, 100).float().requires_grad_()
+    (y,) = run(net, x)
+    kept = y != 0
+    assert kept.float().mean().item() == pytest.approx(1 - ratio, abs=0.02)
+    assert torch.equal(y[kept], x[kept])
+    y.sum().backward()
+    assert torch.equal(x.grad, kept.float())
+    torch.testing.assert_close(run(net.eval(), x)[0], x * (1 - ratio), rtol=0, atol=0)
+
+
+def test_dropout_scales_in_training_unless_told_otherwise() -> None:
+    x = noise(3, 4)
+    for fields in ("", "scale_train: true"):
+        assert torch.equal(apply("Dropout", f"dropout_param {{ {fields} }}", x)[0], x)
+
+
 @pytest.mark.parametrize("ratio", [1, -0.5, 1.5])
 def test_bad_dropout_ratio(ratio: float) -> None:
     assert "expected 0 <= ratio < 1" in layer_error("Dropout", f"dropout_param {{ dropout_ratio: {ratio} }}", (2, 3))

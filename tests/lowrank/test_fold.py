@@ -36,7 +36,8 @@ def gathered(net: Net, seed: int = 0, factor: float = 7.5) -> Blobs:
         if spec.type == "BatchNorm":
             size = weights[spec.name][0].shape
             mean, variance = generator.normal(size=size), generator.uniform(0.05, 2, size)
-            values = (mean * factor, variance * factor, np.array([factor]))
+            own = generator.normal(size=(len(weights[spec.name]) - 3, *size)) if len(weights[spec.name]) > 3 else ()
+            values = (mean * factor, variance * factor, np.array([factor]), *own)
             weights[spec.name] = {index: value.astype(np.float32) for index, value in enumerate(values)}
         elif spec.type == "Scale":
             blobs = weights[spec.name]
@@ -44,6 +45,7 @@ def gathered(net: Net, seed: int = 0, factor: float = 7.5) -> Blobs:
     return weights
 
 
+SELF = "batch_norm_param { scale_bias: true eps: 0.1 }"
 NETS = {
     "in-place": convolution(BODY) + norm("y", "y") + scale("y", "y") + relu("y", "y"),
     "new-tops": convolution(BODY) + norm("y", "n") + scale("n", "s") + relu("s", "s") + relu("s", "z", "again"),
@@ -52,6 +54,8 @@ NETS = {
     "no-bias": convolution(BODY + " bias_term: false") + norm("y", "y") + scale("y", "y"),
     "eps": convolution(BODY) + norm("y", "y", "batch_norm_param { eps: 0.5 }") + scale("y", "y"),
     "group": convolution(BODY + " group: 2 stride: 2 pad: 1") + norm("y", "y") + scale("y", "y"),
+    "scales-itself": convolution(BODY + " bias_term: false") + norm("y", "y", SELF) + relu("y", "y"),
+    "scaled-twice": convolution(BODY) + norm("y", "y", SELF) + scale("y", "y"),
     "two": convolution(BODY)
     + norm("y", "y")
     + scale("y", "y")
@@ -131,6 +135,14 @@ def test_multipliers_of_the_new_bias_are_the_scales() -> None:
     text = convolution(BODY + " bias_term: false", "param { lr_mult: 3 }") + norm("y", "y")
     sc = scale("y", "y").replace("scale_param", "param { lr_mult: 5 } param { lr_mult: 7 decay_mult: 0 } scale_param")
     file = parse_net(INPUT + text + sc)
+    net, _, _ = fold_bn(file.message, gathered(load_net(file, seed=1)))
+    assert [spec.lr_mult for spec in net.layer[1].param] == [3, 7]
+
+
+def test_multipliers_of_the_new_bias_are_the_shifts() -> None:
+    entries = "".join(f"param {{ lr_mult: {lr} }} " for lr in (0, 0, 0, 5, 7))
+    text = convolution(BODY + " bias_term: false", "param { lr_mult: 3 }") + norm("y", "y", entries + SELF)
+    file = parse_net(INPUT + text)
     net, _, _ = fold_bn(file.message, gathered(load_net(file, seed=1)))
     assert [spec.lr_mult for spec in net.layer[1].param] == [3, 7]
 
