@@ -28,6 +28,8 @@ FORMATS = {"JPEG": "Jpeg", "PNG": "Png", "BMP": "Bmp", "GIF": "Gif", "TIFF": "Ti
 # Pillow mode -> mode whose channels Caffe (OpenCV, unchanged) would deliver.
 _NATIVE = {"1": "L", "L": "L", "RGB": "RGB", "RGBA": "RGBA", "LA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+_DEEP = {("PNG", "I"), ("PNG", "I;16"), ("PNG", "I;16B"), ("TIFF", "I;16"), ("TIFF", "I;16B"), ("PPM", "I")}
+"""Formats and Pillow's modes of 16-bit grey images; colour ones Pillow reduces to 8 bits itself."""
 _WORK = {"WEBP": 14, "PPM": 8, "BMP": 2, "GIF": 2}
 """Bytes for each pixel that a format's decoder takes beside the image."""
 _STRIP = 1 << 18
@@ -38,6 +40,7 @@ _STRIP_MEMORY = 12 * _STRIP
 def decode_image(data: bytes, color: Color = "native", change: Change | None = None) -> np.ndarray:
     """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel; or what `change` makes of it.
 
+    Of 16 bits the high byte counts, whatever the largest value, as in OpenCV (whose `imread` Caffe calls).
     Raises ForceregError, without the file's name. Waits while other threads use the memory that is needed.
     """
     return Picture(data, color).decode(change)
@@ -46,7 +49,8 @@ def decode_image(data: bytes, color: Color = "native", change: Change | None = N
 class Picture:
     """An image file of which only the header was read.
 
-    `mode` is Pillow's name for its kind of pixels, `memory` what decoding takes. Raises ForceregError, without the
+    `mode` is Pillow's name for its kind of pixels, `deep` whether they have 16 bits each (PNG, and grey ones of all
+    formats), `memory` what decoding takes. Raises ForceregError, without the
     file's name, for whatever goes wrong, and where decoding would take more memory than is allowed.
     """
 
@@ -54,6 +58,7 @@ class Picture:
         try:
             image = self._image = _open(data)
             self.mode = image.mode
+            self.deep = _is_deep(image) or (image.format == "PNG" and data[24] == 16)
             self._target = _target_mode(image, color)
             self.memory = _memory(image, self._target)
             self.shape = (_CHANNELS[self._target], image.height, image.width)
@@ -104,14 +109,21 @@ def _readers() -> list[tuple[Any, Any]]:
     return [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
 
 
+def _is_deep(image: ImageFile) -> bool:
+    return (image.format, image.mode) in _DEEP
+
+
 def _target_mode(image: ImageFile, color: Color) -> str:
-    if image.mode != "P" and image.mode not in _NATIVE:
-        raise ForceregError(f"the image inside has mode {image.mode}; expected 8 bits per channel")
+    if image.mode != "P" and image.mode not in _NATIVE and not _is_deep(image):
+        raise ForceregError(
+            f"the image inside is a {image.format} of mode {image.mode}; expected 8 bits per channel, or a grey PNG, "
+            "PGM or TIFF of 16"
+        )
     if color != "native":
         return "RGB" if color == "color" else "L"
     if image.mode == "P":
         return "RGBA" if "transparency" in image.info else "RGB"
-    return _NATIVE[image.mode]
+    return _NATIVE.get(image.mode, "L")
 
 
 def _memory(image: ImageFile, mode: str) -> int:
@@ -123,17 +135,35 @@ def _memory(image: ImageFile, mode: str) -> int:
     tags = getattr(image, "tag_v2", {})  # of a TIFF, a strip or tile of which is decoded at a time
     rows, tile = int(tags.get(278, image.height)), int(tags.get(322, 0)) * int(tags.get(323, 0))
     piece = max(min(rows, image.height) * image.width, tile) if tags else 0
-    return each * image.width * image.height + 8 * piece + _STRIP_MEMORY
+    return each * image.width * image.height + 8 * piece + _STRIP_MEMORY * (2 if _is_deep(image) else 1)
 
 
 def _pixels(image: Any, mode: str) -> np.ndarray:
     """(H, W[, C]) uint8 of an opened image; a large one is converted strip by strip."""
     rows = max(1, _STRIP // image.width)
+    scale = _unscaled(image) if _is_deep(image) else None
     if image.height <= rows:
-        return np.asarray(image if image.mode == mode else image.convert(mode))
+        return _converted(image, mode, scale)
     shape = (image.height, image.width, *[_CHANNELS[mode]][: mode != "L"])
     pixels = np.empty(shape, np.uint8)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        pixels[top : top + rows] = strip if strip.mode == mode else strip.convert(mode)
+        pixels[top : top + rows] = _converted(strip, mode, scale)
     return pixels
+
+
+def _unscaled(image: Any) -> float:
+    """What turns the values of a deep image into those of its file: Pillow brings those of a PGM to 0 to 65535."""
+    kind, _, _, arguments = image.tile[0]
+    return arguments[-1] / 65535 if image.format == "PPM" and kind != "raw" else 1.0
+
+
+def _converted(image: Any, mode: str, scale: float | None) -> np.ndarray:
+    """An image's pixels in `mode`; with a `scale` it is deep, and the high byte of its values counts."""
+    if scale is not None:
+        from PIL import Image
+
+        values = np.asarray(image)
+        values = values if scale == 1 else np.rint(values * np.float32(scale)).astype(np.uint16)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    return np.asarray(image if image.mode == mode else image.convert(mode))

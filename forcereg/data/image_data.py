@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 _CPU = torch.device("cpu")
 _SKIP, _SHUFFLE, _TRANSFORM = range(3)  # what a generator is for
+_LINE = re.compile(r"(.*\S)[ \t]+(\S+)")
 _LABEL = re.compile(r"[+-]?[0-9]{1,10}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_MOST, _LIKELY = 2000, 50  # numbers of a line taken for labels, and those of them of which each may be a path's own
+_OTHER = "HDF5Data, or from a second Data layer over an LMDB of labels"
+"""Where labels come from that a list can't hold."""
 
 
 @source(
@@ -86,23 +92,44 @@ class ImageList:
 
 
 def read_list(path: Path, name: str) -> ImageList:
-    """The image list `path`, called `name` in errors; a line's last space splits it, empty lines are skipped.
+    """The image list `path`, called `name` in errors; a line's last space or tab splits it, empty lines are skipped.
 
     Raises ForceregError, with the line's number, for a line without an integer label, or if there is no image.
     """
     paths, labels, lines = [], [], []
     for number, line in text_lines(path, name):
-        image, _, label = line.rpartition(" ")
-        if not image or not _LABEL.fullmatch(label) or abs(int(label)) >= 1 << 31:
+        parts = _LINE.fullmatch(line)
+        if parts is None or not _LABEL.fullmatch(parts[2]) or abs(int(parts[2])) >= 1 << 31:
+            fix = f"; labels that are no integers come from {_OTHER}" if parts and _NUMBER.fullmatch(parts[2]) else ""
             raise ForceregError(
-                f"{name}:{number}: is '{shown(line, 200)}'; expected an image's path, a space and its label, an integer"
+                f"{name}:{number}: is '{shown(line, 200)}'; expected an image's path, a space or tab and its label, an "
+                f"integer{fix}"
             )
-        paths.append(image.rstrip())
-        labels.append(int(label))
+        paths.append(parts[1])
+        labels.append(int(parts[2]))
         lines.append(number)
     if not paths:
         raise ForceregError(f"{path}: lists no images; expected lines of an image's path and label")
     return ImageList(name, tuple(paths), np.array(labels), np.array(lines))
+
+
+def check_labels(where: str, path: str, full: str) -> None:
+    """Raises ForceregError, beginning with `where`, if several labels of a line have become a part of its `path`.
+
+    That is where the file `full`, which ends in `path`, isn't there, but is without the numbers at the end.
+    """
+    words, end, ends = path.replace("\t", " "), len(path), list[int]()
+    while len(ends) < _MOST and (place := words.rfind(" ", 0, end)) > 0 and _NUMBER.fullmatch(path, place + 1, end):
+        end = len(words[:place].rstrip())
+        ends.append(end)
+    if not ends or os.path.exists(full):
+        return
+    for end in (ends[-1], *ends[:_LIKELY]):
+        if os.path.exists(full[: len(full) - len(path) + end]):
+            raise ForceregError(
+                f"{where}: there is no '{shown(path, 100)}', but '{shown(path[:end], 100)}'; expected one label in a "
+                f"line, behind its last space; several come from {_OTHER}"
+            )
 
 
 @dataclass
@@ -138,11 +165,12 @@ class ImageFiles:
 
     def _read(self, index: int, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
         """The image as its file holds it, or resized, and which one it is."""
-        line = f"{self.listed.name}:{self.listed.lines[index]}"
+        line, listed = f"{self.listed.name}:{self.listed.lines[index]}", self.listed.paths[index]
         try:
-            path = resolve(self.root, self.root_folder + self.listed.paths[index])
+            path = resolve(self.root, self.root_folder + listed)
             return load_image(path, self.color, size), f"{line}: {shown(str(path), 200)}"
         except ForceregError as error:
+            check_labels(line, listed, os.path.join(self.root, self.root_folder + listed))
             raise ForceregError(f"{line}: {error}") from error
 
     def _check(self, image: np.ndarray, where: str) -> None:

@@ -14,7 +14,7 @@ from forcereg.data.budget import DECODING
 from forcereg.data.convert import Record, Track, Written, check_free, in_order, require_same_shape, silent, write_lmdb
 from forcereg.data.datum import serialized
 from forcereg.data.decoding import Picture
-from forcereg.data.image_data import ImageList, read_list
+from forcereg.data.image_data import ImageList, check_labels, read_list
 from forcereg.data.images import resize
 from forcereg.errors import ForceregError
 from forcereg.files import read_file
@@ -99,7 +99,7 @@ def convert_images(
     if options.root is not None and not options.root.is_dir():
         raise ForceregError(f"--root {options.root}: no such folder; expected the one that the list's paths start from")
     listed = read_list(listing, str(listing))
-    _check_keys(listed)
+    _check_paths(listed, options)
     shapes: set[tuple[int, ...]] = set()
     skipped = written = 0
 
@@ -127,9 +127,10 @@ def convert_images(
     return ImageSet(out, written, shapes.pop() if len(shapes) == 1 else (), skipped)
 
 
-def _check_keys(listed: ImageList) -> None:
-    """Raises ForceregError for a path that makes too long a key, before hours of work."""
+def _check_paths(listed: ImageList, options: ImageSetOptions) -> None:
+    """Raises ForceregError for a path that makes too long a key, or has labels in it, before hours of work."""
     for line, path in zip(listed.lines, listed.paths, strict=True):
+        check_labels(f"{listed.name}:{line}", path, _full(path, options))
         length = len(_key(0, path))
         if length > KEY_BYTES:
             where = f"{listed.name}:{line}: '{shown(path, 60)}'"
@@ -208,8 +209,9 @@ def _encoded(found: _Found, image: np.ndarray, options: ImageSetOptions) -> byte
     """The file's own bytes if they are what is wanted, else the image encoded anew."""
     own = KINDS.get(os.path.splitext(found.path)[1].lower())
     kind = options.encode_type or own
-    # a palette or transparency is taken differently by other readers
-    channels = {"RGB": 3, "L": 1}.get(found.picture.mode if found.picture else "")
+    # a palette, transparency or 16 bits are taken differently by other readers
+    plain = found.picture is not None and not found.picture.deep
+    channels = {"RGB": 3, "L": 1}.get(found.picture.mode if found.picture and plain else "")
     if options.size is None and own == kind and channels == image.shape[0]:
         return found.content
     return encode(image, kind or "png")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from forcereg.data.datum import Layout, decode, serialized
-from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 
 RGBA = np.array([[[10, 20, 30, 40], [50, 60, 70, 80]]], np.uint8)  # (H, W, channels)
@@ -27,7 +26,7 @@ def picture(mode: str) -> Image.Image:
     if mode == "P":
         return Image.fromarray(RGBA[:, :, :3]).quantize(4)
     if mode == "I;16":
-        return Image.fromarray(np.array([[1000, 2000]], np.uint16))
+        return Image.fromarray(np.array([[0x12FF, 0x3480]], np.uint16))
     return Image.fromarray(RGBA).convert(mode)
 
 
@@ -42,18 +41,15 @@ def picture(mode: str) -> Image.Image:
         ("L", "color", [[18, 58]] * 3),
         ("RGB", "gray", [[18, 58]]),
         ("RGBA", "gray", [[18, 58]]),
+        ("I;16", "native", [[0x12, 0x34]]),
+        ("I;16", "gray", [[0x12, 0x34]]),
+        ("I;16", "color", [[0x12, 0x34]] * 3),
     ],
 )
 def test_channels(mode: str, color, expected: list[list[int]]) -> None:
     image, label = decode(encoded(picture(mode)), color)
     assert (image.dtype, label) == (np.uint8, 5)
     assert image[:, 0].tolist() == expected
-
-
-@pytest.mark.parametrize("color", ["native", "color", "gray"])
-def test_sixteen_bits_are_refused(color) -> None:
-    with pytest.raises(ForceregError, match="mode I;16; expected 8 bits"):
-        decode(encoded(picture("I;16")), color)
 
 
 def test_data_wins_over_float_data() -> None:

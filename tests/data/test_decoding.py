@@ -25,6 +25,7 @@ from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 from tests.conftest import RunCli
 from tests.data.bombs import HUGE, png, png_text
+from tests.data.deep import deep_pgm, deep_png
 from tests.data.lmdbs import put_lmdb
 from tests.data.pictures import noise
 from tests.nursery import Nursery
@@ -211,6 +212,9 @@ def test_decoding_takes_no_more_than_was_said(color: str, tmp_path: Path, nurser
         (tmp_path / kind).write_bytes(content)
     (tmp_path / "progressive").write_bytes(saved(image, "JPEG", progressive=True, subsampling=0))
     (tmp_path / "ppm").write_bytes(saved(image, "PPM"))
+    deep = np.full((1500, 1500), 40_000, np.uint16)
+    (tmp_path / "deep png").write_bytes(deep_png(deep[:, :, None]))
+    (tmp_path / "deep pgm").write_bytes(deep_pgm(deep, 50_000))
     names = [path.name for path in tmp_path.iterdir() if path.name != "small"]
     done = nursery.run("-c", MEASURED, color, "small", *names, cwd=tmp_path)
     lines = [line.rsplit(maxsplit=3) for line in done.stdout.splitlines()]

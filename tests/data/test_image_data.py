@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -301,7 +302,7 @@ def test_bad_parameters_are_refused(options: dict, expected: list[str], folder: 
     ("line", "found"),
     [
         ("a.png", "is 'a.png'"),
-        ("a.png\t3", r"is 'a.png\t3'"),
+        ("a.png\t1.5", r"is 'a.png\t1.5'"),
         ("a.png 1.5", "is 'a.png 1.5'"),
         ("a.png 1_0", "is 'a.png 1_0'"),
         ("a.png cat", "is 'a.png cat'"),
@@ -313,7 +314,31 @@ def test_bad_parameters_are_refused(options: dict, expected: list[str], folder: 
 def test_a_bad_line_of_the_list_is_named(line: str, found: str, folder: Path) -> None:
     with open(folder / "list.txt", "a") as file:
         file.write(f"\n{line}\n")
-    fails(folder, "list.txt:12: ", found, "expected an image's path, a space and its label, an integer")
+    fails(folder, "list.txt:12: ", found, "expected an image's path, a space or tab and its label, an integer")
+
+
+@pytest.mark.parametrize("label", ["0.5", "-1e-3", ".25", "99999999999"])
+def test_labels_that_are_no_integers_have_a_place(label: str, folder: Path) -> None:
+    (folder / "list.txt").write_text(f"0.png 1\n1.png {label}\n")
+    fails(folder, f"list.txt:2: is '1.png {label}'", "HDF5Data, or from a second Data layer over an LMDB of labels")
+
+
+@pytest.mark.parametrize("tail", ["1 0 1", "0.25 7", "1\t0\t1", "  3   4"])
+def test_several_labels_have_a_place(tail: str, folder: Path) -> None:
+    os.rename(folder / "1.png", folder / "my image 1 2.png")
+    (folder / "list.txt").write_text(f"0.png 1\nmy image 1 2.png {tail}\n")
+    feed = make_images(folder, batch=1)
+    assert labels(feed, 1) == [1]
+    text = r"list.txt:2: there is no 'my image 1 2.png .*', but 'my image 1 2.png'; expected one label in a line.*HDF5D"
+    with pytest.raises(ForceregError, match=text):
+        feed.next()
+
+
+def test_a_path_may_end_in_numbers(folder: Path) -> None:
+    os.rename(folder / "1.png", folder / "1 0 3.5")
+    os.rename(folder / "2.png", folder / "1 0")
+    (folder / "list.txt").write_text("1 0 3.5 1\n1 0 2\n")
+    assert labels(make_images(folder, batch=1), 2) == [1, 2]
 
 
 def test_an_empty_list_is_refused(tmp_path: Path) -> None:

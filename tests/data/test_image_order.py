@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from forcereg.data.image_data import order, read_list
 
@@ -32,9 +34,21 @@ def test_shuffled_orders_are_uniform() -> None:
     assert abs(hits - share).max() < 5 * (share * (1 - 1 / count)) ** 0.5
 
 
-def test_a_list_is_split_at_the_last_space(tmp_path: Path) -> None:
-    (tmp_path / "list").write_bytes(b"a b.png -3\r\n\n  \nc.png  12 \nd\xff.png +2147483647")
+def test_a_list_is_split_at_the_last_space_or_tab(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"a b.png -3\r\n\n  \nc.png  12 \nd\xff.png +2147483647\ne f.png\t5\n1 2\t3 \t4\t")
     found = read_list(tmp_path / "list", "list")
-    assert found.paths == ("a b.png", "c.png", "d\udcff.png")
-    assert found.labels.tolist() == [-3, 12, 2147483647]
-    assert found.lines.tolist() == [1, 4, 5]
+    assert found.paths == ("a b.png", "c.png", "d\udcff.png", "e f.png", "1 2\t3")
+    assert found.labels.tolist() == [-3, 12, 2147483647, 5, 4]
+    assert found.lines.tolist() == [1, 4, 5, 6, 7]
+
+
+NAMES = st.from_regex(r"[a-z0-9.]([a-z0-9. \t]{0,12}[a-z0-9.])?", fullmatch=True)
+GAPS = st.sampled_from([" ", "\t", "  ", " \t"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(NAMES, st.integers(1 - 2**31, 2**31 - 1), GAPS), min_size=1))
+def test_any_list_is_read_as_it_was_written(tmp_path: Path, rows: list[tuple[str, int, str]]) -> None:
+    (tmp_path / "list").write_text("\ufeff" + "\r\n".join(f"{name}{gap}{label} " for name, label, gap in rows))
+    found = read_list(tmp_path / "list", "list")
+    assert list(zip(found.paths, found.labels.tolist(), strict=True)) == [(name, label) for name, label, _ in rows]

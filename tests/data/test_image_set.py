@@ -230,14 +230,15 @@ def refused(folder: Path, *expected: str, lines: str | None = None, **options) -
     ("lines", "expected"),
     [
         ("", "list.txt: lists no images"),
-        ("0.png 1\n1.png\n", "list.txt:2: is '1.png'; expected an image's path, a space and its label"),
+        ("0.png 1\n1.png\n", "list.txt:2: is '1.png'; expected an image's path, a space or tab and its label"),
         ("0.png cat\n", "list.txt:1: is '0.png cat'"),
         ("0.png 1.5\n", "list.txt:1: is '0.png 1.5'"),
+        ("0.png 1\n1.png 1 0 1\n", "list.txt:2: there is no '1.png 1 0', but '1.png'; expected one label in a line"),
         ("0.png 99999999999\n", "list.txt:1: is '0.png 99999999999'"),
         ("x.png 1\ny.png 2\n", "list.txt: none of its 2 images could be read; check the paths and --root"),
         (f"gone.png 1\n{'d/' * 300}x.png 1\n", "...': with its index a key of 614 bytes; an LMDB takes 511"),
     ],
-    ids=["empty", "no-label", "word", "fraction", "huge", "nothing-readable", "long-path"],
+    ids=["empty", "no-label", "word", "fraction", "several", "huge", "nothing-readable", "long-path"],
 )
 def test_bad_lists_are_refused(lines: str, expected: str, photos: Path) -> None:
     refused(photos, expected, lines=lines)
