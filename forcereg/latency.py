@@ -24,6 +24,7 @@ from forcereg.lowrank.merge import merge
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
 from forcereg.lowrank.rewrite import Weights, split
 from forcereg.net import Net
+from forcereg.rules import included
 from forcereg.schema import NetParameter
 from forcereg.schema.text import NetFile
 from forcereg.snapshot import ModelFile, load_into
@@ -131,7 +132,7 @@ class LayerTimer:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         if prepared.shapes is None:
-            why = "data that isn't here, or layers that need --allow-python-layers or --import"
+            why = "data that isn't here (--input-shape), or layers that need --allow-python-layers or --import"
             raise ForceregError(f"{prepared.file.name}: blob shapes are unknown, so no layer can be measured: {why}")
         self._prepared, self._shapes, self._device = prepared, prepared.shapes, device
         self._batch, self._tell = batch, tell
@@ -158,19 +159,18 @@ class LayerTimer:
     def _layers(self, one: Candidate, choice: Choice) -> list[Any]:
         chain = self._prepared.chains.get(one.name)
         if isinstance(choice, Whole) and chain is not None:
-            return [_last(self._prepared.file.message, name) for name in chain.parts]
-        layer = _last(self._merged, one.name)
+            return [self._deployed(self._prepared.file.message, name) for name in chain.parts]
+        layer = self._deployed(self._merged, one.name)
         return [layer] if isinstance(choice, Whole) else split(layer, one.ladder.outline(choice))
+
+    def _deployed(self, net: Any, name: str) -> Any:
+        """The layer of that name; of several for different phases that of the net that costs are of."""
+        return next(layer for layer in net.layer if layer.name == name and included(layer, self._prepared.state))
 
     def _shape(self, one: Candidate, name: str) -> tuple[int, ...]:
         if name not in self._shapes:
             raise ForceregError(f"{one.where}: the shape of its bottom '{name}' is unknown; it can't be measured")
         return resized(self._shapes[name], self._batch)
-
-
-def _last(net: Any, name: str) -> Any:
-    """The layer of that name; of several for different phases the last one."""
-    return next(layer for layer in reversed(net.layer) if layer.name == name)
 
 
 def layer_net(layers: Sequence[Any], shapes: Shapes, device: torch.device) -> Net:

@@ -134,14 +134,70 @@ def net_shapes(
     root: Path | None = None,
     allow_python_layers: bool = False,
 ) -> Shapes | None:
-    """Blob shapes of a net, of its test phase where both phases have the blob; None if they cannot be known.
+    """Blob shapes of the net that costs are of (`costed_net`); None if they cannot be known.
 
     input_shapes: data layers' tops -> shapes, as snapshots keep them; else the sources are opened.
     """
-    shapes: dict[str, Sequence[int]] = {}
-    for net in meta_nets(file, input_shapes, root, allow_python_layers):
-        shapes.update(net.shapes)
-    return shapes or None
+    net = costed_net(file, input_shapes, root, allow_python_layers)
+    return None if net is None else net.shapes
+
+
+def costed_net(
+    file: NetFile,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
+) -> Net | None:
+    """The net that costs are of, without any values: what is deployed computes as in the TEST phase.
+
+    The TRAIN net where the TEST net can't be built, None where neither can; arguments as for `net_shapes`.
+    """
+    return max(
+        meta_nets(file, input_shapes, root, allow_python_layers), key=lambda net: net.spec.phase == TEST, default=None
+    )
+
+
+def costed_state(file: NetFile, root: Path | None = None) -> Any:
+    """The state of the net that costs are of, without shapes: TEST, or TRAIN where the layers of TEST make no net."""
+    states = [net_state(phase, file.message.state, net_state(phase)) for phase in (TEST, TRAIN)]
+    return next((state for state in states if stands(file, state, root)), states[0])
+
+
+def stands(file: NetFile, state: Any, root: Path | None = None) -> bool:
+    """Whether the layers that a state keeps make a net, whatever their shapes."""
+    try:
+        build_spec(file, state, root)
+    except ForceregError:
+        return False
+    return True
+
+
+def phase_net(
+    file: NetFile,
+    state: Any,
+    given: Mapping[str, Sequence[int]] | None = None,
+    known: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
+) -> Net:
+    """The net of a state (`rules.net_state`) without any values.
+
+    `given`: shapes of inputs, as for `load_net`; `known`: shapes for a net whose own sources can't be opened. Raises
+    ForceregError for a state without layers, data that isn't here, code that may not run.
+    """
+    spec = build_spec(file, state, root)
+    try:
+        return _shaped(spec, given, allow_python_layers)
+    except ForceregError:
+        if not known:
+            raise
+        return _shaped(spec, {**known, **(given or {})}, allow_python_layers)
+
+
+def _shaped(spec: NetSpec, shapes: Mapping[str, Sequence[int]] | None, allow_python_layers: bool) -> Net:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # told where the net is trained
+        return Net(spec, None, shapes, allow_python_layers=allow_python_layers)
 
 
 def meta_nets(

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from forcereg.cost import Cost
-from forcereg.errors import ForceregError
+from forcereg.load import costed_net
 from forcereg.net import Net
-from forcereg.rules import net_state
-from forcereg.schema import TEST, TRAIN
 from forcereg.schema.text import NetFile
-from forcereg.spec import build_spec
 
 FLOAT = 4
 """Bytes of a value."""
@@ -103,21 +98,18 @@ def net_cost(
     root: Path | None = None,
     allow_python_layers: bool = False,
 ) -> Cost | None:
-    """All layers' MACs for one item and learned values, of either phase, in the test phase where both have the layer.
+    """All layers' MACs for one item and learned values of the net that costs are of (`load.costed_net`).
 
     None if they cannot be known. Arguments as for `load.net_shapes`.
     """
-    rows: dict[str, Row] = {}
-    for phase in (TRAIN, TEST):
-        try:
-            spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
-            with warnings.catch_warnings(), torch.device("meta"):
-                warnings.simplefilter("ignore")  # told where the net is trained
-                net = Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
-        except ForceregError:
-            continue  # a phase without layers, a data source that is not here, code that may not run
-        rows.update({row.name: row for row in summarize(net).rows})
-    return Cost(sum(row.macs for row in rows.values()), sum(row.params for row in rows.values())) if rows else None
+    net = costed_net(file, input_shapes, root, allow_python_layers)
+    return None if net is None else cost_of(net)
+
+
+def cost_of(net: Net) -> Cost:
+    """All layers' MACs for one item and learned values."""
+    found = summarize(net)
+    return Cost(found.macs, found.params)
 
 
 def batch_size(net: Net) -> int:

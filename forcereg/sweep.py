@@ -50,8 +50,8 @@ class Result:
     """What a run came to, None where it didn't get. Accuracies are None for a net without one.
 
     All scores are of the same test records. `ranks` of the decomposed layers, in order. `macs` are multiply-accumulates
-    for one item: of the net as trained, and cut at the sweep's error. `seconds` since the run was last begun. `failed`:
-    why training or fine-tuning ended early.
+    for one item: of the first test net, whole and cut at the sweep's error. `seconds` since the run was last begun.
+    `failed`: why training or fine-tuning ended early.
     """
 
     fields: dict[str, str]
@@ -224,7 +224,7 @@ def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tupl
         solver = Solver(file, observers=[log, warn], **plan.options)
         for path in plan.weights:
             solver.load_weights(path)
-        result = Result(setting.fields, setting.seed, macs=summarize(solver.net).macs)
+        result = Result(setting.fields, setting.seed, macs=summarize(solver.test_nets[0]).macs)
         try:
             train(solver)
         except ForceregError as error:
@@ -247,7 +247,7 @@ def _tuned(plan: Plan, result: Result, trained: Solver, folder: Path, warn: _War
         loss=whole.loss,
         ranks=[layer.rank for layer in cut.layers],
         full_ranks=[layer.full_rank for layer in cut.layers],
-        macs_cut=_macs(result.macs, cut.totals),
+        macs_cut=_macs(result.macs, test_cut.totals),
         accuracy_cut=bare.accuracy,
     )
     if not plan.finetune:
@@ -276,11 +276,10 @@ def _log(path: Path) -> Iterator[Observer]:
 def _cut(solver: Solver, error: float, folder: Path) -> tuple[Decomposition, Decomposition]:
     """The trained net decomposed, and the first test net, if it is another file; both are CUT.* in `folder`."""
     model = snapshot.read_model(solver.last_snapshot or solver.snapshot())
-    specs = {spec.text: spec for spec in (solver.net.spec, solver.test_nets[0].spec)}
-    paths = [folder / f"{CUT}{ending}.prototxt" for ending, _ in zip(("", "_test"), specs, strict=False)]
-    files = [parse_net(spec.text, spec.filename) for spec in specs.values()]
-    shapes = solver.net.shapes
-    cuts = [decompose(file, model.layers, by_error(error), shapes) for file in files]
+    nets = {net.spec.text: net for net in (solver.net, solver.test_nets[0])}
+    paths = [folder / f"{CUT}{ending}.prototxt" for ending, _ in zip(("", "_test"), nets, strict=False)]
+    files = [(parse_net(net.spec.text, net.spec.filename), net.shapes) for net in nets.values()]
+    cuts = [decompose(file, model.layers, by_error(error), shapes) for file, shapes in files]
     if not cuts[0].layers:
         name = solver.net.spec.filename
         raise ForceregError(f"{name}: has no convolution that can be decomposed, so there is nothing to sweep for")

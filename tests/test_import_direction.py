@@ -51,6 +51,7 @@ ORDER = (
     "lowrank",
     "latency",
     "summary",
+    "accounting",
     "draw",
     "support",
     "solver",

@@ -16,6 +16,7 @@ from forcereg.terminal import echo
 
 if TYPE_CHECKING:
     from forcereg.lowrank.decompose import Decomposition
+    from forcereg.schema.text import NetFile
     from forcereg.snapshot import ModelFile
 
 
@@ -48,7 +49,10 @@ def command(
     rule, device = ranks.rule(layers), latency.device()
     prefix = Path(out) if out else default_prefix(snapshot)
     opened = layers.open(snapshot, ranks.config, Path(f"{prefix}.scores.json"))
-    criterion, candidates = rule(opened), opened.prepared.candidates
+    file, candidates = opened.prepared.file, opened.prepared.candidates
+    if not candidates:
+        raise nothing(snapshot, file, opened.prepared.skipped)
+    criterion = rule(opened)
     timed = None if device is None else latency.choose(device, opened, criterion, ranks)
     choices = timed.choices if timed is not None else None
     if choices is None and ranks.max_accuracy_drop is not None:
@@ -56,29 +60,39 @@ def command(
     with Steps("step", 2 * len(candidates), PAUSE) as steps:
         watched = opened.prepared.watched(steps.done)
         result = watched.apply(criterion(watched.candidates) if choices is None else choices)
-    file = opened.prepared.file
     if not result.layers:
         raise nothing(snapshot, file, result.skipped)
-    net = net_report(opened.whole, opened.cost(net_from_message(result.net, f"{prefix}.prototxt"), result.weights))
+    made_file = net_from_message(result.net, f"{prefix}.prototxt")
+    net = net_report(opened.whole, opened.accounts.cost(made_file, result.weights))
+    train_net = training_report(opened, made_file)
     measured = None if timed is None or device is None else latency.measured(device, opened, timed, result)
     made = {"forcereg_decomposed": json.dumps(provenance(result, opened.model))}
     written = write_net(prefix, result.net, result.weights, opened.model, layers.model, heading(result), made)
     if as_json:
-        more = {"net": net, "remarks": remarks(result, net), "folded": opened.prepared.folded}
+        more: dict[str, Any] = {"net": net, "phase": opened.accounts.phase, "train_net": train_net}
+        more |= {"remarks": remarks(result, net), "folded": opened.prepared.folded}
         more |= {} if measured is None else {"latency": measured.report()}
         echo(json.dumps({**result.report(), **more, **written}))
         return
-    show(result, net)
+    show(result, net, train_net)
     if measured is not None:
         measured.show()
     tell(opened)
     echo(f"wrote {written['model']} and {written['weights']}")
 
 
+def training_report(opened: Opened, made: NetFile) -> dict[str, Any] | None:
+    """The TRAIN net's cost before and after, where it differs from the TEST net's."""
+    from forcereg.report.lowrank import net_report
+
+    before, after = opened.in_training, opened.accounts.in_training(made)
+    return None if before is None or after is None else net_report(before, after)
+
+
 def tell(opened: Opened) -> None:
-    """Print what isn't known of the net, and what was folded."""
-    if opened.unknown:
-        echo(opened.unknown)
+    """Print what isn't known of the net, what costs are of, and what was folded."""
+    for line in filter(None, (opened.unknown, opened.costed)):
+        echo(line)
     for name, gone in opened.prepared.folded.items():
         echo(f"folded into {name}: {', '.join(gone)}")
 

@@ -76,7 +76,7 @@ def command(
     make_folder(out.parent)
     evaluator = layers.evaluator(Path(f"{prefix}.scores.json"))
     opened = opened_nets(snapshots, names, layers, tell)
-    subjects = [Subject(*key, one.prepared, one.model.layers, one.cost) for key, one in opened.items()]
+    subjects = [Subject(*key, one.prepared, one.model.layers, one.accounts.cost) for key, one in opened.items()]
     plan = planned(subjects, [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()], tell)
     made = shown(frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell), len(plan))
     points, how = measured(made, opened, device, batch)
@@ -134,18 +134,15 @@ def measured(
 def latencies(made: Sequence[Made], opened: Mapping[str, Opened], device: torch.device, batch: int) -> list[float]:
     """Milliseconds of each net, all taking turns; nets of one structure are one. Raises ForceregError."""
     from forcereg.latency import fed_shapes, interleaved, net_run
-    from forcereg.load import net_shapes
 
     runs: dict[str, Run] = {}
     keys = []
     for one in made:
-        own = opened[one.point.net]
-        allow = own.allow_python_layers
-        shapes = net_shapes(one.net, own.model.input_shapes, own.root, allow)
-        fed = fed_shapes(one.net, shapes or {}, batch)
+        own = opened[one.point.net].accounts
+        fed = fed_shapes(one.net, own.fed or {}, batch)
         keys.append(f"{fed} {one.net.message}")
         if keys[-1] not in runs:
-            runs[keys[-1]] = net_run(one.net, one.weights, fed, device, allow)
+            runs[keys[-1]] = net_run(one.net, one.weights, fed, device, own.allow_python_layers)
     tell(f"measuring {len(runs)} nets on {device}")
     times = interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
     medians = dict(zip(runs, map(median, times), strict=True))

@@ -62,9 +62,9 @@ class LatencyOptions:
                 [(file, opened.prepared.weights), (net_from_message(result.net, file.name), result.weights)],
                 self.batch,
                 device=device,
-                input_shapes=opened.model.input_shapes,
-                root=opened.root,
-                allow_python_layers=opened.allow_python_layers,
+                input_shapes=opened.accounts.fed,
+                root=opened.accounts.root,
+                allow_python_layers=opened.accounts.allow_python_layers,
             )
         except ForceregError as error:
             echo(f"the whole net isn't measured: {error}", err=True)

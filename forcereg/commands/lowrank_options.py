@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.options import asked_devices, code_options, data_options, device_options
+from forcereg.commands.options import (
+    asked_devices,
+    code_options,
+    data_options,
+    device_options,
+    given_shapes,
+    input_shape_option,
+)
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from forcereg.accounting import Accounts
     from forcereg.cost import Cost, Shapes
     from forcereg.evaluate import Evaluator
     from forcereg.lowrank.config import RankConfig
@@ -31,40 +39,47 @@ MIXED = "mixed"
 class Opened:
     """A net that waits for its ranks, and where it came from. `model`: the snapshot, its weights in the net's form.
 
-    `scores`: the file that keeps scores of its decompositions.
+    `accounts`: what costs are of. `scores`: the file that keeps scores of its decompositions.
     """
 
     model: ModelFile
-    root: Path
     prepared: Prepared
-    allow_python_layers: bool
+    accounts: Accounts
     scores: Path | None = None
 
     @cached_property
     def whole(self) -> Cost:
         """Of the whole net as it is; MACs are None where shapes are unknown."""
-        return self.cost(self.prepared.file, self.prepared.weights)
+        return self.accounts.cost(self.prepared.file, self.prepared.weights)
+
+    @cached_property
+    def in_training(self) -> Cost | None:
+        """Of the TRAIN net, where that isn't what costs are of and differs from it."""
+        found = self.accounts.in_training(self.prepared.file)
+        return None if found == self.whole else found
 
     @property
     def unknown(self) -> str:
         """Why MACs are unknown; empty if they are known."""
         if self.whole.macs is not None:
             return ""
-        if not self.allow_python_layers and any(one.type == "Python" for one in self.prepared.file.message.layer):
+        allowed = self.accounts.allow_python_layers
+        if not allowed and any(one.type == "Python" for one in self.prepared.file.message.layer):
             return "MACs are unknown: the net has Python layers, which run with --allow-python-layers only"
-        return "MACs are unknown: data that isn't here, or layers of your own that need --import"
+        return (
+            "MACs are unknown: data that isn't here (give --input-shape BLOB=N,C,H,W), or layers of your own that need "
+            "--import"
+        )
 
-    def cost(self, file: NetFile, weights: Weights) -> Cost:
-        """Of a whole net that is fed like this one."""
-        from forcereg.cost import Cost
-        from forcereg.summary import net_cost
-
-        shapes = self.model.input_shapes
-        if known := net_cost(file, shapes, self.root, self.allow_python_layers):
-            return known
-        first = {layer.name: 3 if layer.type == "BatchNorm" else 0 for layer in file.message.layer}  # learned blob
-        blobs = [(name, index, values) for name in first for index, values in weights.get(name, {}).items()]
-        return Cost(None, sum(values.size for name, index, values in blobs if index >= first[name]))
+    @property
+    def costed(self) -> str:
+        """What costs are of, where that isn't plain; empty where it is."""
+        if self.accounts.phase == "TRAIN":
+            return "the net has no TEST net that can be built: costs are those of its TRAIN net"
+        if self.in_training is None:
+            return ""
+        macs, params = self.in_training.macs, self.in_training.params
+        return f"costs are those of the TEST net; the TRAIN net has {macs:,} MACs and {params:,} learned values"
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,7 @@ class LayerOptions:
     data_budget: int
     workers: int
     allow_python_layers: bool
+    input_shape: tuple[str, ...]
 
     @property
     def on(self) -> str | None:
@@ -144,22 +160,23 @@ class LayerOptions:
 
     def open(self, snapshot: str | Path, config: RankConfig | None = None, scores: Path | None = None) -> Opened:
         """The net of a snapshot, ready to be decomposed; `scores` as in Opened. Raises ForceregError."""
-        from forcereg.load import net_shapes
+        from forcereg.accounting import accounts
         from forcereg.snapshot import modern
 
-        selection = self.selection(config)
+        selection, given, solver = self.selection(config), given_shapes(self.input_shape), self.solver_file()
         model = read_weights(snapshot)
         file, root = asked_net(self.model, model)
         model = modern(model, {layer.name: layer.type for layer in file.message.layer})
-        shapes = net_shapes(file, model.input_shapes, root, self.allow_python_layers)
-        prepared = self._prepared(file, model.layers, shapes, selection)
-        return Opened(model, root, prepared, self.allow_python_layers, scores)
+        tested = solver and next(iter(solver.message.test_state), None)
+        found = accounts(file, given, model.input_shapes, root, self.allow_python_layers, tested)
+        prepared = self._prepared(file, model.layers, found.shapes, replace(selection, state=found.state))
+        return Opened(model, prepared, found, scores)
 
     def reopened(self, opened: Opened) -> Opened:
         """A net that others of these options opened, read once for all. Raises ForceregError."""
         file, _ = asked_net(self.model, opened.model)
-        prepared = self._prepared(file, opened.model.layers, opened.prepared.shapes, self.selection())
-        return replace(opened, prepared=prepared)
+        selection = replace(self.selection(), state=opened.accounts.state)
+        return replace(opened, prepared=self._prepared(file, opened.model.layers, opened.accounts.shapes, selection))
 
     def _prepared(self, file: NetFile, weights: Weights, shapes: Shapes | None, selection: Selection) -> Prepared:
         from forcereg.lowrank.decompose import prepare
@@ -207,6 +224,7 @@ layer_options = gathered("layers", LayerOptions, [
     device_options,
     data_options,
     code_options,
+    input_shape_option,
 ])  # fmt: skip
 
 

@@ -106,12 +106,19 @@ def net_options(function: Callable[..., Any], phase: str = "TEST") -> Callable[.
         click.option("--phase", default=phase, show_default=True, metavar="TRAIN|TEST", help="Phase to look at."),
         click.option("--level", type=int, default=0, help="Level of the net's state."),
         click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated."),
-        click.option("--input-shape", multiple=True, metavar="BLOB=N,C,H,W",
-                     help="Shape of an input or of a data layer's top, whose source is then not opened; repeatable."),
-    )  # fmt: skip
+        input_shape_option,
+    )
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def input_shape_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--input-shape, for `given_shapes`."""
+    return click.option(
+        "--input-shape", multiple=True, metavar="BLOB=N,C,H,W",
+        help="Shape of an input or of a data layer's top, whose source is then not opened; repeatable.",
+    )(function)  # fmt: skip
 
 
 def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -31,11 +31,11 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
     with Steps("layer", len(opened.prepared.candidates), PAUSE) as steps:
         table = rank_table(opened.prepared.watched(steps.done).candidates, errors, opened.whole)
     if as_json:
-        echo(json.dumps(table.report()))
+        echo(json.dumps({**table.report(), "phase": opened.accounts.phase}))
         return
     show(table)
-    if opened.unknown:
-        echo(opened.unknown)
+    for line in filter(None, (opened.unknown, opened.costed)):
+        echo(line)
     for name, reason in opened.prepared.skipped.items():
         echo(f"can't be decomposed: {name}: {reason}")
 

@@ -55,6 +55,8 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
             steps.done(f"{which}: accuracy {point.accuracy:.4f}")
     echo(f"accuracy (rank) with one layer decomposed; the whole net's is {points[0].accuracy:.2%}")
     table(points).show()
+    if opened.costed:
+        echo(opened.costed)
     for name, reason in opened.prepared.skipped.items():
         echo(f"can't be decomposed: {name}: {reason}")
     write_text(f"{prefix}.csv", as_csv(points))

@@ -44,7 +44,7 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
     def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:
         total = None if whole is None else getattr(whole, measure)
         if total is None or any(getattr(one.dense, measure) is None for one in candidates):
-            why = "data that isn't here, or layers that need --allow-python-layers or --import"
+            why = "data that isn't here (--input-shape), or layers that need --allow-python-layers or --import"
             raise ForceregError(f"the net's {WORDS[measure]} are unknown, so there is no share of them to keep: {why}")
         room = int(share * total) - (total - sum(getattr(one.dense, measure) for one in candidates))
         least = [cheapest(one, measure) for one in candidates]

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
+from forcereg.load import costed_state
 from forcereg.lowrank.factor import Factors, Ladder, Rank, Watched
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
 from forcereg.registry import factorizer
+from forcereg.rules import included
+from forcereg.schema import TEST
 from forcereg.schema.text import NetFile, net_from_message
 
 TYPES = ("Convolution",)
@@ -29,7 +32,8 @@ class Selection:
 
     `methods`: layer name -> method where it isn't `method`. `fc`: InnerProduct layers too. `only`: just these layers;
     `without`: not these. `moments`: layer name -> (groups, K, K), see `Method`. `seed`: for what is random.
-    `fold_bn`: BatchNorm and Scale go into the layers before them first.
+    `fold_bn`: BatchNorm and Scale go into the layers before them first. `state`: of the net that costs are of, whose
+    layers alone are decomposed; None: `load.costed_state`.
     """
 
     method: str = "pca"
@@ -40,6 +44,7 @@ class Selection:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     fold_bn: bool = False
+    state: Any = None
 
     def method_of(self, name: str) -> str:
         """The method for the layer `name`."""
@@ -111,7 +116,7 @@ class Prepared:
 
     `file` and `weights`: before any layer is replaced, BatchNorms folded. `chains`: name of a candidate -> the chain of
     an earlier decomposition that it stands for. `folded`: layer name -> the layers folded into it. `shapes`: of the
-    net's blobs, None where unknown.
+    blobs of the net that costs are of, None where unknown; `state`: that net's.
     """
 
     file: NetFile
@@ -121,6 +126,7 @@ class Prepared:
     chains: Mapping[str, Chain] = field(default_factory=dict)
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     shapes: Shapes | None = None
+    state: Any = None
 
     def watched(self, tell: Callable[[str], None]) -> Prepared:
         """The same, which tells of each layer's work when it is done, two steps a layer at most."""
@@ -158,7 +164,8 @@ def decompose(
 ) -> Decomposition:
     """Replace the net's layers by chains of smaller ones at the ranks that `criterion` chooses.
 
-    shapes: blob shapes for the MACs (`load.net_shapes`). Raises ForceregError for weights that do not fit
+    shapes: blob shapes for the MACs (`load.net_shapes`). A layer that the TEST net is without costs nothing where the
+    net is deployed, and stays whole. Raises ForceregError for weights that do not fit
     the net or are not finite, and for ranks out of range.
     """
     prepared = prepare(file, weights, shapes, selection or Selection())
@@ -170,14 +177,14 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
 
     Raises ForceregError for weights that don't fit the net, UsageError for unknown names.
     """
-    net = file.message
+    net, state = file.message, selection.state or costed_state(file)
     folded: Mapping[str, Sequence[str]] = {}
     if selection.fold_bn:
         net, weights, folded = fold_bn(net, weights)
     whole_file = net_from_message(net, file.name) if folded else file
     chains = {chain.name: chain for chain in find_chains(net, weights)}
     merged, whole = merge(net, weights, list(chains.values()))
-    chosen, skipped = choose_layers(file.name, merged, whole, selection)
+    chosen, skipped = choose_layers(file.name, merged, whole, replace(selection, state=state))
     first = {chain.parts[0]: name for name, chain in chains.items()}
     where: dict[str, str] = {}
     for index, layer in enumerate(file.message.layer):
@@ -188,7 +195,7 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
         if layer.name in chains:
             one = replace(one, dense=cost_now(chains[layer.name], layer, weights, shapes, one.bias))
         candidates.append(one)
-    return Prepared(whole_file, weights, tuple(candidates), skipped, chains, folded, shapes)
+    return Prepared(whole_file, weights, tuple(candidates), skipped, chains, folded, shapes, state)
 
 
 def _limit(layer: Any, chains: Mapping[str, Chain], weights: Weights) -> int | None:
@@ -212,6 +219,7 @@ def choose_layers(filename: str, net: Any, weights: Weights, selection: Selectio
         if name not in known:
             hint = did_you_mean(name, known) or f"; it has {', '.join(sorted(known)) or 'none'}"
             raise UsageError(f"{filename}: there is no Convolution or InnerProduct layer '{name}'{hint}")
+    deployed = {layer.name: layer for layer in reversed(net.layer) if included(layer, selection.state)}
     chosen: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for layer in net.layer:
@@ -226,8 +234,11 @@ def choose_layers(filename: str, net: Any, weights: Weights, selection: Selectio
             skipped[name] = reason
         elif reason := method.misfit(weights[name][0].shape[2:]):
             skipped[name] = f"{selection.method_of(name)} {reason}"
+        elif name not in deployed:
+            phase = "TEST" if selection.state.phase == TEST else "TRAIN"
+            skipped[name] = f"the {phase} net is without it, and costs are those of that net"
         else:
-            chosen[name] = layer
+            chosen[name] = deployed[name]
     return list(chosen.values()), skipped
 
 

@@ -5,7 +5,7 @@ So that decomposing a decomposed net gives one shorter chain and not a chain of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -96,8 +96,11 @@ def is_chain(net: Any, weights: Weights, chain: Chain) -> bool:
 
 
 def _joined(net: Any, parts: Sequence[Any]) -> bool:
-    """Whether each layer's tops are the next one's bottoms and nobody else's, and no weight is shared by name."""
-    shared = {spec.name for part in parts for spec in part.param if spec.name}
+    """Whether each layer's tops are the next one's bottoms and nobody else's, and no weight is shared by name.
+
+    The last one's bias may be: it stays as it is.
+    """
+    shared = {spec.name for part in parts for spec in part.param[:1] if spec.name}
     names = {part.name for part in parts}
     others = [layer for layer in net.layer if layer.name not in names]
     inner = {top for part in parts[:-1] for top in part.top}
@@ -132,26 +135,31 @@ def merge(net: Any, weights: Weights, chains: Sequence[Chain]) -> tuple[Any, dic
     """A new NetParameter and new weights (float64) in which each chain is the one layer again."""
     firsts = {chain.parts[0]: chain for chain in chains}
     gone = {part for chain in chains for part in chain.parts}
-    lasts = {chain.name: iter([one for one in net.layer if one.name == chain.parts[-1]]) for chain in chains}
+    rows = {chain.name: occurrences(net, chain) for chain in chains}
     new = NetParameter()
     new.CopyFrom(net)
     del new.layer[:]
     for layer in net.layer:
         if chain := firsts.get(layer.name):
-            parts = [next(one for one in net.layer if one.name == part) for part in chain.parts]
-            new.layer.append(whole(chain, layer, parts, next(lasts[chain.name]), weights))
+            new.layer.append(whole(chain, next(rows[chain.name]), weights))
         elif layer.name not in gone:
             new.layer.append(layer)
     blobs = {name: dict(values) for name, values in weights.items() if name not in gone}
     for chain in chains:
-        parts = [next(one for one in net.layer if one.name == part) for part in chain.parts]
+        parts = next(occurrences(net, chain))
         rest = {index: values for index, values in weights[chain.parts[-1]].items() if index > 0}
         blobs[chain.name] = {0: whole_weight(parts, weights), **rest}
     return new, blobs
 
 
-def whole(chain: Chain, first: Any, parts: Sequence[Any], last: Any, weights: Weights) -> Any:
+def occurrences(net: Any, chain: Chain) -> Iterator[Sequence[Any]]:
+    """The layers of a chain in a row, once for each time that it stands in the file (for different phases)."""
+    return zip(*([one for one in net.layer if one.name == part] for part in chain.parts), strict=True)
+
+
+def whole(chain: Chain, parts: Sequence[Any], weights: Weights) -> Any:
     """The LayerParameter in place of a chain: the first's bottoms, the last's tops and bias, the window of all."""
+    first, last = parts[0], parts[-1]
     new = type(last)()
     new.CopyFrom(last)
     new.name, new.bottom[:] = chain.name, list(first.bottom)

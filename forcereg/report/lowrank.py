@@ -52,8 +52,8 @@ def slower(layer: LayerReport) -> str:
     return f"{layer.name}: its chain has {cost} of the layer before; {better}leave it: --except-layers {layer.name}"
 
 
-def show(result: Decomposition, net: dict[str, Any]) -> None:
-    """Print the table, the remarks, and what was left whole and why."""
+def show(result: Decomposition, net: dict[str, Any], train_net: dict[str, Any] | None = None) -> None:
+    """Print the table, the remarks, and what was left whole and why; `train_net`: the TRAIN net's cost, if another."""
     numbers = ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up", "params before", "params after")
     table = Table("layer", "method", *numeric(*numbers))
     for layer in result.layers:
@@ -63,7 +63,9 @@ def show(result: Decomposition, net: dict[str, Any]) -> None:
     full, kept = (sum(getattr(layer, key) for layer in result.layers) for key in ("full_rank", "rank"))
     params = [f"{sum(getattr(one, key) for one in result.layers):,}" for key in ("params_before", "params_after")]
     table.row("total", "", str(full), str(kept), "", *costs(result.totals), *params)
-    table.row("whole net", "", "", "", "", *costs(net), *values(net))
+    nets = {"whole net": net} if train_net is None else {"whole net, TEST": net, "whole net, TRAIN": train_net}
+    for name, cost in nets.items():
+        table.row(name, "", "", "", "", *costs(cost), *values(cost))
     table.show()
     for line in remarks(result, net):
         echo(line)
