@@ -55,3 +55,37 @@ def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     folded = {name.lower(): name for name in known}
     near = difflib.get_close_matches(found.lower(), folded, n=1, cutoff=cutoff)
     return f'; did you mean "{folded[near[0]]}"?' if near else ""
+
+
+def slip(found: str, known: Iterable[str]) -> str:
+    """'; did you mean "x"?' for a known name of which `found` is a misspelling by one or two letters, or ''.
+
+    A letter may be wrong, missing, too much, or exchanged with the next; of short names one, of the shortest none.
+    Case doesn't count, and endings that both names have (`_param`) make neither longer.
+    """
+    if len(found) > LONGEST:
+        return ""
+    best, name = 3, ""
+    for one in known:
+        left, right = found.lower(), one.lower()
+        if left.endswith("_param") and right.endswith("_param"):
+            left, right = left.removesuffix("_param"), right.removesuffix("_param")
+        short = min(len(left), len(right))
+        most = min(best - 1, 0 if short < 3 else 1 if short < 6 else 2)
+        if abs(len(left) - len(right)) <= most and (edits := _edits(left, right)) <= most:
+            best, name = edits, one
+    return f'; did you mean "{name}"?' if name else ""
+
+
+def _edits(left: str, right: str) -> int:
+    """Letters to change, insert, remove or exchange with the next, from one word to the other."""
+    before: list[int] = []
+    last = list(range(len(right) + 1))
+    for i, letter in enumerate(left, 1):
+        row = [i]
+        for j, other in enumerate(right, 1):
+            row.append(min(row[-1] + 1, last[j] + 1, last[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and letter == right[j - 2] and left[i - 2] == other:
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]

@@ -18,6 +18,7 @@ from typing import Any
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.rules import ONLY, Title, hidden_makers, included, left_out, named, said_rule, said_state, way_in
 from forcereg.schema import TRAIN, LayerParameter
+from forcereg.schema.foreign import layer_options
 from forcereg.schema.numbers import FLOATS, repeats
 from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
@@ -45,6 +46,18 @@ class LayerSpec:
     loss_weights: tuple[float, ...] = ()
     root: Path = Path()
     folder: Path = Path()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the file says of the layer beside names, blobs, rules and weights, its own fields too, as Python values.
+
+        Messages are dicts, fields that Caffe repeats or that stand there several times are lists:
+        `{"permute_param": {"order": [0, 2, 3, 1]}}`. Raises ForceregError for a string that isn't UTF-8.
+        """
+        try:
+            return layer_options(self.message)
+        except ValueError as error:
+            raise self.fail(str(error)) from None
 
     def fail(self, text: str) -> ForceregError:
         """The error to raise about this layer: its file, line and name, then `text`."""

@@ -35,12 +35,15 @@ def supported() -> list[Support]:
 
 
 def _fields(param: str) -> tuple[str, list[str]]:
-    """'tile_param' -> its name and all of its fields; 'data_param.prefetch' -> only those that are named."""
+    """'tile_param' -> its name and all of its fields; 'data_param.prefetch' -> only those that are named.
+
+    Of a message that isn't Caffe's nobody knows others.
+    """
     name, _, some = param.partition(".")
-    message = LayerParameter.DESCRIPTOR.fields_by_name[name].message_type
-    return name, [message.fields_by_name[field].name for field in some.split(",")] if some else [
-        field.name for field in message.fields
-    ]
+    known = LayerParameter.DESCRIPTOR.fields_by_name.get(name)
+    if some or known is None or known.message_type is None:
+        return name, [field for field in some.split(",") if field]
+    return name, [field.name for field in known.message_type.fields]
 
 
 def markdown(rows: Iterable[Support]) -> str:

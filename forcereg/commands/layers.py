@@ -37,6 +37,10 @@ def show(rows: list[Support]) -> None:
 
     table = Table(whole("type"), Column("parameters", "text"), Column("limits", "text"))
     for row in rows:
-        table.row(row.type, [f"{name}: {', '.join(fields)}" for name, fields in row.params.items()], row.limits)
+        table.row(
+            row.type,
+            [f"{name}: {', '.join(fields)}" if fields else name for name, fields in row.params.items()],
+            row.limits,
+        )
         table.section()
     table.show(most=160)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forcereg import registry
 from forcereg.layers.base import Layer, Shape, check_arity
-from forcereg.layers.module import layer_class
+from forcereg.layers.keywords import check_declared
+from forcereg.layers.module import ModuleLayer, layer_class
+from forcereg.schema.types import BUILT_IN
 from forcereg.spec import LayerSpec
 
 
@@ -21,6 +24,8 @@ def make_layer(spec: LayerSpec, bottoms: Sequence[Shape], allow_python_layers: b
             "(allow_python_layers=True in Python)"
         )
     check_arity(spec, cls)
+    if spec.type not in BUILT_IN and not issubclass(cls, ModuleLayer):
+        check_declared(spec, cls, registry.layer.about(spec.type).params)
     module: Layer = cls.build(spec, bottoms)
     spec.check_numbers()
     for top, shape in zip(spec.tops, module.out_shapes, strict=True):

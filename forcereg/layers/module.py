@@ -3,13 +3,12 @@
     forcereg.layer("Mish")(torch.nn.Mish)
 
 registers a torch.nn.Module or `Layer` class as a layer type; `forcereg train --import mylayers` imports the module
-that holds this line. A registered torch.nn.Module is made with the keyword arguments of python_param.param_str.
+that holds this line. A registered torch.nn.Module is made with the layer's options as keyword arguments: see
+forcereg.layers.keywords.
 """
 
 from __future__ import annotations
 
-import ast
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from forcereg import plugins, registry
 from forcereg.errors import ForceregError
 from forcereg.layers.base import Layer, Shape
+from forcereg.layers.keywords import given_keywords
 from forcereg.schema import TRAIN
 from forcereg.schema.types import unknown_type
 from forcereg.spec import LayerSpec
@@ -32,7 +32,8 @@ C = TypeVar("C", bound=type[nn.Module])
 def layer(name: str, params: str = "", limits: str = "") -> Callable[[C], C]:
     """Registers a `Layer` or any torch.nn.Module class as layer type `name`: a decorator, or called with the class.
 
-    `params` (LayerParameter fields it reads, space separated) and `limits` are shown by `forcereg layers`.
+    `params` (LayerParameter fields it reads, space separated; `its_param` or `its_param.this,that` for a `Layer`'s own,
+    which it finds in `spec.options`) and `limits` are shown by `forcereg layers`.
     Raises ForceregError for anything else, ValueError for a type that is there already.
     """
 
@@ -106,13 +107,13 @@ class ModuleLayer(Layer):
         self.fillers = [None] * len(self.blob_names)
         for name, blob in zip(self.blob_names, self.blobs, strict=True):
             if is_lazy(blob):
-                raise spec.fail(f"{self.title} leaves the size of its parameter '{name}' open; give it in param_str")
+                raise spec.fail(f"{self.title} leaves the size of its parameter '{name}' open; give it as a keyword")
             spec.check_size(f"blob '{name}'", blob.shape)
         self.out_shapes = self._try_out(module_class, shapes)
         self.capturable = module_class.__module__.startswith("torch.nn.")  # of others nobody knows
 
     def _make(self, module_class: type[nn.Module]) -> nn.Module:
-        keywords = given_keywords(self.spec)
+        keywords = given_keywords(self.spec, module_class)
         shown = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
         with user_code(self.spec, f"{self.title}({shown})"):
             try:
@@ -180,21 +181,3 @@ class ModuleLayer(Layer):
             expected = f"{len(self.spec.tops)} tensors" if len(self.spec.tops) > 1 else "one tensor"
             raise self.spec.fail(f"{self._called} returned {returned or 'nothing'}; expected {expected}, one per top")
         return tuple(top if top.is_floating_point() else top.float() for top in tops)
-
-
-def given_keywords(spec: LayerSpec) -> dict[str, Any]:
-    """python_param.param_str as keyword arguments: a JSON or Python dict, empty for none. Raises ForceregError."""
-    text = spec.message.python_param.param_str.strip()
-    if not text:
-        return {}
-    for read in (json.loads, ast.literal_eval):
-        try:
-            keywords = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(keywords, dict) and all(isinstance(key, str) for key in keywords):
-            return keywords
-    raise spec.fail(
-        f"param_str is '{text[:80]}'; expected a module's keyword arguments as a JSON or Python dict, "
-        "as in '{\"kernel_size\": 3}'"
-    )

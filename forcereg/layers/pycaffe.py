@@ -140,12 +140,13 @@ class Blobs(list[Blob]):
 
 
 class CaffeLayer:
-    """What `caffe.Layer` is to a user's class."""
+    """What `caffe.Layer` is to a user's class; `options` (see LayerSpec) is ours: fields that Caffe would not know."""
 
     type = "Python"
     blobs: Blobs
     param_str: str
     param_str_: str
+    options: dict[str, Any]
     phase: int
 
     def __init__(self, layer_param: Any = None) -> None:
@@ -236,6 +237,7 @@ class PyCaffeLayer(Layer):
                 user = user_class(self.spec.message)
             user.blobs = Blobs(self.spec.check_size)
             user.param_str = user.param_str_ = self.spec.message.python_param.param_str
+            user.options = self.spec.options
             user.phase = self.spec.phase
             for method in ("setup", "reshape"):
                 self._call(user, method, self._bottom, self._top)

@@ -11,18 +11,20 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.text_format import ParseError
 
-from forcereg.errors import did_you_mean
-from forcereg.schema import LayerParameter, NetParameter, SolverParameter
+from forcereg.errors import slip
+from forcereg.schema import LayerParameter, NetParameter, SolverParameter, forks
+from forcereg.schema.foreign import OWN, Foreign
 from forcereg.schema.habits import habit
 from forcereg.schema.numbers import INTEGERS, number_fix
 from forcereg.schema.place import CLOSING, OPENING, Block, Place, Wanted, find_place, said
 from forcereg.schema.scan import position, shown
-from forcereg.schema.types import is_known, unknown_type
+from forcereg.schema.types import BUILT_IN
 from forcereg.schema.upgrade import V1_TYPES
 
 # the only sentences of the runtime that say more than where it stopped
 _TWICE = re.compile("should not have multiple")
 _UNCLOSED = re.compile('Expected "[}>]"')
+_END = 'Expected "}"'
 _NOT_UTF8 = re.compile("Couldn't parse string")
 
 _INTEGER = re.compile("[+-]?(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)", re.IGNORECASE)
@@ -50,14 +52,17 @@ _LANGUAGES = {
 """The first word of a text in another language."""
 
 
-def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int | None) -> str:
-    """One line 'file:line:column: ...' for `error`, raised when `text` was parsed into a `message`.
+def explain(error: ParseError, foreign: Foreign, name: str, descriptor: Any, unclosed: int | None) -> str:
+    """One line 'file:line:column: ...' for `error`, raised when the text was parsed as a message of `descriptor`.
 
     `unclosed`: line of the innermost block open at the end of the text (from `scan`), None if none is.
     """
-    line, column = error.GetLine() or 1, error.GetColumn() or 1
-    place = find_place(text, message.DESCRIPTOR, _offset(text, line, column))
-    where, sentence = f"{name}:{line}:{column}", str(error)
+    text, sentence = foreign.text, str(error)
+    offset = _offset(text, error.GetLine() or 1, error.GetColumn() or 1)
+    if foreign.broken is not None and offset >= foreign.begins:
+        offset, sentence = foreign.broken, "" if text[foreign.broken :].strip() else _END
+    place = find_place(text, descriptor, offset)
+    where = f"{name}:{position(text, offset)}"
     if problem := _layer_problem(place):
         return f"{name}:{problem}"
     if place.field is not None and _TWICE.search(sentence):
@@ -68,7 +73,8 @@ def explain(error: ParseError, text: str, name: str, message: Any, unclosed: int
         found = f"found {place.before and shown(place.before)}"
         at = position(text, text.rfind(place.before, 0, place.offset))
         return f"{name}:{at}: {found}, which is not UTF-8, expected a string in UTF-8{_of_field(place)}"
-    source = (text.split("\n", line)[line - 1 : line] or [""])[0]
+    line = text.rfind("\n", 0, offset) + 1
+    source = text[line:].partition("\n")[0]
     if hint := habit(place, source):
         return f"{where}: {hint}"
     return f"{where}: {_unexpected(place)}"
@@ -98,12 +104,6 @@ def _layer_problem(place: Place) -> str:
     unknown_field = place.wanted is Wanted.NAME and not inside and place.token.isidentifier()
     if kind == "V1LayerParameter":
         return _old_layer_problem(place, layer_type, unknown_field)
-    if unknown_field and _is_string(layer_type) and not is_known(_bare(layer_type)):
-        # what the fields of a type that nobody knows may be, nobody knows
-        name = shown(_bare(said(place, block, "name")), 80)
-        guess = not place.token.endswith("_param")
-        line = place.text.count("\n", 0, block.at) + 1
-        return f"{line}: layer '{name}': {unknown_type(_bare(layer_type), guess)}"
     return ""
 
 
@@ -115,7 +115,7 @@ def _old_layer_problem(place: Place, layer_type: str, unknown_field: bool) -> st
     if unknown_field and layer_type.isidentifier() and layer_type not in V1_TYPES:
         name = shown(_bare(said(place, place.blocks[-1], "name")), 80)
         line = place.text.count("\n", 0, place.blocks[-1].at) + 1
-        return f"{line}: layer '{name}': '{shown(layer_type)}' is no type of the old format; {OLD_FORMAT}"
+        return f"{line}: layer '{name}': '{shown(layer_type)}' is no type of the old format{_old_hint(layer_type)}"
     field = place.field.name if place.field is not None else ""
     if field == "param" and place.token == "{":
         return f"{at}: found '{{', expected a name in quotes for 'param'; {OLD_FORMAT}"
@@ -124,6 +124,14 @@ def _old_layer_problem(place: Place, layer_type: str, unknown_field: bool) -> st
         if bare not in V1_TYPES:
             return f"{at}: found {shown(place.token)}, a type of the new format; {OLD_FORMAT}"
     return ""
+
+
+def _old_hint(kind: str) -> str:
+    """What to say about a type that `layers` doesn't have."""
+    fork, later = forks.old_home(kind), kind.replace("_", "").lower()
+    new = next((name for name in BUILT_IN if name.lower() == later), "")
+    whose = f", it is of {fork}'s fork" if fork else ""
+    return f"{whose}; {OLD_FORMAT}{f' with type: {chr(34)}{new}{chr(34)}' if new else ''}"
 
 
 def _is_layer(block: Block) -> bool:
@@ -142,13 +150,18 @@ def _bare(token: str) -> str:
 
 
 def _unexpected(place: Place) -> str:
-    if place.field is None and _EXTENSION.search(place.text, max(0, place.offset - 200), place.offset):
+    if (
+        place.wanted is Wanted.NAME
+        and place.field is None
+        and _EXTENSION.search(place.text, max(0, place.offset - 200), place.offset)
+    ):
         return f"{_found(place)} after '[', expected a field name; no field of Caffe's is written in brackets"
     if place.wanted is Wanted.NAME:
         return _no_name(place)
     if place.wanted is Wanted.VALUE and place.field is not None:
         return _no_value(place, place.field)
-    return f"{_found(place)}, expected {place.wanted.value}{_of_field(place)}{_bracket_fix(place)}"
+    wanted = '":" or "{"' if place.wanted is Wanted.OPEN and place.field is None else place.wanted.value
+    return f"{_found(place)}, expected {wanted}{_of_field(place)}{_bracket_fix(place)}"
 
 
 def _bracket_fix(place: Place) -> str:
@@ -166,16 +179,23 @@ def _no_name(place: Place) -> str:
         line = place.text.count("\n", 0, block.at) + 1
         return f"{_found(place)}, expected '{OPENING[block.bracket]}' for the block opened in line {line}"
     if place.token.isidentifier() and block.kind is not None and place.token not in block.kind.fields_by_name:
-        return _unknown_field(block.kind, place.token)
+        return _unknown_field(place)
     return f"{_found(place)}, expected {place.wanted.value}"
 
 
-def _unknown_field(kind: Any, field: str) -> str:
+def _unknown_field(place: Place) -> str:
+    kind, field = place.blocks[-1].kind, place.token
+    if words := forks.refused(kind.name, field):
+        return f"'{shown(field)}' is {words}"
     found = f"'{shown(field)}' is no field of {kind.name}"
     if field in ("layer", "layers") and kind.name != "SolverParameter":
         return f"{found}; is the block above closed? a }} may be missing"
     if kind.name == "LayerParameter" and field in _OLD_FIELDS:
         return f"{found} but of the old format `layers`; {_OLD_FIELDS[field]}"
+    if hint := slip(field, (name for name in kind.fields_by_name if name != OWN)):
+        return found + hint
+    if kind.name == "LayerParameter" and field.endswith("_param"):
+        return _unknown_param(place)
     holders = [f.name for f in kind.fields if _holds(f.message_type, field)]
     if holders and kind.name != "SolverParameter":
         return f"{found}; it belongs in {', '.join(holders)}"
@@ -185,7 +205,19 @@ def _unknown_field(kind: Any, field: str) -> str:
         return f"{found}; is this a solver file?"
     if language := _LANGUAGES.get(field):
         return f"{found}; is this {language}?"
-    return found + did_you_mean(field, kind.fields_by_name)
+    return found
+
+
+def _unknown_param(place: Place) -> str:
+    """About a message of parameters that Caffe hasn't, in a layer of a type of Caffe's."""
+    block, field = place.blocks[-1], place.token
+    name, kind = (shown(_bare(said(place, block, part)), 80) for part in ("name", "type"))
+    fork = forks.home_of(field)
+    whose = f", it is of {fork}'s fork" if fork else ""
+    known = LayerParameter.DESCRIPTOR.fields_by_name
+    own = next((one for one in known if one.replace("_", "") == f"{kind.lower()}param"), "")
+    options = f", whose options are in {own}" if own else ""
+    return f"'{shown(field)}' is no field of Caffe's{whose}; layer '{name}' has type {kind or 'none'}{options}"
 
 
 def _holds(descriptor: Any, field: str) -> bool:
@@ -219,10 +251,10 @@ def _unknown_value(field: Any, token: str) -> str:
     if not re.fullmatch(r"\w+", bare, re.ASCII) and not _is_string(token):
         return f"found '{shown(token)}', expected one of {shown(', '.join(known), 80)} for '{field.name}'"
     found = f"'{shown(bare)}' is no value of {field.enum_type.name}"
+    hint = slip(bare, known)
     if field.enum_type.name == "LayerType":
-        hint = did_you_mean(bare, known, 0.7)
-        return f"{found}{hint} ({OLD_FORMAT})" if hint else f"{found}; {OLD_FORMAT}"
-    return found + (did_you_mean(bare, known) or (f"; known are {', '.join(known)}" if len(known) < 10 else ""))
+        return f"{found}{hint} ({OLD_FORMAT})" if hint else f"{found}{_old_hint(bare)}"
+    return found + (hint or (f"; known are {', '.join(known)}" if len(known) < 10 else ""))
 
 
 def _no_string(token: str) -> str:

@@ -35,7 +35,9 @@ def habit(place: Place, source: str) -> str:
     if token == "=" and place.wanted is not Wanted.VALUE:
         name = place.before
         return (
-            f"found '='; write {name} {{ ... }}" if place.wanted is Wanted.OPEN else f"found '='; write {name}: VALUE"
+            f"found '='; write {name} {{ ... }}"
+            if place.wanted is Wanted.OPEN and place.field is not None
+            else f"found '='; write {name}: VALUE"
         )
     if token == "]" and place.before == ",":
         return "found ']' after a comma, expected a value; remove the comma"

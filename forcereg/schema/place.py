@@ -41,13 +41,13 @@ class Wanted(Enum):
 class Block:
     """The file, or a block in it: what it may hold (None: nobody knows), and its bracket and where that stands.
 
-    `listed`: the field of the list of blocks that is open in it.
+    `listed`: the field (None: an unknown one) of the list that is open in it, if one is.
     """
 
     kind: Any
     bracket: str = ""
     at: int = 0
-    listed: Any = None
+    listed: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -91,21 +91,21 @@ def _step(place: Place, token: str, at: int) -> None:
         if token in CLOSING and len(place.blocks) > 1:
             place.blocks.pop()
             outer = place.blocks[-1]
-            if outer.listed is not None:
-                place.field, place.wanted, place.in_list = outer.listed, Wanted.SEPARATOR, True
+            if outer.listed:
+                place.field, place.wanted, place.in_list = outer.listed[0], Wanted.SEPARATOR, True
         elif token not in (",", ";", "[") and not (token[0] in "\"'" and place.before[:1] in ("'", '"')):
             place.field = block.kind.fields_by_name.get(token) if block.kind is not None else None
             scalar = place.field is not None and place.field.message_type is None
             place.wanted = Wanted.COLON if scalar else Wanted.OPEN
     elif token == ":" and place.wanted in (Wanted.COLON, Wanted.OPEN):
-        place.wanted = Wanted.VALUE if place.wanted is Wanted.COLON else Wanted.OPEN
+        place.wanted = Wanted.OPEN if place.field is not None and place.wanted is Wanted.OPEN else Wanted.VALUE
     elif token == "[" and not place.in_list and place.wanted in (Wanted.OPEN, Wanted.VALUE):
-        place.in_list, block.listed = True, place.field
+        place.in_list, block.listed = True, (place.field,)
     elif token == "]" and place.in_list:
-        place.in_list, block.listed, place.wanted = False, None, Wanted.NAME
+        place.in_list, block.listed, place.wanted = False, (), Wanted.NAME
     elif token == "," and place.wanted is Wanted.SEPARATOR:
         place.wanted = Wanted.OPEN if place.field is not None and place.field.message_type else Wanted.VALUE
-    elif token in OPENING and place.wanted is Wanted.OPEN:
+    elif token in OPENING and (place.wanted is Wanted.OPEN or (place.field is None and place.wanted is Wanted.VALUE)):
         kind = place.field.message_type if place.field is not None else None
         place.blocks.append(Block(kind, token, at))
         place.wanted, place.in_list = Wanted.NAME, False

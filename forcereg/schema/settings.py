@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from forcereg.errors import ForceregError, UsageError, did_you_mean, printable
+from forcereg.errors import ForceregError, UsageError, printable, slip
 from forcereg.schema import SolverParameter
 from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import shown
@@ -43,7 +43,7 @@ def _put(message: Any, name: str, value: str, where: str) -> None:
     if name not in fields:
         outer = name.partition(".")[0]
         whole = outer in fields and fields[outer].message_type
-        hint = f"; give {outer} whole, as in {outer}={{...}}" if whole else did_you_mean(name, fields)
+        hint = f"; give {outer} whole, as in {outer}={{...}}" if whole else slip(name, fields)
         raise ForceregError(f"{where}: '{shown(name)}' is no field of SolverParameter{hint}")
     read = _read(_as_text(fields[name], value, where), where) if value else None
     for other in {"type": ("solver_type",), "solver_type": ("type",)}.get(name, ()):

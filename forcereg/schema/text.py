@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
@@ -18,6 +20,8 @@ from forcereg.files import open_file, read_file
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
 from forcereg.schema.encoding import check_kind, check_width, decode_text
+from forcereg.schema.foreign import OWN, put_back, separate
+from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import Scan, position, scan, shown
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
@@ -28,6 +32,7 @@ _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 MOST_TEXT, MOST_BINARY = 64 << 20, (2 << 30) - 1
 """Bytes of a file: of text more than any net has, and what protobuf can hold."""
 _HEAD = 1 << 16
+_OWN_LINE = re.compile(rf"^( *){OWN}: .*\n", re.MULTILINE)
 # layer type of the fork, its field here, the field that has the fork's number here
 _FORK_FIELDS = (
     ("Sparsify", "sparsify_param", "swish_param"),
@@ -117,21 +122,55 @@ def read_solver(path: str | Path) -> SolverFile:
 
 
 def to_text(message: Any) -> str:
-    """`message` as prototxt; parsing it gives an equal message."""
-    return text_format.MessageToString(message, as_utf8=True)
+    """`message` as prototxt, layers' own fields among the others; parsing it gives an equal message."""
+    text = text_format.MessageToString(message, as_utf8=True)
+    own = list(_own_texts(message)) if OWN in text else []
+    if not own:
+        return text
+    return _OWN_LINE.sub(lambda line: textwrap.indent(own.pop(0), line[1]), text)
+
+
+def _own_texts(message: Any) -> Iterator[str]:
+    """The own fields of the layers in a message, in the order in which it is written."""
+    for field, value in message.ListFields():
+        if field.name == OWN:
+            yield value
+        elif field.message_type is not None and field.name != "blobs":
+            for one in value if repeats(field) else (value,):
+                yield from _own_texts(one)
 
 
 def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     scanned = scan(text, name)
-    message = kind()
     try:
         text.encode()  # half a character pair, as os.fsdecode leaves them, would crash the C runtime
-        text_format.Parse(text, message)
     except UnicodeEncodeError as error:
         raise ForceregError(f"{name}:{position(text, error.start)}: a character that is not UTF-8") from None
-    except text_format.ParseError as error:
-        raise ForceregError(explain(error, text, name, message, scanned.unclosed)) from None
+    message, wrong = _merged(text, kind)
+    if wrong is not None or OWN in text:
+        descriptor = cast(Any, message).DESCRIPTOR
+        foreign = separate(text, descriptor)
+        if foreign.text != text:
+            message, wrong = _merged(foreign.text, kind)
+        if wrong is not None:
+            raise ForceregError(explain(wrong, foreign, name, descriptor, scanned.unclosed))
+        if any(_own_texts(message)):
+            raise ForceregError(f"{name}:{position(text, text.index(OWN))}: '{OWN}' is no field of LayerParameter")
+        put_back(message, foreign.own)
+        if foreign.skipped:
+            told = "; ".join(f"{', '.join(names)} ({fork})" for fork, names in foreign.skipped.items())
+            warnings.warn(f"{name}: fields of forks that change no results here are skipped: {told}", stacklevel=1)
     return message, scanned
+
+
+def _merged(text: str, kind: Callable[[], M]) -> tuple[M, text_format.ParseError | None]:
+    """The text as a message, and the error where it is none."""
+    message = kind()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        return message, error
+    return message, None
 
 
 def _net_file(

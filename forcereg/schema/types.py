@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from forcereg import plugins, registry
-from forcereg.errors import did_you_mean
+from forcereg import registry
+from forcereg.errors import slip
+from forcereg.schema import forks
 from forcereg.schema.scan import shown
-from forcereg.schema.upgrade import V1_TYPES
+from forcereg.schema.upgrade import V0_TYPES, V1_TYPES
 
 _LATER = """
     BatchNorm BatchReindex Bias Clip Crop ELU Embed Filter Input Log LSTM LSTMUnit Parameter Python PReLU Reduction
@@ -16,17 +17,15 @@ BUILT_IN = frozenset([*filter(None, V1_TYPES.values()), *_LATER.split(), *_FORK.
 """What needs no import, known without loading torch: what V1 has, what came later, and the fork's."""
 
 
-def is_known(name: str) -> bool:
-    """Whether a layer of this type can be made: built in, registered, or offered by an installed package."""
-    return name in BUILT_IN or name in registry.layer or name in registry.source or name in plugins.entry_point_layers()
-
-
-def unknown_type(name: str, guess: bool = True) -> str:
-    """What to tell a user about a layer's type that isn't known; `guess`: it may be a slip of the pen."""
+def unknown_type(name: str) -> str:
+    """What to tell a user about a layer's type that isn't known: what is meant, or whose it is, and what to do."""
     if not name:
         return 'type is missing; set for example type: "Convolution"'
-    kind, known = shown(name, 80), sorted({*BUILT_IN, *registry.layer, *registry.source})
-    # few letters are near to others by chance: BN is no misspelt BNLL
-    hint = (guess and did_you_mean(name, known, 0.7)) or "; `forcereg layers` lists all that run"
+    kind = shown(name, 80)
+    old = V1_TYPES.get(name) or V1_TYPES.get(V0_TYPES.get(name, ("",))[0])
+    hint = f'; did you mean "{old}"?' if old else slip(name, sorted({*BUILT_IN, *registry.layer, *registry.source}))
+    fork, instead = forks.home(name), forks.instead(name)
+    whose = f", it is of {fork}'s fork" if fork else ""
+    about = f"Caffe has no such type{whose}{instead and f'; {instead}'}"
     own = f'for one of your own register a class by forcereg.layer("{kind}") and give --import MODULE'
-    return f"unknown layer type '{kind}'{hint} (Caffe has no such type; {own})"
+    return f"unknown layer type '{kind}'{hint or '; `forcereg layers` lists all that run'} ({about}; {own})"

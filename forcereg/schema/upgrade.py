@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from forcereg.errors import ForceregError, did_you_mean, storable
+from forcereg.errors import ForceregError, slip, storable
 from forcereg.schema import NetParameter, SolverParameter, V1LayerParameter
 from forcereg.schema.scan import shown
 from forcereg.schema.synonyms import in_caffes_words
@@ -50,8 +50,7 @@ SOLVER_TYPES = {
 _IMAGE = "source scale meanfile cropsize mirror batchsize"
 _FILTER = "kernelsize pad stride"
 _WEIGHTS = "num_output biasterm weight_filler bias_filler"
-# V0 type -> V1 type, the message its options move to, and which these are
-_V0_TYPES = {
+V0_TYPES = {
     "accuracy": ("ACCURACY", "", ""),
     "bnll": ("BNLL", "", ""),
     "concat": ("CONCAT", "concat_param", "concat_dim"),
@@ -81,6 +80,7 @@ _V0_TYPES = {
         f"{_IMAGE} det_fg_threshold det_bg_threshold det_fg_fraction det_context_pad det_crop_mode",
     ),
 }
+"""V0 type -> V1 type, the message its options move to, and which these are."""
 _V0_RENAMED = {
     "batchsize": "batch_size",
     "biasterm": "bias_term",
@@ -196,7 +196,7 @@ def _from_v0(net: Any, name: str, lines: Sequence[int | None], warnings: list[st
         new = result.layers.add(name=old.layer.name, bottom=old.bottom, top=old.top)
         warnings += _from_v0_layer(old.layer, new, where)
         if padding is not None:
-            _take_over(padding, new, _V0_TYPES[old.layer.type][1])
+            _take_over(padding, new, V0_TYPES[old.layer.type][1])
         kept.append(line)
     return result, kept
 
@@ -219,9 +219,9 @@ def _take_over(padding: Any, layer: Any, param: str) -> None:
 
 def _from_v0_layer(old: Any, new: Any, where: str) -> list[str]:
     """Fills `new`; a warning for each option that the layer type doesn't take."""
-    if old.type not in _V0_TYPES:
-        raise ForceregError(f"{where}: unknown layer type '{shown(old.type)}'{did_you_mean(old.type, _V0_TYPES)}")
-    kind, param, options = _V0_TYPES[old.type]
+    if old.type not in V0_TYPES:
+        raise ForceregError(f"{where}: unknown layer type '{shown(old.type)}'{slip(old.type, V0_TYPES)}")
+    kind, param, options = V0_TYPES[old.type]
     new.type = V1LayerParameter.LayerType.Value(kind)
     for field, value in old.ListFields():
         if field.name in _V0_KEPT:

@@ -186,27 +186,13 @@ def test_carriage_returns_that_hide_nothing() -> None:
 # -- a layer's type and its format come before its fields
 
 OLD = "`layers` is the old format; write `layer {`"
-UNKNOWN = (
-    "unknown layer type '{0}'; `forcereg layers` lists all that run (Caffe has no such type; "
-    'for one of your own register a class by forcereg.layer("{0}") and give --import MODULE)'
-)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('\nlayer { name: "x" type: "BN" bn_param { a: 1 } }', f"2: layer 'x': {UNKNOWN.format('BN')}"),
-        ('\nlayer { bn_param { a: 1 } name: "x" type: "BN" }', f"2: layer 'x': {UNKNOWN.format('BN')}"),
-        (
-            'layer { name: "x" type: "ROIPooling" roi_pooling_param { pooled_w: 7 } }',
-            f"1: layer 'x': {UNKNOWN.format('ROIPooling')}",
-        ),
-        (
-            'layer { name: "x" type: "Convolutoin" kernel: 7 }',
-            "1: layer 'x': unknown layer type 'Convolutoin'; did you mean \"Convolution\"? (Caffe has",
-        ),
         ('layer { type: "ReLU" relo_param {} }', "1:22: 'relo_param' is no field of LayerParameter; did you mean"),
-        ('layer { type: "BN" power_param { foo: 1 } }', "1:34: 'foo' is no field of PowerParameter"),
+        ('layer { type: "ReLU" power_param { foo: 1 } }', "1:36: 'foo' is no field of PowerParameter"),
         ("layer { qqqq: 1 }", "1:9: 'qqqq' is no field of LayerParameter"),
         ('layers { type: "Input" }', f'1:16: found "Input", a type of the new format; {OLD}'),
         ('layers { type: "RELU" }', '1:16: found "RELU", expected RELU, without quotes'),
@@ -214,10 +200,12 @@ UNKNOWN = (
             "layers { type: Convolution }",
             f"1:16: 'Convolution' is no value of LayerType; did you mean \"CONVOLUTION\"? ({OLD})",
         ),
-        ("layers { type: BN }", f"1:16: 'BN' is no value of LayerType; {OLD}"),
+        ("layers { type: MINE }", f"1:16: 'MINE' is no value of LayerType; {OLD}"),
+        ("layers { type: BN }", f"1:16: 'BN' is no value of LayerType, it is of SegNet's fork; {OLD}"),
+        ("layers { type: BATCH_NORM }", f'1:16: \'BATCH_NORM\' is no value of LayerType; {OLD} with type: "BatchNorm"'),
         (
             'layers { bn_param {} name: "x" type: BN }',
-            f"1: layer 'x': 'BN' is no type of the old format; {OLD}",
+            f"1: layer 'x': 'BN' is no type of the old format, it is of SegNet's fork; {OLD}",
         ),
         (
             "layers { type: CONVOLUTION param { lr_mult: 1 } }",

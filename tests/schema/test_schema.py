@@ -32,7 +32,6 @@ OURS = {
     ("ClipParameter", "min"): {"label": "optional"},
     ("ClipParameter", "max"): {"label": "optional"},
 }
-
 FORKS = {
     "BlobProto": {
         "raw_data_type": (10, "optional", "BlobProto.RawType", ""),
@@ -48,13 +47,14 @@ FORKS = {
         "hole_h": (16002, "optional", "uint32", ""),
         "hole_w": (16003, "optional", "uint32", ""),
     },
+    "LayerParameter": {"own_fields": (16000, "optional", "string", "")},
     "DropoutParameter": {"scale_train": (2, "optional", "bool", "true")},
     "PoolingParameter": {
         "torch_pooling": (40, "optional", "bool", ""),
         "ceil_mode": (16001, "optional", "bool", ""),
     },
 }
-"""Of other forks: message -> field -> number, label, type, default. Numbers are the forks' or private ones."""
+"""Of other forks, and our own: message -> field -> number, label, type, default. Numbers are the forks' or private ones."""
 FORK_ENUMS = {"BlobProto.RawType"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from forcereg.errors import ForceregError
 from forcereg.schema import LayerParameter, NetParameter, SolverParameter, V0LayerParameter, V1LayerParameter
 from forcereg.schema.text import parse_net, parse_text
-from forcereg.schema.upgrade import _V0_KEPT, _V0_RENAMED, _V0_TYPES, V1_TYPES, upgrade_net, upgrade_solver
+from forcereg.schema.upgrade import _V0_KEPT, _V0_RENAMED, V0_TYPES, V1_TYPES, upgrade_net, upgrade_solver
 
 
 def net(text: str) -> Any:
@@ -199,7 +199,7 @@ def test_every_v1_option_has_a_place_today() -> None:
 def test_every_v0_option_has_a_place_in_v1() -> None:
     v1 = V1LayerParameter.DESCRIPTOR.fields_by_name
     placed = {"name", "type", *_V0_KEPT}
-    for kind, param, options in _V0_TYPES.values():
+    for kind, param, options in V0_TYPES.values():
         assert kind in V1_TYPES
         for option in options.split():
             renamed = _V0_RENAMED.get(option, option.removeprefix("det_"))
