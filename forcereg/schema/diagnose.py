@@ -151,7 +151,7 @@ def _bare(token: str) -> str:
 
 def _unexpected(place: Place) -> str:
     if (
-        place.wanted is Wanted.NAME
+        place.wanted is not Wanted.SEPARATOR
         and place.field is None
         and _EXTENSION.search(place.text, max(0, place.offset - 200), place.offset)
     ):
