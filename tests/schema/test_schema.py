@@ -54,7 +54,7 @@ FORKS = {
         "ceil_mode": (16001, "optional", "bool", ""),
     },
 }
-"""Of other forks, and our own: message -> field -> number, label, type, default. Numbers are the forks' or private ones."""
+"""Of other forks, and our own: message -> field -> number, label, type, default. Numbers are theirs or private ones."""
 FORK_ENUMS = {"BlobProto.RawType"}
 
 
