@@ -61,7 +61,7 @@ def load_net(
         return net
     paths = [weights] if isinstance(weights, str | os.PathLike) else weights
     models = [snapshot.read_model(os.fspath(path)) for path in paths]
-    found = [(model, snapshot.load_into(net.params, model, net.shared)) for model in models]
+    found = [(model, snapshot.load_into(net.params, snapshot.suited(model, net), net.shared)) for model in models]
     if text := snapshot.remark(found):
         warnings.warn(text, stacklevel=2)
     return net

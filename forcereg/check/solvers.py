@@ -78,13 +78,16 @@ def _check_weights(file: SolverFile, root: Path, train: Net, tests: Iterable[Net
     for path in ",".join(file.message.weights).split(","):
         if path.strip():
             model = report.attempt(lambda: snapshot.read_model(resolve(root, path.strip())))  # noqa: B023
-            loaded = model and report.attempt(
-                lambda: snapshot.joined(snapshot.matched(net.params, model, net.shared)[1] for net in nets)  # noqa: B023
-            )
+            loaded = model and report.attempt(lambda: _loaded(model, nets))  # noqa: B023
             if loaded is not None:
                 found.append((model, loaded))
     if text := report.attempt(lambda: snapshot.remark(found)):
         report.warn(text)
+
+
+def _loaded(model: snapshot.ModelFile, nets: Iterable[Net]) -> snapshot.LoadReport:
+    matches = (snapshot.matched(net.params, snapshot.suited(model, net), net.shared) for net in nets)
+    return snapshot.joined(report for _, report in matches)
 
 
 def _check_shared(train: Net, tests: Iterable[Net], report: Report) -> None:

@@ -161,12 +161,11 @@ class LayerOptions:
     def open(self, snapshot: str | Path, config: RankConfig | None = None, scores: Path | None = None) -> Opened:
         """The net of a snapshot, ready to be decomposed; `scores` as in Opened. Raises ForceregError."""
         from forcereg.accounting import accounts
-        from forcereg.snapshot import modern
 
         selection, given, solver = self.selection(config), given_shapes(self.input_shape), self.solver_file()
         model = read_weights(snapshot)
         file, root = asked_net(self.model, model)
-        model = modern(model, {layer.name: layer.type for layer in file.message.layer})
+        model = in_form(model, file)
         tested = solver and next(iter(solver.message.test_state), None)
         found = accounts(file, given, model.input_shapes, root, self.allow_python_layers, tested)
         prepared = self._prepared(file, model.layers, found.shapes, replace(selection, state=found.state))
@@ -309,19 +308,29 @@ def compare(weights: ModelFile, file: NetFile) -> None:
 def check_fit(weights: ModelFile, file: NetFile, root: Path) -> None:
     """Raises ForceregError for blobs of another number or shape than the net's, as far as its shapes can be known."""
     from forcereg.load import meta_nets
-    from forcereg.snapshot import matched
+    from forcereg.snapshot import matched, suited
 
     for net in meta_nets(file, weights.input_shapes, root):
-        matched(net.params, weights, net.shared)
+        matched(net.params, suited(weights, net), net.shared)
 
 
 def opened_model(snapshot: str, model: str | None) -> tuple[ModelFile, NetFile]:
     """A snapshot's weights in the form of its net, and the net. Raises ForceregError."""
-    from forcereg.snapshot import modern
-
     weights = read_weights(snapshot)
     file, _ = asked_net(model, weights)
-    return modern(weights, {layer.name: layer.type for layer in file.message.layer}), file
+    return in_form(weights, file), file
+
+
+def in_form(weights: ModelFile, file: NetFile) -> ModelFile:
+    """A snapshot's weights in the form of their net; warns of what has changed."""
+    import warnings
+
+    from forcereg.snapshot import modern, suited_to
+
+    found = suited_to(weights, file.message.layer)
+    for text in found.remarks:
+        warnings.warn(f"{weights.path}: {text}", stacklevel=2)
+    return modern(found, {layer.name: layer.type for layer in file.message.layer})
 
 
 def nothing(snapshot: str | Path, file: NetFile, skipped: Mapping[str, str]) -> ForceregError:

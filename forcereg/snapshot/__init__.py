@@ -20,6 +20,7 @@ from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matche
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
 from forcereg.snapshot.read import model_of, read, read_model, read_state
+from forcereg.snapshot.suit import suited, suited_to
 from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "read_state",
     "remark",
     "state_path",
+    "suited",
+    "suited_to",
     "take_over",
     "write_model",
     "write_state",

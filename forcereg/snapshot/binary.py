@@ -30,7 +30,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
-from forcereg.schema import BlobProto, BlobShape, NetParameter, SolverState, wire
+from forcereg.schema import BlobProto, BlobShape, InnerProductParameter, NetParameter, SolverState, wire
 from forcereg.schema.blobs import LEGACY, blob_values, raw_type
 from forcereg.snapshot import container
 from forcereg.snapshot.content import ModelFile, StateFile, as_floats, float_bytes
@@ -52,10 +52,11 @@ _NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\v\f\r")  # every message has 
 
 
 class _Layer(NamedTuple):
-    """The numbers of a layer's name and blobs."""
+    """The numbers of a layer's name, blobs and inner_product_param."""
 
     name: int
     blobs: int
+    inner: int = 0
 
 
 class _Blob(NamedTuple):
@@ -64,7 +65,7 @@ class _Blob(NamedTuple):
     legacy: bool
 
 
-_FORMS = {100: _Layer(1, 7), 2: _Layer(4, 6)}  # `layer` and, in the first two formats, `layers`
+_FORMS = {100: _Layer(1, 7, 117), 2: _Layer(4, 6, 17)}  # `layer` and, in the first two formats, `layers`
 _V0, _V0_LAYER = 1, _Layer(1, 50)  # in `layers`: the message that holds both in the first format
 
 
@@ -191,13 +192,14 @@ def _kind(raw: BinaryIO, top: Sequence[wire.Field]) -> str | None:
 def _read_model(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> ModelFile:
     layers: dict[str, dict[int, np.ndarray]] = {}
     diffs: dict[str, dict[int, np.ndarray]] = {}
+    transposed: set[str] = set()
     legacy = False
     if {2, 100} <= {field.number for field in top}:
         raise ForceregError(f"{path}: holds `layer` and `layers`, two formats in one; use another snapshot")
     for field in top:
         if field.number not in _FORMS:
             continue
-        name, blobs = _layer_parts(raw, field)
+        name, blobs, inner = _layer_parts(raw, field)
         if blobs and layers.get(name):
             raise ForceregError(f"{path}: two layers are called {name!r} and have weights; rename one of them")
         found = [_get_blob(raw, blob, f"{path}: layer {name!r} blob {index}") for index, blob in enumerate(blobs)]
@@ -206,8 +208,10 @@ def _read_model(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> ModelFi
         if changes:
             diffs[name] = changes
         legacy |= any(blob.legacy for blob in found)
+        if any(InnerProductParameter.FromString(wire.read(raw, part.start, part.end)).transpose for part in inner):
+            transposed.add(name)
     attrs = dict(_attribute(raw, field) for field in top if field.number == _ATTRIBUTE)
-    return ModelFile(path, layers, attrs, diffs, legacy)
+    return ModelFile(path, layers, attrs, diffs, legacy, frozenset(transposed))
 
 
 def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFile:
@@ -231,8 +235,8 @@ def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFi
     )
 
 
-def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field]]:
-    """A layer's name and where its blobs are, in any of the three formats."""
+def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field], list[wire.Field]]:
+    """A layer's name and where its blobs and its inner_product_param are, in any of the three formats."""
     form, parts = _FORMS[field.number], list(wire.fields(raw, field.start, field.end))
     if field.number == 2:
         inner = [part for part in parts if part.number == _V0 and part.wire == wire.COUNTED]
@@ -242,7 +246,8 @@ def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field
     names = [wire.read(raw, part.start, part.end) for part in counted if part.number == form.name]
     # Caffe takes any bytes for a name
     name = names[-1].decode("utf-8", "surrogateescape") if names else ""
-    return name, [part for part in counted if part.number == form.blobs]
+    blobs, inner = ([part for part in counted if part.number == number] for number in (form.blobs, form.inner))
+    return name, blobs, inner
 
 
 def _attribute(raw: BinaryIO, field: wire.Field) -> tuple[str, str]:

@@ -22,6 +22,8 @@ class ModelFile:
     """A model's contents; `attrs`: the text attributes (`forcereg_net`, ...); `diffs`: empty if not saved.
 
     `legacy`: an old file whose blobs all have four axes, the leading ones 1 where the layer has fewer.
+    `transposed`: InnerProduct layers whose weights are (inputs, outputs), as far as a binary file tells.
+    `remarks`: what has been changed since it was read (see `suit`).
     """
 
     path: Path
@@ -29,6 +31,8 @@ class ModelFile:
     attrs: Mapping[str, str]
     diffs: Blobs = field(default_factory=dict)
     legacy: bool = False
+    transposed: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
 
     @property
     def input_shapes(self) -> dict[str, list[int]] | None:

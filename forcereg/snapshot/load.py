@@ -17,17 +17,24 @@ Copies: TypeAlias = list[tuple[Tensor, np.ndarray]]
 """Tensors and what is to be copied into them, all of it checked."""
 
 
+_NONE = np.empty(0, np.float32)
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """Layer names: whose blobs were copied, which the net lacks, and which the file lacks."""
+    """Layer names: whose blobs were copied, which the net lacks, and which the file lacks.
+
+    `remarks`: what was done to blobs so that they fit, a line each.
+    """
 
     loaded: tuple[str, ...]
     ignored: tuple[str, ...]
     fresh: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """What to print: Caffe's line for every ignored layer, then one line each for the other two kinds."""
-        lines = [f"Ignoring source layer {name}" for name in self.ignored]
+        """What to print: remarks, Caffe's line for every ignored layer, then one line each for the other two kinds."""
+        lines = [*self.remarks, *(f"Ignoring source layer {name}" for name in self.ignored)]
         lines.append(f"Loaded layers: {', '.join(self.loaded) or 'none; no layer of the file has weights here'}")
         if self.fresh:
             lines.append(f"Layers left as initialised: {', '.join(self.fresh)}")
@@ -40,14 +47,16 @@ def joined(reports: Iterable[LoadReport]) -> LoadReport:
     loaded = dict.fromkeys(name for report in every for name in report.loaded)
     fresh = dict.fromkeys(name for report in every for name in report.fresh if name not in loaded)
     ignored = [name for name in every[0].ignored if all(name in report.ignored for report in every)]
-    return LoadReport(tuple(loaded), tuple(ignored), tuple(fresh))
+    remarks = dict.fromkeys(text for report in every for text in report.remarks)
+    return LoadReport(tuple(loaded), tuple(ignored), tuple(fresh), tuple(remarks))
 
 
 def remark(found: Sequence[tuple[ModelFile, LoadReport]]) -> str:
     """What to warn of where these models were loaded in turn, in one line; empty if there is nothing.
 
-    Layers of theirs that hold weights and that the net lacks, and layers of the net that none of them has; nothing for
-    a net without weights. Raises ForceregError for a model of which no layer is in the net.
+    What was done to their blobs, layers of theirs that hold weights and that the net lacks, and layers of the net that
+    none of them has; nothing for a net without weights. Raises ForceregError for a model of which no layer is in the
+    net.
     """
     texts: list[str] = []
     left: set[str] | None = None
@@ -56,7 +65,7 @@ def remark(found: Sequence[tuple[ModelFile, LoadReport]]) -> str:
         if not report.loaded and report.fresh:
             raise _strange(model, held, report.fresh)
         lost = tuple(name for name in held if name in report.ignored)
-        lines = LoadReport((), lost if report.loaded else (), ()).lines()[:-1]
+        lines = LoadReport((), lost if report.loaded else (), (), report.remarks).lines()[:-1]
         left = set(report.fresh) if left is None else left.intersection(report.fresh)
         if model is found[-1][0] and left:
             lines.append(LoadReport((), (), tuple(name for name in report.fresh if name in left)).lines()[-1])
@@ -114,7 +123,7 @@ def matched(
         elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
             fresh.append(name)
     ignored = tuple(name for name in model.layers if name not in params)
-    return copies, LoadReport(tuple(loaded), ignored, tuple(fresh))
+    return copies, LoadReport(tuple(loaded), ignored, tuple(fresh), model.remarks)
 
 
 def _of_layer(
@@ -126,6 +135,11 @@ def _of_layer(
 ) -> Copies:
     """(target, values) for the blobs of one layer, all checked."""
     rename = "give the net that the file is of, or rename the layer in the net to start it fresh"
+    if {len(blobs), len(targets)} == {3, 5} and (blobs.get(2, _NONE).shape, tuple(targets[2].shape)) == ((1,), (1,)):
+        rename = (
+            "a BatchNorm of 5 blobs is NVCaffe's, with scale and shift inside (scale_bias: true); one of 3 has a Scale "
+            "layer behind it; give the net that the file is of"
+        )
     if max(blobs) >= len(targets):
         raise ForceregError(
             f"{model.path}: layer {layer!r} has a blob {max(blobs)} in the file, "

@@ -159,7 +159,7 @@ class Solver:
         weights is the nets'. The report is of all nets together.
         """
         model = snapshot.read_model(path)
-        found = [snapshot.matched(net.params, model, net.shared) for net in (self.net, *self.test_nets)]
+        found = [snapshot.matched(net.params, snapshot.suited(model, net), net.shared) for net in self._nets.values()]
         report = snapshot.joined(report for _, report in found)
         text = snapshot.remark([(model, report)])
         for copies, _ in found:
