@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from forcereg.errors import UsageError
@@ -82,6 +82,23 @@ def grid(sets: Sequence[str], seeds: int) -> list[Setting]:
             setting = Setting(chosen, seed)
             settings.setdefault(setting.folder, setting)
     return list(settings.values())
+
+
+def labels(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """A name for each setting: the fields that have several values among them, all fields where that isn't enough."""
+    values: dict[str, set[str]] = {}
+    for fields in settings:
+        for name, value in fields.items():
+            values.setdefault(name, set()).add(value)
+    short = [_label({name: fields[name] for name in fields if len(values[name]) > 1}) for fields in settings]
+    told = {name: fields for name, fields in zip(short, settings, strict=True)}
+    if all(short) and all(told[name] == fields for name, fields in zip(short, settings, strict=True)):
+        return short
+    return [_label(fields) or "as it is" for fields in settings]
+
+
+def _label(fields: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def _is_zero(text: str) -> bool:

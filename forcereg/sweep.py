@@ -14,28 +14,65 @@ from pathlib import Path
 from typing import Any
 
 from forcereg import sidefiles, snapshot
+from forcereg.accounting import Accounts, accounts
 from forcereg.errors import ForceregError, UsageError, storable
-from forcereg.evaluate import Evaluator, check_share, make_folder, train, weights_of
+from forcereg.evaluate import Evaluator, check_share, make_folder, origin, train, weights_of
 from forcereg.files import append_text, write_text
 from forcereg.grid import Setting
-from forcereg.lowrank.decompose import Decomposition, Totals, decompose
-from forcereg.lowrank.ranks import by_error
+from forcereg.lowrank.decompose import Prepared, Selection, prepare
+from forcereg.lowrank.ranks import Candidate, Choice, by_error
 from forcereg.schema.settings import with_settings
-from forcereg.schema.text import SolverFile, parse_net, to_text
+from forcereg.schema.text import SolverFile, net_from_message, parse_net, to_text
 from forcereg.solver.events import Event, Observer
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
+from forcereg.solver.saving import provenance
 from forcereg.solver.setup import problems, solver_root, tested_nets, trained_net
+from forcereg.solver.state import pack
+from forcereg.solver.trouble import NotFinite
 from forcereg.summary import summarize
 
 RUN, RESULT, CUT = "run.json", "result.json", "net_lowrank"
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A net to be cut: its weights, its test net's layers, what costs are of, and what scores nets made of it."""
+
+    model: snapshot.ModelFile
+    prepared: Prepared
+    accounts: Accounts
+    evaluator: Evaluator
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the trained nets are cut: which layers by which methods, and the rule that chooses their ranks.
+
+    `words`: the rule for people; `key`: all that the cut depends on, by name. `choose` raises ForceregError. `scores`:
+    it looks at accuracies, so that only a trained net can be asked.
+    """
+
+    words: str
+    key: dict[str, str]
+    choose: Callable[[Trained], Mapping[str, Choice]]
+    selection: Selection = field(default_factory=Selection)
+    scores: bool = False
+
+
+def at_error(error: float) -> Cut:
+    """Every layer at the smallest rank by pca whose relative squared error is at most `error`, in [0, 1]."""
+    criterion = by_error(error)
+    key = {"error": f"{error:g}", "method": "pca"}
+    return Cut(f"error {error:g}", key, lambda trained: criterion(trained.prepared.candidates))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What every run of a sweep shares: the solver, models to start from, the cut, and how long to fine-tune.
 
-    `options` are `Solver`'s.
+    `error`: at which the ranks that filters need are told, whatever the cut is; None as `cut`: at that. `options` are
+    `Solver`'s.
     """
 
     solver: SolverFile
@@ -43,23 +80,33 @@ class Plan:
     error: float
     finetune: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    cut: Cut | None = None
+
+    @property
+    def rule(self) -> Cut:
+        """The cut."""
+        return at_error(self.error) if self.cut is None else self.cut
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run came to, None where it didn't get. Accuracies are None for a net without one.
 
-    All scores are of the same test records. `ranks` of the decomposed layers, in order. `macs` are multiply-accumulates
-    for one item: of the first test net, whole and cut at the sweep's error. `seconds` since the run was last begun.
-    `failed`: why training or fine-tuning ended early.
+    All scores are of the same test records. The net as trained has `accuracy` and `loss`; `accuracy_whole_tuned` is
+    its own, fine-tuned as long as the cut net's `accuracy_tuned`. `ranks_at_error` of `full_ranks`: how many filters of
+    each layer hold all but the sweep's error. `ranks` of the layers that can be cut, in order, None for one that stays
+    whole. `macs` are multiply-accumulates of the test net for one item, `macs_cut` cut. `seconds` since the run was
+    last begun. `failed`: why training or fine-tuning ended early.
     """
 
     fields: dict[str, str]
     seed: int
     accuracy: float | None = None
     loss: float | None = None
-    ranks: list[int] = field(default_factory=list)
+    accuracy_whole_tuned: float | None = None
+    ranks_at_error: list[int] = field(default_factory=list)
     full_ranks: list[int] = field(default_factory=list)
+    ranks: list[int | None] = field(default_factory=list)
     macs: int | None = None
     macs_cut: int | None = None
     accuracy_cut: float | None = None
@@ -69,12 +116,14 @@ class Result:
 
     def check(self) -> None:
         """Raises ValueError for what no run comes to."""
-        for accuracy in (self.accuracy, self.accuracy_cut, self.accuracy_tuned):
+        for accuracy in (self.accuracy, self.accuracy_whole_tuned, self.accuracy_cut, self.accuracy_tuned):
             check_share(accuracy)
         counts = [*self.full_ranks, *(macs for macs in (self.macs, self.macs_cut) if macs is not None)]
-        ranks = list(itertools.zip_longest(self.ranks, self.full_ranks, fillvalue=0))
+        ranks = list(itertools.zip_longest(self.ranks_at_error, self.full_ranks, fillvalue=0))
         if any(not 0 < rank <= full for rank, full in ranks) or min(counts, default=0) < 0:
             raise ValueError("ranks or MACs that can't be")
+        if any(rank is not None and rank < 1 for rank in self.ranks):
+            raise ValueError("ranks that can't be")
         if self.failed or not (self.ranks and 0 <= self.seconds < math.inf):
             raise ValueError("a run that hasn't come to its end")
 
@@ -94,6 +143,7 @@ class Asked:
 
     error: float
     finetune: int
+    cut: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -108,12 +158,13 @@ def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[st
     """Runs what has not been run yet, one folder each below `out`, and yields every result in order.
 
     All settings are looked at before the first one runs. A run that was interrupted goes on from its newest snapshot;
-    one that failed is told, yielded and tried again next time. Raises ForceregError; KeyboardInterrupt once a run that
-    was told to stop has saved itself.
+    one that came to a loss or weight that isn't finite is told, yielded and tried again next time. Raises ForceregError
+    for all else, as for a full disk; KeyboardInterrupt once a run that was told to stop has saved itself.
     """
     runs = _runs(plan, settings, out)
     warn = _Warnings(tell)
-    asked = Asked(plan.error, plan.finetune)
+    asked = Asked(plan.error, plan.finetune, plan.rule.key)
+    untried = not plan.rule.scores
     for number, (setting, run) in enumerate(zip(settings, runs, strict=True), 1):
         folder = out / setting.folder
         known = sidefiles.known(folder / RESULT, Kept)
@@ -125,7 +176,10 @@ def sweep(plan: Plan, settings: Sequence[Setting], out: Path, tell: Callable[[st
         started = time.perf_counter()
         make_folder(folder)
         write_text(folder / RUN, json.dumps(asdict(run), indent=1) + "\n")
-        result = _tuned(plan, *_trained(plan, setting, folder, warn), folder, warn)
+        result, solver = _trained(plan, setting, folder, warn, untried)
+        untried = False
+        if not result.failed:
+            result = _compared(plan, result, solver, folder, warn)
         result = replace(result, seconds=round(time.perf_counter() - started, 1))
         if result.failed:
             tell(f"failed: {result.failed}")
@@ -216,8 +270,8 @@ def _file(plan: Plan, setting: Setting) -> SolverFile:
     return file
 
 
-def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tuple[Result, Solver]:
-    """Trains and scores. Raises ForceregError for what is wrong from the start."""
+def _trained(plan: Plan, setting: Setting, folder: Path, warn: _Warnings, try_cut: bool) -> tuple[Result, Solver]:
+    """Trains. Raises ForceregError for what is wrong from the start, with `try_cut` also for a cut that can't be."""
     file = _file(plan, setting)
     file.message.snapshot_prefix = storable((folder / "net").resolve())
     with _log(folder / "train.log") as log:
@@ -225,66 +279,99 @@ def _trained(plan: Plan, setting: Setting, folder: Path, warn: Observer) -> tupl
         for path in plan.weights:
             solver.load_weights(path)
         result = Result(setting.fields, setting.seed, macs=summarize(solver.test_nets[0]).macs)
+        if try_cut:
+            plan.rule.choose(_ready(plan, solver, warn)[1])
         try:
             train(solver)
-        except ForceregError as error:
+        except NotFinite as error:
             return replace(result, failed=str(error)), solver
     return result, solver
 
 
-def _tuned(plan: Plan, result: Result, trained: Solver, folder: Path, warn: _Warnings) -> Result:
-    """Scores the trained net, cuts it, scores it again, fine-tunes it and scores that."""
-    if result.failed:
-        return result
-    evaluator = Evaluator(trained.file, tell=warn.once, **plan.options)
-    tested = trained.test_nets[0].spec
-    whole = evaluator.score(parse_net(tested.text, tested.filename), weights_of(trained))
-    cut, test_cut = _cut(trained, plan.error, folder)
-    bare = evaluator.score(test_cut.net, test_cut.weights)
+def _ready(plan: Plan, solver: Solver, warn: _Warnings) -> tuple[Prepared, Trained]:
+    """The solver's net with its present weights, to be cut; and the test net, by which ranks are chosen."""
+    evaluator = Evaluator(solver.file, tell=warn.once, **plan.options)
+    spec, test = solver.net.spec, solver.test_nets[0].spec
+    state, allow = next(iter(solver.param.test_state), None), bool(plan.options.get("allow_python_layers"))
+    found = accounts(parse_net(test.text, test.filename), None, None, solver.root, allow, state)
+    model = snapshot.ModelFile(Path(spec.filename), pack(solver.net), provenance(solver))
+    selection = replace(plan.rule.selection, state=found.state)
+    prepared = prepare(parse_net(spec.text, spec.filename), model.layers, found.shapes, selection)
+    if not prepared.candidates:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in prepared.skipped.items())
+        raise ForceregError(
+            f"{spec.filename}: has no convolution that can be decomposed{reasons and f' ({reasons})'}, so there is "
+            "nothing to sweep for"
+        )
+    return prepared, Trained(model, evaluator.tested(prepared, model.layers), found, evaluator)
+
+
+def _compared(plan: Plan, result: Result, solver: Solver, folder: Path, warn: _Warnings) -> Result:
+    """Scores the trained net, cuts it and scores it again; then both fine-tuned, as long and by the same rate."""
+    prepared, trained = _ready(plan, solver, warn)
+    evaluator, tested = trained.evaluator, trained.prepared
+    whole = evaluator.score(tested.file, weights_of(solver))
+    choices = plan.rule.choose(trained)
+    cut = _Made(prepared, tested, choices)
+    cut.write(folder, trained.model)
+    bare = evaluator.score(cut.test, cut.weights, origin(prepared, choices))
+    needed = _filters(prepared, plan)
     result = replace(
         result,
         accuracy=whole.accuracy,
         loss=whole.loss,
-        ranks=[layer.rank for layer in cut.layers],
-        full_ranks=[layer.full_rank for layer in cut.layers],
-        macs_cut=_macs(result.macs, test_cut.totals),
+        ranks_at_error=[one.ladder.smallest_rank(plan.error) for one in needed],
+        full_ranks=[one.ladder.full_rank for one in needed],
+        ranks=cut.ranks,
+        macs_cut=trained.accounts.cost(cut.test, cut.weights).macs,
         accuracy_cut=bare.accuracy,
     )
     if not plan.finetune:
         return result
-    test = None if test_cut is cut else test_cut.net
+
+    def tuned(made: _Made) -> float | None:
+        test, named = None if tested is prepared else made.test, origin(prepared, made.choices)
+        return evaluator.finetune(made.net, made.weights, plan.finetune, folder, test, named)[0].accuracy
+
     try:
-        score, _ = evaluator.finetune(cut.net, test_cut.weights, plan.finetune, folder, test)
-    except ForceregError as error:
+        result = replace(result, accuracy_whole_tuned=tuned(_Made(prepared, tested, {})))
+        return replace(result, accuracy_tuned=tuned(cut))
+    except NotFinite as error:
         return replace(result, failed=f"fine-tuning: {error}")
-    return replace(result, accuracy_tuned=score.accuracy)
 
 
-def _macs(whole: int | None, cut: Totals) -> int | None:
-    """Of the cut net."""
-    if whole is None or cut.macs_before is None or cut.macs_after is None:
-        return None
-    return whole - cut.macs_before + cut.macs_after
+class _Made:
+    """A net made from a trained one at some `choices`: to train, to test, with the weights of both."""
+
+    def __init__(self, prepared: Prepared, tested: Prepared, choices: Mapping[str, Choice]) -> None:
+        self.choices = choices
+        done = prepared.apply(choices)
+        last = done if tested is prepared else tested.apply(choices)
+        self.net = net_from_message(done.net, prepared.file.name)
+        self.test = self.net if tested is prepared else net_from_message(last.net, tested.file.name)
+        self.weights = last.weights
+        self._own = done.weights
+        ranks = {layer.name: layer.rank for layer in done.layers}
+        self.ranks = [ranks.get(one.name) for one in prepared.candidates]
+
+    def write(self, folder: Path, model: snapshot.ModelFile) -> None:
+        """CUT.* in `folder`: the nets, and the weights of the one to train."""
+        for ending, net in {"": self.net, "_test": self.test}.items():
+            if not ending or net is not self.net:
+                write_text(folder / f"{CUT}{ending}.prototxt", to_text(net.message))
+        attrs = {**model.attrs, "forcereg_net": to_text(self.net.message)}
+        snapshot.write_model(folder / f"{CUT}.caffemodel.h5", self._own, attrs=attrs)
+
+
+def _filters(prepared: Prepared, plan: Plan) -> Sequence[Candidate]:
+    """The layers whose filters a force draws together, by pca, whatever they are cut by."""
+    if plan.rule.selection.method == "pca" and not plan.rule.selection.methods:
+        return prepared.candidates
+    plain = replace(plan.rule.selection, method="pca", methods={}, state=prepared.state)
+    return prepare(prepared.file, prepared.weights, prepared.shapes, plain).candidates
 
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[Observer]:
     with append_text(path) as stream:
         yield GlogWriter(stream)
-
-
-def _cut(solver: Solver, error: float, folder: Path) -> tuple[Decomposition, Decomposition]:
-    """The trained net decomposed, and the first test net, if it is another file; both are CUT.* in `folder`."""
-    model = snapshot.read_model(solver.last_snapshot or solver.snapshot())
-    nets = {net.spec.text: net for net in (solver.net, solver.test_nets[0])}
-    paths = [folder / f"{CUT}{ending}.prototxt" for ending, _ in zip(("", "_test"), nets, strict=False)]
-    files = [(parse_net(net.spec.text, net.spec.filename), net.shapes) for net in nets.values()]
-    cuts = [decompose(file, model.layers, by_error(error), shapes) for file, shapes in files]
-    if not cuts[0].layers:
-        name = solver.net.spec.filename
-        raise ForceregError(f"{name}: has no convolution that can be decomposed, so there is nothing to sweep for")
-    for path, cut in zip(paths, cuts, strict=True):
-        write_text(path, to_text(cut.net))
-    attrs = {**model.attrs, "forcereg_net": to_text(cuts[0].net)}
-    snapshot.write_model(folder / f"{CUT}.caffemodel.h5", cuts[0].weights, attrs=attrs)
-    return cuts[0], cuts[-1]

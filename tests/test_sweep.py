@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forcereg.commands.sweep import command
 from forcereg.errors import ForceregError, UsageError
-from forcereg.grid import alternatives, grid
-from forcereg.report.sweep import as_csv, by_setting, picture, spread, table
+from forcereg.evaluate import Evaluator
+from forcereg.grid import alternatives, grid, labels
+from forcereg.report.sweep import as_csv, by_setting, picture, ranks_of, spread, table
 from forcereg.schema import Datum
-from forcereg.schema.text import read_solver
-from forcereg.sweep import Plan, Result, sweep
+from forcereg.schema.text import parse_solver, read_solver
+from forcereg.solver.trouble import NotFinite
+from forcereg.sweep import Cut, Plan, Result, sweep
 from tests.conftest import RunCli
 from tests.data.lmdbs import put_lmdb
 from tests.solver.nets import CLASSES, IMAGES, image_records, write_images, write_solver
@@ -76,45 +81,93 @@ def test_grid() -> None:
         grid(["base_lr=1", "base_lr=2"], 1)
 
 
+def named(*settings: dict[str, str]) -> list[str]:
+    return labels(settings)
+
+
+def test_labels_tell_what_varies() -> None:
+    settings = [setting.fields for setting in grid(["force_decay=0,1,2", "force_type=Constant", "base_lr=5"], 1)]
+    assert named(*settings) == ["force_decay=0", "force_decay=1", "force_decay=2"]
+    assert named({"a": "1", "b": "2"}) == ["a=1 b=2"] and named({}) == ["as it is"]
+    assert named({"a": "0"}, {"a": "0", "b": "1"}) == ["a=0", "a=0 b=1"]  # nothing else tells them apart
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from("123")), min_size=1, max_size=8))
+def test_every_setting_has_a_label_of_its_own(settings: list[dict[str, str]]) -> None:
+    found = labels(settings)
+    assert all((one == other) == (a == b) for one, a in zip(found, settings, strict=True)
+               for other, b in zip(found, settings, strict=True))  # fmt: skip
+
+
 def result(decay: str, seed: int, accuracy: float) -> Result:
-    return Result({"force_decay": decay}, seed, accuracy, 0.5, [2, 3], [4, 8], 1000, 500, 0.25, None, 1.5)
+    done = (0.875, [2, 3], [4, 8], [None, 3], 1000, 500, 0.25, None, 1.5)
+    return Result({"force_decay": decay, "base_lr": "1"}, seed, accuracy, 0.5, *done)  # type: ignore[arg-type]
 
 
-FAILED = Result({"force_decay": "1"}, 2, macs=1000, failed="diverged")
+FAILED = Result({"force_decay": "1", "base_lr": "1"}, 2, macs=1000, failed="diverged")
+
+
+def plan_of(error: float, finetune: int, cut: Cut | None = None) -> Plan:
+    return Plan(parse_solver(""), (), error, finetune, {}, cut)
 
 
 def test_report() -> None:
     results = [result("0", 1, 0.5), result("0", 2, 0.75), result("1", 1, 1.0)]
     assert list(by_setting(results)) == ["force_decay=0", "force_decay=1"]
     assert as_csv(results).splitlines()[:2] == [
-        "force_decay,seed,accuracy,loss,ranks,full_ranks,macs,macs_cut,accuracy_cut,accuracy_tuned,seconds,failed",
-        "0,1,0.5,0.5,2/3,4/8,1000,500,0.25,,1.5,",
+        "setting,force_decay,base_lr,seed,accuracy,loss,accuracy_whole_tuned,ranks_at_error,full_ranks,ranks,macs,"
+        "macs_cut,accuracy_cut,accuracy_tuned,seconds,failed",
+        "force_decay=0,0,1,1,0.5,0.5,0.875,2/3,4/8,whole/3,1000,500,0.25,,1.5,",
     ]
     assert spread([0.5, 0.75], ".1%") == "62.5% (50.0% to 75.0%)"
     assert (spread([1.0, 1.0], "g"), spread([None], "g")) == ("1", "-")
 
 
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        pytest.param([[2, 3], [2, 5]], "2 / 4 (3 to 5)", id="cut"),
+        pytest.param([[None, 3]], "whole / 3", id="whole"),
+        pytest.param([[None, 3], [4, 3]], "4 or whole / 3", id="some-whole"),
+        pytest.param([[], [4]], "4", id="failed"),
+        pytest.param([[]], "-", id="none"),
+    ],
+)
+def test_ranks_of_layers_that_may_stay_whole(lists: list[list[int | None]], told: str) -> None:
+    assert ranks_of(lists) == told
+
+
 def test_report_of_runs_that_failed() -> None:
     results = [result("0", 1, 0.5), result("1", 1, 1.0), FAILED]
-    assert as_csv(results).splitlines()[-1] == "1,2,,,,,1000,,,,0,diverged"
-    found = table(results, 0.005, 0).columns
-    assert [column.heading for column in found][2:] == ["ranks at 0.5% error", "million MACs", "cut"]
+    assert as_csv(results).splitlines()[-1] == "force_decay=1,1,1,2,,,,,,,1000,,,,0,diverged"
+    found = table(results, plan_of(0.005, 0)).columns
+    headings = ["setting", "whole net", "ranks at 0.5% error", "ranks cut to", "million MACs", "cut"]
+    assert [column.heading for column in found] == headings
     assert [column.cells for column in found[:2]] == [
         [["force_decay=0"], ["force_decay=1, 1 of 2 failed"]],
         [["50.00%"], ["100.00%"]],
     ]
-    assert table([FAILED], 0.05, 9).columns[2].cells == [["-"]]
-    assert picture([FAILED, *results], "png").startswith(b"\x89PNG")
+    assert table([FAILED], plan_of(0.05, 9)).columns[3].cells == [["-"]]
+    assert picture([FAILED, *results], plan_of(0.05, 0), "png").startswith(b"\x89PNG")
+
+
+def test_the_whole_net_stands_beside_the_cut_one() -> None:
+    run = replace(result("0", 1, 0.5), accuracy_tuned=0.75)
+    found = {column.heading: column.cells for column in table([run], plan_of(0.05, 300)).columns}
+    assert found["whole net"] == [["50.00%"]] and found["whole net fine-tuned for 300"] == [["87.50%"]]
+    assert found["cut"] == [["25.00%"]] and found["cut and fine-tuned for 300"] == [["75.00%"]]
+    same = replace(run, ranks=run.ranks_at_error)
+    assert "ranks cut to" not in {column.heading for column in table([same], plan_of(0.05, 300)).columns}
 
 
 def test_a_picture_of_many_settings_tells_them_apart() -> None:
-    svg = picture([result(str(number), 1, 0.5) for number in range(12)], "svg").decode()
-    assert all(f"force_decay={number}" in svg for number in (0, 10, 11))
+    svg = picture([result(str(number), 1, 0.5) for number in range(12)], plan_of(0.05, 0), "svg").decode()
+    assert all(f"force_decay={number}" in svg for number in (0, 10, 11)) and "base_lr" not in svg
     looks = {
         piece.split("</g>")[0].split("<use ")[1].split("x=")[0] + piece.split('style="')[-1].split('"')[0]
         for piece in svg.split('<g id="legend_1">')[1].split('<g id="line2d_')[1:]
     }
-    assert len(looks) == 12
+    assert len(looks) == 13  # and whole nets
 
 
 def test_a_sweep_and_going_on(tmp_path: Path, run_cli: RunCli) -> None:
@@ -133,9 +186,15 @@ def test_a_sweep_and_going_on(tmp_path: Path, run_cli: RunCli) -> None:
     ]
     for row in rows:
         assert 1 <= int(row["ranks"]) <= 4 == int(row["full_ranks"])
-        assert all(0 <= float(row[name]) <= 1 for name in ("accuracy", "accuracy_cut", "accuracy_tuned"))
+        names = ("accuracy", "accuracy_whole_tuned", "accuracy_cut", "accuracy_tuned")
+        assert all(0 <= float(row[name]) <= 1 for name in names)
+        assert row["setting"] == f"force_decay={row['force_decay']}" and row["ranks_at_error"] == row["ranks"]
         assert int(row["macs"]) == 4 * 9 * 16 + 64 * 3
-    assert "force_decay=0.01 force_type=Constant" in done.stdout and (out / "sweep.svg").stat().st_size > 1000
+    assert (
+        " force_decay=0.01 " in done.stdout
+        and "force_type" not in done.stdout
+        and (out / "sweep.svg").stat().st_size > 1000
+    )
     logs = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.log"))
     assert logs == sorted(f"{folder}/{log}.log" for folder in _folders(out) for log in ("train", "tune"))
 
@@ -230,7 +289,7 @@ def test_what_a_sweep_did_not_write_is_not_taken_for_its_own(tmp_path: Path) -> 
         [],
         {},
         {**ours, "result": {**ours["result"], "sed": 1}},
-        {**ours, "result": {**ours["result"], "ranks": ["a"]}},
+        {**ours, "result": {**ours["result"], "ranks_at_error": ["a"]}},
         {**ours, "result": {**ours["result"], "seed": 2}},
         {**ours, "result": {**ours["result"], "fields": {"force_decay": "0.02"}}},
     ):
@@ -254,7 +313,7 @@ def test_another_cut_and_another_length_of_fine_tuning(tmp_path: Path) -> None:
         found = [
             swept(tmp_path, "base_lr=0.1", error, finetune, out=out)[0][0] for out in ("out", f"{error}{finetune}")
         ]
-        assert found[0].ranks == ([4] if error == 0 else [1])
+        assert found[0].ranks == found[0].ranks_at_error == ([4] if error == 0 else [1])
         first, second = ({**vars(one), "seconds": 0} for one in found)
         assert first == second
     logs = [path.read_text() for path in (tmp_path / "out").rglob("t*.log")]
@@ -322,7 +381,8 @@ def test_both_snapshot_formats(form: str, tmp_path: Path) -> None:
     ending = ".h5" if form == "HDF5" else ""
     names = sorted(path.name for path in (tmp_path / "out").rglob("*iter*"))
     assert names[:2] == [f"net_iter_6.caffemodel{ending}", f"net_iter_6.solverstate{ending}"]
-    assert [name.split("_iter_")[1] for name in names[2:]] == [f"1.caffemodel{ending}", f"1.solverstate{ending}"]
+    tuned = [f"1.caffemodel{ending}", f"1.solverstate{ending}"] * 2  # whole and cut
+    assert [name.split("_iter_")[1] for name in names[2:]] == tuned
     assert results[0].accuracy_cut == results[0].accuracy
 
 
@@ -350,3 +410,153 @@ def test_the_last_top_1_accuracy_counts(tmp_path: Path) -> None:
     mislabel(tmp_path)
     results, _ = swept(tmp_path, "base_lr=0.05")
     assert results[0].accuracy == 0.5
+
+
+# -- at equal cost
+
+TWO = (
+    IMAGES.replace(
+        'layer { name: "bn"',
+        """layer {
+  name: "conv2" type: "Convolution" bottom: "conv" top: "conv2"
+  convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } }
+}
+layer { name: "bn\"""",
+    )
+    .replace('bottom: "conv" top: "conv" ', 'bottom: "conv2" top: "conv2" ')
+    .replace('bottom: "conv" top: "ip"', 'bottom: "conv2" top: "ip"')
+)
+"""Two convolutions: of 4 filters 1x3x3 at 16 places, and of 5 filters 4x3x3 at 4; an inner product of 20 x 3."""
+MACS = 4 * 9 * 16 + 5 * 36 * 4 + 20 * 3
+ASK = ("sweep", "--solver", "solver.prototxt", "--set", "force_decay=0,0.01", "--max-iter", "3")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    write_solver(write_images(tmp_path, TWO), SCHEDULE)
+    return tmp_path
+
+
+def rows_of(root: Path) -> list[dict[str, str]]:
+    with open(root / "sweep/results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        pytest.param(("--max-macs", "0.7"), "max-macs 0.7", id="macs"),
+        pytest.param(("--max-params", "0.8", "--method", "svd"), "max-params 0.8 by svd", id="params"),
+        pytest.param(("--ranks", "2,3"), "ranks 2,3", id="ranks"),
+        pytest.param(("--max-accuracy-drop", "1", "--only-layers", "conv2"), "max-accuracy-drop 1", id="accuracy"),
+        pytest.param(("--error", "0.3"), "error 0.3", id="error"),
+    ],
+)
+def test_nets_cut_by_one_rule(two: Path, run_cli: RunCli, rule: tuple[str, ...], words: str) -> None:
+    done = run_cli(*ASK, *rule, "--finetune", "1", cwd=two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].strip() == f"cut by {words}"
+    rows = rows_of(two)
+    assert [row["setting"] for row in rows] == ["force_decay=0", "force_decay=0.01"]
+    for row in rows:
+        assert int(row["macs"]) == MACS and row["accuracy_whole_tuned"] and row["accuracy_tuned"]
+        if "max-macs" in words:
+            assert int(row["macs_cut"]) <= 0.7 * MACS
+        if "ranks" in words:
+            assert row["ranks"] == "2/3"
+    assert "done before" in run_cli(*ASK, *rule, "--finetune", "1", cwd=two).stderr
+
+
+def test_equal_cost_and_the_ranks_that_an_error_asks_for(two: Path, run_cli: RunCli) -> None:
+    """The error goes on telling what the force did; another rule, or another error, trains nothing anew."""
+    ranks = []
+    for error in ("0.01", "0.9"):
+        done = run_cli(*ASK, "--max-macs", "0.7", "--error", error, cwd=two)
+        assert done.returncode == 0 and "done before" not in done.stderr, done.stderr
+        assert f"ranks at {100 * float(error):g}%" in done.stdout.replace("\n", "")
+        rows = rows_of(two)
+        assert all(int(row["macs_cut"]) <= 0.7 * MACS for row in rows)
+        ranks.append([row["ranks_at_error"] for row in rows])
+    assert ranks[1] == ["1/1", "1/1"] != ranks[0]
+    logs = [path.read_text() for path in two.rglob("train.log")]
+    assert len(logs) == 2 and all(
+        log.count("] Iteration 0 (") == log.count("] Restoring previous") == 1 for log in logs
+    )
+
+
+def test_max_iter(two: Path, run_cli: RunCli) -> None:
+    done = run_cli(*ASK, "--set", "max_iter=1,2", cwd=two)
+    assert done.returncode == 2 and "--max-iter and --set max_iter are both given" in done.stderr
+    assert run_cli(*ASK, cwd=two).returncode == 0
+    assert len(list(two.rglob("net_iter_3.solverstate.h5"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        pytest.param(("--max-macs", "0.01"), "a share of 0.01 of the net's MACs can't be reached", id="out-of-reach"),
+        pytest.param(("--ranks", "2"), "1 ranks given; the net has 2 layers", id="count"),
+        pytest.param(("--max-macs", "0.5", "--ranks", "2,2"), "found --ranks and --max-macs", id="two-rules"),
+        pytest.param(("--error", "2"), "the error bound is 2; expected 0 to 1", id="error"),
+        pytest.param(("--max-macs", "0.5", "--error", "2"), "the error bound is 2; expected 0 to 1", id="told-error"),
+        pytest.param(("--rank-config", "gone.json"), "gone.json", id="no-file"),
+        pytest.param(("--only-layers", "conv7"), "no Convolution or InnerProduct layer 'conv7'", id="no-layer"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_told_before_anything_is_trained(
+    two: Path, run_cli: RunCli, rule: tuple[str, ...], message: str
+) -> None:
+    done = run_cli(*ASK, *rule, cwd=two)
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
+    assert not list(two.rglob("*iter*")) and "Iteration" not in "".join(p.read_text() for p in two.rglob("*.log"))
+
+
+def test_a_rank_config_is_known_by_what_it_says(two: Path, run_cli: RunCli) -> None:
+    for rank, before in ((2, 0), (2, 2), (3, 0)):
+        (two / "ranks.json").write_text(json.dumps({"conv2": rank}))
+        done = run_cli(*ASK, "--rank-config", "ranks.json", cwd=two)
+        assert done.returncode == 0 and done.stderr.count("done before") == before, done.stderr
+        assert [row["ranks"] for row in rows_of(two)] == [str(rank)] * 2
+
+
+def test_results_of_an_earlier_form_are_scored_anew_and_not_trained(tmp_path: Path) -> None:
+    write_solver(write_images(tmp_path), SCHEDULE)
+    first, _ = swept(tmp_path, "force_decay=0.01", error=0.1)
+    (folder,) = (tmp_path / "out").iterdir()
+    old = {
+        "fields": {"force_decay": "0.01"}, "seed": 1, "accuracy": 0.5, "loss": 1.0, "ranks": [2], "full_ranks": [4],
+        "macs": 768, "macs_cut": 700, "accuracy_cut": 0.5, "accuracy_tuned": None, "seconds": 1.0, "failed": "",
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps({"asked": {"error": 0.1, "finetune": 0}, "result": old}))
+    again, told = swept(tmp_path, "force_decay=0.01", error=0.1)
+    assert "done before" not in told and replace(again[0], seconds=0) == replace(first[0], seconds=0)
+    log = (folder / "train.log").read_text()
+    assert log.count("] Iteration 0 (") == log.count("] Restoring previous") == 1
+
+
+@pytest.mark.parametrize("where", ["finetune", "train"])
+def test_a_full_disk_ends_the_sweep(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of one setting, as a loss that isn't finite is."""
+    write_solver(write_images(tmp_path), SCHEDULE)
+
+    def full(*args: object, **named: object) -> None:
+        raise ForceregError("cannot write net: no space left on device; free some space or write elsewhere")
+
+    if where == "finetune":
+        monkeypatch.setattr(Evaluator, "finetune", full)
+    else:
+        monkeypatch.setattr("forcereg.sweep.train", full)
+    with pytest.raises(ForceregError, match="no space left"):
+        swept(tmp_path, "base_lr=0.1,0.2", finetune=1)
+
+
+def test_fine_tuning_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_solver(write_images(tmp_path), SCHEDULE)
+
+    def bad(*args: object, **named: object) -> None:
+        raise NotFinite("the loss is not finite at iteration 1")
+
+    monkeypatch.setattr(Evaluator, "finetune", bad)
+    results, told = swept(tmp_path, "base_lr=0.1,0.2", finetune=1)
+    assert [run.failed for run in results] == ["fine-tuning: the loss is not finite at iteration 1"] * 2
+    assert told.count("failed: ") == 2 and all(run.accuracy_cut is not None for run in results)

@@ -207,14 +207,25 @@ def gathered(into: str, kind: type, options: Sequence[Decorator]) -> Decorator:
     return decorate
 
 
-layer_options = gathered("layers", LayerOptions, [
-    click.option("--model", metavar="FILE", type=click.Path(),
-                 help="Net prototxt.  [default: the net that the snapshot holds]"),
+CHOICE: list[Decorator] = [
     click.option("--method", default="pca", show_default=True, metavar="pca|svd|kmeans|vh|tucker2|cp|mixed",
                  help="How to decompose; mixed: as --rank-config says for each layer."),
     click.option("--fc", is_flag=True, help="InnerProduct layers too, not convolutions only."),
     click.option("--only-layers", metavar="A,B", help="Decompose these layers only."),
     click.option("--except-layers", metavar="A,B", help="Leave these layers as they are."),
+]  # fmt: skip
+"""Which layers, and how."""
+
+
+def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--method, --fc, --only-layers and --except-layers as arguments of their own."""
+    return functools.reduce(lambda made, option: option(made), reversed(CHOICE), function)
+
+
+layer_options = gathered("layers", LayerOptions, [
+    click.option("--model", metavar="FILE", type=click.Path(),
+                 help="Net prototxt.  [default: the net that the snapshot holds]"),
+    *CHOICE,
     click.option("--fold-bn", is_flag=True, help="Fold BatchNorm and Scale into the layers before them first."),
     click.option("--data-aware", type=click.IntRange(min=1), metavar="N",
                  help="Minimise the error of the layers' responses on N training batches (pca and svd)."),

@@ -2,80 +2,157 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from forcereg.commands.lowrank_options import LayerOptions, Opened, choice_options
+from forcereg.commands.lowrank_rules import RULES, RankOptions, flag, rank_options
 from forcereg.commands.options import code_options, data_options, device_options
 from forcereg.errors import ForceregError, UsageError
 from forcereg.terminal import echo
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forcereg.evaluate import Evaluator
+    from forcereg.lowrank.ranks import Choice
+    from forcereg.schema.text import SolverFile
+    from forcereg.sweep import Cut, Trained
+
+ERROR = 0.05
+"""Relative squared error at which ranks are told where --error says no other."""
+
 
 @click.command(
-    epilog="\b\nExample: forcereg sweep --solver solver.prototxt --set force_decay=0,1e-5,1e-4 --seeds 3 --finetune 500"
+    epilog="\b\nExample: forcereg sweep --solver S --set force_decay=0,1e-4 --seeds 2 --max-macs 0.3 --finetune 500"
 )
 @click.option("--solver", required=True, metavar="FILE", type=click.Path(), help="Solver prototxt.")
 @click.option("--set", "sets", multiple=True, required=True, metavar="FIELD=A,B,...",
               help="A solver field and the values to try; commas inside [] separate nothing; repeatable.")  # fmt: skip
+@click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="Of every run, as train's.")
 @click.option("--weights", metavar="A,B", default="", type=click.Path(),
               help="Start every run from these models (comma separated).")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each setting.")
-@click.option("--error", type=click.FloatRange(0, 1), default=0.05, show_default=True,
-              help="Relative squared error at which the trained nets are cut.")  # fmt: skip
+@rank_options
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-              help="Iterations to train the cut nets, without force, at a tenth of base_lr.")  # fmt: skip
+              help="Iterations to train each net on, cut and whole, without force, at a tenth of base_lr.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="sweep", show_default=True,
               help="Folder of the results; run again with it to go on.")  # fmt: skip
+@choice_options
 @device_options
 @data_options
 @code_options
 def command(
     solver: str,
     sets: tuple[str, ...],
+    max_iter: int | None,
     weights: str,
     seeds: int,
-    error: float,
+    ranks: RankOptions,
     finetune: int,
     out: Path,
-    gpu: str | None,
-    device: str | None,
-    data_budget: int,
-    workers: int,
-    allow_python_layers: bool,
+    **options: Any,
 ) -> None:
     """Train a grid of settings, cut every net to low rank, fine-tune it, and compare accuracy, rank and cost.
 
+    All nets are cut by one rule: --max-macs compares them at equal cost. Without a rule they are cut at the --error of
+    each layer (0.05), at which their ranks are told in any case. Each is fine-tuned whole, too, as long and by the same
+    rate: what the cut one has gained beyond that is the cut's.
+
     Writes a folder for each run, results.csv and sweep.svg. What was done before is not done again, so more values or
-    seeds can be added; --error and --finetune can be changed without training anew. A run that fails, as by a loss that
-    isn't finite, doesn't end the others. All scores are of the first test net, on the same records.
+    seeds can be added; rules and --finetune can be changed without training anew. A run whose loss isn't finite doesn't
+    end the others. All scores are of the first test net, on the same records.
     """
-    from forcereg.commands.options import asked_devices
     from forcereg.files import write_bytes, write_text
     from forcereg.grid import grid
     from forcereg.report.plot import figure_type
     from forcereg.report.sweep import as_csv, picture, table
-    from forcereg.schema.text import read_solver
     from forcereg.sweep import Plan, sweep
 
     figure_type()  # without matplotlib it ends here, not after hours
-    devices = asked_devices(gpu, device)
-    if len(devices) > 1:
-        raise UsageError("--gpu names several GPUs; a sweep runs on one, start another with other values and --out")
-    options = {
-        "device": devices[0],
-        "budget": data_budget << 20,
-        "workers": workers,
-        "allow_python_layers": allow_python_layers,
+    given: dict[str, Any] = {field.name: None for field in fields(Layers)} | LAYERS | options | {"solver": solver}
+    layers = Layers(**given)
+    running = {
+        "device": layers.on,
+        "budget": layers.data_budget << 20,
+        "workers": layers.workers,
+        "allow_python_layers": layers.allow_python_layers,
     }
+    error = ERROR if ranks.error is None else ranks.error
+    cut = cut_by(ranks, error, layers)
     models = [Path(name.strip()).resolve() for name in weights.split(",") if name.strip()]
-    plan = Plan(read_solver(solver), models, error, finetune, options)
+    plan = Plan(solver_of(solver, sets, max_iter), models, error, finetune, running, cut)
     results = []
     for result in sweep(plan, grid(sets, seeds), out, partial(echo, err=True)):
         results.append(result)
         write_text(out / "results.csv", as_csv(results))
-    table(results, error, finetune).show()
-    write_bytes(out / "sweep.svg", picture(results, "svg"))
+    table(results, plan).show()
+    write_bytes(out / "sweep.svg", picture(results, plan, "svg"))
     echo(f"wrote {out / 'results.csv'} and {out / 'sweep.svg'}")
     if failed := sum(bool(result.failed) for result in results):
         raise ForceregError(f"{failed} of {len(results)} runs failed; {out / 'results.csv'} says why")
+
+
+def solver_of(path: str, sets: tuple[str, ...], max_iter: int | None) -> SolverFile:
+    """The file, with the length asked for. Raises UsageError if that is among the values to try."""
+    from forcereg.grid import alternatives
+    from forcereg.schema.settings import with_settings
+    from forcereg.schema.text import read_solver
+
+    file = read_solver(path)
+    if max_iter is None:
+        return file
+    if any(alternatives(text)[0] == "max_iter" for text in sets):
+        raise UsageError("--max-iter and --set max_iter are both given; use one")
+    return with_settings(file, [f"max_iter={max_iter}"])
+
+
+@dataclass(frozen=True)
+class Layers(LayerOptions):
+    """What the options say of layers, for a net whose `scorer` is there."""
+
+    scorer: Evaluator | None = None
+
+    def evaluator(self, scores: Path | None) -> Evaluator:
+        """The one that is there."""
+        assert self.scorer is not None
+        return self.scorer
+
+
+LAYERS = {"fold_bn": False, "seed": 0, "input_shape": ()}
+"""Of the options of other commands what `sweep` lacks and isn't None."""
+
+
+def cut_by(ranks: RankOptions, error: float, layers: Layers) -> Cut:
+    """The rule that the options give, at the `error` without another. Raises UsageError, ForceregError."""
+    from forcereg.lowrank.ranks import by_error
+    from forcereg.sweep import Cut
+
+    by_error(error)  # its range
+    given = [name for name in RULES if name != "error" and getattr(ranks, name) is not None]
+    ranks = replace(ranks, error=None if given else error)
+    ranks.rule(layers)  # so that what is wrong with it is told now
+
+    def choose(trained: Trained) -> Mapping[str, Choice]:
+        opened = Opened(trained.model, trained.prepared, trained.accounts)
+        return ranks.rule(replace(layers, scorer=trained.evaluator))(opened)(trained.prepared.candidates)
+
+    asked = {name: text(value) for name, value in asdict(ranks).items() if value not in (None, False)}
+    name = given[0] if given else "error"
+    words = " ".join([f"{flag(name)[2:]} {asked[name]}", *([] if layers.method == "pca" else [f"by {layers.method}"])])
+    if ranks.rank_config is not None:
+        asked["rank_config"] = hashlib.sha256(Path(ranks.rank_config).read_bytes()).hexdigest()
+    for one in ("method", "fc", "only_layers", "except_layers"):
+        if value := getattr(layers, one):
+            asked[one] = str(value)
+    return Cut(words, asked, choose, layers.selection(ranks.config), ranks.max_accuracy_drop is not None)
+
+
+def text(value: Any) -> str:
+    """Of an option, floats in short."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

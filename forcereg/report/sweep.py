@@ -7,37 +7,40 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
+from forcereg.grid import labels
 from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Column, Table, csv_text
-from forcereg.sweep import Result
+from forcereg.sweep import Plan, Result
 
 COLUMNS = (
-    "accuracy", "loss", "ranks", "full_ranks", "macs", "macs_cut", "accuracy_cut", "accuracy_tuned",
-    "seconds", "failed",
+    "accuracy", "loss", "accuracy_whole_tuned", "ranks_at_error", "full_ranks", "ranks", "macs", "macs_cut",
+    "accuracy_cut", "accuracy_tuned", "seconds", "failed",
 )  # fmt: skip
 MARKERS = "os^Dv"
+WHOLE = "*"
+"""The marker of a net that isn't cut."""
 
 
 def as_csv(results: Iterable[Result]) -> str:
-    """One line a run: the settings, the seed, then `COLUMNS`; ranks of several layers as 12/44."""
+    """One line a run: the setting as in the table, its fields, the seed, then `COLUMNS`; ranks as 12/44."""
     results = list(results)
     fields = list(dict.fromkeys(name for result in results for name in result.fields))
     rows = []
-    for result in results:
+    for label, result in zip(labels([result.fields for result in results]), results, strict=True):
         cells = [result.fields.get(name, "") for name in fields]
-        rows.append([*cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
-    return csv_text([*fields, "seed", *COLUMNS], rows)
+        rows.append([label, *cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
+    return csv_text(["setting", *fields, "seed", *COLUMNS], rows)
 
 
 def _cell(value: Any) -> Any:
-    return "/".join(map(str, value)) if isinstance(value, list) else value
+    return "/".join("whole" if one is None else str(one) for one in value) if isinstance(value, list) else value
 
 
 def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of each setting, its seeds together, under a name of it."""
+    """The runs of each setting, its seeds together, under a name of what varies between the settings."""
+    results = list(results)
     groups: dict[str, list[Result]] = {}
-    for result in results:
-        name = " ".join(f"{field}={value}" for field, value in result.fields.items()) or "as it is"
+    for name, result in zip(labels([result.fields for result in results]), results, strict=True):
         groups.setdefault(name, []).append(result)
     return groups
 
@@ -52,27 +55,44 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def table(results: Iterable[Result], error: float, finetune: int) -> Table:
+def ranks_of(lists: Iterable[Sequence[int | None]]) -> str:
+    """The ranks of each layer over several runs; 'whole' where it stays so, 'or whole' where it does in some."""
+    cells = []
+    for layer in itertools.zip_longest(*(ranks for ranks in lists if ranks)):
+        cut = spread(layer, ".3g")
+        cells.append(cut if None not in layer else "whole" if cut == "-" else f"{cut} or whole")
+    return " / ".join(cells) or "-"
+
+
+def table(results: Iterable[Result], plan: Plan) -> Table:
     """One row a setting, over those of its seeds that got there."""
-    tuned = [f"fine-tuned for {finetune}"] if finetune else []
-    numbers = ("accuracy", f"ranks at {100 * error:g}% error", "million MACs", "cut", *tuned)
-    found = Table("setting", *(Column(heading, "numbers") for heading in numbers))
+    results = list(results)
+    same = all(list(run.ranks) == run.ranks_at_error for run in results)
+    long = f"fine-tuned for {plan.finetune}"
+    columns = {
+        "whole net": lambda runs: spread([run.accuracy for run in runs], ".2%"),
+        f"whole net {long}": lambda runs: spread([run.accuracy_whole_tuned for run in runs], ".2%"),
+        f"ranks at {100 * plan.error:g}% error": lambda runs: ranks_of([run.ranks_at_error for run in runs]),
+        "ranks cut to": lambda runs: ranks_of([run.ranks for run in runs]),
+        "million MACs": lambda runs: spread([run.macs_cut and run.macs_cut / 1e6 for run in runs], ".3g"),
+        "cut": lambda runs: spread([run.accuracy_cut for run in runs], ".2%"),
+        f"cut and {long}": lambda runs: spread([run.accuracy_tuned for run in runs], ".2%"),
+    }
+    shown = [
+        heading
+        for heading in columns
+        if (plan.finetune or long not in heading) and not (same and heading == "ranks cut to")
+    ]
+    found = Table("setting", *(Column(heading, "numbers") for heading in shown), title=f"cut by {plan.rule.words}")
     for name, runs in by_setting(results).items():
         failed = sum(bool(run.failed) for run in runs)
-        ranks = itertools.zip_longest(*(run.ranks for run in runs if run.ranks))
-        cells = [
-            spread([run.accuracy for run in runs], ".2%"),
-            " / ".join(spread(layer, ".3g") for layer in ranks) or "-",
-            spread([run.macs_cut and run.macs_cut / 1e6 for run in runs], ".3g"),
-            spread([run.accuracy_cut for run in runs], ".2%"),
-            spread([run.accuracy_tuned for run in runs], ".2%"),
-        ]
-        found.row(f"{name}, {failed} of {len(runs)} failed" if failed else name, *cells[: 4 + len(tuned)])
+        cells = [columns[heading](runs) for heading in shown]
+        found.row(f"{name}, {failed} of {len(runs)} failed" if failed else name, *cells)
     return found
 
 
-def picture(results: Sequence[Result], kind: str) -> bytes:
-    """Accuracy against the rank that is left and against MACs: hollow as cut, full once fine-tuned.
+def picture(results: Sequence[Result], plan: Plan, kind: str) -> bytes:
+    """Accuracy of cut and whole nets against the rank at an error and against MACs: hollow, or full if fine-tuned.
 
     Raises ForceregError without matplotlib.
     """
@@ -81,21 +101,31 @@ def picture(results: Sequence[Result], kind: str) -> bytes:
     for number, (name, runs) in enumerate(by_setting(results).items()):
         look = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "linestyle": ""}
         for run in runs:
-            if run.macs_cut is None or run.accuracy_cut is None:
+            if run.accuracy is None or not run.full_ranks:
                 continue
-            for axes, place in ((left, 100 * sum(run.ranks) / sum(run.full_ranks)), (right, run.macs_cut / 1e6)):
-                axes.plot(place, run.accuracy_cut, fillstyle="none", **look)
-                if run.accuracy_tuned is not None:
-                    pair = (run.accuracy_cut, run.accuracy_tuned)
-                    axes.plot([place] * 2, pair, "-", color=look["color"], alpha=0.4, linewidth=1)
-                    axes.plot(place, run.accuracy_tuned, **look)
+            rank = 100 * sum(run.ranks_at_error) / sum(run.full_ranks)
+            whole, cut = (run.accuracy, run.accuracy_whole_tuned), (run.accuracy_cut, run.accuracy_tuned)
+            for axes, places in ((left, (rank, rank)), (right, (run.macs, run.macs_cut))):
+                for place, pair, marker in zip(places, (whole, cut), (WHOLE, look["marker"]), strict=True):
+                    if place is not None:
+                        _draw(axes, place if axes is left else place / 1e6, pair, {**look, "marker": marker})
         left.plot([], [], label=plain(name), **look)
-    for place in {run.macs / 1e6 for run in results if run.macs}:
-        right.axvline(place, color="0.6", linestyle=":", linewidth=1)
-    left.set(xlabel="rank that is left, % of the filters", ylabel="test accuracy")
-    right.set(xlabel="million multiply-accumulates an image (dotted: as trained)")
+    left.plot([], [], label="whole nets", color="0.4", marker=WHOLE, linestyle="")
+    left.set(xlabel=f"rank at {100 * plan.error:g}% error, % of the filters", ylabel="test accuracy")
+    right.set(xlabel="million multiply-accumulates an image")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    title = "hollow: cut, full: fine-tuned"
+    title = f"cut by {plan.rule.words}" + (f"\nhollow; full: fine-tuned for {plan.finetune}" if plan.finetune else "")
     figure.legend(fontsize="small", title=title, loc="outside right upper")
     return rendered(figure, kind)
+
+
+def _draw(axes: Any, place: float, pair: tuple[float | None, float | None], look: dict[str, Any]) -> None:
+    """One net: hollow as it was, full fine-tuned, a line between."""
+    before, tuned = pair
+    if before is None:
+        return
+    axes.plot(place, before, fillstyle="none", **look)
+    if tuned is not None:
+        axes.plot([place] * 2, pair, "-", color=look["color"], alpha=0.4, linewidth=1)
+        axes.plot(place, tuned, **look)

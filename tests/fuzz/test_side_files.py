@@ -19,17 +19,20 @@ from forcereg.errors import ForceregError
 from forcereg.evaluate import Cache, Evaluation
 from forcereg.lowrank.config import read_config
 from forcereg.report import frontier, sweep
-from forcereg.schema.text import parse_net
+from forcereg.schema.text import parse_net, parse_solver
 from forcereg.snapshot import ModelFile
 from forcereg.solver.events import Event
 from forcereg.solver.jsonlog import JsonLog
 from forcereg.summary import net_cost
-from forcereg.sweep import RUN, Asked, Kept, Result, Run, _check_same
+from forcereg.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
 from tests.fuzz.hostile import mangled, variants
 from tests.long_forms import Rounds
 
 Use = Callable[[Path], Any]
-RESULT = Result({"force_decay": "0"}, 1, 0.5, 2.5, [14, 46], [20, 50], 2293000, 2387080, 0.25, None, 0.3)
+RESULT = Result(
+    {"force_decay": "0"}, 1, 0.5, 2.5, None, [14, 46], [20, 50], [None, 46], 2293000, 2287080, 0.25, None, 0.3
+)
+KEPT = Kept(Asked(0.05, 0, {"max_macs": "0.3"}), RESULT)
 OURS = Run('type: "SGD"', ["a" * 64, "b" * 64], ["c" * 64])
 SCORES = {"a" * 8: Evaluation(0.5, 1.0), "b" * 8: Evaluation(None, float("nan"))}
 RANKS = {"//": "what for", "conv1": 8, "conv2": {"method": "vh", "rank": 8}, "ip": {"error": 0.05}, "t": [4, 2]}
@@ -43,10 +46,10 @@ def use_result(path: Path) -> None:
     found = sidefiles.known(path, Kept)
     if found is not None:
         sweep.as_csv([found.result])
-        sweep.table([found.result, RESULT], found.asked.error, found.asked.finetune)
+        sweep.table([found.result, RESULT], Plan(parse_solver(""), (), 0.05, found.asked.finetune))
         assert sweep.by_setting([found.result])
         assert found.result.macs is None or found.result.macs / 1e6 >= 0
-        assert 0 < sum(found.result.ranks) / sum(found.result.full_ranks) <= 1
+        assert 0 < sum(found.result.ranks_at_error) / sum(found.result.full_ranks) <= 1
 
 
 def use_run(path: Path) -> None:
@@ -91,7 +94,7 @@ def use_log(path: Path) -> None:
 
 
 KINDS: dict[str, tuple[str, Any, Use]] = {
-    "result": ("result.json", asdict(Kept(Asked(0.05, 0), RESULT)), use_result),
+    "result": ("result.json", asdict(KEPT), use_result),
     "run": (RUN, asdict(OURS), use_run),
     "scores": ("f.scores.json", {key: asdict(value) for key, value in SCORES.items()}, use_scores),
     "ranks": ("r.json", RANKS, use_ranks),
@@ -127,5 +130,5 @@ def test_bytes_changed(kind: str, tmp_path: Path, rounds: Rounds) -> None:
 
 def test_what_is_ours_is_known(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    path.write_text(json.dumps(asdict(Kept(Asked(0.05, 0), RESULT))))
-    assert sidefiles.known(path, Kept) == Kept(Asked(0.05, 0), RESULT)
+    path.write_text(json.dumps(asdict(KEPT)))
+    assert sidefiles.known(path, Kept) == KEPT

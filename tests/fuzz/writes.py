@@ -57,7 +57,7 @@ COMMANDS = {
     "page": Command("plot log.json -o page.html"),
     "sensitivity": Command("sensitivity s_iter_4.caffemodel.h5 --solver plain.prototxt --error 0.3 -o sens.svg"),
     "frontier": Command("frontier s_iter_4.caffemodel.h5 --solver plain.prototxt --error 0.3 --finetune 2 "
-                        "--latency no -o front.svg"),
+                        "--latency no -o front.svg", free=r"front\.csv"),
     "sweep": Command("sweep --solver plain.prototxt --set force_decay=0.001 --finetune 2 --out sweep",
                      growing=r"sweep/results\.csv", free=r".*result.*"),
     "images": Command("data images list.txt made_lmdb"),
