@@ -104,7 +104,7 @@ for kind in plain force; do
   forcereg train --solver ${kind}_solver.prototxt
   weights=${kind}_iter_$iterations.caffemodel.h5
   accuracy $kind "$(sed -n 's/^net: "\(.*\)"/\1/p' ${kind}_solver.prototxt)" "$weights"
-  cut_and_tune ${kind}_error "$weights" --error $error
+  cut_and_tune ${kind}_error "$weights" --error $error --even-if-dearer
   cut_and_tune ${kind}_ranks "$weights" --ranks $ranks
 done
 

@@ -14,6 +14,8 @@ from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_option
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.terminal import echo
 
+DEARER = "--even-if-dearer decomposes layers whose chain costs no less, too"
+
 if TYPE_CHECKING:
     from forcereg.lowrank.decompose import Decomposition
     from forcereg.schema.text import NetFile
@@ -42,6 +44,7 @@ def command(
 
     Writes PREFIX.prototxt and PREFIX.caffemodel.h5, which `forcereg finetune` or `train --weights` trains further.
     """
+    from forcereg.lowrank.ranks import Dearer
     from forcereg.report.lowrank import net_report, remarks, show
     from forcereg.report.progress import PAUSE, Steps
     from forcereg.schema.text import net_from_message
@@ -59,9 +62,11 @@ def command(
         choices = criterion(candidates)  # which shows its own progress
     with Steps("step", 2 * len(candidates), PAUSE) as steps:
         watched = opened.prepared.watched(steps.done)
-        result = watched.apply(criterion(watched.candidates) if choices is None else choices)
+        choices = criterion(watched.candidates) if choices is None else choices
+        result = watched.apply(choices)
+    dearer = any(isinstance(choice, Dearer) for choice in choices.values())
     if not result.layers:
-        raise nothing(snapshot, file, result.skipped)
+        raise nothing(snapshot, file, result.skipped, DEARER if dearer else "")
     made_file = net_from_message(result.net, f"{prefix}.prototxt")
     net = net_report(opened.whole, opened.accounts.cost(made_file, result.weights))
     train_net = training_report(opened, made_file)
@@ -77,6 +82,8 @@ def command(
     show(result, net, train_net)
     if measured is not None:
         measured.show()
+    if dearer:
+        echo(DEARER)
     tell(opened)
     echo(f"wrote {written['model']} and {written['weights']}")
 

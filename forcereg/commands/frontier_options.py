@@ -27,6 +27,7 @@ class Aims:
     max_params: str | None
     error: str | None
     ranks: tuple[str, ...]
+    even_if_dearer: bool
 
     def rules(self, layers: LayerOptions) -> dict[str, Rule]:
         """Name -> a rule of the command `decompose` with one value. Raises UsageError."""
@@ -37,6 +38,7 @@ class Aims:
         for field, text in given.items():
             asked |= {f"{flag(field)[2:]} {one:g}": {field: one} for one in shares(flag(field), text)}
         none: dict[str, Any] = dict.fromkeys(RankOptions.__dataclass_fields__)
+        none["even_if_dearer"] = self.even_if_dearer
         return {name: RankOptions(**(none | one)).rule(layers) for name, one in asked.items()}
 
 
@@ -47,6 +49,8 @@ aim_options = gathered("aims", Aims, [
     click.option("--error", metavar="A,B,..", help="Bounds on each layer's relative squared error."),
     click.option("--ranks", multiple=True, metavar="A,B,..",
                  help="One rank for each layer that is decomposed, in the net file's order; repeatable."),
+    click.option("--even-if-dearer", is_flag=True,
+                 help="Decompose layers by --error even where the chain costs no less than the layer."),
 ])  # fmt: skip
 
 

@@ -344,7 +344,7 @@ def in_form(weights: ModelFile, file: NetFile) -> ModelFile:
     return modern(found, {layer.name: layer.type for layer in file.message.layer})
 
 
-def nothing(snapshot: str | Path, file: NetFile, skipped: Mapping[str, str]) -> ForceregError:
-    """The error for a net of which no layer is decomposed."""
+def nothing(snapshot: str | Path, file: NetFile, skipped: Mapping[str, str], hint: str = "") -> ForceregError:
+    """The error for a net of which no layer is decomposed; `hint`: how they would be."""
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no convolution"
-    return ForceregError(f"{snapshot}: nothing to decompose in {file.name} ({reasons})")
+    return ForceregError(f"{snapshot}: nothing to decompose in {file.name} ({reasons}){hint and f'; {hint}'}")

@@ -5,7 +5,7 @@ A rule is an option, a field of `RankOptions` and an entry of `RULES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class RankOptions:
     max_macs: float | None
     max_params: float | None
     max_accuracy_drop: float | None
+    even_if_dearer: bool
 
     @cached_property
     def config(self) -> RankConfig | None:
@@ -65,18 +66,25 @@ def fixed(criterion: Criterion) -> Rule:
     return lambda opened: criterion
 
 
+def saving(criterion: Criterion, options: RankOptions, asked: Collection[str] = ()) -> Rule:
+    """The same for one that doesn't look at costs: dearer layers stay whole, but those `asked` for."""
+    from forcereg.lowrank.ranks import unless_dearer
+
+    return fixed(criterion if options.even_if_dearer else unless_dearer(criterion, asked))
+
+
 def error_rule(options: RankOptions, layers: LayerOptions) -> Rule:
     """--error"""
     from forcereg.lowrank.ranks import by_error
 
-    return fixed(by_error(options.error or 0.0))
+    return saving(by_error(options.error or 0.0), options)
 
 
 def energy_rule(options: RankOptions, layers: LayerOptions) -> Rule:
     """--energy"""
     from forcereg.lowrank.ranks import by_energy
 
-    return fixed(by_energy(options.energy or 0.0))
+    return saving(by_energy(options.energy or 0.0), options)
 
 
 def fork_rule(options: RankOptions, layers: LayerOptions) -> Rule:
@@ -88,7 +96,7 @@ def fork_rule(options: RankOptions, layers: LayerOptions) -> Rule:
             f"--fork-svd-ratio is the fork's rule for --method svd, not for {layers.method}; use --energy, "
             "which means the same for every method"
         )
-    return fixed(by_fork_ratio(options.fork_svd_ratio or 0.0))
+    return saving(by_fork_ratio(options.fork_svd_ratio or 0.0), options)
 
 
 def list_rule(options: RankOptions, layers: LayerOptions) -> Rule:
@@ -102,9 +110,10 @@ def list_rule(options: RankOptions, layers: LayerOptions) -> Rule:
 
 
 def config_rule(options: RankOptions, layers: LayerOptions) -> Rule:
-    """--rank-config"""
+    """--rank-config, whose ranks are the user's word; its errors and energies are rules as others."""
     assert options.config is not None
-    return fixed(options.config)
+    asked = [name for name, rule in options.config.layers.items() if rule.rank is not None]
+    return saving(options.config, options, asked)
 
 
 def budget_rule(measure: Any) -> Callable[[RankOptions, LayerOptions], Rule]:
@@ -165,4 +174,7 @@ rank_options = gathered("ranks", RankOptions, [
     click.option("--max-accuracy-drop", type=click.FloatRange(0, 1), metavar="D",
                  help="Or the cheapest found that lose at most D of the accuracy (0.01: one percentage point) on the "
                       "test net of --solver."),
+    click.option("--even-if-dearer", is_flag=True,
+                 help="Decompose layers by --error, --energy or their like even where the chain costs no less than the "
+                      "layer; else these stay whole. What --ranks says always holds."),
 ])  # fmt: skip

@@ -224,6 +224,10 @@ def choose_layers(filename: str, net: Any, weights: Weights, selection: Selectio
     skipped: dict[str, str] = {}
     for layer in net.layer:
         name = layer.name
+        if layer.type == "Deconvolution" and selection.only is None and name not in selection.without:
+            if weights.get(name):
+                skipped[name] = "it is a Deconvolution; Convolution and InnerProduct layers are decomposed"
+            continue
         asked = layer.type in types or (layer.type in FC_TYPES and name in (selection.only or selection.methods))
         if not asked or name in chosen or name in skipped or name in selection.without:
             continue

@@ -6,7 +6,7 @@ Add one here (or in a module of its own, if it is long): a function that returns
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,6 +20,11 @@ class Whole:
     """A choice: the layer stays as it is."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Dearer(Whole):
+    """The layer stays as it is because its chain at the rank that a rule gave costs no less."""
 
 
 Choice = Rank | Whole
@@ -51,6 +56,19 @@ class Candidate:
         """The relative squared error at a rank; 0 for the whole layer."""
         return 0.0 if isinstance(choice, Whole) else self.ladder.error(choice)
 
+    def work(self, choice: Choice) -> int:
+        """What a choice costs to compute: MACs, or the learned values where shapes are unknown."""
+        cost = self.cost(choice)
+        return cost.params if cost.macs is None or self.dense.macs is None else cost.macs
+
+    def kept(self, choice: Choice) -> Choice:
+        """The choice, but the whole layer where the chain costs no less; the reason names rank and cost."""
+        if isinstance(choice, Whole) or self.work(choice) < (whole := self.work(Whole(""))):
+            return choice
+        unit = "learned values" if self.dense.macs is None else "MACs"
+        times = f"{self.work(choice) / whole:.2f}x its {unit}" if whole else f"{self.work(choice):,} {unit}"
+        return Dearer(f"its chain of rank {rank_text(choice)} would have {times}")
+
     @property
     def ranks(self) -> range:
         """All that can be chosen: multiples of the groups."""
@@ -68,6 +86,24 @@ class Candidate:
 
 Criterion = Callable[[Sequence[Candidate]], Mapping[str, Choice]]
 """Candidates in file order -> a choice for each by name."""
+
+
+def unless_dearer(criterion: Criterion, asked: Collection[str] = ()) -> Criterion:
+    """The same, but layers whose chain at its rank costs no less than they do stay whole (`Candidate.kept`).
+
+    `asked`: names of layers for which the criterion's rank holds all the same, since a user gave it.
+    """
+
+    def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:
+        choices = criterion(candidates)
+        return {one.name: choices[one.name] if one.name in asked else one.kept(choices[one.name]) for one in candidates}
+
+    return choose
+
+
+def rank_text(rank: Rank) -> str:
+    """12, or 8-12 for a pair."""
+    return "-".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
 def by_error(error: float) -> Criterion:

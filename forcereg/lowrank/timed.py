@@ -8,7 +8,7 @@ from statistics import median
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.factor import Rank
-from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
+from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole, rank_text
 
 Timer = Callable[[Candidate, Sequence[Choice]], Sequence[Sequence[float]]]
 """A layer and choices for it (`Whole`: as it is) -> milliseconds of each, by rounds in which all took turns."""
@@ -101,7 +101,7 @@ def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Tria
     ranks = [asked, *nearby(one, asked, down)]
     as_is, *chains = timer(one, [Whole("as it is"), *ranks])
     before, times = median(as_is), {rank: median(rounds) for rank, rounds in zip(ranks, chains, strict=True)}
-    scores = {rank: ms / (_work(one, rank) if down else 1) for rank, ms in times.items()}
+    scores = {rank: ms / (one.work(rank) if down else 1) for rank, ms in times.items()}
     best = next(rank for rank in ranks if scores[rank] <= min(scores.values()) * (1 + TIE))
     choice: Choice = best
     if not is_faster(chains[ranks.index(best)], as_is):
@@ -139,13 +139,7 @@ def _costs_less(one: Candidate, rank: Rank) -> bool:
         one.ladder.sizes(rank)
     except ValueError:
         return False
-    return _work(one, rank) < _work(one, Whole(""))
-
-
-def _work(one: Candidate, choice: Choice) -> int:
-    """MACs, or the learned values where they are unknown."""
-    cost = one.cost(choice)
-    return cost.params if cost.macs is None or one.dense.macs is None else cost.macs
+    return one.work(rank) < one.work(Whole(""))
 
 
 def is_faster(chain: Sequence[float], whole: Sequence[float]) -> bool:
@@ -164,8 +158,3 @@ def _wins(chain: Sequence[float], whole: Sequence[float]) -> int:
 def _doubt(chain: Sequence[float], whole: Sequence[float]) -> str:
     """Why a chain doesn't count as faster although its median is."""
     return f", faster in {_wins(chain, whole)} of {len(whole)} rounds only" if _saves(chain, whole) else ""
-
-
-def rank_text(rank: Rank) -> str:
-    """12, or 8-12 for a pair."""
-    return "-".join(map(str, _values(rank)))

@@ -29,10 +29,10 @@ class RankTable:
     whole: Cost
 
     def net(self, at: int) -> Cost:
-        """The whole net's cost with every layer at its rank for errors[at]."""
+        """The whole net's cost with every layer at its rank for errors[at], whole where that costs no less."""
         cost = self.whole
         for one, ranks in zip(self.layers, self.ranks, strict=True):
-            cost = cost + one.cost(ranks[at]) - one.dense
+            cost = cost + one.cost(one.kept(ranks[at])) - one.dense
         return cost
 
     def report(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def show(table: RankTable) -> None:
     found.row("params left", "", "", "", *left, "")
     found.show()
     echo(legend(table.errors, shades))
-    echo("speed-up (in MACs) and params: of the whole net; beyond 'cheaper to' a chain costs no less than its layer")
+    echo("speed-up (in MACs) and params: of the whole net; beyond 'cheaper to' a chain costs no less: the layer stays")
 
 
 def bar(ranks: Sequence[int], errors: Sequence[float], full_rank: int, shades: str) -> str:

@@ -75,7 +75,7 @@ class RankClipping:
         if not self.pairs:
             raise ForceregError(
                 f"{solver.net.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share "
-                "nothing; make them by `forcereg decompose --snapshot S --error 0`"
+                "nothing; make them by `forcereg decompose --snapshot S --error 0 --even-if-dearer`"
             )
         if solver.param.snapshot_prefix:
             solver.group.once(lambda: probe_prefix(solver.prefix(), solver.param, name))

@@ -37,7 +37,7 @@ variant() {
   model=$1_iter_$iterations.caffemodel.h5
   accuracy=$("$FORCEREG" test --model examples/mnist/lenet_train_test_force.prototxt --weights "$model" \
     --iterations 100 2>/dev/null | sed -n 's/.*] accuracy = //p')
-  ranks=$("$FORCEREG" decompose --snapshot "$model" --error 0.05 --json |
+  ranks=$("$FORCEREG" decompose --snapshot "$model" --error 0.05 --even-if-dearer --json |
     "$(dirname "$FORCEREG")/python" -c 'import json, sys; print(*(l["rank"] for l in json.load(sys.stdin)["layers"]), sep="/")')
   printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$2" "$3" "$accuracy" "$4" "$ranks" "$5" "$seconds" >>results.tsv
 }

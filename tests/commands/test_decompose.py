@@ -36,7 +36,7 @@ def snapshot(tmp_path: Path, net: Net) -> Path:
 
 
 def test_writes_both_files_and_equals_the_original(snapshot: Path, net: Net, capsys) -> None:
-    assert run("--snapshot", snapshot, "--error", "0") == 0
+    assert run("--snapshot", snapshot, "--error", "0", "--even-if-dearer") == 0
     prefix = snapshot.with_name("snap_iter_7_lowrank")
     model, weights = Path(f"{prefix}.prototxt"), Path(f"{prefix}.caffemodel.h5")
     batch = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ def test_piped_table_cuts_no_name(tmp_path: Path, capsys) -> None:
         layer: {i: b.detach().numpy() for i, b in enumerate(held)} for layer, held in load_net(text).params.items()
     }
     write_model(path, blobs, attrs={"forcereg_net": text, "forcereg_input_shapes": json.dumps(INPUTS)})
-    assert run("--snapshot", path, "--error", "0") == 0
+    assert run("--snapshot", path, "--error", "0", "--even-if-dearer") == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "3x3_reduce │" in line)
     assert name in row and "21,600" in row
 
@@ -97,13 +97,13 @@ def test_the_whole_net_is_accounted_for(snapshot: Path, capsys) -> None:
 
 
 def test_decomposed_layers_carry_the_error_bound(snapshot: Path, capsys) -> None:
-    assert run("--snapshot", snapshot, "--error", "0.2", "--json") == 0
+    assert run("--snapshot", snapshot, "--error", "0.4", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     old, new = read_model(snapshot).layers, read_model(printed["weights"]).layers
     weight = old["conv1"][0].reshape(8, -1)
     rebuilt = new["conv1_linear"][0].reshape(8, -1) @ new["conv1_lowrank"][0].reshape(-1, 27)
     error = np.square(weight - rebuilt).sum() / np.square(weight).sum()
-    assert error == pytest.approx(printed["layers"][0]["error"], abs=1e-6) and error <= 0.2
+    assert error == pytest.approx(printed["layers"][0]["error"], abs=1e-6) and error <= 0.4
     assert np.array_equal(new["conv1_linear"][1], old["conv1"][1])
     assert np.array_equal(new["ip"][0], old["ip"][0])
 
@@ -112,7 +112,7 @@ def test_a_state_leads_to_its_model(snapshot: Path, capsys, monkeypatch: pytest.
     monkeypatch.chdir(snapshot.parent.parent)
     state = snapshot.with_name("snap_iter_7.solverstate.h5")
     write_state(state, 7, 0, f"gone/{snapshot.name}", [])  # the folder was moved since
-    assert run("--snapshot", state, "--error", "0.1") == 0
+    assert run("--snapshot", state, "--error", "0.4") == 0
     assert snapshot.with_name("snap_iter_7_lowrank.prototxt").is_file()
 
 
@@ -122,10 +122,10 @@ def test_binary_snapshots_give_the_same(given: str, snapshot: Path, net: Net, ca
     model, state = snapshot.with_name("bin_iter_7.caffemodel"), snapshot.with_name("bin_iter_7.solverstate")
     write_model(model, old.layers, attrs=old.attrs, net=net_message(net.spec))
     write_state(state, 7, 0, f"gone/{model.name}", [], binary=True)
-    assert run("--snapshot", model if given == "model" else state, "--error", "0.1", "--json") == 0
+    assert run("--snapshot", model if given == "model" else state, "--error", "0.4", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["weights"] == str(snapshot.with_name("bin_iter_7_lowrank.caffemodel.h5"))
-    assert run("--snapshot", snapshot, "--error", "0.1", "--json") == 0
+    assert run("--snapshot", snapshot, "--error", "0.4", "--json") == 0
     expected = json.loads(capsys.readouterr().out)
     assert printed["layers"] == expected["layers"]
     found, wanted = (read_model(one["weights"]).layers for one in (printed, expected))
@@ -144,9 +144,9 @@ def test_a_published_model_of_old_is_decomposed(snapshot: Path, tmp_path: Path, 
     path, model = tmp_path / "old.caffemodel", tmp_path / "net.prototxt"
     path.write_bytes(old.SerializeToString())
     model.write_text(NET)
-    assert run("--snapshot", path, "--error", "0.1", "--model", model, "--json") == 0
+    assert run("--snapshot", path, "--error", "0.4", "--model", model, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert run("--snapshot", snapshot, "--error", "0.1", "--json") == 0
+    assert run("--snapshot", snapshot, "--error", "0.4", "--json") == 0
     expected = json.loads(capsys.readouterr().out)
     found, wanted = (read_model(one["weights"]).layers for one in (printed, expected))
     assert all(np.array_equal(found[name][i], values) for name, of in wanted.items() for i, values in of.items())
@@ -159,7 +159,7 @@ def test_the_net_of_a_caffe_snapshot_is_given(snapshot: Path, tmp_path: Path, ca
     assert "give it by --model" in capsys.readouterr().err
     model = tmp_path / "net.prototxt"
     model.write_text(NET)
-    assert run("--snapshot", snapshot, "--error", "0.1", "--model", model, "--json") == 0
+    assert run("--snapshot", snapshot, "--error", "0.4", "--model", model, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 2
 
 
@@ -207,7 +207,7 @@ def test_errors_are_one_line(snapshot: Path, options: list[str], code: int, mess
 
 def test_the_snapshot_is_never_overwritten(snapshot: Path, capsys) -> None:
     before = snapshot.read_bytes()
-    assert run("--snapshot", snapshot, "--error", "0.1", "--out", snapshot.with_name("snap_iter_7")) == 2
+    assert run("--snapshot", snapshot, "--error", "0.4", "--out", snapshot.with_name("snap_iter_7")) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert snapshot.read_bytes() == before and len(list(snapshot.parent.iterdir())) == 1
 
@@ -215,7 +215,7 @@ def test_the_snapshot_is_never_overwritten(snapshot: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("args", "steps"),
     [
-        (("--error", "0.1"), ["errors of its ranks", "rank"]),
+        (("--error", "0.4"), ["errors of its ranks", "rank"]),
         (("--ranks", "2"), ["errors of its ranks", "rank 2"]),
         (("--max-macs", "0.9"), ["errors of its ranks", "rank"]),
     ],

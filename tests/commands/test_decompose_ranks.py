@@ -77,10 +77,10 @@ def test_max_params_needs_no_shapes(snapshot: Path, tmp_path: Path, capsys) -> N
 
 
 def test_a_config_gives_method_and_rank(snapshot: Path, tmp_path: Path, capsys) -> None:
-    rules = {"//": "Mixed.", "conv1": {"method": "vh", "rank": 5}, "ip": {"method": "svd", "error": 0.1}}
+    rules = {"//": "Mixed.", "conv1": {"method": "vh", "rank": 5}, "ip": {"method": "svd", "error": 0.5}}
     printed = printed_for(capsys, snapshot, "--method", "mixed", "--rank-config", config(tmp_path, rules))
     assert [(layer["name"], layer["method"]) for layer in printed["layers"]] == [("conv1", "vh"), ("ip", "svd")]
-    assert ranks(printed)["conv1"] == 5 and printed["layers"][1]["error"] <= 0.1
+    assert ranks(printed)["conv1"] == 5 and printed["layers"][1]["error"] <= 0.5
     names = [layer.name for layer in load_net(printed["model"], printed["weights"]).spec.layers]
     assert {"conv1_v", "conv1_h", "conv2", "ip_lowrank", "ip_linear"} <= set(names)
 
@@ -127,7 +127,7 @@ def test_an_unknown_method_is_wrong_usage(method: str, hint: str, snapshot: Path
 
 
 def test_layers_can_be_chosen(snapshot: Path, capsys) -> None:
-    assert list(ranks(printed_for(capsys, snapshot, "--error", "0.1", "--fc"))) == ["conv1", "conv2", "ip"]
+    assert list(ranks(printed_for(capsys, snapshot, "--error", "0.5", "--fc"))) == ["conv1", "conv2", "ip"]
     assert list(ranks(printed_for(capsys, snapshot, "--ranks", "3", "--only-layers", "ip"))) == ["ip"]
     assert list(ranks(printed_for(capsys, snapshot, "--ranks", "3", "--except-layers", "conv2"))) == ["conv1"]
 
@@ -223,3 +223,48 @@ def test_data_aware_minimises_the_error_of_the_responses(tmp_path: Path, capsys)
         whole, *cut = (load_net(*one, input_shapes={"data": batch.shape})(data=batch)["ip"] for one in nets)
     of_plain, of_aware = (float((whole - one).square().mean()) for one in cut)
     assert of_aware < of_plain
+
+
+@pytest.mark.parametrize("rule", [("--error", "0"), ("--energy", "1"), ("--fork-svd-ratio", "1", "--method", "svd")])
+def test_what_a_chain_makes_no_cheaper_stays_whole(rule: tuple[str, ...], snapshot: Path, capsys) -> None:
+    hint = "--even-if-dearer decomposes layers whose chain costs no less, too"
+    first, second = (8 * 27 + 8 * 8) / (8 * 27), (6 * 100 + 6 * 6 // 2) / 600
+    reasons = {"conv1": f"its chain of rank 8 would have {first:.2f}x its MACs",
+               "conv2": f"its chain of rank 6 would have {second:.2f}x its MACs"}  # fmt: skip
+    assert run("--snapshot", snapshot, *rule) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.endswith(f"({'; '.join(f'{a}: {b}' for a, b in reasons.items())}); {hint}\n")
+    assert not list(snapshot.parent.glob("*_lowrank*"))
+    assert ranks(printed_for(capsys, snapshot, *rule, "--even-if-dearer")) == {"conv1": 8, "conv2": 6}
+
+
+def test_a_config_means_its_ranks_but_not_its_errors(snapshot: Path, tmp_path: Path, capsys) -> None:
+    path = config(tmp_path, {"conv1": 8, "conv2": {"error": 0}})
+    printed = printed_for(capsys, snapshot, "--rank-config", path)
+    assert ranks(printed) == {"conv1": 8} and [one["name"] for one in printed["skipped"]] == ["conv2"]
+    assert "conv1: its chain has" in printed["remarks"][0]
+    assert run("--snapshot", snapshot, "--rank-config", path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "left whole: conv2: its chain of rank 6 would have 1.03x its MACs" in lines
+    assert "--even-if-dearer decomposes layers whose chain costs no less, too" in lines
+    assert ranks(printed_for(capsys, snapshot, "--rank-config", path, "--even-if-dearer")) == {"conv1": 8, "conv2": 6}
+
+
+def test_without_shapes_learned_values_decide(snapshot: Path, tmp_path: Path, capsys) -> None:
+    model = tmp_path / "net.prototxt"
+    model.write_text(NET.replace("input_param { shape { dim: 2 dim: 3 dim: 12 dim: 12 } }", ""))
+    write_model(snapshot, read_model(snapshot).layers)
+    assert run("--snapshot", snapshot, "--model", model, "--error", "0") == 1
+    assert "conv1: its chain of rank 8 would have 1.29x its learned values" in capsys.readouterr().err
+
+
+def test_a_deconvolution_is_named_as_left_whole(tmp_path: Path, capsys) -> None:
+    up = """layer { name: "up" type: "Deconvolution" bottom: "conv2" top: "up"
+  convolution_param { num_output: 6 kernel_size: 2 stride: 2 } }
+layer { name: "ip\""""
+    text = NET.replace('bottom: "conv2" top: "ip"', 'bottom: "up" top: "ip"').replace('layer { name: "ip"', up)
+    path = fresh_snapshot(tmp_path, text)
+    printed = printed_for(capsys, path, "--ranks", "4,2")
+    reason = "it is a Deconvolution; Convolution and InnerProduct layers are decomposed"
+    assert printed["skipped"] == [{"name": "up", "reason": reason}]
+    assert printed_for(capsys, path, "--ranks", "4", "--only-layers", "conv1")["skipped"] == []

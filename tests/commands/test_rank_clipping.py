@@ -41,7 +41,17 @@ def test_from_dense_to_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     write_images(tmp_path)
     write_solver(tmp_path, EXTRA)
     assert cli(*TRAIN)[0] == 0
-    code, _, err = cli("decompose", "--snapshot", "s_iter_8.caffemodel.h5", "--fc", "--error", "0", "--out", "whole")
+    code, _, err = cli(
+        "decompose",
+        "--snapshot",
+        "s_iter_8.caffemodel.h5",
+        "--fc",
+        "--error",
+        "0",
+        "--even-if-dearer",
+        "--out",
+        "whole",
+    )
     assert code == 0, err
     write_solver(tmp_path, EXTRA, net='net: "whole.prototxt"')
     weights = ("--weights", "whole.caffemodel.h5")
@@ -97,7 +107,9 @@ def test_two_processes(root: Path, run_cli: RunCli) -> None:
         pytest.param(("--clip-until", "5"), 2, "--clip-until is about --rank-clipping, which isn't given", id="until"),
         pytest.param(("--rank-clipping", "0"), 2, "0<x<=1", id="zero"),
         pytest.param(("--rank-clipping", "1.5"), 2, "0<x<=1", id="more"),
-        pytest.param((*CLIP, "--set", "net=dense.prototxt"), 1, "decompose --snapshot S --error 0", id="dense"),
+        pytest.param(
+            (*CLIP, "--set", "net=dense.prototxt"), 1, "decompose --snapshot S --error 0 --even-if-dearer", id="dense"
+        ),
     ],
 )
 def test_errors(arguments: tuple[str, ...], code: int, says: str, root: Path, cli: Cli) -> None:

@@ -39,16 +39,16 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 def test_json_has_the_ranks_of_decompose(snapshot: Path, cli: Cli) -> None:
-    code, out, _ = cli("ranks", snapshot, "--json", "--error", "0.05,0.3")
+    code, out, _ = cli("ranks", snapshot, "--json", "--error", "0.3,0.5")
     printed = json.loads(out)
     weights = read_model(snapshot).layers
-    assert code == 0 and printed["errors"] == [0.05, 0.3]
+    assert code == 0 and printed["errors"] == [0.3, 0.5]
     for layer, groups in zip(printed["layers"], (1, 2), strict=True):
-        found = [pca(weights[layer["name"]][0], error=error, groups=groups).rank for error in (0.05, 0.3)]
+        found = [pca(weights[layer["name"]][0], error=error, groups=groups).rank for error in (0.3, 0.5)]
         assert layer["ranks"] == found
     assert [layer["full_rank"] for layer in printed["layers"]] == [8, 6]
     assert [layer["cheaper_up_to"] for layer in printed["layers"]] == [6, 4]
-    for at, error in enumerate(("0.05", "0.3")):
+    for at, error in enumerate(("0.3", "0.5")):
         code, out, _ = cli("decompose", "--snapshot", snapshot, "--error", error, "--json")
         assert {"error": float(error), **json.loads(out)["net"]} == printed["net"][at]
 

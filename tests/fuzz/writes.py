@@ -50,7 +50,7 @@ COMMANDS = {
     "train-binary": Command("train --solver binary.prototxt --log-json log.json"),
     "resume": Command("train --solver longer.prototxt --resume auto --keep 1 --log-json log.json"),
     "tensorboard": Command("train --solver solver.prototxt --log-dir tb", growing=r"tb/.*"),
-    "decompose": Command("decompose --snapshot s_iter_4.caffemodel.h5 --error 0.3 --out low"),
+    "decompose": Command("decompose --snapshot s_iter_4.caffemodel.h5 --error 0.3 --even-if-dearer --out low"),
     "draw": Command("draw net.prototxt net.svg"),
     "draw-text": Command("draw net.prototxt net.txt"),
     "plot": Command("plot log.json -o curve.png"),

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.config import config_of, parse_config, read_config
-from forcereg.lowrank.ranks import Candidate, Whole, by_energy, by_error, by_fork_ratio, by_list
+from forcereg.lowrank.ranks import (
+    Candidate,
+    Dearer,
+    Whole,
+    by_energy,
+    by_error,
+    by_fork_ratio,
+    by_list,
+    unless_dearer,
+)
 from tests.lowrank.candidates import candidate, weight
 
 SHARES = st.floats(0, 1)
@@ -149,3 +158,13 @@ def test_a_config_that_cannot_be_read(tmp_path) -> None:
 def test_a_rank_out_of_range_says_where(pair: list[Candidate]) -> None:
     with pytest.raises(ForceregError, match=re.escape("<config>: layer 'a': rank is 9; expected 1 to 8")):
         parse_config(json.dumps({"a": 9}))(pair)
+
+
+@given(error=SHARES, places=st.sampled_from([36, None]), groups=st.sampled_from([1, 2, 6]))
+def test_unless_dearer_leaves_whole_what_gets_no_cheaper(error: float, places: int | None, groups: int) -> None:
+    layers = [candidate("a", weight(12, 6 // groups, 3, 3), groups, places=places), candidate("b", weight(4, 2, 1, 1))]
+    plain, saving = by_error(error)(layers), unless_dearer(by_error(error))(layers)
+    for one in layers:
+        cheaper = plain[one.name] in one.cheaper()
+        assert saving[one.name] == plain[one.name] if cheaper else isinstance(saving[one.name], Dearer)
+    assert unless_dearer(by_error(error), ["a", "b"])(layers) == plain

@@ -71,7 +71,7 @@ def test_errors(tmp_path: Path) -> None:
         RankClipping(solver, 0.9)
     assert str(info.value) == (
         f"{solver.net.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share nothing; "
-        "make them by `forcereg decompose --snapshot S --error 0`"
+        "make them by `forcereg decompose --snapshot S --error 0 --even-if-dearer`"
     )
     write_chains(tmp_path)
     with pytest.raises(ForceregError, match=r"cannot write snapshots to '.*/gone/s'"):
