@@ -32,6 +32,8 @@ COMMANDS = {
     "frontier": "Compare nets: accuracy against cost, in MACs and measured time.",
     "split-groups": "Turn grouped convolutions into parallel layers.",
     "merge-groups": "Turn parallel layers into grouped convolutions.",
+    "deploy": "Write a trained net for use: inputs for data, no labels.",
+    "convert": "Write a model or solver state as binary or HDF5.",
     "data": "Make LMDBs (mnist, digits, cifar10, images) and mean images.",
     "check": "Look for everything that would go wrong, without running.",
     "summary": "Print a net's layers: shapes, parameters, MACs, memory.",

@@ -45,6 +45,7 @@ ORDER = (
     "net",
     "snapshot",
     "load",
+    "deploy",
     "batching",
     "scoring",
     "timing",

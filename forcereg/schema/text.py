@@ -106,8 +106,13 @@ def read_net(path: str | Path) -> NetFile:
     data, name = _read(path), str(path)
     check_kind(data, name, "a net: prototxt or a binary NetParameter")
     if _BINARY.search(data):
-        return _net_file(_decode_net(data, name), name, None, ())
+        return _net_file(decode_net(data, name), name, None, ())
     return parse_net(decode_text(data, name), name)
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether a file is a prototxt rather than a snapshot, by its beginning. Raises ForceregError as `read_net`."""
+    return not _BINARY.search(_read(path, _HEAD))
 
 
 def read_solver(path: str | Path) -> SolverFile:
@@ -188,11 +193,14 @@ def _text_without_weights(net: Any) -> str:
     return to_text(slim)
 
 
-def _read(path: str | Path) -> bytes:
+def _read(path: str | Path, begin: int | None = None) -> bytes:
+    """The content of a file, or its first `begin` bytes."""
     path = Path(path)
     try:
         with open_file(path) as file:
             head = file.read(_HEAD)
+            if begin is not None:
+                return head[:begin]
             size = os.fstat(file.fileno()).st_size
         most = MOST_BINARY if _BINARY.search(head) else MOST_TEXT
         if size > most:
@@ -213,7 +221,8 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def _decode_net(data: bytes, name: str) -> Any:
+def decode_net(data: bytes, name: str) -> Any:
+    """A binary NetParameter, nothing upgraded. Raises ForceregError, opened by `name`."""
     net = NetParameter()
     try:
         net.ParseFromString(data)

@@ -16,6 +16,7 @@ from forcereg.snapshot.content import (
     fingerprint,
     fitted,
 )
+from forcereg.snapshot.convert import Converted, convert, everywhere, is_binary, write_in_format
 from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matched, modern, remark, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
@@ -28,6 +29,7 @@ __all__ = [
     "NET",
     "WEIGHTS",
     "Blobs",
+    "Converted",
     "Copies",
     "Damaged",
     "LoadReport",
@@ -35,9 +37,12 @@ __all__ = [
     "StateFile",
     "check_names",
     "check_size",
+    "convert",
     "damaged",
+    "everywhere",
     "fingerprint",
     "fitted",
+    "is_binary",
     "joined",
     "load_into",
     "matched",
@@ -55,6 +60,7 @@ __all__ = [
     "suited",
     "suited_to",
     "take_over",
+    "write_in_format",
     "write_model",
     "write_state",
 ]

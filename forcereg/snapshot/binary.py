@@ -110,6 +110,7 @@ def check_size(name: str, model: int, state: int) -> None:
         what, size = ("model", model) if model > LIMIT else ("solver state", state)
         raise ForceregError(
             f"{name}: the {what} takes {size:,} bytes, a binaryproto file {LIMIT:,} at most; set snapshot_format: HDF5"
+            ", or write a file whose name ends in .h5"
         )
 
 
@@ -126,6 +127,15 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
     except _DAMAGE as exc:
         raise container.damaged(path, exc) from exc
     raise ForceregError(f"{path}: this is a binary message, but neither a model nor a solver state")
+
+
+def read_net(raw: BinaryIO, path: Path) -> bytes:
+    """The NetParameter of an open binary model, in whichever format, without the blobs. Raises ForceregError."""
+    try:
+        parts = (_without_blobs(raw, field) for field in _whole(raw) if field.number < _OPENING)
+        return b"".join(bytes(piece) for pieces in parts for piece in pieces)
+    except _DAMAGE as exc:
+        raise container.damaged(path, exc) from exc
 
 
 # -- writing
@@ -248,6 +258,21 @@ def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field
     name = names[-1].decode("utf-8", "surrogateescape") if names else ""
     blobs, inner = ([part for part in counted if part.number == number] for number in (form.blobs, form.inner))
     return name, blobs, inner
+
+
+def _without_blobs(raw: BinaryIO, field: wire.Field, form: _Layer | None = None) -> list[wire.Piece]:
+    """A field of a net; of a layer, in any of the three formats, without what holds its blobs."""
+    form = form or _FORMS.get(field.number)
+    if form is None or field.wire != wire.COUNTED:
+        return [wire.read(raw, field.begin, field.end)]
+    content: list[wire.Piece] = []
+    for part in wire.fields(raw, field.start, field.end):
+        inner = _V0_LAYER if (field.number, form, part.number) == (2, _FORMS[2], _V0) else None
+        if inner is not None and part.wire == wire.COUNTED:
+            content += _without_blobs(raw, part, inner)
+        elif part.number != form.blobs or part.wire != wire.COUNTED:
+            content.append(wire.read(raw, part.begin, part.end))
+    return wire.message(field.number, content)
 
 
 def _attribute(raw: BinaryIO, field: wire.Field) -> tuple[str, str]:

@@ -68,6 +68,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "frontier": (W, "--solver", S, "--ranks", "2,2", "--latency", "no", "-o", "frontier{}.svg"),
     "split-groups": (W, "--out", "split{}"),
     "merge-groups": ("split.caffemodel.h5", "--out", "merged{}"),
+    "deploy": ("net.prototxt", "-o", "use{}.prototxt"),
+    "convert": (W, "net{}.caffemodel"),
     "data": ("mean", "small_lmdb", "mean{}.binaryproto"),
     "check": (S,),
     "summary": ("net.prototxt",),

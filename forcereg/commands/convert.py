@@ -1,0 +1,30 @@
+"""forcereg convert"""
+
+from __future__ import annotations
+
+import click
+
+from forcereg.commands.options import import_option
+from forcereg.terminal import echo
+
+
+@click.command(epilog="\b\nExample: forcereg convert net_iter_10000.caffemodel.h5 net.caffemodel")
+@click.argument("source", metavar="A", type=click.Path())
+@click.argument("target", metavar="B", type=click.Path())
+@click.option("--model", metavar="FILE", type=click.Path(),
+              help="Net prototxt of a model that holds none, for the layers' settings in a binary file.")  # fmt: skip
+@import_option
+def command(source: str, target: str, model: str | None) -> None:
+    """Write the model or solver state A as B: binary (.caffemodel, .solverstate) or HDF5 (the same with .h5).
+
+    All of it is kept: weights and history bit for bit, names, the net, seed and whatever training needs to go on as if
+    nothing had happened. Models of old formats (V0, V1, half precision) are read and come out in today's, as float32.
+    """
+    from forcereg.schema.text import read_net
+    from forcereg.snapshot import convert
+
+    done = convert(source, target, None if model is None else read_net(model))
+    for remark in done.remarks:
+        echo(f"{source}: {remark}")
+    form = "binary" if done.binary else "HDF5"
+    echo(f"wrote {target}: a {done.kind} in {form}, {done.blobs:,} blobs of {done.values:,} values")
