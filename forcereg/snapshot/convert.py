@@ -86,7 +86,7 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
     net, attrs = None, dict(model.attrs)
     message = attrs.pop(MESSAGE, None)
     if is_binary(model.path):
-        stored, old = stored_net(model.path)
+        stored, old = stored_net(model.path) if model.layers else (NetParameter(), "")
         remarks += [old] if old else []
         net = stored if any(layer.type for layer in stored.layer) else None
     elif message is not None:
@@ -103,7 +103,7 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
         attrs[MESSAGE] = to_text(net)
     if file is not None:
         attrs.setdefault(NET, file.text)
-    model = replace(model, attrs=attrs)
+    model = replace(model, attrs=dict(sorted(attrs.items())))  # as HDF5 has them
     written = write_in_format(path, model, net or NetParameter(), binary, known)
     sizes = [values.size for blobs in written.values() for values in blobs.values()]
     return Converted("model", binary, len(sizes), sum(sizes), tuple(remarks))

@@ -21,7 +21,17 @@ from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
 from forcereg.load import load_net, net_shapes, net_spec
 from forcereg.schema.text import parse_net
-from forcereg.snapshot import ModelFile, StateFile, load_into, modern, net_message, read, write_model, write_state
+from forcereg.snapshot import (
+    ModelFile,
+    StateFile,
+    convert,
+    load_into,
+    modern,
+    net_message,
+    read,
+    write_model,
+    write_state,
+)
 from tests.data.lmdbs import data_spec
 from tests.fuzz.edits import FORMS, VALUES, edit
 
@@ -143,6 +153,9 @@ def use(path: Path) -> None:
         feed.next()
         return
     found = read(path)
+    other = path.name.removesuffix(".h5") + ("" if path.name.endswith(".h5") else ".h5")
+    with contextlib.suppress(ForceregError):
+        convert(path, path.with_name(f"out_{other}"))
     if isinstance(found, StateFile):
         assert all(values.dtype == np.float32 for values in found.history)
         return
