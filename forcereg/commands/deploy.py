@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.options import code_options, given_shapes, stage_list
+from forcereg.commands.options import code_options, given_shapes, input_shape_option, stage_list
 from forcereg.errors import UsageError, printable
 from forcereg.terminal import echo
 
@@ -28,8 +28,7 @@ ENDING = ".prototxt"
 @click.option("--batch", type=click.IntRange(min=1), metavar="N",
               help="Size of axis 0 of the inputs.  [default: 1, of recurrent nets the file's]")  # fmt: skip
 @click.option("--outputs", metavar="A,B", help="Blobs to end in.  [default: what losses are told, and outputs]")
-@click.option("--input-shape", multiple=True, metavar="BLOB=N,C,H,W",
-              help="Shape of an input, whose source is then not opened; repeatable.")  # fmt: skip
+@input_shape_option
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated.")
 @code_options
