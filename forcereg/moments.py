@@ -43,7 +43,8 @@ class TrainingData:
     """Where training batches come from: the net's own train phase.
 
     `solver`: its train_state and root hold, and its net for one without training data (a deploy net). `device`,
-    `budget`, `workers` and `allow_python_layers` as `Solver`'s.
+    `budget`, `workers` and `allow_python_layers` as `Solver`'s. `seed`: of random crops and the like; None: the
+    solver's random_seed.
     """
 
     batches: int
@@ -53,6 +54,7 @@ class TrainingData:
     workers: int = 0
     allow_python_layers: bool = False
     warn: Callable[[str], None] = warnings.warn
+    seed: int | None = None
 
     def source(self, file: NetFile) -> NetFile:
         """The net whose train phase reads data: `file`, or the solver's. Raises ForceregError if neither does."""
@@ -71,7 +73,8 @@ class TrainingData:
         """The train phase of a net with these weights. Raises ForceregError for weights that don't fit."""
         device = choose_device(self.device, self.solver and self.solver.message, self.warn)
         prepare(device)
-        seed = 1 if self.solver is None else max(1, self.solver.message.random_seed)
+        own = 1 if self.solver is None else max(1, self.solver.message.random_seed)
+        seed = own if self.seed is None else self.seed
         spec = self._spec(file)
         context = FeedContext(spec.root, device, seed, self.budget, self.workers)
         net = Net(spec, context, None, torch.Generator().manual_seed(seed), self.allow_python_layers).place(device)

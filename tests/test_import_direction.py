@@ -59,6 +59,7 @@ ORDER = (
     "check",
     "evaluate",
     "moments",
+    "recalibrate",
     "sweep",
     "frontier",
     "report",

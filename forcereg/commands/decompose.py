@@ -12,12 +12,14 @@ from forcereg.commands.latency_options import LatencyOptions, latency_options
 from forcereg.commands.lowrank_files import default_prefix, write_net
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options, nothing
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
+from forcereg.errors import ForceregError, UsageError
 from forcereg.terminal import echo
 
 DEARER = "--even-if-dearer decomposes layers whose chain costs no less, too"
 
 if TYPE_CHECKING:
     from forcereg.lowrank.decompose import Decomposition
+    from forcereg.moments import TrainingData
     from forcereg.schema.text import NetFile
     from forcereg.snapshot import ModelFile
 
@@ -28,10 +30,18 @@ if TYPE_CHECKING:
 @rank_options
 @latency_options
 @layer_options
+@click.option("--recalibrate", type=click.IntRange(min=1), metavar="N",
+              help="Recompute BatchNorm's statistics on N training batches of --solver.")  # fmt: skip
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_lowrank beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(
-    snapshot: str, ranks: RankOptions, latency: LatencyOptions, layers: LayerOptions, out: str | None, as_json: bool
+    snapshot: str,
+    ranks: RankOptions,
+    latency: LatencyOptions,
+    layers: LayerOptions,
+    recalibrate: int | None,
+    out: str | None,
+    as_json: bool,
 ) -> None:
     """Replace layers by chains of smaller ones, at ranks by exactly one rule.
 
@@ -49,12 +59,14 @@ def command(
     from forcereg.report.progress import PAUSE, Steps
     from forcereg.schema.text import net_from_message
 
-    rule, device = ranks.rule(layers), latency.device()
+    rule, device, data = ranks.rule(layers), latency.device(), training_data(layers, recalibrate)
     prefix = Path(out) if out else default_prefix(snapshot)
     opened = layers.open(snapshot, ranks.config, Path(f"{prefix}.scores.json"))
     file, candidates = opened.prepared.file, opened.prepared.candidates
     if not candidates:
         raise nothing(snapshot, file, opened.prepared.skipped)
+    if data is not None:
+        check_norms(opened, data)
     criterion = rule(opened)
     timed = None if device is None else latency.choose(device, opened, criterion, ranks)
     choices = timed.choices if timed is not None else None
@@ -67,6 +79,10 @@ def command(
     dearer = any(isinstance(choice, Dearer) for choice in choices.values())
     if not result.layers:
         raise nothing(snapshot, file, result.skipped, DEARER if dearer else "")
+    if data is not None:
+        from forcereg.recalibrate import recalibrate as anew
+
+        result = anew(result, opened.prepared, opened.model.layers, choices, data)
     made_file = net_from_message(result.net, f"{prefix}.prototxt")
     net = net_report(opened.whole, opened.accounts.cost(made_file, result.weights))
     train_net = training_report(opened, made_file)
@@ -77,6 +93,7 @@ def command(
         more: dict[str, Any] = {"net": net, "phase": opened.accounts.phase, "train_net": train_net}
         more |= {"remarks": remarks(result, net), "folded": opened.prepared.folded}
         more |= {} if measured is None else {"latency": measured.report()}
+        more |= {} if data is None else {"recalibrated": {"batches": data.batches, "layers": norms(result.net)}}
         echo(json.dumps({**result.report(), **more, **written}))
         return
     show(result, net, train_net)
@@ -84,8 +101,32 @@ def command(
         measured.show()
     if dearer:
         echo(DEARER)
+    if data is not None:
+        echo(f"recomputed the statistics of {', '.join(norms(result.net))} on {data.batches} training batches")
     tell(opened)
     echo(f"wrote {written['model']} and {written['weights']}")
+
+
+def training_data(layers: LayerOptions, batches: int | None) -> TrainingData | None:
+    """What --recalibrate runs on. Raises UsageError without --solver."""
+    if batches is None:
+        return None
+    if layers.solver is None:
+        raise UsageError("--recalibrate needs --solver FILE, whose training batches BatchNorm's statistics are of")
+    return layers.training_data(batches, layers.seed)
+
+
+def check_norms(opened: Opened, data: TrainingData) -> None:
+    """Raises ForceregError for a net without BatchNorm or training data, before anything takes time."""
+    if not norms(opened.prepared.file.message):
+        why = "is left after --fold-bn" if opened.prepared.folded else "is in the net"
+        raise ForceregError(f"{opened.prepared.file.name}: no BatchNorm {why}; leave out --recalibrate")
+    data.source(opened.prepared.file)
+
+
+def norms(net: Any) -> list[str]:
+    """The BatchNorm layers of a NetParameter."""
+    return list(dict.fromkeys(layer.name for layer in net.layer if layer.type == "BatchNorm"))
 
 
 def training_report(opened: Opened, made: NetFile) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from forcereg.lowrank.config import RankConfig
     from forcereg.lowrank.decompose import Prepared, Selection
     from forcereg.lowrank.rewrite import Weights
+    from forcereg.moments import TrainingData
     from forcereg.schema.text import NetFile, SolverFile
     from forcereg.snapshot import ModelFile
 
@@ -182,12 +183,16 @@ class LayerOptions:
 
         if self.data_aware is None:
             return prepare(file, weights, shapes, selection)
-        from forcereg.moments import TrainingData, prepare_aware
+        from forcereg.moments import prepare_aware
+
+        return prepare_aware(file, weights, shapes, selection, self.training_data(self.data_aware))
+
+    def training_data(self, batches: int, seed: int | None = None) -> TrainingData:
+        """So many batches of --solver's data or the net's own. Raises ForceregError for a wrong solver."""
+        from forcereg.moments import TrainingData
 
         options = (self.on, self.data_budget << 20, self.workers, self.allow_python_layers)
-        return prepare_aware(
-            file, weights, shapes, selection, TrainingData(self.data_aware, self.solver_file(), *options)
-        )
+        return TrainingData(batches, self.solver_file(), *options, seed=seed)
 
 
 def gathered(into: str, kind: type, options: Sequence[Decorator]) -> Decorator:
@@ -229,7 +234,8 @@ layer_options = gathered("layers", LayerOptions, [
     click.option("--fold-bn", is_flag=True, help="Fold BatchNorm and Scale into the layers before them first."),
     click.option("--data-aware", type=click.IntRange(min=1), metavar="N",
                  help="Minimise the error of the layers' responses on N training batches (pca and svd)."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of kmeans."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                 help="Of kmeans and --recalibrate."),
     click.option("--solver", metavar="FILE", type=click.Path(), help="Solver prototxt, for what needs data."),
     device_options,
     data_options,
