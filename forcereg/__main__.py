@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "Train a net from a solver prototxt.",
     "finetune": "Train a decomposed net further, by the original's solver.",
     "test": "Score a net: the mean of each output.",
+    "confusion": "Count which classes a net takes for which, over the whole set.",
     "time": "Measure each layer's forward and backward pass.",
     "device_query": "Tell what GPUs there are.",
     "decompose": "Replace layers by low-rank chains: by error, ranks or budget.",

@@ -48,6 +48,7 @@ ORDER = (
     "deploy",
     "batching",
     "scoring",
+    "confusion",
     "timing",
     "lowrank",
     "latency",

@@ -85,6 +85,8 @@ def test_help_loads_nothing_costly(name: tuple[str, ...], tmp_path: Path) -> Non
         pytest.param("summary net.prototxt", 0, TORCH | {"lmdb", "rich"}, id="summary"),
         pytest.param("layers", 0, TORCH | {"rich"}, id="layers"),
         pytest.param("ranks net_iter_2.caffemodel.h5", 0, TORCH | {"h5py", "rich"}, id="ranks"),
+        pytest.param("confusion --model net.prototxt --weights net_iter_2.caffemodel.h5", 0,
+                     TORCH | {"lmdb", "h5py", "rich"}, id="confusion"),
         pytest.param("deploy net.prototxt -o use.prototxt", 0, TORCH | {"lmdb"}, id="deploy"),
         pytest.param("convert net_iter_2.caffemodel.h5 net.caffemodel", 0, TORCH | {"lmdb", "h5py"}, id="convert"),
         pytest.param("device_query", 0, TORCH, id="device_query"),

@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("--solver", S, "--set", "snapshot_prefix=out{}"),
     "finetune": ("--model", "low.prototxt", "--weights", "low.caffemodel.h5", "--solver", S),
     "test": ("--model", "net.prototxt", "--weights", W, "--iterations", "1"),
+    "confusion": ("--model", "net.prototxt", "--weights", W),
     "time": ("--model", "net.prototxt", "--iterations", "1"),
     "device_query": (),
     "decompose": ("--snapshot", W, "--ranks", "2,2", "--out", "low{}"),
