@@ -66,7 +66,7 @@ class Point:
     net: str
     method: str
     target: str
-    ranks: Mapping[str, int]
+    ranks: Mapping[str, Rank]
     macs: int | None
     params: int
     accuracy: float
@@ -144,9 +144,8 @@ def frontier(
             except NotFinite as error:
                 tell(f"{subject.name}, {subject.method}, {aim.target}: fine-tuning failed: {error}")
         cost = subject.cost(net, result.weights)
-        ranks = {layer.name: layer.rank for layer in result.layers}
         method = "" if aim.target == WHOLE else subject.method
-        point = Point(subject.name, method, aim.target, ranks, cost.macs, cost.params, before, tuned)
+        point = Point(subject.name, method, aim.target, aim.ranks, cost.macs, cost.params, before, tuned)
         yield Made(point, net, result.weights)
 
 

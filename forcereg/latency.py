@@ -20,6 +20,7 @@ from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
 from forcereg.load import load_net, net_file, net_shapes, net_spec
 from forcereg.lowrank.decompose import Prepared
+from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.merge import merge
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
 from forcereg.lowrank.rewrite import Weights, split
@@ -141,7 +142,7 @@ class LayerTimer:
 
     def __call__(self, one: Candidate, choices: Sequence[Choice]) -> list[list[float]]:
         """Milliseconds by choice and round."""
-        ranks = ", ".join(str(choice) for choice in choices if not isinstance(choice, Whole))
+        ranks = ", ".join(rank_text(choice) for choice in choices if not isinstance(choice, Whole))
         self._tell(f"measuring {one.name} as it is and at rank {ranks}")
         return interleaved([self.run(one, choice) for choice in choices], self._device)
 

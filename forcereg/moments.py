@@ -23,7 +23,7 @@ from forcereg.layers.weighted import Convolution, InnerProduct
 from forcereg.load import net_root
 from forcereg.lowrank.decompose import Prepared, Selection
 from forcereg.lowrank.decompose import prepare as prepare_plain
-from forcereg.lowrank.factor import aware
+from forcereg.lowrank.ladder import aware
 from forcereg.lowrank.merge import merge
 from forcereg.lowrank.rewrite import Weights
 from forcereg.memory import check_room

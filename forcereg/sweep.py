@@ -20,6 +20,7 @@ from forcereg.evaluate import Evaluator, check_share, make_folder, origin, train
 from forcereg.files import append_text, write_text
 from forcereg.grid import Setting
 from forcereg.lowrank.decompose import Prepared, Selection, prepare
+from forcereg.lowrank.factor import each_of
 from forcereg.lowrank.ranks import Candidate, Choice, by_error
 from forcereg.schema.settings import with_settings
 from forcereg.schema.text import SolverFile, net_from_message, parse_net, to_text
@@ -320,7 +321,7 @@ def _compared(plan: Plan, result: Result, solver: Solver, folder: Path, warn: _W
         result,
         accuracy=whole.accuracy,
         loss=whole.loss,
-        ranks_at_error=[one.ladder.smallest_rank(plan.error) for one in needed],
+        ranks_at_error=[each_of(one.smallest_rank(plan.error))[0] for one in needed],
         full_ranks=[one.ladder.full_rank for one in needed],
         ranks=cut.ranks,
         macs_cut=trained.accounts.cost(cut.test, cut.weights).macs,
@@ -365,9 +366,10 @@ class _Made:
 
 def _filters(prepared: Prepared, plan: Plan) -> Sequence[Candidate]:
     """The layers whose filters a force draws together, by pca, whatever they are cut by."""
-    if plan.rule.selection.method == "pca" and not plan.rule.selection.methods:
+    selection = plan.rule.selection
+    if selection.method == "pca" and not selection.methods and selection.multiple == 1:
         return prepared.candidates
-    plain = replace(plan.rule.selection, method="pca", methods={}, state=prepared.state)
+    plain = replace(selection, method="pca", methods={}, multiple=1, state=prepared.state)
     return prepare(prepared.file, prepared.weights, prepared.shapes, plain).candidates
 
 

@@ -12,7 +12,7 @@ import forcereg.moments as moments
 from forcereg.errors import ForceregError, UsageError
 from forcereg.load import load_net
 from forcereg.lowrank.decompose import Selection, prepare
-from forcereg.lowrank.factor import Ladder
+from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.methods import RIDGE
 from forcereg.moments import TrainingData, input_moments, prepare_aware
 from forcereg.net import Net

@@ -147,7 +147,10 @@ def tell(opened: Opened) -> None:
 
 def heading(result: Decomposition) -> str:
     """What was done, for the comment that opens the net written."""
-    ranks = ", ".join(f"{layer.name} {layer.rank} of {layer.full_rank} ({layer.method})" for layer in result.layers)
+    from forcereg.report.lowrank import shown
+
+    parts = (f"{one.name} {shown(one.ranks)} of {shown(one.full_ranks)} ({one.method})" for one in result.layers)
+    ranks = ", ".join(parts)
     return f"decomposed by forcereg; ranks: {ranks}"
 
 

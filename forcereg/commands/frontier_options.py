@@ -108,7 +108,7 @@ def opened_nets(
 
 def by_method(layers: LayerOptions, tell: Callable[[str], None]) -> list[LayerOptions]:
     """The options once for each method of --method A,B; --data-aware for those only that can. Raises UsageError."""
-    from forcereg.lowrank.factor import aware
+    from forcereg.lowrank.ladder import aware
 
     methods = list(dict.fromkeys(method.strip() for method in layers.method.split(",")))
     if MIXED in methods:

@@ -93,6 +93,7 @@ class LayerOptions:
     only_layers: str | None
     except_layers: str | None
     fold_bn: bool
+    multiple: int
     data_aware: int | None
     seed: int
     solver: str | None
@@ -132,7 +133,9 @@ class LayerOptions:
             raise UsageError(
                 "--method mixed takes each layer's method from decompose's --rank-config FILE.json; give that"
             )
-        plain = Selection(self.method, {}, self.fc, only, without, seed=self.seed, fold_bn=self.fold_bn)
+        plain = Selection(
+            self.method, {}, self.fc, only, without, seed=self.seed, fold_bn=self.fold_bn, multiple=self.multiple
+        )
         if config is None:
             return plain
         for name in config.layers:
@@ -232,6 +235,8 @@ layer_options = gathered("layers", LayerOptions, [
                  help="Net prototxt.  [default: the net that the snapshot holds]"),
     *CHOICE,
     click.option("--fold-bn", is_flag=True, help="Fold BatchNorm and Scale into the layers before them first."),
+    click.option("--multiple", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                 help="Ranks (of each group) that are multiples of N, or full: rounded up, within budgets."),
     click.option("--data-aware", type=click.IntRange(min=1), metavar="N",
                  help="Minimise the error of the layers' responses on N training batches (pca and svd)."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,

@@ -31,6 +31,7 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
     from forcereg.commands.ranks import bounds
     from forcereg.files import write_bytes, write_text
     from forcereg.lowrank.accuracy import sensitivity
+    from forcereg.lowrank.factor import rank_text
     from forcereg.report.plot import figure_type
     from forcereg.report.progress import Steps
     from forcereg.report.sensitivity import as_csv, picture, table
@@ -51,7 +52,7 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
         accuracy = evaluator.accuracy(opened.prepared, opened.model.layers)
         for point in sensitivity(candidates, errors, accuracy, opened.whole):
             points.append(point)
-            which = f"{point.layer} at rank {point.rank}" if point.layer else "whole net"
+            which = f"{point.layer} at rank {rank_text(point.rank)}" if point.layer else "whole net"
             steps.done(f"{which}: accuracy {point.accuracy:.4f}")
     echo(f"accuracy (rank) with one layer decomposed; the whole net's is {points[0].accuracy:.2%}")
     table(points).show()

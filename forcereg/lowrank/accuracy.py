@@ -8,7 +8,8 @@ from math import sqrt
 
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
-from forcereg.lowrank.budget import WORDS, Measure, by_budget, cheapest
+from forcereg.lowrank.budget import WORDS, Measure, by_budget, offered
+from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
 
 MOST = 10
@@ -100,7 +101,7 @@ class Scores:
 
     def lowest(self) -> float:
         """The share of the whole net's cost below which no choice gets."""
-        return (self._rest + sum(cheapest(one, self.measure) for one in self._candidates)) / self._total
+        return (self._rest + sum(offered(one, self.measure)[0][1] for one in self._candidates)) / self._total
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Point:
     layer: str
     method: str
     bound: float
-    rank: int
-    full_rank: int
+    rank: Rank
+    full_rank: Rank
     error: float
     share: float | None
     accuracy: float
@@ -129,10 +130,10 @@ def sensitivity(
     yield Point("", "", 0.0, 0, 0, 0.0, None if whole.macs is None else 1.0, base, 0.0)
     for one in candidates:
         for bound in errors:
-            rank = one.ladder.smallest_rank(bound)
+            rank = one.smallest_rank(bound)
             after, share = one.cost(rank).macs, None
             if whole.macs is not None and one.dense.macs is not None and after is not None:
                 share = (whole.macs - one.dense.macs + after) / whole.macs
             score = accuracy({one.name: rank})
-            found = (bound, rank, one.ladder.full_rank, one.error(rank))
+            found = (bound, rank, one.full_rank, one.error(rank))
             yield Point(one.name, one.method, *found, share, score, base - score)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, inf
 from typing import Literal
@@ -11,6 +11,7 @@ import numpy as np
 
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
+from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
 
 Measure = Literal["macs", "params"]
@@ -28,6 +29,12 @@ class Options:
     choices: Sequence[Choice]
     costs: Sequence[int]
     losses: Sequence[float]
+
+    def only(self, ranks: Collection[Rank]) -> Options:
+        """Those ranks alone, and the whole layer if it is among the choices."""
+        kept = [at for at, one in enumerate(self.choices) if isinstance(one, Whole) or one in ranks]
+        choices, costs, losses = self.choices, self.costs, self.losses
+        return Options([choices[at] for at in kept], [costs[at] for at in kept], [losses[at] for at in kept])
 
 
 def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = True) -> Criterion:
@@ -47,7 +54,8 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
             why = "data that isn't here (--input-shape), or layers that need --allow-python-layers or --import"
             raise ForceregError(f"the net's {WORDS[measure]} are unknown, so there is no share of them to keep: {why}")
         room = int(share * total) - (total - sum(getattr(one.dense, measure) for one in candidates))
-        least = [cheapest(one, measure) for one in candidates]
+        offers = [offered(one, measure) for one in candidates]
+        least = [offer[0][1] for offer in offers]
         if sum(least) > room:
             reached = total - sum(getattr(one.dense, measure) for one in candidates) + sum(least)
             lowest = ceil(1e4 * reached / total) / 1e4
@@ -55,53 +63,62 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
                 f"a share of {share:g} of the net's {WORDS[measure]} can't be reached: the least is {lowest:g} "
                 f"({reached:,} of {total:,}); allow that, or decompose more layers (--fc)"
             )
-        spare = room - sum(least)
-        options = [affordable(one, measure, low + spare) for one, low in zip(candidates, least, strict=True)]
-        cells = finest(candidates, measure)
-        picked = best(options, spare, cells, int(MET * share * total) if fill else spare)
-        return {one.name: of.choices[at] for one, of, at in zip(candidates, options, picked, strict=True)}
+        options = [
+            affordable(one, measure, offer, room - sum(least) + low)
+            for one, offer, low in zip(candidates, offers, least, strict=True)
+        ]
+        unit, slack = finest(offers), int(MET * share * total) if fill else room
+        plans = [best(options, room, unit, slack)]
+        if any(one.ladder.several for one in candidates):  # whose errors may be estimates
+            alike = [of.only(set(one.ranks)) for one, of in zip(candidates, options, strict=True)]
+            plans += [best(alike, room, unit, slack)] if all(of.choices for of in alike) else []
+        plans = [plan for plan in plans if plan]
+        found = min(plans, key=lambda plan: lost(candidates, plan, measure)) if len(plans) > 1 else plans[0]
+        return {one.name: choice for one, choice in zip(candidates, found, strict=True)}
 
     return choose
 
 
-def cheapest(one: Candidate, measure: Measure) -> int:
-    """The least that a layer can cost."""
-    cheaper = one.cheaper(measure)
-    return getattr(one.cost(cheaper[0]) if cheaper else one.dense, measure)
+def lost(candidates: Sequence[Candidate], plan: Sequence[Choice], measure: Measure) -> float:
+    """What a choice for each layer loses."""
+    pairs = zip(candidates, plan, strict=True)
+    return sum(getattr(one.dense, measure) * one.error(choice) for one, choice in pairs)
 
 
-def affordable(one: Candidate, measure: Measure, most: int) -> Options:
-    """The ranks that cost less than the whole layer and at most `most`, then the whole layer if it does.
+def offered(one: Candidate, measure: Measure) -> list[tuple[Choice, int]]:
+    """The ranks that cost less than the whole layer, then that itself, and what each costs."""
+    ranks = one.worthwhile(measure)
+    reason = "the budget leaves room for it" if ranks else "no rank of it costs less than the whole layer"
+    choices: list[Choice] = [*ranks, Whole(reason)]
+    return [(choice, getattr(one.cost(choice), measure)) for choice in choices]
 
-    Errors beyond these ranks are never asked for: some methods get at a rank through all lower ones.
+
+def affordable(one: Candidate, measure: Measure, offer: Sequence[tuple[Choice, int]], most: int) -> Options:
+    """What is offered and costs at most `most`.
+
+    Errors of other ranks are never asked for: some methods get at a rank through all lower ones.
     """
-    cheaper = one.cheaper(measure)
-    costs = [getattr(one.cost(rank), measure) for rank in cheaper]
-    ranks = [rank for rank, cost in zip(cheaper, costs, strict=True) if cost <= most]
+    choices, costs = zip(*((choice, cost) for choice, cost in offer if cost <= most), strict=True)
     whole = getattr(one.dense, measure)
-    losses = [whole * one.error(rank) for rank in ranks]
-    choices: list[Choice] = list(ranks)
-    costs = costs[: len(ranks)]
-    if whole <= most:
-        reason = "the budget leaves room for it" if cheaper else "no rank of it costs less than the whole layer"
-        choices, costs, losses = [*choices, Whole(reason)], [*costs, whole], [*losses, 0.0]
-    return Options(choices, costs, losses)
+    return Options(choices, costs, [whole * one.estimate(choice) for choice in choices])
 
 
-def finest(candidates: Sequence[Candidate], measure: Measure) -> int:
+def finest(offers: Sequence[Sequence[tuple[Choice, int]]]) -> int:
     """The unit in which costs are told apart: the finest that STEPS allow, whatever the budget is."""
-    every = [getattr(one.cost(rank), measure) for one in candidates for rank in one.cheaper(measure)]
-    every += [getattr(one.dense, measure) for one in candidates]
-    span = sum(getattr(one.dense, measure) for one in candidates)
+    every = [cost for offer in offers for _, cost in offer]
+    span = sum(offer[-1][1] for offer in offers)
     return max(1, ceil(span * len(every) / STEPS), gcd(*every))
 
 
-def best(options: Sequence[Options], spare: int, unit: int, slack: int) -> list[int]:
-    """One option a layer: the least sum of losses where the costs beyond the first options' leave `spare` - `slack`.
+def best(options: Sequence[Options], room: int, unit: int, slack: int) -> list[Choice]:
+    """One choice a layer: the least sum of losses among those whose costs leave at most `slack` of the `room`.
 
-    They are at most `spare`; if none are in that reach, the least sum of all. Costs are rounded up to units; exact, if
-    the unit divides them all (dynamic programming).
+    If there are none, the least sum of all within it; empty if none is. Costs beyond the first options' are rounded up
+    to units; exact, if the unit divides them all (dynamic programming).
     """
+    spare = room - sum(of.costs[0] for of in options)
+    if spare < 0:
+        return []
     cells = spare // unit
     reached = np.full(cells + 1, inf)  # the least loss of the layers so far, by units spent
     reached[0] = 0
@@ -120,7 +137,8 @@ def best(options: Sequence[Options], spare: int, unit: int, slack: int) -> list[
     low = max(0, -((slack - spare) // unit))
     if not np.isfinite(reached[low:]).any():
         low = 0
-    return traced(options, picks, low + int(reached[low:].argmin()), unit)
+    picked = traced(options, picks, low + int(reached[low:].argmin()), unit)
+    return [of.choices[at] for of, at in zip(options, picked, strict=True)]
 
 
 def traced(options: Sequence[Options], picks: Sequence[np.ndarray], cells: int, unit: int) -> list[int]:

@@ -35,9 +35,9 @@ class LayerRule:
     def choose(self, one: Candidate) -> Rank:
         """The rank for a layer. Raises ForceregError for one that the method doesn't have."""
         if self.rank is None:
-            return one.ladder.smallest_rank(self.error)
+            return one.smallest_rank(self.error)
         try:
-            one.ladder.sizes(self.rank)
+            one.ladder.rounded(self.rank)
             return self.rank
         except ValueError as error:
             raise ForceregError(f"{self.where}: {error}") from error

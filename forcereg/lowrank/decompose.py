@@ -12,8 +12,9 @@ from torch import Tensor
 from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.load import costed_state
-from forcereg.lowrank.factor import Factors, Ladder, Rank, Watched
+from forcereg.lowrank.factor import Factors, Rank
 from forcereg.lowrank.fold import fold_bn
+from forcereg.lowrank.ladder import Ladder, Watched
 from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
@@ -34,6 +35,8 @@ class Selection:
     `without`: not these. `moments`: layer name -> (groups, K, K), see `Method`. `seed`: for what is random.
     `fold_bn`: BatchNorm and Scale go into the layers before them first. `state`: of the net that costs are of, whose
     layers alone are decomposed; None: `load.costed_state`.
+    `fold_bn`: BatchNorm and Scale go into the layers before them first. `multiple`: the ranks of a group are multiples
+    of it, or full.
     """
 
     method: str = "pca"
@@ -45,6 +48,7 @@ class Selection:
     seed: int = 0
     fold_bn: bool = False
     state: Any = None
+    multiple: int = 1
 
     def method_of(self, name: str) -> str:
         """The method for the layer `name`."""
@@ -55,8 +59,10 @@ class Selection:
 class LayerReport:
     """What the decomposition did to one layer. MACs are for one image, None where shapes are unknown.
 
-    `widths`: outputs of each layer of the chain but the last. `cheaper_up_to`: the largest rank at which the chain
-    costs less than the layer did, 0 if there is none.
+    `ranks` and `full_ranks`: of a method of several ranks all of them (tucker2: outputs, inputs), of which `rank` and
+    `full_rank` are the first. `widths`: outputs of each layer of the chain but the last. `cheaper_up_to`: the largest
+    rank at which the chain costs less than the layer did, 0 if there is none; of several those at equal shares of the
+    full ones. `rounding`: which rank was asked for, where another had to be taken; or empty.
     """
 
     name: str
@@ -71,7 +77,10 @@ class LayerReport:
     params_after: int
     speedup: float | None
     widths: tuple[int, ...]
-    cheaper_up_to: int
+    cheaper_up_to: Rank
+    ranks: tuple[int, ...] = ()
+    full_ranks: tuple[int, ...] = ()
+    rounding: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Prepared:
 
     def apply(self, choices: Mapping[str, Rank | Whole]) -> Decomposition:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""
-        factors: dict[str, Factors] = {}
+        factors: dict[str, tuple[Factors, str]] = {}
         skipped = dict(self.skipped)
         for one in self.candidates:
             choice = choices.get(one.name, Whole("no rank was given for it"))
@@ -146,12 +155,12 @@ class Prepared:
                 skipped[one.name] = choice.reason
                 continue
             try:
-                factors[one.name] = one.ladder.factors(choice)
+                factors[one.name] = one.ladder.factors(choice), one.ladder.rounding(choice)
             except ValueError as error:
                 raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
         merged = merge(self.file.message, self.weights, [self.chains[name] for name in factors if name in self.chains])
-        net, blobs = rewrite(*merged, factors)
-        layers = [layer_report(one, factors[one.name]) for one in self.candidates if one.name in factors]
+        net, blobs = rewrite(*merged, {name: found for name, (found, _) in factors.items()})
+        layers = [layer_report(one, *factors[one.name]) for one in self.candidates if one.name in factors]
         return Decomposition(net, blobs, tuple(layers), skipped)
 
 
@@ -266,7 +275,8 @@ def candidate(
     method = selection.method_of(layer.name)
     groups = 1 if fully_connected else param.group
     try:
-        ladder = Ladder(weight, method, groups, selection.moments.get(layer.name), selection.seed, limit)
+        moments = selection.moments.get(layer.name)
+        ladder = Ladder(weight, method, groups, moments, selection.seed, limit, selection.multiple)
     except ValueError as error:
         raise ForceregError(f"{where}: cannot be decomposed: {error}") from error
     positions = tuple(places(layer, shapes, [slot.axes for slot in ladder.slots]))
@@ -274,7 +284,7 @@ def candidate(
     return Candidate(layer.name, layer.type, where, method, ladder, dense, positions, bias)
 
 
-def layer_report(one: Candidate, factors: Factors) -> LayerReport:
+def layer_report(one: Candidate, factors: Factors, rounding: str = "") -> LayerReport:
     """The account of one layer. A pair's speed-up is known without shapes, MACs never are."""
     after = chain_cost([part.weight.numel() for part in factors.parts], one.positions, one.bias)
     speedup: float | None
@@ -296,5 +306,8 @@ def layer_report(one: Candidate, factors: Factors) -> LayerReport:
         params_after=after.params,
         speedup=speedup,
         widths=tuple(len(part.weight) for part in factors.parts[:-1]),
-        cheaper_up_to=max(one.cheaper(), default=0),
+        cheaper_up_to=one.cheaper_up_to,
+        ranks=factors.ranks,
+        full_ranks=factors.full_ranks,
+        rounding=rounding,
     )

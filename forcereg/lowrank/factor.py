@@ -1,27 +1,33 @@
 """Decompositions of a weight: chains of small convolutions in place of one (pure functions on tensors).
 
-A method is one class, registered by its name; `Ladder` runs it over the groups of a weight and `factorize` is what
-users call.
+A method is one class, registered by its name; `ladder.Ladder` runs it over the groups of a weight.
 """
 
 from __future__ import annotations
 
-import operator
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from forcereg.registry import factorizer
-
 NOISE = 1e-12  # relative; an error bound met but for the rounding of float64 counts as met
 
 Rank = int | tuple[int, ...]
-"""The total over the groups; Tucker-2 also takes a pair, (output rank, input rank)."""
+"""The total over the groups; one for each of its ranks for a method of several (tucker2: outputs, inputs)."""
+
+
+def each_of(rank: Rank) -> tuple[int, ...]:
+    """The one number or the several."""
+    return rank if isinstance(rank, tuple) else (rank,)
+
+
+def rank_text(rank: Rank) -> str:
+    """12, or 8-12 for a pair."""
+    return "-".join(map(str, each_of(rank)))
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Slot:
         return self.axes is None or axis in self.axes
 
 
-LOWRANK, LINEAR = Slot("lowrank", None), Slot("linear")
+IN, LOWRANK, LINEAR = Slot("in"), Slot("lowrank", None), Slot("linear")
 PAIR = (LOWRANK, LINEAR)
 
 
@@ -72,19 +78,39 @@ class Method(ABC):
     @property
     @abstractmethod
     def full_rank(self) -> int:
-        """The rank from which on the approximation is exact."""
+        """The rank from which on the approximation is exact; the first of several."""
+
+    @property
+    def full_ranks(self) -> tuple[int, ...]:
+        """That of every rank that the method has; its ranks are numbers if it has one, tuples if it has several."""
+        return (self.full_rank,)
 
     @abstractmethod
     def squared_error(self, rank: Rank) -> float:
-        """||weight - approximation||^2 (of the responses with `moments`), non-increasing in the rank."""
+        """||weight - approximation||^2 (of the responses with `moments`), non-increasing in each rank."""
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """For methods of several ranks: `squared_error` is at least the first, at most the second.
+
+        Both (*full_ranks,), float64, for ranks from 1 on. Exact here; methods whose errors take long give bounds that
+        don't.
+        """
+        every = itertools.product(*(range(1, full + 1) for full in self.full_ranks))
+        found = torch.tensor([self.squared_error(rank) for rank in every], dtype=torch.float64)
+        found = found.reshape(self.full_ranks)
+        return found, found
+
+    def is_quick(self, rank: Rank) -> bool:
+        """Whether the error at a rank is known, or takes next to no time."""
+        return True
 
     @abstractmethod
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """The weights of the chain, one a slot."""
 
     @abstractmethod
-    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
-        """Their shapes, without computing them."""
+    def sizes(self, rank: Any) -> list[tuple[Any, ...]]:
+        """Their shapes, without computing them; with arrays for numbers where the rank has arrays."""
 
     def smallest_rank(self, error: float) -> int:
         """The smallest rank whose error, relative to `scale`, is at most `error`; the full rank for 0."""
@@ -113,14 +139,24 @@ class Part:
 class Factors:
     """What takes the place of a weight (N, C, *kernel): convolutions in a chain, in the weight's dtype."""
 
-    rank: int
-    """R, the total over the groups."""
+    ranks: tuple[int, ...]
+    """Totals over the groups: one, or as many as the method has (tucker2: of the outputs, of the inputs)."""
     error: float
     """||weight - reconstruct()||^2 / ||weight||^2 (of the responses if data-aware), in exact arithmetic."""
-    full_rank: int
-    """The largest rank of the method, over all groups."""
+    full_ranks: tuple[int, ...]
+    """The largest ranks of the method, over all groups."""
     groups: int
     parts: tuple[Part, ...]
+
+    @property
+    def rank(self) -> int:
+        """R, the first of `ranks`."""
+        return self.ranks[0]
+
+    @property
+    def full_rank(self) -> int:
+        """The first of `full_ranks`."""
+        return self.full_ranks[0]
 
     @property
     def basis(self) -> Tensor:
@@ -168,160 +204,12 @@ def ungrouped(weight: Tensor, groups: int) -> Tensor:
     return whole.reshape(len(weight), groups * channels, *weight.shape[2:])
 
 
-class Ladder:
-    """A weight (N, C, *kernel) at every rank of a method; rows in `groups` equal blocks, each decomposed alone.
-
-    All groups have the same rank: the largest that any of them needs. `moments` (groups, K, K): see Method.
-    `limit`: the total rank that the weight has as a matrix by construction; lowers the `full_rank` of pca and svd.
-    Raises ValueError for weights that the method can't take or that aren't finite, ForceregError for an unknown
-    method.
-    """
-
-    def __init__(
-        self,
-        weight: Any,
-        method: str = "pca",
-        groups: int = 1,
-        moments: Any = None,
-        seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        kind = factorizer.get(method)
-        weight, blocks = _blocks(weight, groups)
-        if reason := kind.misfit(weight.shape[2:]):
-            raise ValueError(f"{method} {reason}")
-        if moments is not None and not kind.data_aware:
-            raise ValueError(f"{method} minimises the weights' error only; data-aware are {', '.join(aware())}")
-        self.dtype, self.groups, self.slots = weight.dtype, groups, kind.slots
-        metrics = [None] * groups if moments is None else list(torch.as_tensor(moments).double())
-        self._methods = [kind(block, metric, seed) for block, metric in zip(blocks, metrics, strict=True)]
-        each = self._methods[0].full_rank
-        if limit is not None and kind.matrix_rank:
-            each = min(each, max(1, limit // groups))
-        self.full_rank = groups * each
-        self._scale = sum(one.scale for one in self._methods)
-
-    def rounded(self, rank: Rank) -> Rank:
-        """The rank that is taken for `rank`: a multiple of the groups, at least one each. Raises ValueError."""
-        if isinstance(rank, tuple | list):
-            return tuple(self.groups * max(1, operator.index(one) // self.groups) for one in rank)
-        if not 1 <= operator.index(rank) <= self.full_rank:
-            raise ValueError(f"rank is {rank}; expected 1 to {self.full_rank}")
-        return self.groups * max(1, rank // self.groups)
-
-    def _each(self, rank: Rank) -> Rank:
-        rounded = self.rounded(rank)
-        if isinstance(rounded, tuple):
-            return tuple(one // self.groups for one in rounded)
-        return rounded // self.groups
-
-    def error(self, rank: Rank) -> float:
-        """The relative squared error at a rank, over all groups; 0 for weights of zeros."""
-        each = self._each(rank)
-        return sum(one.squared_error(each) for one in self._methods) / self._scale if self._scale else 0.0
-
-    def smallest_rank(self, error: float) -> int:
-        """The smallest total rank at which every group meets the bound on its relative squared error.
-
-        Raises ValueError unless 0 <= error <= 1.
-        """
-        if not 0 <= error <= 1:
-            raise ValueError(f"error is {error}; expected 0 <= error <= 1")
-        return min(self.full_rank, self.groups * max(one.smallest_rank(error) for one in self._methods))
-
-    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
-        """The shapes of the chain's weights at a rank, (M, channels per group, *kernel), without computing them."""
-        own = self._methods[0].sizes(self._each(rank))
-        return [(self.groups * rows, *rest) for rows, *rest in own]
-
-    def factors(self, rank: Rank) -> Factors:
-        """The approximation at a rank. Raises ValueError for a rank out of range."""
-        each = self._each(rank)
-        blocks = zip(*(one.tensors(each) for one in self._methods), strict=True)
-        return self._chain(rank, [torch.cat(same).to(self.dtype) for same in blocks], self.error(rank))
-
-    def outline(self, rank: Rank) -> Factors:
-        """The same without computing it: weights without values, on the meta device, and an error of NaN."""
-        return self._chain(rank, [torch.empty(size, device="meta") for size in self.sizes(rank)], nan)
-
-    def _chain(self, rank: Rank, weights: Sequence[Tensor], error: float) -> Factors:
-        parts = []
-        channels = self._methods[0].weight.shape[1]
-        for slot, weight in zip(self.slots, weights, strict=True):
-            parts.append(Part(slot, weight, self.groups * (channels // weight.shape[1])))
-            channels = len(weight) // self.groups
-        each = self._each(rank)
-        total = self.groups * (each[0] if isinstance(each, tuple) else each)
-        return Factors(total, error, self.full_rank, self.groups, tuple(parts))
-
-
-class Watched(Ladder):
-    """A ladder that says when the work is done that takes long: what is known of all ranks, and each chain."""
-
-    def __init__(self, ladder: Ladder, tell: Callable[[str], None]) -> None:
-        self.__dict__.update(ladder.__dict__)
-        self._tell: Callable[[str], None] | None = tell
-        self._chains = tell
-
-    def _known(self) -> None:
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell("errors of its ranks")
-
-    def error(self, rank: Rank) -> float:
-        found = super().error(rank)
-        self._known()
-        return found
-
-    def smallest_rank(self, error: float) -> int:
-        found = super().smallest_rank(error)
-        self._known()
-        return found
-
-    def factors(self, rank: Rank) -> Factors:
-        found = super().factors(rank)
-        self._chains(f"rank {found.rank}")
-        return found
-
-
-def factorize(
-    weight: Any,
-    rank: Rank | None = None,
-    error: float | None = None,
-    groups: int = 1,
-    *,
-    method: str = "pca",
-    moments: Any = None,
-    seed: int = 0,
-) -> Factors:
-    """Approximates a weight by a chain of smaller ones.
-
-    weight: Tensor or array (N, C, *kernel) or (N, C), rows in `groups` equal blocks that are decomposed each alone,
-    all at the largest rank that any of them needs. Exactly one of: `error`, the bound on the relative squared
-    Frobenius error (the smallest rank that meets it; 0 gives the full rank), and `rank`, the total (rounded
-    down to a multiple of groups, but at least one each). `moments` (groups, K, K): the inputs' second moments, to
-    bound the error of the responses instead (pca and svd). Computed in float64. Raises ValueError for anything else,
-    and for weights that are not finite.
-    """
-    if (rank is None) == (error is None):
-        raise ValueError("give exactly one of rank and error")
-    ladder = Ladder(weight, method, groups, moments, seed)
-    if rank is None:
-        rank = ladder.smallest_rank(error or 0.0)
-    return ladder.factors(rank)
-
-
-def aware() -> list[str]:
-    """The methods that can minimise the error of responses."""
-    return [name for name in factorizer if factorizer.get(name).data_aware]
-
-
 def spectrum(weight: Any, groups: int = 1) -> Tensor:
     """Eigenvalues of W W^T, descending, float64: (min(N, K),), with groups (groups, min(N / groups, K)).
 
     K = C * kh * kw. Raises ValueError as `factorize`.
     """
-    energies = torch.stack([torch.linalg.svdvals(block.flatten(1)).square() for block in _blocks(weight, groups)[1]])
+    energies = torch.stack([torch.linalg.svdvals(block.flatten(1)).square() for block in blocks_of(weight, groups)[1]])
     return energies if groups > 1 else energies[0]
 
 
@@ -347,8 +235,11 @@ def smallest_rank(energies: Tensor, error: float) -> int:
     return max(1, int(missed.sum(-1).max()))
 
 
-def _blocks(weight: Any, groups: int) -> tuple[Tensor, Tensor]:
-    """The weight as a floating-point Tensor, and its blocks (groups, N / groups, C, *kernel) in float64."""
+def blocks_of(weight: Any, groups: int) -> tuple[Tensor, Tensor]:
+    """The weight as a floating-point Tensor, and its blocks (groups, N / groups, C, *kernel) in float64.
+
+    Raises ValueError for fewer than two axes, none, NaN or infinite values, and groups that don't divide the rows.
+    """
     weight = weight.detach() if isinstance(weight, Tensor) else torch.tensor(weight)
     weight = weight if weight.is_floating_point() else weight.double()
     if weight.dim() < 2 or not weight.numel():

@@ -12,7 +12,8 @@ from math import prod
 
 from forcereg.cost import Cost, chain_cost
 from forcereg.errors import UsageError
-from forcereg.lowrank.factor import Ladder, Rank
+from forcereg.lowrank.factor import Rank, rank_text
+from forcereg.lowrank.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,58 @@ class Candidate:
         times = f"{self.work(choice) / whole:.2f}x its {unit}" if whole else f"{self.work(choice):,} {unit}"
         return Dearer(f"its chain of rank {rank_text(choice)} would have {times}")
 
-    @property
-    def ranks(self) -> range:
-        """All that can be chosen: multiples of the groups."""
-        return range(self.ladder.groups, self.ladder.full_rank + 1, self.ladder.groups)
+    def estimate(self, choice: Choice) -> float:
+        """The same, but an upper bound where it takes long."""
+        return 0.0 if isinstance(choice, Whole) else self.ladder.estimate(choice)
 
-    def cheaper(self, measure: str = "") -> range:
-        """The ranks whose chain costs less than the whole layer: its "macs" or "params".
+    @property
+    def full_rank(self) -> Rank:
+        """The largest rank."""
+        return self.ladder.full_ranks if self.ladder.several else self.ladder.full_rank
+
+    @property
+    def ranks(self) -> Sequence[Rank]:
+        """All that can be chosen, rising; of several ranks those that are about equal shares of the full ones."""
+        return self.ladder.alike
+
+    def cheaper(self, measure: str = "") -> Sequence[Rank]:
+        """Those of `ranks` whose chain costs less than the whole layer: its "macs" or "params".
 
         Without a measure the MACs, the learned values where shapes are unknown.
         """
         measure = measure or ("params" if self.dense.macs is None else "macs")
-        whole = getattr(self.dense, measure)
-        return self.ranks[: bisect_left(self.ranks, whole, key=lambda rank: getattr(self.cost(rank), measure))]
+        whole, ranks = getattr(self.dense, measure), self.ranks
+        return ranks[: bisect_left(ranks, whole, key=lambda rank: getattr(self.cost(rank), measure))]
+
+    @property
+    def cheaper_up_to(self) -> Rank:
+        """The last of `cheaper`, 0 if there is none."""
+        return max(self.cheaper(), default=0)
+
+    def worthwhile(self, measure: str) -> Sequence[Rank]:
+        """The ranks worth choosing among, whose chains cost less than the whole layer, by rising cost.
+
+        Of several ranks the combinations of which no other is as cheap and about as good; if those are very many, not
+        all of them.
+        """
+        if not self.ladder.several:
+            return self.cheaper(measure)
+        return self.ladder.efficient(self._places(measure), getattr(self.dense, measure) - self._bias(measure))
+
+    def smallest_rank(self, error: float) -> Rank:
+        """The cheapest rank found at which every group's relative squared error is at most `error`, in [0, 1].
+
+        By MACs, by learned values where shapes are unknown.
+        """
+        known = self.dense.macs is not None and None not in self.positions
+        return self.ladder.smallest_rank(error, self._places("macs" if known else "params"))
+
+    def _places(self, measure: str) -> list[int]:
+        """What a value of each part of the chain costs."""
+        return [1 if measure == "params" else place or 0 for place in self.positions]
+
+    def _bias(self, measure: str) -> int:
+        return self.bias if measure == "params" else 0
 
 
 Criterion = Callable[[Sequence[Candidate]], Mapping[str, Choice]]
@@ -101,16 +141,11 @@ def unless_dearer(criterion: Criterion, asked: Collection[str] = ()) -> Criterio
     return choose
 
 
-def rank_text(rank: Rank) -> str:
-    """12, or 8-12 for a pair."""
-    return "-".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
-
-
 def by_error(error: float) -> Criterion:
-    """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1]."""
+    """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1]: the cheapest."""
     if not 0 <= error <= 1:
         raise UsageError(f"the error bound is {error:g}; expected 0 to 1")
-    return lambda candidates: {one.name: one.ladder.smallest_rank(error) for one in candidates}
+    return lambda candidates: {one.name: one.smallest_rank(error) for one in candidates}
 
 
 def by_energy(energy: float) -> Criterion:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from statistics import median
 
 from forcereg.errors import ForceregError, UsageError
-from forcereg.lowrank.factor import Rank
-from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole, rank_text
+from forcereg.lowrank.factor import Rank, each_of, rank_text
+from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
 
 Timer = Callable[[Candidate, Sequence[Choice]], Sequence[Sequence[float]]]
 """A layer and choices for it (`Whole`: as it is) -> milliseconds of each, by rounds in which all took turns."""
 
 MULTIPLES = (4, 8, 16, 32)
 """Channels of a group that kernels like: registers and blocks hold so many."""
+PAIRS = 8
+"""Ranks near one that are measured at most; a single one has no more than there are MULTIPLES."""
 GAIN = 0.03
 """The share of its time that a layer has to save before its chain counts as faster."""
 TIE = 0.02
@@ -87,7 +91,6 @@ def _asked(criterion: Criterion, left: Sequence[Candidate], whole: Sequence[str]
 def rounded(one: Candidate, rank: Rank) -> Rank:
     """The rank that the layer's method takes for `rank`. Raises ForceregError for one out of range."""
     try:
-        one.ladder.sizes(rank)
         return one.ladder.rounded(rank)
     except ValueError as error:
         raise ForceregError(f"{one.where}: cannot be decomposed: {error}") from error
@@ -113,32 +116,37 @@ def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Tria
 def nearby(one: Candidate, asked: Rank, down: bool = False) -> list[Rank]:
     """The next multiples of MULTIPLES for every group above `asked`, or below it if `down`; the nearest first.
 
-    At most twice or at least half of it, and only where the chain costs less than the layer.
+    At most twice or at least half of it, and only where the chain costs less than the layer and the layer has the rank.
+    Several ranks go each to its own multiple or stay; the PAIRS nearest are taken.
     """
-    found: list[Rank] = []
-    for multiple in MULTIPLES:
-        step = multiple * one.ladder.groups
-        each = tuple(value // step * step if down else -(-value // step) * step for value in _values(asked))
-        rank: Rank = each if isinstance(asked, tuple) else each[0]
-        if rank != asked and rank not in found and _is_near(each, _values(asked)) and _costs_less(one, rank):
-            found.append(rank)
-    return sorted(found, key=lambda rank: sum(_values(rank)), reverse=down)
-
-
-def _values(rank: Rank) -> tuple[int, ...]:
-    return rank if isinstance(rank, tuple) else (rank,)
+    steps = [multiple * one.ladder.groups for multiple in MULTIPLES]
+    each = [
+        dict.fromkeys([value, *(value // step * step if down else -(-value // step) * step for step in steps)])
+        for value in each_of(asked)
+    ]
+    found: list[Rank] = [values if isinstance(asked, tuple) else values[0] for values in itertools.product(*each)]
+    near = [
+        rank
+        for rank in found
+        if rank != asked and _is_near(each_of(rank), each_of(asked)) and _has(one, rank) and _costs_less(one, rank)
+    ]
+    near.sort(key=lambda rank: abs(log(one.work(rank) / one.work(asked))))
+    return near[:PAIRS]
 
 
 def _is_near(values: Sequence[int], asked: Sequence[int]) -> bool:
     return all(2 * value >= other and value <= 2 * other for value, other in zip(values, asked, strict=True))
 
 
-def _costs_less(one: Candidate, rank: Rank) -> bool:
-    """Also that the method has the rank."""
+def _has(one: Candidate, rank: Rank) -> bool:
+    """Whether the layer's rank can be this one."""
     try:
-        one.ladder.sizes(rank)
+        return one.ladder.rounded(rank) == rank
     except ValueError:
         return False
+
+
+def _costs_less(one: Candidate, rank: Rank) -> bool:
     return one.work(rank) < one.work(Whole(""))
 
 

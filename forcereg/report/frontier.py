@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from forcereg.frontier import WHOLE, Point
+from forcereg.lowrank.factor import rank_text
 from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 
@@ -32,10 +33,10 @@ LEVELS: Sequence[Sequence[float]] = (
 
 
 def as_csv(points: Sequence[Point], remarks: Sequence[str] = ()) -> str:
-    """One line a net, ranks as "conv1=4 conv2=8"; `remarks` open it as comments."""
+    """One line a net, ranks as "conv1=4 conv2=8-12"; `remarks` open it as comments."""
     rows = []
     for one in points:
-        ranks = " ".join(f"{name}={rank}" for name, rank in one.ranks.items())
+        ranks = " ".join(f"{name}={rank_text(rank)}" for name, rank in one.ranks.items())
         numbers = (one.macs, one.params, one.accuracy, one.tuned, one.milliseconds)
         rows.append((one.net, one.method, one.target, ranks, *numbers))
     return csv_text(COLUMNS, rows, remarks)
@@ -52,7 +53,7 @@ def table(points: Sequence[Point], finetune: int) -> Table:
         last = one.net
         cells = [_number(one.macs and one.macs / 1e6, ".3g"), f"{one.params:,}", _number(one.milliseconds, ".3g")]
         cells += [_number(one.accuracy, ".2%")] + [_number(one.tuned, ".2%")] * bool(finetune)
-        ranks = " ".join(f"{name} {rank}" for name, rank in one.ranks.items())
+        ranks = " ".join(f"{name} {rank_text(rank)}" for name, rank in one.ranks.items())
         found.row(one.net, one.method, one.target, ranks, *cells)
     return found
 

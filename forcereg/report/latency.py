@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from forcereg.lowrank.ranks import Whole, rank_text
+from forcereg.lowrank.factor import rank_text
+from forcereg.lowrank.ranks import Whole
 from forcereg.lowrank.timed import Trial
 from forcereg.report.table import Column, Table, numeric
 from forcereg.terminal import echo

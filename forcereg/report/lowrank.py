@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from forcereg.cost import Cost
 from forcereg.lowrank.decompose import Decomposition, LayerReport
+from forcereg.lowrank.factor import rank_text
 from forcereg.report.table import Table, numeric
 from forcereg.terminal import echo
 
@@ -26,8 +28,9 @@ def net_report(before: Cost, after: Cost) -> dict[str, Any]:
 
 
 def remarks(result: Decomposition, net: dict[str, Any]) -> list[str]:
-    """Why the net may not be faster, one line each: chains that cost more than their layer, and what was left."""
-    lines = [slower(layer) for layer in result.layers if is_slower(layer)]
+    """What may surprise, a line each: ranks that were rounded, chains that cost more than their layer, what is left."""
+    lines = [f"{layer.name}: {layer.rounding}" for layer in result.layers if layer.rounding]
+    lines += [slower(layer) for layer in result.layers if is_slower(layer)]
     before, whole = result.totals.macs_before, net["macs_before"]
     if before is not None and whole and before < SMALL * whole:
         most = f"the whole net can't be more than {whole / (whole - before):.2f}x faster by them"
@@ -48,7 +51,8 @@ def slower(layer: LayerReport) -> str:
         cost = f"{layer.params_after / layer.params_before:.2f}x the parameters"
     else:
         cost = f"{layer.macs_after / layer.macs_before:.2f}x the MACs"
-    better = f"ranks up to {layer.cheaper_up_to} cost less, or " if layer.cheaper_up_to else "no rank costs less; "
+    limit = layer.cheaper_up_to
+    better = f"ranks up to {rank_text(limit)} cost less, or " if limit else "no rank costs less; "
     return f"{layer.name}: its chain has {cost} of the layer before; {better}leave it: --except-layers {layer.name}"
 
 
@@ -57,12 +61,12 @@ def show(result: Decomposition, net: dict[str, Any], train_net: dict[str, Any] |
     numbers = ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up", "params before", "params after")
     table = Table("layer", "method", *numeric(*numbers))
     for layer in result.layers:
-        ranks = (str(layer.full_rank), rank_text(layer), f"{layer.error:.4f}")
+        ranks = (shown(layer.full_ranks), shown(layer.ranks), f"{layer.error:.4f}")
         table.row(layer.name, layer.method, *ranks, *costs(layer), *values(layer))
     table.section()
-    full, kept = (sum(getattr(layer, key) for layer in result.layers) for key in ("full_rank", "rank"))
+    full, kept = (summed([getattr(layer, key) for layer in result.layers]) for key in ("full_ranks", "ranks"))
     params = [f"{sum(getattr(one, key) for one in result.layers):,}" for key in ("params_before", "params_after")]
-    table.row("total", "", str(full), str(kept), "", *costs(result.totals), *params)
+    table.row("total", "", full, kept, "", *costs(result.totals), *params)
     nets = {"whole net": net} if train_net is None else {"whole net, TEST": net, "whole net, TRAIN": train_net}
     for name, cost in nets.items():
         table.row(name, "", "", "", "", *costs(cost), *values(cost))
@@ -73,10 +77,14 @@ def show(result: Decomposition, net: dict[str, Any], train_net: dict[str, Any] |
         echo(f"left whole: {name}: {reason}")
 
 
-def rank_text(layer: LayerReport) -> str:
-    """The rank, and the chain's widths where they are others."""
-    others = set(layer.widths) != {layer.rank}
-    return f"{layer.rank} ({'-'.join(map(str, layer.widths))})" if others else str(layer.rank)
+def shown(ranks: Sequence[int]) -> str:
+    """A layer's rank, or its ranks as 4-16."""
+    return rank_text(tuple(ranks))
+
+
+def summed(ranks: Sequence[Sequence[int]]) -> str:
+    """The sums of the layers' ranks, empty where some have more of them than others."""
+    return shown([sum(same) for same in zip(*ranks, strict=True)]) if len(set(map(len, ranks))) == 1 else ""
 
 
 def costs(of: Any) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from forcereg.cost import Cost
-from forcereg.lowrank.ranks import Candidate
+from forcereg.lowrank.factor import Rank, each_of, rank_text
+from forcereg.lowrank.ranks import Candidate, Whole
 from forcereg.report.lowrank import costs, net_report
 from forcereg.report.table import Table, numeric, whole
 from forcereg.terminal import echo
@@ -17,15 +18,16 @@ BAR = 20
 """Characters of a bar at the full rank."""
 SHADES, PLAIN = "█▓▒░·", "#+-. "
 """For up to four bounds, the largest first, and what is left to the full rank."""
+DEAR = "*"
 
 
 @dataclass(frozen=True)
 class RankTable:
-    """The smallest rank of every layer at each of `errors`; `whole` is the net's cost as it is."""
+    """The cheapest rank of every layer at each of `errors`; `whole` is the net's cost as it is."""
 
     errors: tuple[float, ...]
     layers: tuple[Candidate, ...]
-    ranks: tuple[tuple[int, ...], ...]
+    ranks: tuple[tuple[Rank, ...], ...]
     whole: Cost
 
     def net(self, at: int) -> Cost:
@@ -42,8 +44,8 @@ class RankTable:
                 "name": one.name,
                 "type": one.type,
                 "method": one.method,
-                "full_rank": one.ladder.full_rank,
-                "cheaper_up_to": max(one.cheaper(), default=0),
+                "full_rank": one.full_rank,
+                "cheaper_up_to": one.cheaper_up_to,
                 "ranks": list(ranks),
             }
             for one, ranks in zip(self.layers, self.ranks, strict=True)
@@ -54,7 +56,7 @@ class RankTable:
 
 def rank_table(layers: Sequence[Candidate], errors: Sequence[float], whole: Cost) -> RankTable:
     """The ranks of the layers. Raises ValueError for an error that isn't from 0 to 1."""
-    ranks = tuple(tuple(one.ladder.smallest_rank(error) for error in errors) for one in layers)
+    ranks = tuple(tuple(one.smallest_rank(error) for error in errors) for one in layers)
     return RankTable(tuple(errors), tuple(layers), ranks, whole)
 
 
@@ -65,9 +67,9 @@ def show(table: RankTable) -> None:
     numbers = ("full rank", "cheaper to", *(f"{error:g}" for error in table.errors))
     found = Table("layer", "method", *numeric(*numbers), whole("ranks"), boxed=fancy)
     for one, ranks in zip(table.layers, table.ranks, strict=True):
-        limit = max(one.cheaper(), default=0)
-        line = bar(ranks, table.errors, one.ladder.full_rank, shades)
-        found.row(one.name, one.method, str(one.ladder.full_rank), str(limit), *map(str, ranks), line)
+        line = bars(ranks, table.errors, one.full_rank, shades)
+        cells = [cell(one, rank) for rank in ranks]
+        found.row(one.name, one.method, *map(rank_text, (one.full_rank, one.cheaper_up_to)), *cells, line)
     found.section()
     nets = [net_report(table.whole, table.net(at)) for at in range(len(table.errors))]
     found.row("speed-up", "", "", "", *(costs(net)[2] for net in nets), "")
@@ -76,6 +78,22 @@ def show(table: RankTable) -> None:
     found.show()
     echo(legend(table.errors, shades))
     echo("speed-up (in MACs) and params: of the whole net; beyond 'cheaper to' a chain costs no less: the layer stays")
+    if any(one.ladder.several for one in table.layers):
+        echo(
+            f"pairs: outputs-inputs, the cheapest found ({DEAR} no cheaper than the layer); 'cheaper to': equal shares"
+        )
+
+
+def cell(one: Candidate, rank: Rank) -> str:
+    """A rank; a pair, for which no single limit says that, is marked where its chain costs no less than the layer."""
+    dear = isinstance(rank, tuple) and one.work(rank) >= one.work(Whole(""))
+    return f"{rank_text(rank)}{DEAR if dear else ''}"
+
+
+def bars(ranks: Sequence[Rank], errors: Sequence[float], full_rank: Rank, shades: str) -> Sequence[str]:
+    """A bar for each rank that can be more than 1, below each other."""
+    each = zip(*map(each_of, (full_rank, *ranks)), strict=True)
+    return [bar(own, errors, full, shades) for full, *own in each if full > 1]
 
 
 def bar(ranks: Sequence[int], errors: Sequence[float], full_rank: int, shades: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from forcereg.lowrank.accuracy import Point
+from forcereg.lowrank.factor import rank_text
 from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 
@@ -15,7 +16,9 @@ EXACT = 1e-6
 
 def as_csv(points: Sequence[Point]) -> str:
     """One line a net; the first is the whole one, without a layer."""
-    return csv_text([one.name for one in fields(Point)], (list(asdict(point).values()) for point in points))
+    ranks = ("rank", "full_rank")
+    rows = ([rank_text(value) if name in ranks else value for name, value in asdict(point).items()] for point in points)
+    return csv_text([one.name for one in fields(Point)], rows)
 
 
 def table(points: Sequence[Point]) -> Table:
@@ -25,8 +28,8 @@ def table(points: Sequence[Point]) -> Table:
     made = Table("layer alone", *numeric("full rank", *(f"error {bound:g}" for bound in bounds)))
     for name in dict.fromkeys(point.layer for point in rest):
         own = [point for point in rest if point.layer == name]
-        cells = [f"{point.accuracy:.2%} ({point.rank})" for point in own]
-        made.row(name, str(own[0].full_rank), *cells)
+        cells = [f"{point.accuracy:.2%} ({rank_text(point.rank)})" for point in own]
+        made.row(name, rank_text(own[0].full_rank), *cells)
     return made
 
 

@@ -61,7 +61,8 @@ def whole(heading: str) -> Column:
 class Table:
     """Rows of text for people; a column is the heading of names or a `Column`.
 
-    What is too wide comes in parts below each other, each with the first column.
+    What is too wide comes in parts below each other, each with the first column, and with the rows that have anything
+    else there.
     """
 
     def __init__(self, *columns: str | Column, title: str = "", boxed: bool = True) -> None:
@@ -116,8 +117,11 @@ class Table:
         for column, size in zip(columns, sizes, strict=True):
             justify: Any = "right" if column.kind.startswith("number") else "left"
             made.add_column(Text(column.heading), justify=justify, width=size, overflow="fold")
-        for at, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
-            made.add_row(*(Text("\n".join(cell)) for cell in cells), end_section=at in self._sections)
+        rows = list(zip(*(column.cells for column in columns), strict=True))
+        kept = [at for at, cells in enumerate(rows) if len(columns) == len(self.columns) or any(map(any, cells[1:]))]
+        for at, following in zip(kept, [*kept[1:], len(rows)], strict=True):
+            ends = not self._sections.isdisjoint(range(at, following))
+            made.add_row(*(Text("\n".join(cell)) for cell in rows[at]), end_section=ends)
         return made
 
 

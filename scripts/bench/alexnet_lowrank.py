@@ -25,7 +25,7 @@ from google.protobuf import text_format
 
 from forcereg.cost import lowrank_speedup
 from forcereg.latency import Run, interleaved, layer_net, measuring_device
-from forcereg.lowrank.factor import Ladder
+from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.rewrite import split
 from forcereg.report.latency import device_text
 from forcereg.schema import LayerParameter

@@ -79,7 +79,8 @@ def test_json_is_one_object(snapshot: Path, capsys) -> None:
     expected = {"name": "conv1", "type": "Convolution", "full_rank": 8, "rank": 4, "error": first["error"]}
     expected |= {"macs_before": before, "macs_after": after, "speedup": before / after}
     expected |= {"method": "pca", "params_before": 8 * 27 + 8, "params_after": 4 * 27 + 8 * 4 + 8}
-    assert first == {**expected, "widths": [4], "cheaper_up_to": 6}
+    expected |= {"widths": [4], "cheaper_up_to": 6, "ranks": [4], "full_ranks": [8], "rounding": ""}
+    assert first == expected
     assert (second["full_rank"], second["rank"]) == (6, 2)
     assert second["macs_after"] == 36 * (2 * 100 + 6 * 2 // 2)
     assert printed["totals"]["macs_before"] == before + second["macs_before"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from forcereg.cost import Cost, chain_cost
-from forcereg.lowrank.factor import Ladder
+from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.ranks import Candidate
 
 

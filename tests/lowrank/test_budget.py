@@ -117,9 +117,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ladder, name)
 
-    def error(self, rank: int) -> float:
+    def estimate(self, rank: int) -> float:
         self.asked.add(rank)
-        return self.ladder.error(rank)
+        return self.ladder.estimate(rank)
 
 
 def test_ranks_that_can_not_be_chosen_are_not_computed() -> None:

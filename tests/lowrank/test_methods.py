@@ -56,7 +56,7 @@ def test_the_error_never_rises_with_the_rank_and_ends_at_zero(method: str, shape
     assert squared_error(weight, ladder.factors(ladder.full_rank).reconstruct()) <= 1e-20
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"tucker2"}))
 @given(shape=shapes, seed=st.integers(0, 10**6), error=st.floats(0.01, 0.9))
 @settings(max_examples=8, deadline=None)
 def test_no_smaller_rank_would_do(method: str, shape: tuple[int, ...], seed: int, error: float) -> None:

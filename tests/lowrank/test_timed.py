@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
-from forcereg.lowrank.factor import Ladder, Rank
+from forcereg.lowrank.factor import Rank
+from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole, by_list
-from forcereg.lowrank.timed import MULTIPLES, Timed, by_times, is_faster, nearby
+from forcereg.lowrank.timed import MULTIPLES, PAIRS, Timed, by_times, is_faster, nearby
 
 POSITIONS = 100
 
@@ -64,8 +65,19 @@ def test_ranks_nearby(asked: int, groups: int, down: bool, ranks: list[int]) -> 
     assert nearby(layer(groups=groups), asked, down) == ranks
 
 
-def test_both_ranks_of_a_pair_are_rounded() -> None:
-    assert nearby(layer(method="tucker2"), (30, 21)) == [(32, 24), (32, 32)]
+@pytest.mark.parametrize(
+    ("asked", "down", "ranks"),
+    [
+        pytest.param((30, 21), False, [(32, 21), (30, 24), (32, 24), (30, 32), (32, 32)], id="up"),
+        pytest.param((30, 21), True, [(30, 20), (28, 21), (28, 20), (24, 21), (30, 16), (24, 20)], id="down"),
+        pytest.param((32, 64), False, [], id="are-both"),
+        pytest.param((32, 63), False, [(32, 64)], id="one-is"),
+    ],
+)
+def test_each_rank_of_a_pair_goes_to_its_own_multiple(asked: tuple, down: bool, ranks: list[tuple]) -> None:
+    found = nearby(layer(method="tucker2"), asked, down)
+    assert found[: len(ranks)] == ranks and len(found) <= PAIRS
+    assert down or len(found) == len(ranks)
 
 
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 24), st.booleans())

@@ -1,11 +1,10 @@
-"""Decompositions of the weight as a tensor: Tucker-2, and CP by tensorly (the extra `lowrank`)."""
+"""The decomposition of the weight as a sum of products of vectors: CP by tensorly (the extra `lowrank`)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.lowrank.factor import LINEAR, LOWRANK, Method, Rank, Slot
-from forcereg.lowrank.methods import left_axes, single
+from forcereg.lowrank.factor import IN, LINEAR, Method, Rank, Slot
+from forcereg.lowrank.methods import single
 from forcereg.registry import factorizer
 
 SWEEPS = 3  # alternating least squares at each rank of CP, which starts from the rank before
-HOOI_SWEEPS, HOOI_GAIN = 20, 1e-5  # at most so many, until one gains less than this share of the squared norm
-IN = Slot("in")
 
 
 def tensorly(module: str) -> Any:
@@ -30,85 +27,6 @@ def tensorly(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ForceregError('cp needs tensorly; install it with pip install "forcereg[lowrank]"') from None
-
-
-@factorizer("tucker2")
-class Tucker2(Method):
-    """1x1 into fewer channels, the kernel between fewer channels, 1x1 out (Kim et al., ICLR 2016; HOOI).
-
-    The rank is that of the outputs; the inputs' is the same share of its own full rank, rounded up. A pair
-    (output rank, input rank) gives both.
-    """
-
-    slots = (IN, LOWRANK, LINEAR)
-
-    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
-        super().__init__(weight, moments, seed)
-        count, channels, *kernel = weight.shape
-        self._full = min(count, channels * prod(kernel)), min(channels, count * prod(kernel))
-        self._found: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-
-    @staticmethod
-    def misfit(kernel: Sequence[int]) -> str | None:
-        """A matrix has no core."""
-        return None if kernel else "needs a kernel; this weight is a matrix"
-
-    @property
-    def full_rank(self) -> int:
-        """Of the outputs."""
-        return self._full[0]
-
-    def _ranks(self, rank: Rank) -> tuple[int, int]:
-        if isinstance(rank, tuple):
-            if len(rank) != 2 or not all(1 <= one <= full for one, full in zip(rank, self._full, strict=True)):
-                raise ValueError(f"rank is {list(rank)}; expected one number, or two up to {list(self._full)} a group")
-            return rank[0], rank[1]
-        return rank, min(self._full[1], ceil(rank * self._full[1] / self._full[0]))
-
-    def _core(self, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
-        """The core (R, S, *kernel) and the bases of outputs (N, R) and inputs (C, S), orthonormal columns."""
-        ranks = self._ranks(rank)
-        if ranks not in self._found:
-            out, into = self._bases(*ranks)
-            self._found[ranks] = torch.einsum("nc...,nr,cs->rs...", self.weight, out, into), out, into
-        return self._found[ranks]
-
-    def _bases(self, out_rank: int, in_rank: int) -> tuple[Tensor, Tensor]:
-        """Of outputs and inputs: the weight's own, then in turn the best for the other until little changes."""
-        out, _ = leading(self.weight, 0, out_rank)
-        into, held = leading(self.weight, 1, in_rank)
-        for sweep in range(HOOI_SWEEPS if (out_rank, in_rank) != self._full else 0):
-            before = held
-            out, _ = leading(torch.einsum("nc...,cs->ns...", self.weight, into), 0, out_rank)
-            into, held = leading(torch.einsum("nc...,nr->rc...", self.weight, out), 1, in_rank)
-            if sweep and held - before <= HOOI_GAIN * self.scale:
-                break
-        return out, into
-
-    def squared_error(self, rank: Rank) -> float:
-        """What the core doesn't hold of the weight."""
-        if self._ranks(rank) == self._full:
-            return 0.0
-        core, out, into = self._core(rank)
-        return float((self.weight - torch.einsum("rs...,nr,cs->nc...", core, out, into)).square().sum())
-
-    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
-        """(S, C, 1...), (R, S, *kernel), (N, R, 1...)."""
-        core, out, into = self._core(rank)
-        ones = [1] * (self.weight.dim() - 2)
-        return into.T.reshape(-1, len(into), *ones), core, out.reshape(*out.shape, *ones)
-
-    def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
-        """As `tensors`."""
-        count, channels, *kernel = self.weight.shape
-        (out, into), ones = self._ranks(rank), [1] * len(kernel)
-        return [(into, channels, *ones), (out, into, *kernel), (count, out, *ones)]
-
-
-def leading(weight: Tensor, axis: int, rank: int) -> tuple[Tensor, float]:
-    """The `rank` leading directions along an axis (size, rank), orthonormal, and how much of ||weight||^2 they hold."""
-    vectors, energies = left_axes(weight.movedim(axis, 0).flatten(1), rank)
-    return vectors[:, :rank], float(energies[:rank].sum())
 
 
 @factorizer("cp")

@@ -1,0 +1,173 @@
+"""Tucker-2: the weight as a smaller core between bases of its outputs and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forcereg.lowrank.factor import IN, LINEAR, LOWRANK, Method, Rank, tail_sums
+from forcereg.lowrank.methods import left_axes
+from forcereg.registry import factorizer
+
+SWEEPS, GAIN = 20, 1e-5
+"""At most so many, until one takes less than this share off the error."""
+QUICK = 2**15
+"""Values of a weight up to which an error takes about a millisecond."""
+NEAR = 8
+"""Leading directions looked at beyond twice those that are kept."""
+
+
+@factorizer("tucker2")
+class Tucker2(Method):
+    """1x1 into fewer channels, the kernel between fewer channels, 1x1 out (Kim et al., ICLR 2016).
+
+    It has two ranks, of the outputs and of the inputs. The weight is turned once into the bases of its two mode
+    spectra (HOSVD): the energies of what comes out give the error of all pairs at once for these bases, which
+    alternating between outputs and inputs then improves for one pair (HOOI; De Lathauwer et al., 2000).
+    """
+
+    slots = (IN, LOWRANK, LINEAR)
+
+    def __init__(self, weight: Tensor, moments: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__(weight, moments, seed)
+        self._found: dict[Rank, tuple[float, Tensor, Tensor]] = {}
+
+    @staticmethod
+    def misfit(kernel: Sequence[int]) -> str | None:
+        """A matrix has no core."""
+        return None if kernel else "needs a kernel; this weight is a matrix"
+
+    @property
+    def full_ranks(self) -> tuple[int, ...]:
+        """Of the outputs and of the inputs."""
+        count, channels, *kernel = self.weight.shape
+        return min(count, channels * prod(kernel)), min(channels, count * prod(kernel))
+
+    @property
+    def full_rank(self) -> int:
+        """Of the outputs."""
+        return self.full_ranks[0]
+
+    @cached_property
+    def _turned(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight in its own bases, (*full_ranks, kernel), and these: outputs (N, .) and inputs (C, .)."""
+        count, channels = self.weight.shape[:2]
+        whole = self.weight.reshape(count, channels, -1)
+        with one_thread():
+            out, _ = left_axes(whole.flatten(1))
+            into, _ = left_axes(whole.transpose(0, 1).flatten(1))
+            turned = (out.T @ whole.flatten(1)).reshape(-1, channels, whole.shape[2])
+            return onto(turned, into).contiguous(), out, into
+
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        energies = self._turned[0].square().sum(2)
+        outputs, inputs = tail_sums(energies.sum(1))[1:], tail_sums(energies.sum(0))[1:]
+        # what is left out, never the whole less what is kept: that would cancel where little is left out
+        least = torch.maximum(outputs[:, None], inputs)
+        most = outputs[:, None] + tail_sums(energies)[:, 1:].cumsum(0)
+        return least, torch.maximum(least, most)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The larger of the two spectra's tails, and the error for the weight's own bases."""
+        return self._bounds
+
+    def is_quick(self, rank: Rank) -> bool:
+        """Known, or of a small weight."""
+        return self.weight.numel() <= QUICK or rank in self._found
+
+    def _solved(self, rank: Rank) -> tuple[float, Tensor, Tensor]:
+        """The squared error, and bases of outputs (., R) and inputs (., S) in those of `_turned`, orthonormal."""
+        if rank not in self._found:
+            self._found[rank] = self._best(*_pair(rank))
+        return self._found[rank]
+
+    def _best(self, out_rank: int, in_rank: int) -> tuple[float, Tensor, Tensor]:
+        """From the leading directions on, in turn those of outputs and inputs that are best for the other's."""
+        whole = self._turned[0]
+        count, channels, places = whole.shape
+        own = torch.eye(count, out_rank, dtype=whole.dtype), torch.eye(channels, in_rank, dtype=whole.dtype)
+        most = float(self._bounds[1][out_rank - 1, in_rank - 1])
+        if (out_rank, in_rank) == self.full_ranks:
+            return 0.0, *own
+        out, into = own
+        held = self.scale - most
+        with one_thread():
+            for _ in range(SWEEPS):
+                before = held
+                out, _ = improved(onto(whole, into).flatten(1), out)
+                kept = (out.T @ whole.flatten(1)).reshape(-1, channels, places)
+                into, held = improved(kept.transpose(0, 1).flatten(1), into)
+                if held - before <= GAIN * (self.scale - held):
+                    break
+            outside = float((whole.flatten(1) - out @ kept.flatten(1)).square().sum())
+            found = outside + float((kept - onto(onto(kept, into), into.T)).square().sum())
+        return (found, out, into) if found < most else (most, *own)
+
+    def squared_error(self, rank: Rank) -> float:
+        """What the core doesn't hold of the weight."""
+        return self._solved(rank)[0]
+
+    def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
+        """(S, C, 1...), (R, S, *kernel), (N, R, 1...)."""
+        whole, outputs, inputs = self._turned
+        _, out, into = self._solved(rank)
+        core = (out.T @ whole.flatten(1)).reshape(-1, *whole.shape[1:])
+        core = onto(core, into).reshape(out.shape[1], into.shape[1], *self.weight.shape[2:])
+        shapes = self.sizes(rank)
+        return (inputs @ into).T.reshape(shapes[0]), core, (outputs @ out).reshape(shapes[2])
+
+    def sizes(self, rank: Any) -> list[tuple[Any, ...]]:
+        """As `tensors`."""
+        count, channels, *kernel = self.weight.shape
+        (out, into), ones = rank, [1] * len(kernel)
+        return [(into, channels, *ones), (out, into, *kernel), (count, out, *ones)]
+
+
+def _pair(rank: Rank) -> tuple[int, int]:
+    out, into = rank  # type: ignore[misc]
+    return out, into
+
+
+def onto(whole: Tensor, basis: Tensor) -> Tensor:
+    """(R, C, K) times (C, S) -> (R, S, K), a view."""
+    count, channels, places = whole.shape
+    found = whole.transpose(1, 2).reshape(-1, channels) @ basis
+    return found.reshape(count, places, -1).transpose(1, 2)
+
+
+def improved(rows: Tensor, basis: Tensor) -> tuple[Tensor, float]:
+    """The leading directions of rows (N, K) and their energy; `basis` (N, R): a good guess in HOSVD's coordinates.
+
+    Where R is small beside N they are looked for among the first 2 R and NEAR directions and those that one step of
+    a power iteration from `basis` gives beyond, whose energies are far below: to about 1e-6 of the error the same.
+    """
+    rank = basis.shape[1]
+    near = 2 * rank + NEAR
+    if near + rank >= len(rows):
+        return _leading(rows, rank)
+    beyond = torch.linalg.qr(rows[near:] @ (rows.T @ basis))[0]
+    top, held = _leading(torch.cat([rows[:near], beyond.T @ rows[near:]]), rank)
+    return torch.cat([top[:near], beyond @ top[near:]]), held
+
+
+def _leading(rows: Tensor, rank: int) -> tuple[Tensor, float]:
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    return vectors.flip(1)[:, :rank], float(values[-rank:].sum())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for matrices of this size more of them gain little, and on a busy machine lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
