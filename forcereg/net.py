@@ -17,9 +17,11 @@ from forcereg.data.memory_data import memory_feed
 from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.fuse import Run, fuse, run_fused
+from forcereg.inputs import by_name, checked
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.fillers import fill_blobs
 from forcereg.layers.norm import RunningSums
+from forcereg.layers.recording import recording
 from forcereg.memory import check_room
 from forcereg.plan import explained, limit_labels, plan_steps
 from forcereg.rules import net_state
@@ -46,7 +48,7 @@ class Learnable:
 
 
 class Net(nn.Module):
-    """A Caffe net: call it with its inputs by name, get its output blobs by name.
+    """A Caffe net: call it with its inputs by name (`net(data=x)`; with one input `net(x)`), get its outputs by name.
 
     `shapes` are the declared blob shapes, `spec` where it came from, `feeds` the data layers' sources
     by layer name (called for a batch when their blobs aren't given), `params` every layer's blobs.
@@ -260,6 +262,13 @@ class Net(nn.Module):
             self.module(name).lay_out(device)
         return self
 
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As torch's, but contiguous, as other formats want it: a weight that lies otherwise (`place`) as a copy."""
+        found = super().state_dict(*args, **options)
+        if not options.get("keep_vars"):
+            found.update({key: value.contiguous() for key, value in found.items() if isinstance(value, Tensor)})
+        return found
+
     def train(self, mode: bool = True) -> Net:
         """As torch's, but a layer whose `phase` is written in the file stays in that phase."""
         super().train(mode)
@@ -277,15 +286,17 @@ class Net(nn.Module):
                 tensor.zero_()
 
     def forward(
-        self, inputs: Mapping[str, Tensor] | None = None, /, *, blobs: Iterable[str] = (), **named: Tensor
+        self, inputs: Mapping[str, Tensor] | Tensor | None = None, /, *, blobs: Iterable[str] = (), **named: Tensor
     ) -> dict[str, Tensor]:
         """Output blobs by name, and the intermediate `blobs` asked for (in-place ones: the final value).
 
-        Inputs go by keyword or, for names that aren't identifiers, in a dict.
+        Inputs go by keyword (`net(data=x)`) or, for names that aren't identifiers, in a dict; the tensor of a net with
+        one input goes by itself too: `net(x)`. Raises ForceregError for inputs that aren't the net's.
         """
         extra = (blobs,) if isinstance(blobs, str) else tuple(blobs)
+        given = by_name(inputs, named, self.inputs, self.spec.name)
         with self.sums.behind():
-            return self._select(self._run({**(inputs or {}), **named}, extra), extra)
+            return self._select(self._run(given, extra), extra)
 
     def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
@@ -317,14 +328,14 @@ class Net(nn.Module):
         return {name: env[name] for name in (*self.spec.outputs, *extra)}
 
     def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str]) -> dict[str, Tensor]:
-        env = self._checked(inputs)
+        env = checked(inputs, {name: self.shapes[name] for name in self.inputs}, self.spec.name)
         supply(self.feeds.values(), env)
         missing = [name for name in self.inputs if name not in env]
         if missing:
             needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"
             raise ForceregError(f"{needed}; give one tensor each or a data layer")
         around = self.around
-        for step in self._fused_steps if around is None and not keep else self._steps:
+        for step in self._fused_steps if around is None and not keep and not recording() else self._steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
             for index in step.cut:
@@ -346,24 +357,6 @@ class Net(nn.Module):
             if not keep:
                 for name in step.dead:
                     del env[name]
-        return env
-
-    def _checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        env = {}
-        for name, value in inputs.items():
-            if name not in self.inputs:
-                hint = did_you_mean(name, self.inputs) or f"; inputs are {', '.join(self.inputs)}"
-                raise ForceregError(f"net '{self.spec.name}' has no input blob '{name}'{hint}")
-            try:
-                value = torch.as_tensor(value)
-            except (TypeError, ValueError, RuntimeError):
-                raise ForceregError(f"input '{name}' is a {type(value).__name__}; expected a tensor") from None
-            if value.dim() != len(self.shapes[name]):
-                raise ForceregError(
-                    f"input '{name}' has shape {list(value.shape)}; expected {len(self.shapes[name])} axes "
-                    f"like {list(self.shapes[name])}"
-                )
-            env[name] = value
         return env
 
     def extra_repr(self) -> str:

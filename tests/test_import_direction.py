@@ -42,6 +42,7 @@ ORDER = (
     "data",
     "sharing",
     "plan",
+    "inputs",
     "net",
     "snapshot",
     "load",

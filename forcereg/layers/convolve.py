@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Shape
+from forcereg.layers.recording import recording
 from forcereg.schema.synonyms import left_over
 from forcereg.spec import MAX_COUNT, LayerSpec
 
@@ -60,8 +61,11 @@ class TwoHalves(torch.autograd.Function):
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any, dilation: Any, group: int) -> Tensor:
-    """torch's conv2d; on the CPU in float32 with long sums in two halves where that costs nothing."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    """torch's conv2d; on the CPU in float32 with long sums in two halves where that costs nothing.
+
+    One operation while torch records it (see `recording`).
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not recording():
         if not weight.is_contiguous():  # torch would bring x into its layout both forward and backward
             x = x.contiguous(memory_format=torch.channels_last)
         if group == 1 and _is_split(weight.shape) and not torch.is_autocast_enabled("cpu"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape
+from forcereg.layers.recording import apply, recording
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -41,7 +42,7 @@ class ReLU(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         if self.slope:
             return F.leaky_relu(x, self.slope)
-        return F.relu(x, inplace=self.overwrite)
+        return F.relu(x, inplace=self.overwrite and not recording())
 
 
 @layer("Sigmoid", "sigmoid_param")
@@ -215,7 +216,7 @@ class Clip(Elementwise):
             raise spec.fail(f"clip_param has min {self.low:g} and max {self.high:g}; expected min <= max")
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Clamp.apply(x, self.low, self.high)
+        return apply(_Clamp, x, self.low, self.high)
 
 
 @layer("Threshold", "threshold_param")

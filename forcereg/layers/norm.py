@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.kernels import prefers_cudnn
 from forcereg.layers.neuron import Elementwise
+from forcereg.layers.recording import apply, recording, sizes
 from forcereg.registry import layer
 from forcereg.schema import FillerParameter, LRNParameter
 from forcereg.schema.synonyms import is_affine
@@ -193,7 +194,7 @@ class MVN(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(count(x.shape[: self.own_axes]), count(x.shape[self.own_axes :]))
         y = rows - rows.mean(1, keepdim=True)
-        return (_Standardise.apply(y, self.eps) if self.divide else y).reshape(x.shape)
+        return (apply(_Standardise, y, self.eps) if self.divide else y).reshape(x.shape)
 
 
 def _operand(spec: LayerSpec, message: Any, shapes: Sequence[Shape], what: str) -> tuple[int, Shape]:
@@ -331,12 +332,22 @@ class LRN(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         # a window cannot hold more than all there is: what a larger one adds are zeros
         if not self.within:
+            if recording():
+                return x * self._channel_means(x).mul(self.alpha).add(self.k).pow(-self.beta)
             sums = partial(_channel_sums, size=_reach(self.size, x.shape[1]))
             return _LocalResponse.apply(x, sums, self.alpha / self.size, self.beta, self.k)
-        window = _reach(self.size, x.shape[2]), _reach(self.size, x.shape[3])
+        height, width = sizes(x)[2:]
+        window = _reach(self.size, height), _reach(self.size, width)
         mean = partial(F.avg_pool2d, kernel_size=window, stride=1, padding=(window[0] // 2, window[1] // 2))
         alpha = self.alpha * (window[0] / self.size) * (window[1] / self.size)
-        return _LocalResponse.apply(x, mean, alpha, self.beta, 1.0)
+        return apply(_LocalResponse, x, mean, alpha, self.beta, 1.0)
+
+    def _channel_means(self, x: Tensor) -> Tensor:
+        """The sums of squares over `size`, as one of torch's poolings."""
+        window = _reach(self.size, sizes(x)[1])
+        squares = F.pad(x.square()[:, None], (0, 0, 0, 0, window // 2, window // 2))
+        means = F.avg_pool3d(squares, (window, 1, 1), 1)[:, 0]
+        return means * (window / self.size)
 
 
 def _reach(window: int, size: int) -> int:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape, count
 from forcereg.layers.loss import normalization_mode, normalizer
+from forcereg.layers.recording import apply
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -108,6 +109,6 @@ class ContrastiveLoss(PairLoss):
         if self.legacy:
             unlike = F.relu(self.margin - squared)
         else:
-            unlike = F.relu(self.margin - _Distance.apply(squared)).square()
+            unlike = F.relu(self.margin - apply(_Distance, squared)).square()
         same = alike.detach().flatten().trunc() != 0
         return torch.where(same, squared, unlike).sum() / (2 * a.shape[0])

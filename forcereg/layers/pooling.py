@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape
+from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import PoolingParameter
 from forcereg.schema.synonyms import left_over
@@ -91,7 +92,8 @@ class Pooling(Layer):
     def forward(self, x: Tensor) -> Any:
         if self.is_global and self.method == "AVE":
             return x.mean((2, 3), keepdim=True)
-        windows = Windows((x.shape[2], x.shape[3]), (1, 1), (0, 0), True) if self.is_global else self.windows
+        height, width = sizes(x)[2:]
+        windows = Windows((height, width), (1, 1), (0, 0), True) if self.is_global else self.windows
         tops = pool(x, windows, self.method, self.training, self.mask)
         return tops if self.mask else tops[0]
 
@@ -99,7 +101,8 @@ class Pooling(Layer):
 def pool(x: Tensor, windows: Windows, method: str, training: bool, mask: bool = False) -> tuple[Tensor, ...]:
     """x (N, C, H, W) pooled by MAX, AVE or STOCHASTIC; with `mask` also the maxima's indices in their planes."""
     kernel, stride, pad, ceil = windows.kernel, windows.stride, windows.pad, windows.ceil
-    size, origin = (x.shape[2], x.shape[3]), (0, 0)
+    height, width = sizes(x)[2:]
+    size, origin = (height, width), (0, 0)
     if not windows.torch_pads:
         origin, pad = pad, (0, 0)
         x = F.pad(x, (origin[1],) * 2 + (origin[0],) * 2, value=-math.inf if method == "MAX" else 0.0)
@@ -162,7 +165,8 @@ def _expectation(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ce
 
 
 def _resized(top: Tensor, size: tuple[int, int], value: float) -> Tensor:
-    height, width = size[0] - top.shape[2], size[1] - top.shape[3]
+    found = sizes(top)
+    height, width = size[0] - found[2], size[1] - found[3]
     return F.pad(top, (0, width, 0, height), value=value) if height or width else top
 
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Shape
 from forcereg.layers.neuron import Elementwise
+from forcereg.layers.recording import recording
 from forcereg.registry import layer
 from forcereg.schema import FillerParameter
 from forcereg.spec import LayerSpec
@@ -74,10 +75,13 @@ class SymmetricRectify(_PerChannel):
         self.add_channel_blob("threshold", shapes[0], message.channel_shared, filler)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.blobs[0].clamp_(min=0)
-        threshold = self.weight_blob("threshold")
-        if self.thre_decay:
+        if recording():
+            threshold = self.weight_blob("threshold").clamp(min=0)
+        else:
+            with torch.no_grad():
+                self.blobs[0].clamp_(min=0)
+            threshold = self.weight_blob("threshold")
+        if self.thre_decay and not recording():
             threshold = _AddToGradient.apply(threshold, -self.thre_decay)
         if threshold.dim():
             threshold = threshold.reshape(-1, *(1,) * (x.dim() - 2))
@@ -102,4 +106,5 @@ class Sparsify(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.softshrink(x, self.thre) if self.thre else x
-        return _AddToGradient.apply(y, self.coef * y.detach().sign()) if self.coef and y.requires_grad else y
+        penalised = self.coef and y.requires_grad and not recording()
+        return _AddToGradient.apply(y, self.coef * y.detach().sign()) if penalised else y

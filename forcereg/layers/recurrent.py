@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape, count
+from forcereg.layers.recording import apply
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -178,7 +179,7 @@ class _Recurrent(Layer):
     def _unroll(self, products: Tensor, cont: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """h of every step (T, N, H) and the last hidden state."""
         weight, before, outputs = self.weight_blob("weight_h"), list[Tensor](), []
-        products = _LateWeight.apply(products, weight, before)
+        products = apply(_LateWeight, products, weight, before)
         weight = weight.detach().t()
         for z, keep in zip(products.unbind(), cont.unbind(), strict=True):
             previous = state[0] * keep
@@ -210,7 +211,7 @@ class LSTM(_Recurrent):
     gates = 4
 
     def step(self, z: Tensor, cont: Tensor, state: list[Tensor]) -> list[Tensor]:
-        c, h = _Unit.apply(state[1], z, cont)
+        c, h = apply(_Unit, state[1], z, cont)
         return [h, c]
 
 
@@ -261,4 +262,4 @@ class LSTMUnit(Layer):
 
     def forward(self, c: Tensor, z: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         self._check([c.shape, z.shape, cont.shape])
-        return _Unit.apply(c, z, cont[..., None].to(z))
+        return apply(_Unit, c, z, cont[..., None].to(z))

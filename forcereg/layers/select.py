@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis
+from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -64,7 +65,7 @@ class Slice(Layer):
         return sizes
 
     def forward(self, x: Tensor) -> Any:
-        parts = x.split(self.sizes(x.shape), self.axis)
+        parts = x.split(self.sizes(sizes(x)), self.axis)
         return parts if self.parts > 1 else parts[0]
 
 
@@ -122,8 +123,8 @@ class Crop(Layer):
         return f"crop from axis {later[0]} on" if later else "make bottom 1 smaller"
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
-        sizes = self.sizes(x.shape, reference.shape)
-        window: Any = [slice(start, start + size) for start, size in zip(self.offsets, sizes, strict=True)]
+        cut = self.sizes(sizes(x), sizes(reference))
+        window: Any = [slice(start, start + size) for start, size in zip(self.offsets, cut, strict=True)]
         return x[(..., *window)]
 
 

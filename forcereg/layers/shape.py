@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
+from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import EltwiseParameter
 from forcereg.spec import LayerSpec
@@ -148,7 +149,7 @@ class Eltwise(Layer):
             raise self.spec.fail(f"bottoms {listed(shapes)} must have one shape; {equalized(shapes)}")
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        self.check_shapes([x.shape for x in bottoms])  # torch would broadcast
+        self.check_shapes([sizes(x) for x in bottoms])  # torch would broadcast
         if self.operation == "SUM":
             return self._sum(bottoms)
         result = bottoms[0]

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.convolve import Geometry, columns, convolve, deconvolve
+from forcereg.layers.recording import recording
 from forcereg.registry import layer
 from forcereg.spec import LayerSpec
 
@@ -171,7 +172,7 @@ class _Rows(torch.autograd.Function):
 def rows(x: Tensor, axis: int) -> Tensor:
     """x with the axes from `axis` on as one."""
     is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return _Rows.apply(x, axis) if is_last and x.requires_grad else x.flatten(axis)
+    return _Rows.apply(x, axis) if is_last and x.requires_grad and not recording() else x.flatten(axis)
 
 
 @layer("Embed", "embed_param", limits="on a GPU a wrong index ends in torch's own assertion")

@@ -76,7 +76,31 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
     """The force on `weight`, to be scaled by force_decay * force_mult and added to its gradient.
 
     weight: two axes or more, its rows along axis 0; the result has its shape, dtype and memory layout.
-    With `groups` > 1 each block of rows is coordinated alone (Caffe's fork coordinates all together).
+    With `groups` > 1 each block of rows is coordinated alone (Caffe's fork coordinates all together). In a training
+    loop of one's own the force is added behind weight decay, for each convolution of `model`:
+
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        for conv in convolutions:
+            force = force_gradient(conv.weight, "Constant", groups=conv.groups)
+            conv.weight.grad += weight_decay * conv.weight.detach() + force_decay * force
+        optimizer.step()
+
+    Without `groups=conv.groups` filters of different groups, which see different channels, are pulled together; with it
+    a depthwise convolution, of one filter a group, feels nothing. Mixed precision multiplies gradients by a scale
+    (65,536 at first): `unscale_` comes before the force, which would be that many times too weak otherwise.
+
+        optimizer.zero_grad()
+        with torch.autocast(images.device.type, torch.float16):
+            loss = model(images).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        for conv in convolutions:
+            force = force_gradient(conv.weight, "Constant", groups=conv.groups)
+            conv.weight.grad += weight_decay * conv.weight.detach() + force_decay * force
+        scaler.step(optimizer)
+        scaler.update()
+
     Raises ForceregError for an unknown type, a weight without rows, or groups that do not divide them.
     """
     kernel_of: Kernel = registry.get(force_type)
