@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcereg.commands.latency_options import LatencyOptions, latency_options
-from forcereg.commands.lowrank_files import default_prefix, write_net
+from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options, nothing
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.errors import ForceregError, UsageError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--recalibrate", type=click.IntRange(min=1), metavar="N",
               help="Recompute BatchNorm's statistics on N training batches of --solver.")  # fmt: skip
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_lowrank beside it]")
+@format_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(
     snapshot: str,
@@ -41,6 +42,7 @@ def command(
     layers: LayerOptions,
     recalibrate: int | None,
     out: str | None,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Replace layers by chains of smaller ones, at ranks by exactly one rule.
@@ -52,7 +54,8 @@ def command(
     tucker2   1x1 to fewer channels, the kernel between fewer channels, 1x1 back
     cp        1x1, then kh x 1 and 1 x kw for each channel alone, then 1x1
 
-    Writes PREFIX.prototxt and PREFIX.caffemodel.h5, which `forcereg finetune` or `train --weights` trains further.
+    Writes PREFIX.prototxt and PREFIX.caffemodel, or .caffemodel.h5, which `forcereg finetune` or `train --weights`
+    trains further.
     """
     from forcereg.lowrank.ranks import Dearer
     from forcereg.report.lowrank import net_report, remarks, show
@@ -88,7 +91,7 @@ def command(
     train_net = training_report(opened, made_file)
     measured = None if timed is None or device is None else latency.measured(device, opened, timed, result)
     made = {"forcereg_decomposed": json.dumps(provenance(result, opened.model))}
-    written = write_net(prefix, result.net, result.weights, opened.model, layers.model, heading(result), made)
+    written = write_net(prefix, result.net, result.weights, opened.model, layers.model, heading(result), made, form)
     if as_json:
         more: dict[str, Any] = {"net": net, "phase": opened.accounts.phase, "train_net": train_net}
         more |= {"remarks": remarks(result, net), "folded": opened.prepared.folded}

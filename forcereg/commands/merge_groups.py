@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
 from forcereg.errors import ForceregError
 from forcereg.terminal import echo
 
@@ -15,12 +16,12 @@ from forcereg.terminal import echo
 @click.option("--model", metavar="FILE", type=click.Path(),
               help="Net prototxt.  [default: the net that the snapshot holds]")  # fmt: skip
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_merged beside it]")
-def command(snapshot: str, model: str | None, out: str | None) -> None:
+@format_option
+def command(snapshot: str, model: str | None, out: str | None, form: str | None) -> None:
     """Turn equal parallel convolutions between a Slice and a Concat into one with groups: what split-groups made.
 
-    The net computes what it did. Writes PREFIX.prototxt and PREFIX.caffemodel.h5.
+    The net computes what it did. Writes PREFIX.prototxt and PREFIX.caffemodel, or .caffemodel.h5.
     """
-    from forcereg.commands.lowrank_files import default_prefix, write_net
     from forcereg.commands.lowrank_options import opened_model
     from forcereg.lowrank.groups import merge_groups
 
@@ -31,5 +32,7 @@ def command(snapshot: str, model: str | None, out: str | None) -> None:
             f"{file.name}: has no equal parallel Convolutions between a Slice and a Concat, so nothing to merge"
         )
     prefix = Path(out) if out else default_prefix(snapshot, "merged")
-    written = write_net(prefix, net, blobs, weights, model, f"parallel layers of {', '.join(made)} as groups")
+    written = write_net(
+        prefix, net, blobs, weights, model, f"parallel layers of {', '.join(made)} as groups", form=form
+    )
     echo(f"merged into {', '.join(made)}; wrote {written['model']} and {written['weights']}")

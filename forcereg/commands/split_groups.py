@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
 from forcereg.errors import ForceregError, UsageError
 from forcereg.terminal import echo
 
@@ -16,13 +17,13 @@ from forcereg.terminal import echo
               help="Net prototxt.  [default: the net that the snapshot holds]")  # fmt: skip
 @click.option("--only-layers", metavar="A,B", help="Split these layers only.")
 @click.option("--out", metavar="PREFIX", help="Of both files written.  [default: <snapshot>_split beside it]")
-def command(snapshot: str, model: str | None, only_layers: str | None, out: str | None) -> None:
+@format_option
+def command(snapshot: str, model: str | None, only_layers: str | None, out: str | None, form: str | None) -> None:
     """Turn each grouped convolution X into parallel layers X_group0, X_group1, ... between a Slice and a Concat.
 
     The net computes what it did; every group can then have its own multipliers, rank or method. Writes
-    PREFIX.prototxt and PREFIX.caffemodel.h5. `forcereg merge-groups` is the way back.
+    PREFIX.prototxt and PREFIX.caffemodel, or .caffemodel.h5. `forcereg merge-groups` is the way back.
     """
-    from forcereg.commands.lowrank_files import default_prefix, write_net
     from forcereg.commands.lowrank_options import names, opened_model
     from forcereg.lowrank.groups import split_groups, splittable
 
@@ -38,5 +39,7 @@ def command(snapshot: str, model: str | None, only_layers: str | None, out: str 
         )
     net, blobs, split = split_groups(file.message, weights.layers, only)
     prefix = Path(out) if out else default_prefix(snapshot, "split")
-    written = write_net(prefix, net, blobs, weights, model, f"groups of {', '.join(split)} as parallel layers")
+    written = write_net(
+        prefix, net, blobs, weights, model, f"groups of {', '.join(split)} as parallel layers", form=form
+    )
     echo(f"split {', '.join(split)}; wrote {written['model']} and {written['weights']}")

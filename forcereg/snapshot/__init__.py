@@ -16,7 +16,15 @@ from forcereg.snapshot.content import (
     fingerprint,
     fitted,
 )
-from forcereg.snapshot.convert import Converted, convert, everywhere, is_binary, write_in_format
+from forcereg.snapshot.convert import (
+    MESSAGE,
+    Converted,
+    convert,
+    everywhere,
+    is_binary,
+    training_message,
+    write_in_format,
+)
 from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matched, modern, remark, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
@@ -26,6 +34,7 @@ from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
     "INPUT_SHAPES",
+    "MESSAGE",
     "NET",
     "WEIGHTS",
     "Blobs",
@@ -60,6 +69,7 @@ __all__ = [
     "suited",
     "suited_to",
     "take_over",
+    "training_message",
     "write_in_format",
     "write_model",
     "write_state",

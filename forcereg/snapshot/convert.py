@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,16 @@ def _own_net(model: ModelFile) -> NetFile | None:
 
 
 def training_message(file: NetFile) -> Any:
-    """What a binary model of the training net holds of it; of the TEST net where there is no other."""
-    try:
-        return net_message(build_spec(file, net_state(TRAIN, file.message.state, net_state(TRAIN))))
-    except ForceregError:
-        return net_message(build_spec(file, net_state(TEST, file.message.state, net_state(TEST))))
+    """What a binary model of the training net holds of it; of the TEST net where there is no other.
+
+    Where neither is a net without a stage that only a solver or a caller names, every layer of the file once.
+    """
+    for phase in (TRAIN, TEST):
+        with suppress(ForceregError):
+            return net_message(build_spec(file, net_state(phase, file.message.state, net_state(phase))))
+    net = NetParameter(name=file.message.name)
+    net.layer.extend({layer.name: layer for layer in reversed(file.message.layer)}.values())
+    return net
 
 
 def write_in_format(path: Path, model: ModelFile, net: Any, binary: bool, file: NetFile | None = None) -> Blobs:

@@ -125,7 +125,7 @@ def test_binary_snapshots_give_the_same(given: str, snapshot: Path, net: Net, ca
     write_state(state, 7, 0, f"gone/{model.name}", [], binary=True)
     assert run("--snapshot", model if given == "model" else state, "--error", "0.4", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["weights"] == str(snapshot.with_name("bin_iter_7_lowrank.caffemodel.h5"))
+    assert printed["weights"] == str(snapshot.with_name("bin_iter_7_lowrank.caffemodel"))
     assert run("--snapshot", snapshot, "--error", "0.4", "--json") == 0
     expected = json.loads(capsys.readouterr().out)
     assert printed["layers"] == expected["layers"]
