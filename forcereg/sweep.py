@@ -21,7 +21,7 @@ from forcereg.files import append_text, write_text
 from forcereg.grid import Setting
 from forcereg.lowrank.decompose import Prepared, Selection, prepare
 from forcereg.lowrank.factor import each_of
-from forcereg.lowrank.ranks import Candidate, Choice, by_error
+from forcereg.lowrank.ranks import Candidate, Choice, by_error, unless_dearer
 from forcereg.schema.settings import with_settings
 from forcereg.schema.text import SolverFile, net_from_message, parse_net, to_text
 from forcereg.solver.events import Event, Observer
@@ -62,8 +62,11 @@ class Cut:
 
 
 def at_error(error: float) -> Cut:
-    """Every layer at the smallest rank by pca whose relative squared error is at most `error`, in [0, 1]."""
-    criterion = by_error(error)
+    """Every layer at the smallest rank by pca whose relative squared error is at most `error`, in [0, 1].
+
+    Those whose chain would cost no less than they do stay whole.
+    """
+    criterion = unless_dearer(by_error(error))
     key = {"error": f"{error:g}", "method": "pca"}
     return Cut(f"error {error:g}", key, lambda trained: criterion(trained.prepared.candidates))
 

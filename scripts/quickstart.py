@@ -14,20 +14,23 @@ from pathlib import Path
 import torch
 
 import forcereg
+from forcereg.lowrank.factor import Ladder
 from forcereg.report.table import Table, numeric
 from forcereg.terminal import console
 
+LAYERS = ("conv1", "conv2")
 WIDTH = 110  # of the text, where nobody's terminal says less
 ROUNDS = 30  # forward passes of each net, taken in turn so that all see the same machine
 
 
 @dataclass
 class Row:
-    """One net: as trained, or cut."""
+    """One net: as trained, or cut. `needed`: the ranks that hold all but the error of the weights' energy."""
 
     kind: str
     cut: str
     ranks: str
+    needed: str
     macs: float
     accuracy: float
     tuned: float | None
@@ -45,8 +48,10 @@ def main() -> None:
     to = console()
     to.width = min(to.width, WIDTH)
     place = "GPU" if torch.cuda.is_available() else "CPU"
-    caption = "ranks: of conv1/conv2; MACs: multiply-accumulates for one image"
-    to.print(f"{caption}; ms: forward pass of a batch of 100 on the {place}", highlight=False)
+    caption = "ranks: of conv1/conv2, whole: not cut; MACs: multiply-accumulates for one image"
+    to.print(
+        f"{caption}; ms: forward pass of a batch of 100 on the {place}; fine-tuned: all without force", highlight=False
+    )
     to.print(conclusion(rows, float(error), int(images)), highlight=False)
 
 
@@ -68,14 +73,24 @@ def make_row(name: str, net: forcereg.Net, accuracies: dict[str, float], error: 
     kind, _, cut = name.partition("_")
     cuts = {"": "as trained", "error": f"{error:.0%} error", "ranks": "same ranks"}
     tuned = accuracies.get(f"{name}_tuned")
-    ranks = "/".join(str(rank(net, layer)) for layer in ("conv1", "conv2"))
-    return Row(kind, cuts[cut], ranks, macs(net), accuracies[name], tuned)
+    ranks = "/".join(rank(net, layer, whole=not cut) for layer in LAYERS)
+    needed = "" if cut else "/".join(str(needed_rank(net, layer, error)) for layer in LAYERS)
+    return Row(kind, cuts[cut], ranks, needed, macs(net), accuracies[name], tuned)
 
 
-def rank(net: forcereg.Net, layer: str) -> int:
-    """How many filters are left of a convolution: its own, or those before the 1x1 that combines them."""
-    blobs = net.params.get(f"{layer}_lowrank") or net.params[layer]
-    return blobs[0].shape[0]
+def rank(net: forcereg.Net, layer: str, whole: bool) -> str:
+    """How many filters are left of a convolution before the 1x1 that combines them, or that it is whole.
+
+    In a net that is `whole` its own filters.
+    """
+    if f"{layer}_lowrank" in net.params:
+        return str(net.params[f"{layer}_lowrank"][0].shape[0])
+    return str(net.params[layer][0].shape[0]) if whole else "whole"
+
+
+def needed_rank(net: forcereg.Net, layer: str, error: float) -> int:
+    """How many filters hold all but `error` of a convolution's energy."""
+    return Ladder(net.params[layer][0].detach().cpu().numpy(), "pca").smallest_rank(error)
 
 
 def macs(net: forcereg.Net) -> float:
@@ -122,27 +137,65 @@ def make_table(rows: list[Row], iterations: str, tuning: str, data: str) -> Tabl
 
 
 def conclusion(rows: dict[str, Row], error: float, images: int) -> str:
-    """What the table says, in words; the numbers decide which words. Accuracies are of `images` images."""
-    whole, cut, same, plain = (rows[name] for name in ("force", "force_error", "force_ranks", "plain_ranks"))
-    noise = 2 * (whole.accuracy * (1 - whole.accuracy) / images) ** 0.5
+    """What the table says, in words; the numbers decide which words. Accuracies are of `images` images.
+
+    `rows` may lack nets cut at the error: those of which no layer would be cheaper.
+    """
+    force, plain = rows["force"], rows["plain"]
+    noise = chance(force.accuracy, images)
     lines = [
-        f"Filters: rank {cut.ranks} holds all but {error:.0%} of the weights' energy with force, "
-        f"rank {rows['plain_error'].ranks} without."
+        f"Filters: rank {force.needed} holds all but {error:.0%} of the weights' energy with force, "
+        f"rank {plain.needed} without."
     ]
-    if cut.accuracy < whole.accuracy - noise:
-        lines.append(
-            f"That bound speaks of weights, not of answers: cut there, the net trained with force falls from "
-            f"{whole.accuracy:.1%} to {cut.accuracy:.1%}, because what tells classes apart sits in the small "
-            f"remainder; fine-tuning brings it to {cut.tuned:.1%}."
-        )
-    else:
-        lines.append(f"Cut there, it keeps {cut.accuracy:.1%} of {whole.accuracy:.1%}; fine-tuned, {cut.tuned:.1%}.")
+    for row, name in ((plain, "without"), (force, "with")):
+        lines += [dearer(rows.get(f"{row.kind}_error"), row, name)]
+    if "force_error" in rows:
+        lines.append(at_error(rows["force_error"], force, error, noise))
+    cut, other = rows["force_ranks"], rows["plain_ranks"]
     lines.append(
-        f"At equal cost (rank {same.ranks}) it has {same.accuracy:.1%}, fine-tuned {same.tuned:.1%}; the net "
-        f"trained without force {plain.accuracy:.1%}, fine-tuned {plain.tuned:.1%}."
+        f"At equal cost (rank {cut.ranks}) the net trained with force has {cut.accuracy:.1%}, fine-tuned "
+        f"{cut.tuned:.1%}; the one trained without {other.accuracy:.1%}, fine-tuned {other.tuned:.1%}. "
+        f"{verdict(cut, other, noise)}"
     )
+    lines.append(f"Whole nets, fine-tuned as long: {force.tuned:.1%} with force, {plain.tuned:.1%} without.")
     lines.append(f"{images:,} test images: differences below {100 * noise:.1f} points may be chance.")
-    return "\n".join(lines)
+    return "\n".join(filter(None, lines))
+
+
+def chance(accuracy: float, images: int) -> float:
+    """Two standard errors of an accuracy, of one that is 0 or 1 too (Agresti and Coull: as if of 4 images more)."""
+    share = (accuracy * images + 2) / (images + 4)
+    return 2 * (share * (1 - share) / (images + 4)) ** 0.5
+
+
+def dearer(cut: Row | None, whole: Row, name: str) -> str:
+    """Which layers of the net cut at the error stay whole; '' for none."""
+    ranks = ["whole"] * len(LAYERS) if cut is None else cut.ranks.split("/")
+    left = [
+        f"{layer} ({needed})"
+        for layer, found, needed in zip(LAYERS, ranks, whole.needed.split("/"), strict=True)
+        if found == "whole"
+    ]
+    many = "the chains" if len(left) > 1 else "the chain"
+    return f"At these ranks {many} for {' and '.join(left)} {name} force would cost no less: not cut." if left else ""
+
+
+def at_error(cut: Row, whole: Row, error: float, noise: float) -> str:
+    """What the cut at the error does to the answers."""
+    if cut.accuracy >= whole.accuracy - noise:
+        return f"Cut there, it keeps {cut.accuracy:.1%} of {whole.accuracy:.1%}; fine-tuned, {cut.tuned:.1%}."
+    return (
+        f"That bound speaks of weights, not of answers: cut there, the net trained with force falls from "
+        f"{whole.accuracy:.1%} to {cut.accuracy:.1%}, so what tells classes apart is among the {error:.0%} left out; "
+        f"fine-tuned, it has {cut.tuned:.1%}."
+    )
+
+
+def verdict(one: Row, other: Row, noise: float) -> str:
+    """Whether force has helped at equal cost, before fine-tuning and behind it."""
+    gaps = (one.accuracy - other.accuracy, (one.tuned or 0.0) - (other.tuned or 0.0))
+    cut, tuned = ("makes no difference" if abs(gap) < noise else "helps" if gap > 0 else "harms" for gap in gaps)
+    return f"As cut, force {cut}; fine-tuned, it {tuned}."
 
 
 if __name__ == "__main__":

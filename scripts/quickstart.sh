@@ -79,14 +79,20 @@ accuracy() {
   printf '%s\t%s\n' "$1" "$value" >>accuracies.tsv
 }
 
-# cut_and_tune NAME WEIGHTS OPTION...: decompose, measure, fine-tune, measure again.
-cut_and_tune() {
-  local name=$1 weights=$2
-  forcereg decompose --snapshot "$weights" "${@:3}" --out "$name" --json >"$name.json"
-  accuracy "$name" "$name.prototxt" "$name.caffemodel.h5"
-  solver "${name}_solver.prototxt" "$name.prototxt" "${name}_tuned" "$tuning"
-  forcereg train --solver "${name}_solver.prototxt" --weights "$name.caffemodel.h5"
-  accuracy "${name}_tuned" "$name.prototxt" "${name}_tuned_iter_$tuning.caffemodel.h5"
+# tune NAME NET WEIGHTS: measure, fine-tune by a solver without force, measure again.
+tune() {
+  accuracy "$1" "$2" "$3"
+  solver "${1}_tuned_solver.prototxt" "$2" "${1}_tuned" "$tuning"
+  forcereg train --solver "${1}_tuned_solver.prototxt" --weights "$3"
+  accuracy "${1}_tuned" "$2" "${1}_tuned_iter_$tuning.caffemodel.h5"
+}
+
+# decomposed NAME WEIGHTS OPTION...: decompose; fails if no layer would be cheaper by that, and there is no such net.
+decomposed() {
+  forcereg decompose --snapshot "$2" "${@:3}" --out "$1" --json >"$1.json" 2>"$1.log" && return
+  grep -q 'nothing to decompose' "$1.log" || { cat "$1.log" >&2; exit 1; }
+  echo "$1: no layer would be cheaper"
+  return 1
 }
 
 forcereg configs copy . --force examples/mnist/lenet_train_test.prototxt \
@@ -103,9 +109,13 @@ solver force_solver.prototxt examples/mnist/lenet_train_test_force.prototxt forc
 for kind in plain force; do
   forcereg train --solver ${kind}_solver.prototxt
   weights=${kind}_iter_$iterations.caffemodel.h5
-  accuracy $kind "$(sed -n 's/^net: "\(.*\)"/\1/p' ${kind}_solver.prototxt)" "$weights"
-  cut_and_tune ${kind}_error "$weights" --error $error --even-if-dearer
-  cut_and_tune ${kind}_ranks "$weights" --ranks $ranks
+  tune $kind "$(sed -n 's/^net: "\(.*\)"/\1/p' ${kind}_solver.prototxt)" "$weights"
+  for how in "error $error" "ranks $ranks"; do
+    name=${kind}_${how% *}
+    if decomposed "$name" "$weights" "--${how% *}" "${how#* }"; then
+      tune "$name" "$name.prototxt" "$name.caffemodel.h5"
+    fi
+  done
 done
 
 "$bin/python" "$scripts/quickstart.py" "$error" "$iterations" "$tuning" $((100 * test_batches)) \
