@@ -229,6 +229,10 @@ def test_a_shell_completes_its_files() -> None:
     assert all(isinstance(kinds[name], click.Path) for name in ("solver", "weights", "out"))
 
 
+EXACT = Cut("ranks 4", {"ranks": "4"}, lambda trained: by_list([4])(trained.prepared.candidates))
+"""A chain that is its layer."""
+
+
 def swept(
     root: Path,
     sets: str,
@@ -338,7 +342,8 @@ def test_scores_are_of_the_same_records(tmp_path: Path) -> None:
     lines = IMAGES.replace("dropout_ratio: 0.3", "dropout_ratio: 0.0")
     (tmp_path / "net.prototxt").write_text(lines)
     write_solver(tmp_path, SCHEDULE.replace("test_iter: 2", "test_iter: 1").replace("max_iter: 6", "max_iter: 60"))
-    results, _ = swept(tmp_path, "base_lr=0.05", finetune=1)
+    results, _ = swept(tmp_path, "base_lr=0.05", finetune=1, cut=EXACT)
+    assert results[0].ranks == [4]
     assert [results[0].accuracy, results[0].accuracy_cut, results[0].accuracy_tuned] == [1.0, 1.0, 1.0]
 
 
@@ -369,7 +374,7 @@ def test_the_cut_net_is_tested_as_the_trained_one(write_net: Callable[[Path], st
     write_images(tmp_path)
     mislabel(tmp_path)
     write_solver(tmp_path, SCHEDULE.replace("max_iter: 6", "max_iter: 60"), net=write_net(tmp_path))
-    results, _ = swept(tmp_path, "base_lr=0.05", finetune=2)
+    results, _ = swept(tmp_path, "base_lr=0.05", finetune=2, cut=EXACT)
     accuracy = results[0].accuracy
     assert accuracy == 0.5  # on the training data it is 1
     assert results[0].accuracy_cut == accuracy and results[0].accuracy_tuned is not None
@@ -388,8 +393,7 @@ def test_the_solver_is_beside_the_working_directory(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
 def test_both_snapshot_formats(form: str, tmp_path: Path) -> None:
     write_solver(write_images(tmp_path), f"{SCHEDULE} snapshot_format: {form}")
-    cut = Cut("ranks 4", {"ranks": "4"}, lambda trained: by_list([4])(trained.prepared.candidates))
-    results, _ = swept(tmp_path, "base_lr=0.1", finetune=1, cut=cut)
+    results, _ = swept(tmp_path, "base_lr=0.1", finetune=1, cut=EXACT)
     ending = ".h5" if form == "HDF5" else ""
     names = sorted(path.name for path in (tmp_path / "out").rglob("*iter*"))
     assert names[:2] == [f"net_iter_6.caffemodel{ending}", f"net_iter_6.solverstate{ending}"]
