@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import forcereg
-from forcereg.lowrank.factor import Ladder
+from forcereg.lowrank.ladder import Ladder
 from forcereg.report.table import Table, numeric
 from forcereg.terminal import console
 
@@ -90,7 +90,9 @@ def rank(net: forcereg.Net, layer: str, whole: bool) -> str:
 
 def needed_rank(net: forcereg.Net, layer: str, error: float) -> int:
     """How many filters hold all but `error` of a convolution's energy."""
-    return Ladder(net.params[layer][0].detach().cpu().numpy(), "pca").smallest_rank(error)
+    found = Ladder(net.params[layer][0].detach().cpu().numpy(), "pca").smallest_rank(error)
+    assert isinstance(found, int)
+    return found
 
 
 def macs(net: forcereg.Net) -> float:
@@ -195,7 +197,7 @@ def verdict(one: Row, other: Row, noise: float) -> str:
     """Whether force has helped at equal cost, before fine-tuning and behind it."""
     gaps = (one.accuracy - other.accuracy, (one.tuned or 0.0) - (other.tuned or 0.0))
     cut, tuned = ("makes no difference" if abs(gap) < noise else "helps" if gap > 0 else "harms" for gap in gaps)
-    return f"As cut, force {cut}; fine-tuned, it {tuned}."
+    return f"As cut, force {cut}; fine-tuned, it {tuned}." if cut != tuned else f"Force {cut}, as cut and fine-tuned."
 
 
 if __name__ == "__main__":

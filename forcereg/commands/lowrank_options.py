@@ -221,12 +221,14 @@ CHOICE: list[Decorator] = [
     click.option("--fc", is_flag=True, help="InnerProduct layers too, not convolutions only."),
     click.option("--only-layers", metavar="A,B", help="Decompose these layers only."),
     click.option("--except-layers", metavar="A,B", help="Leave these layers as they are."),
+    click.option("--multiple", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                 help="Ranks (of each group) that are multiples of N, or full: rounded up, within budgets."),
 ]  # fmt: skip
 """Which layers, and how."""
 
 
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--method, --fc, --only-layers and --except-layers as arguments of their own."""
+    """--method, --fc, --only-layers, --except-layers and --multiple as arguments of their own."""
     return functools.reduce(lambda made, option: option(made), reversed(CHOICE), function)
 
 
@@ -235,8 +237,6 @@ layer_options = gathered("layers", LayerOptions, [
                  help="Net prototxt.  [default: the net that the snapshot holds]"),
     *CHOICE,
     click.option("--fold-bn", is_flag=True, help="Fold BatchNorm and Scale into the layers before them first."),
-    click.option("--multiple", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-                 help="Ranks (of each group) that are multiples of N, or full: rounded up, within budgets."),
     click.option("--data-aware", type=click.IntRange(min=1), metavar="N",
                  help="Minimise the error of the layers' responses on N training batches (pca and svd)."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,

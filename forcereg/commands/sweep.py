@@ -147,8 +147,8 @@ def cut_by(ranks: RankOptions, error: float, layers: Layers) -> Cut:
     words = " ".join([f"{flag(name)[2:]} {asked[name]}", *([] if layers.method == "pca" else [f"by {layers.method}"])])
     if ranks.rank_config is not None:
         asked["rank_config"] = hashlib.sha256(Path(ranks.rank_config).read_bytes()).hexdigest()
-    for one in ("method", "fc", "only_layers", "except_layers"):
-        if value := getattr(layers, one):
+    for one in ("method", "fc", "only_layers", "except_layers", "multiple"):
+        if (value := getattr(layers, one)) not in (None, False, 1):
             asked[one] = str(value)
     return Cut(words, asked, choose, layers.selection(ranks.config), ranks.max_accuracy_drop is not None)
 
