@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from forcereg.errors import printable
 from forcereg.memory import is_shortage
-from forcereg.report.table import Column, Table, csv_text, numeric, shares
+from forcereg.report.table import Column, Table, csv_text, numeric, shares, whole
 from forcereg.solver.log import GlogWriter
 from tests.conftest import RunCli
 
@@ -208,6 +208,24 @@ def test_no_width_breaks_a_number(
     assert width < 40 or max(map(len, lines)) <= width
     flat = "".join(re.split("│", line)[1].strip() if boxed and "│" in line else "" for line in lines)
     assert not boxed or all(name in flat for name in names)
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_parts_of_a_table_have_no_empty_rows(
+    boxed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `forcereg ranks` on a narrow terminal: its last rows say nothing of the last column."""
+    table = Table("layer", *numeric("rank", "cost"), whole("bars"), boxed=boxed)
+    for row in (("conv1", "12", "34", "#" * 20), ("conv2", "56", "78", "+" * 20)):
+        table.row(*row)
+    table.section()
+    table.row("speed-up", "", "2.1x", "")
+    wide, narrow = (drawn(table, width, monkeypatch, capsys) for width in (100, 32))
+    assert sum("speed-up" in line for line in wide) == sum("speed-up" in line for line in narrow) == 1
+    second = narrow[next(at for at, line in enumerate(narrow) if "bars" in line) :]
+    names = [name for line in second for name in ("conv1", "conv2", "speed-up") if name in line]
+    assert names == ["conv1", "conv2"]
+    assert sum("├" in line for line in narrow) == boxed  # the line is before the row that is left out
 
 
 def test_room_goes_to_names_first() -> None:

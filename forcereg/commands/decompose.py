@@ -166,6 +166,6 @@ def provenance(result: Decomposition, source: ModelFile) -> list[dict[str, Any]]
         before = of_form(parse_json(source.attrs.get("forcereg_decomposed", "[]")), list[dict[str, Any]])
     except ValueError:
         before = []
-    keys = ("name", "method", "full_rank", "rank", "widths", "error")
+    keys = ("name", "method", "full_rank", "rank", "ranks", "widths", "error")
     layers = [{key: getattr(layer, key) for key in keys} for layer in result.layers]
     return [*before, {"snapshot": source.path.name, "version": __version__, "layers": layers}]

@@ -17,6 +17,7 @@ from forcereg.errors import UsageError
 
 if TYPE_CHECKING:
     from forcereg.lowrank.config import RankConfig
+    from forcereg.lowrank.factor import Rank
     from forcereg.lowrank.ranks import Criterion
 
 SHARE = click.FloatRange(0, 1, min_open=True)
@@ -104,9 +105,16 @@ def list_rule(options: RankOptions, layers: LayerOptions) -> Rule:
     from forcereg.lowrank.ranks import by_list
 
     try:
-        return fixed(by_list([int(rank) for rank in str(options.ranks).split(",")]))
+        return fixed(by_list([rank_in(text) for text in str(options.ranks).split(",")]))
     except ValueError:
-        raise UsageError(f"--ranks is '{options.ranks}'; expected whole numbers with commas, as in 13,21,27") from None
+        expected = "whole numbers with commas, as in 13,21,27, or pairs for tucker2, as in 4-1,4-16"
+        raise UsageError(f"--ranks is '{options.ranks}'; expected {expected}") from None
+
+
+def rank_in(text: str) -> Rank:
+    """12, or 8-12 as a pair. Raises ValueError."""
+    numbers = tuple(map(int, text.split("-")))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def config_rule(options: RankOptions, layers: LayerOptions) -> Rule:
@@ -164,7 +172,8 @@ rank_options = gathered("ranks", RankOptions, [
                  help="Or the share of each layer's squared norm to keep: --error 1-R."),
     click.option("--fork-svd-ratio", type=float, metavar="R",
                  help="Or Caffe's fork's ratio for --method svd: the root of that share."),
-    click.option("--ranks", metavar="A,B,..", help="Or one rank per decomposed layer, in the net file's order."),
+    click.option("--ranks", metavar="A,B,..",
+                 help="Or one rank per decomposed layer, in the net file's order; for tucker2 also outputs-inputs."),
     click.option("--rank-config", metavar="FILE.json", type=click.Path(),
                  help="Or what a file says for each layer: {\"conv1\": 8}, or an object with method and one of rank, "
                       "error, energy. Layers not named stay whole."),

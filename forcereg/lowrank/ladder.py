@@ -105,7 +105,7 @@ class Ladder:
             return tuple(one // self.groups for one in rounded)
         return rounded // self.groups
 
-    @property
+    @cached_property
     def alike(self) -> Sequence[Rank]:
         """All ranks, rising; of a method of several those that are about equal shares of the full ones."""
         return [self.rounded(one) for one in self.steps[0]] if self.several else self.steps[0]

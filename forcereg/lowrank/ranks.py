@@ -162,7 +162,7 @@ def by_fork_ratio(ratio: float) -> Criterion:
     return by_error(1 - ratio**2)
 
 
-def by_list(ranks: Sequence[int]) -> Criterion:
+def by_list(ranks: Sequence[Rank]) -> Criterion:
     """One given total rank per layer, in file order. The criterion raises UsageError if the counts differ."""
 
     def choose(candidates: Sequence[Candidate]) -> dict[str, Choice]:

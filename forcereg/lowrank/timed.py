@@ -76,7 +76,9 @@ def by_times(candidates: Sequence[Candidate], criterion: Criterion, timer: Timer
         if not budget or not slower:
             tried = {**whole, **found}
             trials = tuple(tried[one.name] for one in candidates if one.name in tried)
-            return Timed({**asked, **{one.name: one.choice for one in trials}}, trials)
+            # a rank that was asked for and kept stays as it was asked for: where it's rounded, that is told
+            others = {one.name: one.choice for one in trials if one.choice != one.asked}
+            return Timed({**asked, **others}, trials)
 
 
 def _asked(criterion: Criterion, left: Sequence[Candidate], whole: Sequence[str]) -> Mapping[str, Choice]:

@@ -56,18 +56,20 @@ class Tucker2(Method):
 
     @cached_property
     def _turned(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The weight in its own bases, (*full_ranks, kernel), and these: outputs (N, .) and inputs (C, .)."""
+        """The weight in its own bases, outputs, kernel, inputs; these bases: of outputs (N, .) and inputs (C, .).
+
+        In this order neither the outputs nor the inputs have to be moved for a product.
+        """
         count, channels = self.weight.shape[:2]
-        whole = self.weight.reshape(count, channels, -1)
+        whole = self.weight.reshape(count, channels, -1).transpose(1, 2).contiguous()
         with one_thread():
             out, _ = left_axes(whole.flatten(1))
-            into, _ = left_axes(whole.transpose(0, 1).flatten(1))
-            turned = (out.T @ whole.flatten(1)).reshape(-1, channels, whole.shape[2])
-            return onto(turned, into).contiguous(), out, into
+            into, _ = left_axes(whole.flatten(0, 1).T)
+            return (out.T @ whole.flatten(1)).reshape(-1, *whole.shape[1:]) @ into, out, into
 
     @cached_property
     def _bounds(self) -> tuple[Tensor, Tensor]:
-        energies = self._turned[0].square().sum(2)
+        energies = self._turned[0].square().sum(1)
         outputs, inputs = tail_sums(energies.sum(1))[1:], tail_sums(energies.sum(0))[1:]
         # what is left out, never the whole less what is kept: that would cancel where little is left out
         least = torch.maximum(outputs[:, None], inputs)
@@ -91,7 +93,7 @@ class Tucker2(Method):
     def _best(self, out_rank: int, in_rank: int) -> tuple[float, Tensor, Tensor]:
         """From the leading directions on, in turn those of outputs and inputs that are best for the other's."""
         whole = self._turned[0]
-        count, channels, places = whole.shape
+        count, _, channels = whole.shape
         own = torch.eye(count, out_rank, dtype=whole.dtype), torch.eye(channels, in_rank, dtype=whole.dtype)
         most = float(self._bounds[1][out_rank - 1, in_rank - 1])
         if (out_rank, in_rank) == self.full_ranks:
@@ -101,13 +103,13 @@ class Tucker2(Method):
         with one_thread():
             for _ in range(SWEEPS):
                 before = held
-                out, _ = improved(onto(whole, into).flatten(1), out)
-                kept = (out.T @ whole.flatten(1)).reshape(-1, channels, places)
-                into, held = improved(kept.transpose(0, 1).flatten(1), into)
+                out, _ = improved((whole @ into).flatten(1), out)
+                kept = (out.T @ whole.flatten(1)).reshape(-1, channels)
+                into, held = improved(kept.T, into)
                 if held - before <= GAIN * (self.scale - held):
                     break
-            outside = float((whole.flatten(1) - out @ kept.flatten(1)).square().sum())
-            found = outside + float((kept - onto(onto(kept, into), into.T)).square().sum())
+            outside = float((whole.flatten(1) - out @ kept.reshape(out_rank, -1)).square().sum())
+            found = outside + float((kept - kept @ into @ into.T).square().sum())
         return (found, out, into) if found < most else (most, *own)
 
     def squared_error(self, rank: Rank) -> float:
@@ -118,10 +120,10 @@ class Tucker2(Method):
         """(S, C, 1...), (R, S, *kernel), (N, R, 1...)."""
         whole, outputs, inputs = self._turned
         _, out, into = self._solved(rank)
-        core = (out.T @ whole.flatten(1)).reshape(-1, *whole.shape[1:])
-        core = onto(core, into).reshape(out.shape[1], into.shape[1], *self.weight.shape[2:])
-        shapes = self.sizes(rank)
-        return (inputs @ into).T.reshape(shapes[0]), core, (outputs @ out).reshape(shapes[2])
+        first, middle, last = self.sizes(rank)
+        core = (out.T @ whole.flatten(1)).reshape(-1, *whole.shape[1:]) @ into
+        core = core.transpose(1, 2).reshape(middle)
+        return (inputs @ into).T.reshape(first), core, (outputs @ out).reshape(last)
 
     def sizes(self, rank: Any) -> list[tuple[Any, ...]]:
         """As `tensors`."""
@@ -133,13 +135,6 @@ class Tucker2(Method):
 def _pair(rank: Rank) -> tuple[int, int]:
     out, into = rank  # type: ignore[misc]
     return out, into
-
-
-def onto(whole: Tensor, basis: Tensor) -> Tensor:
-    """(R, C, K) times (C, S) -> (R, S, K), a view."""
-    count, channels, places = whole.shape
-    found = whole.transpose(1, 2).reshape(-1, channels) @ basis
-    return found.reshape(count, places, -1).transpose(1, 2)
 
 
 def improved(rows: Tensor, basis: Tensor) -> tuple[Tensor, float]:

@@ -157,7 +157,8 @@ def test_a_layer_that_the_criterion_leaves_whole_is_not_measured() -> None:
 
 def test_ranks_are_those_that_the_method_takes() -> None:
     found = by_times([layer(groups=2)], by_list([33]), given_times(10, lambda rank: rank / 10))
-    assert (chosen(found), found.trials[0].asked) == (32, 32)
+    assert (found.trials[0].asked, found.trials[0].choice) == (32, 32)
+    assert chosen(found) == 33  # so that its rounding is told, as without times
 
 
 def test_a_rank_out_of_range_is_told_by_the_layer() -> None:
