@@ -17,11 +17,12 @@ from forcereg.deploy.graph import LOSSES, Blob, Graph, Head, strongest
 from forcereg.deploy.inputs import data_shapes, preparation
 from forcereg.deploy.make import Plan, Shape, unread
 from forcereg.errors import ForceregError, did_you_mean
+from forcereg.layers.module import layer_class
 from forcereg.load import net_file, net_root, net_spec, shape_net
 from forcereg.rules import net_state
 from forcereg.schema import TEST, TRAIN, NetState
 from forcereg.schema.scan import shown
-from forcereg.schema.text import NetFile
+from forcereg.schema.text import NetFile, net_from_message
 from forcereg.spec import kept_layers
 
 __all__ = ["Deployed", "deploy"]
@@ -34,9 +35,9 @@ RECURRENT = frozenset({"LSTM", "LSTMUnit", "RNN"})
 class Deployed:
     """A net for use: `net` is its NetParameter, `inputs` and `outputs` are its blobs with their shapes.
 
-    Outputs that were asked for may be read by other layers; their shapes are None where they need code that may not
-    run. `preparation`: input -> what its data layer made of pixels, which callers do now. `auxiliary`: losses whose
-    results were left out. `gone`: layers of the TEST net that aren't in it.
+    Outputs that were asked for may be read by other layers; their shapes are None where a layer can't be built here.
+    `preparation`: input -> what its data layer made of pixels, which callers do now. `auxiliary`: losses whose results
+    were left out. `gone`: layers of the TEST net that aren't in it.
     """
 
     net: Any
@@ -65,7 +66,8 @@ def deploy(
     recurrent layers and nets that can't be built with 1. `outputs`: blobs to end in, in place of what losses are told.
     `input_shapes`: blob -> shape, in place of what the source or the file says, batch too; `known_shapes` the same
     where the source is absent. `weighted`: names of layers known to hold weights, which own types may.
-    Raises ForceregError for a net that is wrong, or has nothing to give.
+    Raises ForceregError for a net that is wrong, or has nothing to give. A net with layers of unknown types, or Python
+    ones that may not run, is made without building it, with a warning.
     """
     file = net_file(model)
     graph = _graph(file, TEST, level, stages, weighted)
@@ -158,13 +160,28 @@ def _built(
         for name, shape in shapes.items()
     }
     net = plan.net(file.message.name, changed)
-    if not allow and any(layer.type == "Python" for layer in net.layer):
+    if reason := _unbuildable(net, allow):
+        warnings.warn(f"{file.name}: its layers' shapes are not looked at: {reason}", stacklevel=3)
         return net, {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told where the net is trained
-            return net, shape_net(net, allow_python_layers=allow).shapes
+            return net, shape_net(net_from_message(net, file.name), allow_python_layers=allow).shapes
     except ForceregError:
         if batch or changed == shapes:
             raise
     return _built(plan, file, shapes, shapes, None, allow)
+
+
+def _unbuildable(net: Any, allow: bool) -> str:
+    """Why the net can't be built here though nothing need be wrong with it; empty if it can."""
+    for spec in net_spec(net_from_message(net), TEST).layers:
+        if spec.type == "Input":
+            continue
+        try:
+            runs_code = layer_class(spec).runs_code
+        except ForceregError as error:
+            return f"layer '{shown(spec.name)}': {str(error).removeprefix(f'{spec.where}: ')}"
+        if runs_code and not allow:
+            return f"layer '{shown(spec.name)}' runs code that the net names, which --allow-python-layers permits"
+    return ""

@@ -514,6 +514,35 @@ def test_shapes_that_are_known_do_where_the_source_is_absent() -> None:
     assert found.inputs == {"data": (1, 1, 6, 6)}
 
 
+DETECTION = (
+    layer("Data", "", "data label", 'data_param { source: "gone" batch_size: 8 }')
+    + conv("data", "c")
+    + layer("PriorBox", "c data", "p", "prior_box_param { min_size: 3 }")
+    + layer("DetectionOutput", "c p", "det", "detection_output_param { num_classes: 21 }")
+    + layer("DetectionEvaluate", "det label", "score", "detection_evaluate_param { num_classes: 21 }")
+)
+
+
+def test_layers_that_are_not_known_here_stay_as_they_are() -> None:
+    """SSD's, for example: nothing of them is needed to take labels and scores away."""
+    with pytest.warns(UserWarning, match="shapes are not looked at: layer 'p': unknown layer type 'PriorBox'"):
+        found = deploy(DETECTION, input_shapes={"data": (1, 3, 9, 9)})
+    assert [said(layer) for layer in found.net.layer[1:]] == [
+        "c: Convolution data -> c",
+        "p: PriorBox c data -> p",
+        "det: DetectionOutput c p -> det",
+    ]
+    assert found.outputs == {"det": None} and found.inputs == {"data": (1, 3, 9, 9)}
+    assert "prior_box_param {\n  min_size: 3\n}" in to_text(found.net.layer[2])
+
+
+def test_python_layers_that_may_not_run_stay_as_they_are() -> None:
+    text = LABELLED + ip("data", "s") + layer("Python", "s", "t", 'python_param { module: "m" layer: "L" }')
+    with pytest.warns(UserWarning, match="layer 't' runs code that the net names, which --allow-python-layers permits"):
+        found = deploy(text + layer("SoftmaxWithLoss", "t label", "loss"))
+    assert [layer.name for layer in found.net.layer] == ["data", "s", "t", "prob"] and found.outputs == {"prob": None}
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
