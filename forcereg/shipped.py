@@ -28,7 +28,7 @@ def shipped_configs() -> Iterator[Shipped]:
     """All shipped files by path. Each says what it is for: in a comment on its first line, or under "//"."""
     top = configs_dir()
     for path in sorted([*top.rglob("*.prototxt"), *top.rglob("ranks_*.json")]):
-        if not path.stem.endswith("_lowrank"):  # what `forcereg decompose` wrote beside them
+        if not path.stem.endswith(("_lowrank", "_deploy")):  # what decompose and deploy wrote beside them
             yield Shipped(path.relative_to(top), _kind(path), _description(path))
 
 

@@ -68,9 +68,10 @@ def test_every_file_says_what_it_is(name: str) -> None:
     assert SHIPPED[name].description.endswith(".")
 
 
-def test_what_decompose_writes_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_commands_write_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "net.prototxt").write_text("# A net.\nname: 'n'\n")
-    (tmp_path / "net_iter_10_lowrank.prototxt").write_text("# Made by a run.\n")
+    for made in ("net_iter_10_lowrank", "net_deploy"):
+        (tmp_path / f"{made}.prototxt").write_text("# Made by a run.\n")
     monkeypatch.setattr("forcereg.shipped.configs_dir", lambda: tmp_path)
     assert [file.description for file in shipped_configs()] == ["A net."]
 

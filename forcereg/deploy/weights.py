@@ -10,6 +10,7 @@ from typing import Any
 from forcereg.load import net_spec
 from forcereg.schema.text import NetFile, parse_net
 from forcereg.snapshot import INPUT_SHAPES, NET, ModelFile, everywhere, net_message, write_in_format
+from forcereg.snapshot.convert import MESSAGE
 
 
 def write_weights(path: Path, text: str, inputs: dict[str, Any], model: ModelFile, file: NetFile, binary: bool) -> None:
@@ -20,5 +21,6 @@ def write_weights(path: Path, text: str, inputs: dict[str, Any], model: ModelFil
     message = net_message(net_spec(parse_net(text), "TEST"))
     held = everywhere(model, file.message, file)
     layers = {layer.name: held.get(layer.name, {}) for layer in message.layer}
-    attrs = {**model.attrs, NET: text, INPUT_SHAPES: json.dumps({name: list(shape) for name, shape in inputs.items()})}
+    kept = {name: value for name, value in model.attrs.items() if name != MESSAGE}  # that is of the old net's layers
+    attrs = {**kept, NET: text, INPUT_SHAPES: json.dumps({name: list(shape) for name, shape in inputs.items()})}
     write_in_format(path, replace(model, layers=layers, diffs={}, attrs=attrs), message, binary)

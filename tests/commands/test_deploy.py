@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from forcereg.load import load_net
+from forcereg.schema import NetParameter
 from forcereg.schema.text import parse_net, read_net, to_text
-from forcereg.snapshot import convert, is_binary, read_model, write_model, write_state
+from forcereg.snapshot import convert, is_binary, net_message, read_model, write_model, write_state
 from tests.commands.conftest import Cli, said
 from tests.commands.decomposing import NET, write_snapshot
 from tests.conftest import RunCli
@@ -72,6 +73,22 @@ def fresh(folder: Path) -> Path:
     text = TESTED.replace("backend: LMDB }", "backend: LMDB } transform_param { scale: 0.5 }")
     net = load_net(text, phase="TRAIN", input_shapes={"data": (4, 3, 12, 12), "label": (4,)}, seed=1)
     return write_snapshot(folder / "snap_iter_7.caffemodel.h5", net)
+
+
+def test_the_layers_of_a_binary_file_are_those_of_the_net(tmp_path: Path, cli: Cli) -> None:
+    """Also of one that comes from HDF5 in which Caffe's own layers were kept for the way back."""
+    model = read_model(fresh(tmp_path))
+    (tmp_path / "net.prototxt").write_text(model.attrs["forcereg_net"])
+    net = load_net(model.attrs["forcereg_net"], phase="TRAIN", input_shapes={"data": (4, 3, 12, 12), "label": (4,)})
+    write_model(tmp_path / "caffe.caffemodel", model.layers, None, {}, net_message(net.spec))
+    convert(tmp_path / "caffe.caffemodel", tmp_path / "c.caffemodel.h5")
+    assert "forcereg_message" in read_model(tmp_path / "c.caffemodel.h5").attrs
+    args = ("--weights", tmp_path / "c.caffemodel.h5", "--input-shape", SHAPES, "-o", tmp_path / "use.prototxt")
+    assert cli("deploy", tmp_path / "net.prototxt", *args)[0] == 0
+    assert "forcereg_message" not in read_model(tmp_path / "use.caffemodel.h5").attrs
+    convert(tmp_path / "use.caffemodel.h5", tmp_path / "use.caffemodel")
+    layers = NetParameter.FromString((tmp_path / "use.caffemodel").read_bytes()).layer
+    assert [layer.name for layer in layers] == ["data", "conv1", "relu1", "conv2", "ip", "prob"]
 
 
 def test_again_it_is_what_it_was(tmp_path: Path, cli: Cli) -> None:
