@@ -56,6 +56,12 @@ def prepare(device: torch.device, tf32: bool = False, deterministic: bool = Fals
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def shapes_change(device: torch.device) -> None:
+    """Ends cuDNN's trials of its kernels, which begin anew with every shape, because batches come in many."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+
+
 def set_tf32(on: bool) -> None:
     """Lets float32 products and convolutions of GPUs take TF32, or not, whatever was chosen before.
 

@@ -23,7 +23,7 @@ from forcereg.layers.fillers import fill_blobs
 from forcereg.layers.norm import RunningSums
 from forcereg.layers.recording import recording
 from forcereg.memory import check_room
-from forcereg.plan import explained, limit_labels, plan_steps
+from forcereg.plan import explained, limit_labels, plan_steps, resized
 from forcereg.rules import net_state
 from forcereg.schema import TRAIN
 from forcereg.schema.text import NetFile
@@ -334,7 +334,7 @@ class Net(nn.Module):
         if missing:
             needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"
             raise ForceregError(f"{needed}; give one tensor each or a data layer")
-        around = self.around
+        around, sizes = self.around, {name: env[name].shape for name in self.inputs}
         for step in self._fused_steps if around is None and not keep and not recording() else self._steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
@@ -348,8 +348,12 @@ class Net(nn.Module):
                     tops = module.each(self.batches, *bottoms)
                 else:
                     tops = module(*bottoms) if around is None else around(spec, module, bottoms)
-            except (RuntimeError, IndexError, MemoryError) as error:
-                raise explained(error, spec, bottoms) from error
+            except (RuntimeError, IndexError, MemoryError, ForceregError) as error:
+                more = resized(sizes, self.shapes, self.feeds)
+                told = explained(error, spec, bottoms, None if rest else module, more)
+                if told is error:
+                    raise
+                raise told from error
             if len(spec.tops) == 1:
                 env[spec.tops[0]] = tops
             else:

@@ -173,7 +173,9 @@ def add_up(
     most = batches_at_once(net) if at_once is None else at_once if joinable(net) else 1
     while done < iterations and before(done):
         batches = [gathered(net, inputs(index)) for index in range(done, min(done + most, iterations))]
-        for part in [batches] if same_size(net, batches) else [[batch] for batch in batches]:
+        if not same_size(net, batches):
+            most = 1  # from here on: the next ones will be of other sizes too
+        for part in [[batch] for batch in batches] if most == 1 else [batches]:
             for outputs in tally.add(part):
                 after(done, outputs)
                 done += 1
@@ -196,7 +198,7 @@ def means(net: Net, parts: Sequence[Sums]) -> Score:
 
 
 def _check_shape(net: Net, name: str, sums: Tensor, blob: Tensor, where: str) -> None:
-    if sums.shape != blob.shape:  # behind a Filter; an addition might broadcast
+    if sums.shape != blob.shape:  # behind a Filter, or of images of several sizes; an addition might broadcast
         raise ForceregError(
             f"net '{net.spec.name}': output '{name}' has shape {list(sums.shape)}, then {list(blob.shape)} in "
             f"{where}, so its elements have no mean; give it to a Silence layer"

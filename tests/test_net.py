@@ -143,12 +143,22 @@ def test_unknown_blob_asked_for() -> None:
         ({"zzz": torch.ones(1)}, "net 'small' has no input blob 'zzz'; inputs are data, label"),
         ({"data": torch.ones(2, 6, 6)}, "input 'data' has shape [2, 6, 6]; expected 4 axes like [4, 2, 6, 6]"),
         ({"data": object()}, "input 'data' is a object; expected a tensor"),
-        ({"data": torch.ones(4, 3, 6, 6)}, "<text>:5: layer 'conv': cannot run on bottoms [4, 3, 6, 6]: "),
-        ({"data": torch.ones(4, 2, 9, 9)}, "<text>:10: layer 'ip': cannot run on bottoms [4, 3, 7, 7]: "),
+        (
+            {"data": torch.ones(4, 3, 6, 6)},
+            "<text>:5: layer 'conv': its weight [3, 2, 3, 3] doesn't fit bottom [4, 3, 6, 6], which needs [3, 3, 3, 3]"
+            "; give it what the net was made for; 'data' is [4, 3, 6, 6], the net was made for [4, 2, 6, 6]",
+        ),
+        (
+            {"data": torch.ones(4, 2, 9, 9)},
+            "<text>:10: layer 'ip': its weight [5, 48] doesn't fit bottom [4, 3, 7, 7], which needs [5, 147]; give all "
+            "images one size (crop_size, new_height and new_width), or pool over all positions in front of it "
+            "(global_pooling); 'data' is [4, 2, 9, 9], the net was made for [4, 2, 6, 6]",
+        ),
+        ({"data": torch.ones(4, 2, 2, 9)}, "<text>:5: layer 'conv': kernel extent 3 is larger than its padded input 2"),
         ({"data": torch.ones(4, 2, 6, 6).double()}, "<text>:5: layer 'conv': cannot run on bottoms [4, 2, 6, 6]: "),
         ({"label": torch.full((4,), 5.0)}, "layer 'acc': cannot run on bottoms [4, 5], [4]: "),
     ],
-    ids=["missing", "wrong", "unknown", "axes", "type", "channels", "size", "dtype", "label"],
+    ids=["missing", "wrong", "unknown", "axes", "type", "channels", "size", "small", "dtype", "label"],
 )
 def test_bad_inputs(change: dict[str, Any], message: str) -> None:
     given = {name: value for name, value in {**batch(), **change}.items() if value is not None}

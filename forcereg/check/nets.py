@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from forcereg.errors import ForceregError
 from forcereg.layers import make_layer
 from forcereg.load import net_root
 from forcereg.net import Net
+from forcereg.plan import misfit
 from forcereg.rules import Title, net_state
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.scan import shown
@@ -24,6 +27,10 @@ from forcereg.sharing import Owners
 from forcereg.solver.setup import NetChoice
 from forcereg.spec import LayerSpec, kept_layers, problems, rule_problems
 from forcereg.summary import summarize
+
+Shape = tuple[int, ...]
+Seen = list[tuple[tuple[Shape, ...], str]]
+"""Of each batch the shapes of its tops and, if they aren't those that the feed says, its record's name."""
 
 
 def check_both_phases(file: NetFile, options: Options, report: Report) -> None:
@@ -116,19 +123,54 @@ def _check_layers(
 
 def check_data(net: Net, options: Options, report: Report) -> None:
     """Reads the first records of every data layer as training would, labels against the losses included."""
-    phase = ("TRAIN", "TEST")[net.spec.phase]
-    for name, read in _check_feeds(net.feeds, options, report).items():
+    phase, seen = ("TRAIN", "TEST")[net.spec.phase], dict[str, Seen]()
+    read_of = _check_feeds(net.feeds, options, report, seen)
+    _check_sizes(net, seen, options, report)
+    for name, read in read_of.items():
         report.facts[f"{phase} data '{shown(name)}'"] = f"{read} read, all fine"
 
 
-def _check_feeds(feeds: Mapping[str, Feed], options: Options, report: Report) -> dict[str, str]:
-    """What was read of each source, those without a problem only; closes them."""
+def _check_sizes(net: Net, seen: Mapping[str, Seen], options: Options, report: Report) -> None:
+    """Builds the net for the smallest and the largest images among those of other sizes than it was made for."""
+    found: dict[tuple[tuple[str, Shape], ...], str] = {}
+    for batches in zip(*seen.values(), strict=False):
+        tops = [zip(net.feeds[name].tops, shapes, strict=True) for name, (shapes, _) in zip(seen, batches, strict=True)]
+        shapes = tuple(chain.from_iterable(tops))
+        if any(shape != net.shapes[top] for top, shape in shapes):
+            found.setdefault(shapes, ", ".join(record for _, record in batches if record))
+    ordered = sorted(found, key=lambda shapes: sum(prod(shape) for _, shape in shapes))
+    for shapes in dict.fromkeys(ordered[:1] + ordered[-1:]):
+        report.attempt(lambda: _build_for(net, dict(shapes), found[shapes], options))  # noqa: B023
+
+
+def _build_for(net: Net, shapes: Mapping[str, Shape], records: str, options: Options) -> None:
+    """Raises ForceregError, naming the records, if the net can't be had for inputs of these shapes."""
+    try:
+        with torch.device("meta"):
+            given = {**options.input_shapes, **shapes}
+            other = Net(net.spec, None, given, allow_python_layers=options.allow_python_layers)
+        for (spec, module), (_, fresh) in zip(net.built, other.built, strict=True):
+            bottom = other.shapes[spec.bottoms[0]] if spec.bottoms else ()
+            if module is not None and fresh is not None and (error := misfit(spec, module, fresh, bottom)):
+                raise error
+    except ForceregError as error:
+        sizes = ", ".join(f"'{name}' {list(shape)}" for name, shape in shapes.items() if len(shape) > 1)
+        raise ForceregError(f"{error}; so it is with {sizes} ({records})") from error
+
+
+def _check_feeds(
+    feeds: Mapping[str, Feed], options: Options, report: Report, seen: dict[str, Seen] | None = None
+) -> dict[str, str]:
+    """What was read of each source, those without a problem only; closes them. `seen` gets their batches."""
     read = {}
     for name, feed in feeds.items():
         if isinstance(feed, MemoryFeed):
             continue
         batches = -(-options.records // batch_size(feed))
-        if report.attempt(lambda: _read(name, feed, batches, options.records)):  # noqa: B023  (called at once)
+        found: Seen = []
+        if report.attempt(lambda: _read(name, feed, batches, options.records, found)):  # noqa: B023  (called at once)
+            if seen is not None:
+                seen[name] = found
             read[name] = _records(feed, batches * batch_size(feed))
         feed.close()
     return read
@@ -155,10 +197,13 @@ def batch_size(feed: Feed) -> int:
     return max(1, feed.shapes[0][0]) if feed.shapes and feed.shapes[0] else 1
 
 
-def _read(name: str, feed: Feed, batches: int, records: int) -> bool:
-    """Raises ForceregError for what training would stop at, values that aren't finite among it."""
+def _read(name: str, feed: Feed, batches: int, records: int, seen: Seen) -> bool:
+    """Adds the batches to `seen`. Raises ForceregError for what training would stop at, nan and inf among it."""
     for index in range(batches):
-        for top, values in zip(feed.tops, feed.next(), strict=True):
+        batch = feed.next()
+        shapes = tuple(tuple(values.shape) for values in batch)
+        seen.append((shapes, "" if shapes == feed.shapes else feed.named()))
+        for top, values in zip(feed.tops, batch, strict=True):
             if not values.isfinite().all():
                 where = f"layer '{shown(name)}': batch {index} of blob '{shown(top)}': nan or inf"
                 raise _not_finite(feed.find_nonfinite(max(records, 1)) or where)

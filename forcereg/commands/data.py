@@ -129,7 +129,8 @@ def images(
     size = None if resize_height is None or resize_width is None else (resize_height, resize_width)
     wanted = ImageSetOptions(root=root, size=size, seed=seed, **options)
     written = convert_images(listing, out, wanted, force, track, _warn)
-    shape = "x".join(map(str, written.shape)) or "several sizes (train with crop_size, or give --resize-height/-width)"
+    several = "several sizes (train with crop_size or batch_size: 1, or give --resize-height/-width)"
+    shape = "x".join(map(str, written.shape)) or several
     order = f", shuffled with seed {seed}" if wanted.shuffle else ""
     left_out = f"; unreadable and left out: {written.skipped:,}" if written.skipped else ""
     echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")

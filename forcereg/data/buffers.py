@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,3 +53,16 @@ class Pinned:
     def empty(self) -> Tensor:
         """The next one; IndexError if more were asked for than made."""
         return self._ready.popleft()
+
+
+def put(images: np.ndarray, row: int, image: np.ndarray) -> np.ndarray:
+    """`images` (N, C, H, W) with `image` as row `row`; where N is 1 an array of its own for one of another size."""
+    if len(images) == 1 and image.shape != images.shape[1:]:
+        return np.array(image, order="C")[None]
+    images[row] = image
+    return images
+
+
+def tensor_of(images: np.ndarray, memory: Tensor) -> Tensor:
+    """What `put` made of the array of `memory` as a tensor, which is `memory` itself where all sizes were its own."""
+    return memory if images.shape == memory.shape else torch.from_numpy(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from forcereg.data.datum import Layout, SizeDiffers
 from forcereg.data.decoded import Resident, Source, shared_set
 from forcereg.data.decoding import Color
 from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead, first_nonfinite
-from forcereg.data.records import open_records, record_error
+from forcereg.data.records import open_records, record_error, record_name
 from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError
@@ -66,17 +67,19 @@ class DatabaseFeed(Feed):
     """Batches of one LMDB or LevelDB; made by `database_feed`.
 
     A set within the budget is decoded once into one tensor (shared by feeds over the same records). A larger one,
-    or one of images of several sizes that are cropped, is read ahead by `prefetch` batches. `cursor` counts
-    what was handed out, so resuming does not depend on what was decoded ahead.
+    or one of images of several sizes that are cropped or come one by one, is read ahead by `prefetch` batches.
+    `cursor` counts what was handed out, so resuming does not depend on what was decoded ahead.
     """
 
     def __init__(self, spec: LayerSpec, ctx: FeedContext, path: Path, layout: Layout, transform: Transform) -> None:
         param = spec.message.data_param
-        self.where, self.path, self.layout, self.transform = spec.where, path, layout, transform
+        self.where, self.path, self.transform = spec.where, path, transform
         self.shard, self.workers = ctx.shard, ctx.workers
         self.batch = ctx.shard.batch(spec, int(param.batch_size))
+        self.layout = replace(layout, least=transform.least(self.batch))
         self.device, self.budget = ctx.device, ctx.budget
         self.cursor = 0
+        self._given: int | None = None  # the cursor of the last batch
         self.limits: tuple[LabelRange, ...] = ()
         self.tops = spec.tops
         images = (self.batch, *transform.shape(layout.shape))
@@ -92,6 +95,7 @@ class DatabaseFeed(Feed):
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch: images as the transform leaves them and float32 labels, both the caller's own."""
+        self._given = self.cursor
         try:
             images, labels, self.cursor = self._take()
         except ForceregError as error:
@@ -102,10 +106,10 @@ class DatabaseFeed(Feed):
         self._source = self._source or self._start()
         try:
             return self._source.take(self.cursor, self._generator, self._check_labels)
-        except SizeDiffers:
-            if self.transform.one_size or self._several_sizes:
-                raise
-        # crops of one size, out of images of several: such a set cannot become one tensor
+        except SizeDiffers as error:
+            if not self.layout.least:
+                raise ForceregError(f"{error}, or {self.transform.one_size}") from error
+        # such a set cannot become one tensor
         self._several_sizes = True
         self.close()
         return self._take()
@@ -117,8 +121,14 @@ class DatabaseFeed(Feed):
             out, ahead = self._outputs(), self.ahead
             workers, device = self.workers, self.device
             return Stream(records, self.layout, self.transform, self.batch, ahead, workers, device, out, self.shard)
-        shared = shared_set(records, count, self.layout, self.device, self.workers)
+        shared = shared_set(records, count, replace(self.layout, least=0), self.device, self.workers)
         return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path), self.shard)
+
+    def named(self) -> str:
+        """See Feed."""
+        if self._given is None:
+            return ""
+        return record_name(self.layout.source, _key(self.path, self._given + self.shard.rank))
 
     def skip(self, batches: int) -> None:
         """See Feed; nothing is read."""

@@ -20,7 +20,7 @@ DATA_TAG = varint(Datum.DATA_FIELD_NUMBER << 3 | COUNTED)
 
 
 class SizeDiffers(ForceregError):
-    """An image is not as high and wide as the set's first one, which only matters where nothing is cropped."""
+    """An image is not as high and wide as the set's first one, which matters only where all must be of one size."""
 
 
 def serialized(pixels: np.ndarray, label: int) -> bytearray:
@@ -146,7 +146,7 @@ class Layout:
             if self.encoded:
                 return "set transform_param { force_color: true } (or force_gray: true)"
             return "write the set with one number of channels (`forcereg data images` does, with --gray or without)"
-        return "write the set with one size (`forcereg data images --resize-height --resize-width`), or set crop_size"
+        return "write the set with one size (`forcereg data images --resize-height --resize-width`)"
 
 
 def _label_of(tail: bytes) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forcereg.background import Worker
+from forcereg.data.buffers import put
 from forcereg.data.datum import Layout
 from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch, again
@@ -41,7 +42,10 @@ class Source(Protocol):
 
 @dataclass(eq=False)
 class Rows:
-    """Records, read, and the arrays that they are decoded into: images (n, C, H, W) and labels (n,)."""
+    """Records, read, and the arrays that they are decoded into: images (n, C, H, W) and labels (n,).
+
+    One image of another size than the array's gets one of its own, see `put`.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -73,8 +77,8 @@ class Decoder:
             image, rows.labels[row] = self.layout.decode(key, value)
             if self.transform is not None and rows.draws is not None:
                 top, left, mirrored = self.transform.place(rows.draws[row], *image.shape[1:])
-                image = crop_view(image, top, left, mirrored, *rows.images.shape[2:])
-            rows.images[row] = image
+                image = crop_view(image, top, left, mirrored, *self.transform.shape(image.shape)[1:])
+            rows.images = put(rows.images, row, image)
             rows.records[row] = (key, b"")
 
 

@@ -115,7 +115,9 @@ def first_nonfinite(values: np.ndarray) -> int | None:
 
 
 class Feed(ABC):
-    """Supplies the tops of one data layer, batch by batch: float32 tensors of fixed shapes.
+    """Supplies the tops of one data layer, batch by batch: float32 tensors.
+
+    `shapes` are theirs, but images that come one by one may each be of a size of its own; then they are the first's.
 
     Feeds can be deep-copied and pickled: handles, threads and decoded data are dropped and come
     back when the next batch is asked for.
@@ -127,6 +129,10 @@ class Feed(ABC):
     @abstractmethod
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, one tensor per top. Raises ForceregError for a bad record."""
+
+    def named(self) -> str:
+        """Which record the last batch begins with; empty where records have no name."""
+        return ""
 
     def skip(self, batches: int) -> None:
         """Go on as if `batches` had been asked for."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forcereg.data.buffers import put, tensor_of
 from forcereg.data.datum import shape_text
 from forcereg.data.decoded import to_device
 from forcereg.data.feed import FeedContext, LabelRange, Shard, seeded
@@ -21,6 +22,7 @@ from forcereg.data.images import load_image, text_lines
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.transform import Transform, crop_view, read_transform, warn_of_old_fields
+from forcereg.device import shapes_change
 from forcereg.errors import ForceregError
 from forcereg.paths import resolve
 from forcereg.registry import source
@@ -71,7 +73,6 @@ def image_feed(spec: LayerSpec, ctx: FeedContext) -> ImageFeed:
         raise spec.fail(str(error)) from error
     if param.rand_skip > len(listed.labels):
         raise spec.fail(f"rand_skip {param.rand_skip} exceeds the {len(listed.labels)} images of {param.source}")
-    files.least = 0 if transform.one_size else transform.crop
     return ImageFeed(spec, ctx, files, transform)
 
 
@@ -137,7 +138,8 @@ class ImageFiles:
     """The images of a list as arrays; `root_folder` is put before their paths as it is, without a slash.
 
     `size`: resized to these rows and columns. `shape`: (C, H, W) of the first image, which the others must
-    have too; but if `least` is not 0, they may be of any size from `least` x `least` on.
+    have too; but if `least` is not 0, they may be of any size from `least` x `least` on. `one_size`: what else to do
+    about images of several sizes.
     """
 
     listed: ImageList
@@ -147,9 +149,14 @@ class ImageFiles:
     size: tuple[int, int] | None
     shape: tuple[int, ...] = ()
     least: int = 0
+    one_size: str = ""
 
     def __len__(self) -> int:
         return len(self.listed.paths)
+
+    def named(self, index: int) -> str:
+        """Image `index` of the list as errors name it."""
+        return f"{self.listed.name}:{self.listed.lines[index]}: {shown(self.listed.paths[index], 200)}"
 
     def load(self, index: int) -> np.ndarray:
         """Image `index` of the list, uint8 (C, H, W). Raises ForceregError naming line and path."""
@@ -177,7 +184,8 @@ class ImageFiles:
         text = f"{where}: is {shape_text(image.shape)}"
         if not self.least:
             first = f"{self.listed.name}:{self.listed.lines[0]}"
-            raise ForceregError(f"{text}, expected {shape_text(self.shape)} as {first}; set new_height and new_width")
+            fix = f"set new_height and new_width, or {self.one_size}"
+            raise ForceregError(f"{text}, expected {shape_text(self.shape)} as {first}; {fix}")
         if min(image.shape[1:]) < self.least:
             raise ForceregError(f"{text}, smaller than crop_size {self.least}; set new_height and new_width")
 
@@ -192,15 +200,21 @@ class ImageFeed(PlannedFeed):
     def __init__(self, spec: LayerSpec, ctx: FeedContext, files: ImageFiles, transform: Transform) -> None:
         param = spec.message.image_data_param
         super().__init__(spec, ctx, int(param.batch_size), transform.shape(files.shape))
+        files.least, files.one_size = transform.least(self.batch), transform.one_size
         self.files, self.transform, self.shuffle = files, transform, bool(param.shuffle)
         if param.rand_skip:
             self.position = int(torch.randint(param.rand_skip, (), generator=seeded(_CPU, self.seed, _SKIP)))
+        self._given: int | None = None  # the first image of the last batch
         self._kept: _Kept | None = None
         self._resident: Tensor | None = None
 
     def size(self, most: int | None = None) -> int:
         """See Feed."""
         return len(self.files)
+
+    def named(self) -> str:
+        """See Feed."""
+        return "" if self._given is None else self.files.named(self._given)
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch: images as the transform leaves them and float32 labels."""
@@ -210,14 +224,19 @@ class ImageFeed(PlannedFeed):
             at, labels = to_device(torch.from_numpy(index), self._labels(index), self.device)
             generator = seeded(_CPU, self.seed, _TRANSFORM, self.position)
             data = self.transform(self._resident[at], generator, shard=self.shard)
+            self._given = int(index[0])
             self.position += records
             return data, labels
         batch: _Batch = self._fetch()
+        self._given = int(batch.index[0])
         if self._kept is not None and self._kept.have.all():
             self._resident = torch.from_numpy(self._kept.images).to(self.device)
             super().close()
             self._kept = None
-        images, labels = to_device(batch.images, self._labels(batch.index), self.device)
+        images = tensor_of(batch.images, batch.memory)
+        if images is not batch.memory:
+            shapes_change(self.device)
+        images, labels = to_device(images, self._labels(batch.index), self.device)
         places = None
         if self.transform.random:
             places = torch.stack(self.transform.place(batch.draws.unbind(1), *self.files.shape[1:]))
@@ -273,20 +292,25 @@ class _Kept:
     have: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Batch:
-    """Crops (batch, C, rows, columns), uint8, of the images `index` of the list, and what was drawn for them."""
+    """Crops (batch, C, rows, columns), uint8, of the images `index` of the list, and what was drawn for them.
 
-    images: Tensor
+    They lie in `memory`, but for one of another size, see `put`.
+    """
+
+    memory: Tensor
+    images: np.ndarray
     index: np.ndarray
     draws: Tensor
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One crop to be made of image `index` of the list."""
+    """One crop to be made of image `index` of the list, as a row of its batch."""
 
-    out: np.ndarray
+    batch: _Batch
+    row: int
     index: int
     draw: list[int]
 
@@ -308,14 +332,17 @@ class _Reader:
             index = self.shard.of(order(len(self.files), self.shuffle, self.seed, position, records))
             draws = self.shard.of(self.transform.draw(records, seeded(_CPU, self.seed, _TRANSFORM, position)))
             position += records
-            images = empty()
-            rows = zip(images.numpy(), index.tolist(), draws.tolist(), strict=True)
-            yield Job([_Item(*row) for row in rows], _Batch(images, index, draws), position)
+            memory = empty()
+            made = _Batch(memory, memory.numpy(), index, draws)
+            rows = zip(index.tolist(), draws.tolist(), strict=True)
+            yield Job([_Item(made, row, *of) for row, of in enumerate(rows)], made, position)
 
     def work(self, item: _Item) -> None:
         image = self._image(item.index)
         top, left, mirrored = self.transform.place(item.draw, *image.shape[1:])
-        item.out[:] = crop_view(image, top, left, mirrored, *item.out.shape[1:])
+        _, *size = self.transform.shape(image.shape)
+        crop = crop_view(image, top, left, mirrored, *size)
+        item.batch.images = put(item.batch.images, item.row, crop)
 
     def _image(self, index: int) -> np.ndarray:
         kept = self.kept

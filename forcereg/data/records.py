@@ -89,6 +89,11 @@ def _release(key: Hashable) -> None:
             _open.pop(key).close()
 
 
+def record_name(source: str, key: bytes) -> str:
+    """One record in an error: source and key."""
+    return f"{source}: record '{key.decode('utf-8', 'backslashreplace')}'"
+
+
 def record_error(source: str, key: bytes, text: str) -> ForceregError:
-    """The error about one record: source and key, then `text`."""
-    return ForceregError(f"{source}: record '{key.decode('utf-8', 'backslashreplace')}': {text}")
+    """The error about one record: its name, then `text`."""
+    return ForceregError(f"{record_name(source, key)}: {text}")

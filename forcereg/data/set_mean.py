@@ -37,7 +37,8 @@ def convert_mean(source: Path, out: Path, force: bool = False, track: Track = si
             image = _decode(source, key, value)
             if image.shape != shape:
                 same = image.shape[0] == shape[0]
-                fix = "size (--resize-height, --resize-width)" if same else "number of channels (--gray or not)"
+                size = "size (--resize-height, --resize-width), or subtract mean_value, which fits images of any size"
+                fix = size if same else "number of channels (--gray or not)"
                 text = f"is {shape_text(image.shape)}, expected {shape_text(shape)} as the first"
                 raise record_error(str(source), key, f"{text}; write the set with one {fix}")
             part += image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.data.buffers import Pinned, Recycled
+from forcereg.data.buffers import Pinned, Recycled, tensor_of
 from forcereg.data.datum import Layout
 from forcereg.data.decoded import Check, Decoder, Rows, to_device
 from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform
+from forcereg.device import shapes_change
 
 Record = tuple[bytes, bytes]
 
@@ -62,8 +63,7 @@ class Stream:
     ) -> None:
         self._transform, self._device, self._out = transform, device, out
         self._ahead, self._workers = max(1, ahead), workers
-        least = 0 if transform.one_size else transform.crop
-        self._plan = _Plan(records, replace(layout, least=least), transform, batch, shard)
+        self._plan = _Plan(records, layout, transform, batch, shard)
         self._prefetch: Prefetch | None = None
         self._pinned: Pinned | None = None
         self._at: Position | None = None
@@ -85,9 +85,15 @@ class Stream:
         check(batch.rows.labels, lambda row: batch.rows.records[row][0])
         self._at = job.after
         job.after.put(generator)
-        images, labels = to_device(batch.images, torch.from_numpy(batch.rows.labels).float(), self._device)
+        images = tensor_of(batch.rows.images, batch.memory)
+        out = None
+        if images is batch.memory:
+            out = self._out()
+        else:
+            shapes_change(self._device)
+        images, labels = to_device(images, torch.from_numpy(batch.rows.labels).float(), self._device)
         places = self._plan.places(batch.draws)
-        return self._transform.finish(images, places, self._out()), labels, job.after.cursor
+        return self._transform.finish(images, places, out), labels, job.after.cursor
 
     def _start(self, at: Position) -> Prefetch:
         self.close()
@@ -106,9 +112,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Crops (batch, C, rows, columns), which are the memory of `rows`, and what was drawn for them."""
+    """The memory that `rows` were given for their crops (batch, C, rows, columns), and what was drawn for them."""
 
-    images: Tensor
+    memory: Tensor
     rows: Rows
     draws: Tensor
 

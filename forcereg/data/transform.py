@@ -45,10 +45,21 @@ class Transform:
         """Whether batches depend on a generator."""
         return self.mirror or self.random_crop
 
+    def least(self, batch: int) -> int:
+        """Rows and columns that images of any size must have in batches of so many; 0 if all must be of one size.
+
+        As in Caffe each batch takes its image's size where it has only one; a mean image fits one size only.
+        """
+        if self._mean_image:
+            return 0
+        return self.crop or (1 if batch == 1 else 0)
+
     @property
-    def one_size(self) -> bool:
-        """Whether images must all be of one size."""
-        return not self.crop or self._mean_image
+    def one_size(self) -> str:
+        """What to do where images must be of one size and aren't."""
+        if self._mean_image:
+            return "subtract mean_value in place of mean_file"
+        return "set crop_size, or batch_size: 1, with which each batch takes its image's size"
 
     @property
     def _mean_image(self) -> bool:

@@ -158,6 +158,11 @@ def reshaped(blob: Tensor, shape: Shape) -> Tensor:
     return view
 
 
+def item_rows(x: Tensor) -> Tensor:
+    """x as (N, all values of an item), N its axis 0."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
 def canonical_axis(spec: LayerSpec, axis: int, rank: int, what: str = "axis") -> int:
     """`axis` as 0..rank-1, counting from the end if negative; raises ForceregError outside."""
     if not -rank <= axis < rank:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.layers.base import Shape, count
+from forcereg.layers.base import Shape, count, item_rows
 from forcereg.layers.loss import ClassScores, normalization_mode, normalizer
 from forcereg.paths import resolve
 from forcereg.registry import layer
@@ -37,7 +37,7 @@ class ItemScores(ClassScores):
 
     def rows(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Scores as (N, classes) and integer labels as (N, 1)."""
-        rows, target = self.aligned(scores.reshape(-1, self.classes), labels)
+        rows, target = self.aligned(item_rows(scores), labels)
         return rows, target.unsqueeze(1)
 
 

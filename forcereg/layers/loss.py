@@ -71,10 +71,15 @@ class ClassScores(Layer):
         self.ignore_label = param.ignore_label if param.HasField("ignore_label") else None
 
     def aligned(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores as (N, classes, ...) and integer labels as (N, ...)."""
+        """Scores as (N, classes, ...) and integer labels as (N, ...). Raises ForceregError for fewer classes."""
+        classes = scores.shape[self.axis]
+        if classes < self.classes:  # for which labels have been checked
+            raise self.spec.fail(
+                f"scores {list(scores.shape)} are of {classes} classes, at first of {self.classes}; give as many"
+            )
         if self.axis != 1 or scores.dim() == 1:
             outer = count(scores.shape[: self.axis])
-            scores = scores.reshape(outer, self.classes, -1)
+            scores = scores.reshape(outer, classes, -1)
         shape = (scores.shape[0], *scores.shape[2:])
         return scores, labels.detach().reshape(shape).long()
 
@@ -159,7 +164,7 @@ class Accuracy(ClassScores):
         if not self.per_class:
             return total
         flat = target.flatten()
-        per_class = scores.new_zeros(2, self.classes)
+        per_class = scores.new_zeros(2, scores.shape[self.axis])
         per_class[0].scatter_add_(0, flat, correct.flatten())
         per_class[1].scatter_add_(0, flat, valid.flatten().to(scores.dtype))
         return total, per_class[0] / per_class[1].clamp(min=1)

@@ -212,9 +212,14 @@ def _operand(spec: LayerSpec, message: Any, shapes: Sequence[Shape], what: str) 
     return axis, shapes[1]
 
 
-def _spread(operand: Tensor, axis: int, rank: int) -> Tensor:
-    """`operand` with as many trailing axes of size 1 as broadcasting from `axis` needs."""
-    return operand.reshape(*operand.shape, *(1,) * (rank - axis - operand.dim()))
+def _spread(spec: LayerSpec, operand: Tensor, axis: int, x: Tensor) -> Tensor:
+    """`operand` with as many trailing axes of size 1 as broadcasting from `axis` of x needs.
+
+    Raises ForceregError if its sizes aren't those of x, which may change: torch would repeat those of 1.
+    """
+    if x.shape[axis : axis + operand.dim()] != operand.shape:
+        raise spec.fail(f"{list(operand.shape)} doesn't fit bottom {list(x.shape)} from axis {axis}")
+    return operand.reshape(*operand.shape, *(1,) * (x.dim() - axis - operand.dim()))
 
 
 @layer("Scale", "scale_param")
@@ -249,10 +254,10 @@ class Scale(Layer):
     def forward(self, x: Tensor, multiplier: Tensor | None = None) -> Tensor:
         weight = self.weight_blob() if multiplier is None else multiplier
         bias = self.blob("bias")
-        weight = _spread(weight, self.axis, x.dim())
+        weight = _spread(self.spec, weight, self.axis, x)
         if bias is None:
             return x * weight
-        return torch.addcmul(_spread(bias, self.axis, x.dim()), x, weight)
+        return torch.addcmul(_spread(self.spec, bias, self.axis, x), x, weight)
 
 
 @layer("Bias", "bias_param")
@@ -273,7 +278,7 @@ class Bias(Layer):
         self.out_shapes = (shapes[0],)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return x + _spread(self.weight_blob("bias") if bias is None else bias, self.axis, x.dim())
+        return x + _spread(self.spec, self.weight_blob("bias") if bias is None else bias, self.axis, x)
 
 
 class _LocalResponse(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from forcereg.layers.base import Layer, Shape, count
+from forcereg.layers.base import Layer, Shape, count, item_rows
 from forcereg.layers.loss import normalization_mode, normalizer
 from forcereg.layers.recording import apply
 from forcereg.registry import layer
@@ -96,7 +96,6 @@ class ContrastiveLoss(PairLoss):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__(spec, shapes)
         message = spec.message.contrastive_loss_param
-        self.features = count(shapes[0][1:])
         self.margin, self.legacy = message.margin, message.legacy_version
         for shape in shapes[:2]:
             if count(shape[2:]) != 1:
@@ -105,7 +104,7 @@ class ContrastiveLoss(PairLoss):
             raise spec.fail(f"bottom 2 {list(shapes[2])} must hold one value per pair ({shapes[0][0]})")
 
     def forward(self, a: Tensor, b: Tensor, alike: Tensor) -> Tensor:
-        squared = (a.reshape(-1, self.features) - b.reshape(-1, self.features)).square().sum(1)
+        squared = (item_rows(a) - item_rows(b)).square().sum(1)
         if self.legacy:
             unlike = F.relu(self.margin - squared)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from forcereg.layers.base import Layer, Shape, canonical_axis, count
+from forcereg.layers.base import Layer, Shape, canonical_axis, count, item_rows
 from forcereg.registry import layer
 from forcereg.schema import ReductionParameter
 from forcereg.spec import LayerSpec
@@ -33,9 +33,9 @@ class ArgMax(Layer):
             raise spec.fail("bottom has no axes; expected items along axis 0")
         self.axis = canonical_axis(spec, message.axis, rank) if message.HasField("axis") else None
         self.per_item &= self.axis != 0
-        self.length = count(shapes[0][1:]) if self.axis is None else shapes[0][self.axis]
-        if not 1 <= self.top_k <= self.length:
-            raise spec.fail(f"top_k is {self.top_k}; expected 1 to {self.length}, the number of values it picks from")
+        length = count(shapes[0][1:]) if self.axis is None else shapes[0][self.axis]
+        if not 1 <= self.top_k <= length:
+            raise spec.fail(f"top_k is {self.top_k}; expected 1 to {length}, the number of values it picks from")
         if self.axis is None:
             picked = (shapes[0][0], 2 if self.out_max_val else 1, self.top_k)
             self.out_shapes = (picked + (1,) * (rank - 3),)
@@ -46,7 +46,7 @@ class ArgMax(Layer):
         if self.axis is not None:
             values, indices = self._largest(x.detach(), self.axis)
             return values if self.out_max_val else indices
-        values, indices = self._largest(x.detach().reshape(-1, self.length), 1)
+        values, indices = self._largest(item_rows(x.detach()), 1)
         picked = (indices, values) if self.out_max_val else (indices,)
         return torch.stack(picked, 1).reshape(x.shape[0], *self.out_shapes[0][1:])
 

@@ -178,7 +178,7 @@ def _waiting(feed: DatabaseFeed) -> set[int]:
     assert isinstance(feed._source, Stream) and feed._source._prefetch is not None
     line = feed._source._prefetch._line
     with line.room:
-        return {batch.job.result.images.data_ptr() for batch in line.batches if batch.job}
+        return {batch.job.result.memory.data_ptr() for batch in line.batches if batch.job}
 
 
 MEMORY = """
