@@ -11,21 +11,23 @@ from forcereg.terminal import echo
 
 @click.command(epilog="\b\nExample: forcereg plot plain.log force.log -o curves.svg")
 @click.argument("logs", nargs=-1, required=True, metavar="LOG_OR_JSON...", type=click.Path(path_type=Path))
-@click.option("--out", "-o", required=True, metavar="OUT.png|svg|pdf|html", type=click.Path(path_type=Path),
-              help="Picture, or a page with the picture and a table.")  # fmt: skip
+@click.option("--out", "-o", required=True, metavar="OUT.png|svg|pdf|html|csv", type=click.Path(path_type=Path),
+              help="Picture, a page with the picture and a table, or all points as CSV.")  # fmt: skip
 def command(logs: tuple[Path, ...], out: Path) -> None:
     """Draw loss, scores, learning rate and ranks of one or several runs over the iterations.
 
-    LOG is what `forcereg train` or Caffe printed, or what --log-json wrote.
+    LOG is what `forcereg train`, Caffe or NVIDIA's Caffe printed, also behind what containers and launchers put in
+    front of lines, or what --log-json wrote. As CSV each point is a row of log, phase, name, iteration and value.
     """
     from forcereg.files import write_bytes
     from forcereg.report.curves import read_run
-    from forcereg.report.plot import draw, kind_of
+    from forcereg.report.plot import CSV, draw, kind_of
+    from forcereg.report.series import series_csv
 
     kind = kind_of(out)
     stems = [log.stem for log in logs]
     names = [log.stem if stems.count(log.stem) == 1 else str(log) for log in logs]
     runs = [read_run(log, name) for log, name in zip(logs, names, strict=True)]
     echo(*(remark for run in runs for remark in run.remarks))
-    write_bytes(out, draw(runs, kind))
+    write_bytes(out, series_csv(runs).encode() if kind == CSV else draw(runs, kind))
     echo(f"wrote {out}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, printable
-from forcereg.report.curves import Curve, Run
+from forcereg.report.points import Curve, Run
 
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
 KINDS = ("png", "svg", "pdf", "html")
+CSV = "csv"
 STYLES = ("-", "--", ":", "-.")
 INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
 """Entries of a legend that has room among the curves, and rows and entries of one beside them."""
@@ -157,8 +158,8 @@ def _bound(bound: Callable[..., float], curve: Curve) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What `draw` makes for a file of this name. Raises ForceregError for an ending that it can't."""
+    """`CSV`, or what `draw` makes for a file of this name. Raises ForceregError for another ending."""
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise ForceregError(f"{path}: expected a name that ends in {', '.join(f'.{one}' for one in KINDS)}")
+    if kind not in (*KINDS, CSV):
+        raise ForceregError(f"{path}: expected a name that ends in {', '.join(f'.{one}' for one in (*KINDS, CSV))}")
     return kind

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.report.curves import Run, read_run
+from forcereg.report.curves import read_run
+from forcereg.report.points import Run
 
 CAFFE = """\
 WARNING: Logging before InitGoogleLogging() is written to STDERR

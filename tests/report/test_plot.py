@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from forcereg.report.curves import Curve, Run
 from forcereg.report.plot import chosen, draw, figure, panel_of
+from forcereg.report.points import Curve, Run
 from tests.conftest import RunCli
 from tests.report.test_curves import CAFFE
 
