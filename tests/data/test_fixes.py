@@ -19,7 +19,10 @@ from tests.data.pictures import make_images, noise, put_images
 RGB, GREY = Image.new("RGB", (8, 8), "teal"), Image.new("L", (8, 8), 9)
 OTHER, ALPHA = Image.new("RGB", (9, 8)), Image.new("RGBA", (8, 8), "teal")
 COLOR = r"set transform_param \{ force_color: true \} \(or force_gray: true\)"
-SIZE = r"write the set with one size \(`forcereg data images --resize-height --resize-width`\), or set crop_size"
+SIZE = (
+    r"write the set with one size \(`forcereg data images --resize-height --resize-width`\), or set crop_size, or "
+    "batch_size: 1, with which each batch takes its image's size"
+)
 
 
 def png(image: Image.Image) -> bytes:
