@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.neuron import Elementwise
+from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import LossParameter
 from forcereg.spec import LayerSpec
@@ -72,7 +73,7 @@ class ClassScores(Layer):
 
     def aligned(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Scores as (N, classes, ...) and integer labels as (N, ...). Raises ForceregError for fewer classes."""
-        classes = scores.shape[self.axis]
+        classes = sizes(scores)[self.axis]
         if classes < self.classes:  # for which labels have been checked
             raise self.spec.fail(
                 f"scores {list(scores.shape)} are of {classes} classes, at first of {self.classes}; give as many"

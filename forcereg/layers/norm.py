@@ -217,7 +217,7 @@ def _spread(spec: LayerSpec, operand: Tensor, axis: int, x: Tensor) -> Tensor:
 
     Raises ForceregError if its sizes aren't those of x, which may change: torch would repeat those of 1.
     """
-    if x.shape[axis : axis + operand.dim()] != operand.shape:
+    if sizes(x)[axis : axis + operand.dim()] != sizes(operand):
         raise spec.fail(f"{list(operand.shape)} doesn't fit bottom {list(x.shape)} from axis {axis}")
     return operand.reshape(*operand.shape, *(1,) * (x.dim() - axis - operand.dim()))
 
