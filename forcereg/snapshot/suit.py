@@ -48,9 +48,9 @@ def suited_to(
             found = _weight(model, layer, weight, shapes[0] if shapes else None if shapes is None else ())
             if found is not None:
                 other = "InnerProduct" if layer.type == "Convolution" else "Convolution"
-                forms = f"{list(weight.shape)} {other}'s weights taken as {list(found.shape)} {layer.type}'s"
+                forms = f"{other} weights {list(weight.shape)} taken as {layer.type} weights {list(found.shape)}"
                 changed[layer.name] = {**blobs, 0: found}
-                remarks[f"{name}: {forms}, of one count (Caffe would refuse them)"] = None
+                remarks[f"{name}: {forms}, which are as many (Caffe would refuse them)"] = None
         elif layer.type == "BatchNorm" and is_affine(layer.batch_norm_param) and _lacks_factor(blobs):
             changed[layer.name] = {**blobs, 2: np.ones_like(blobs[2])}
             remarks[f"{name}: factor 0 of its statistics taken as 1, as NVCaffe before 0.16.5 means it"] = None

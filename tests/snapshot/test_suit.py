@@ -63,8 +63,8 @@ def same_outputs(old: Net, new: Net) -> None:
 def test_both_ways_compute_the_same(kind: str, more: str, outputs: int, tmp_path: Path) -> None:
     one, other = dense(outputs, more=more), convolutional(outputs)
     for source, target, words in (
-        (one, other, "InnerProduct's weights taken as [{n}, 4, 3, 5] Convolution's"),
-        (other, one, "[{n}, 4, 3, 5] Convolution's weights taken as"),
+        (one, other, "taken as Convolution weights [{n}, 4, 3, 5]"),
+        (other, one, "Convolution weights [{n}, 4, 3, 5] taken as InnerProduct weights"),
     ):
         old = load_net(source, seed=1)
         path = saved(old, tmp_path, kind)
@@ -128,7 +128,7 @@ def test_legacy_weights_have_four_axes(outputs: int, tmp_path: Path) -> None:
         blob = layer.blobs.add(data=array.reshape(-1))
         blob.num, blob.channels, blob.height, blob.width = array.shape
     (tmp_path / "old.caffemodel").write_bytes(message.SerializeToString())
-    with pytest.warns(UserWarning, match="InnerProduct's weights taken as"):
+    with pytest.warns(UserWarning, match="InnerProduct weights .* taken as"):
         net = load_net(convolutional(outputs), tmp_path / "old.caffemodel")
     weight, bias = net.params["fc"]
     np.testing.assert_array_equal(weight.detach().numpy(), values.reshape(outputs, 4, 3, 5))
@@ -151,7 +151,7 @@ def write_solver(folder: Path, more: str = "") -> Path:
 def test_a_solver_loads_them_and_says_so(tmp_path: Path) -> None:
     path = saved(load_net(dense(7), seed=1), tmp_path, "hdf5")
     solver = Solver(write_solver(tmp_path))
-    with pytest.warns(UserWarning, match="InnerProduct's weights taken as"):
+    with pytest.warns(UserWarning, match="InnerProduct weights .* taken as"):
         report = solver.load_weights(path)
     assert report.loaded == ("fc",) and len(report.remarks) == 1
     assert report.lines()[0] == report.remarks[0]
@@ -159,12 +159,12 @@ def test_a_solver_loads_them_and_says_so(tmp_path: Path) -> None:
 
 def test_commands_say_what_they_did(run_cli: RunCli, tmp_path: Path) -> None:
     path = saved(load_net(dense(7), seed=1), tmp_path, "binary")
-    remark = "layer 'fc': [7, 60] InnerProduct's weights taken as [7, 4, 3, 5] Convolution's, of one count"
+    remark = "layer 'fc': InnerProduct weights [7, 60] taken as Convolution weights [7, 4, 3, 5], which are as many"
     write_solver(tmp_path, f'weights: "{path}"')
     (tmp_path / "deploy.prototxt").write_text(convolutional(7))
     for arguments in (
         ("check", "solver.prototxt"),
-        ("decompose", "--snapshot", str(path), "--model", "deploy.prototxt", "--error", "0", "--out", "out"),
+        ("decompose", "--snapshot", str(path), "--model", "deploy.prototxt", "--ranks", "2", "--out", "out"),
         ("test", "--model", "net.prototxt", "--weights", str(path), "--iterations", "1"),
         ("train", "--solver", "solver.prototxt", "--weights", str(path)),
     ):
