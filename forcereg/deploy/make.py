@@ -113,10 +113,11 @@ def _inputs(tops: Sequence[str], shapes: Mapping[str, Shape], taken: Container[s
 
 
 def plain(message: Any) -> Any:
-    """A layer without what only training, or the choice of a phase, needs."""
+    """A layer without what only training, or the choice of a phase, needs. One that says `phase` is in use as in TEST:
+    dumps of binary models say TRAIN of every layer."""
     layer = LayerParameter()
     layer.CopyFrom(message)
-    for field in ("include", "exclude", "propagate_down", "loss_weight", "blobs"):
+    for field in ("include", "exclude", "phase", "propagate_down", "loss_weight", "blobs"):
         layer.ClearField(field)
     if not any(spec.name for spec in layer.param):
         layer.ClearField("param")

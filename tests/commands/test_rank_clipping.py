@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
+from forcereg.load import load_net
 from tests.commands.conftest import Cli, said
 from tests.conftest import RunCli
 from tests.solver.clipping_nets import write_chains
@@ -66,6 +67,9 @@ def test_from_dense_to_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     write_solver(tmp_path, EXTRA, net='net: "c_clipped.prototxt"')
     code, _, err = cli(*TRAIN, "--weights", "c_iter_8.caffemodel.h5")
     assert code == 0 and "rank of" not in err
+    assert cli("deploy", "c_iter_8.caffemodel.h5", "-o", "use.prototxt")[0] == 0
+    params = load_net("use.prototxt", "use.caffemodel.h5").params
+    assert len(params["conv_lowrank"][0]) == params["conv_linear"][0].shape[1] == at_end["conv"]
 
 
 def test_resume_auto_is_as_if_nothing_had_happened(root: Path, cli: Cli) -> None:

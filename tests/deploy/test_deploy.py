@@ -433,7 +433,7 @@ def test_what_only_training_needs_goes() -> None:
         "param { lr_mult: 2 } inner_product_param { num_output: 5 "
         'weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.5 } }'
     )
-    text = LABELLED + layer("InnerProduct", "data", "s", f"propagate_down: false {body} {TEST}")
+    text = LABELLED + layer("InnerProduct", "data", "s", f"propagate_down: false phase: TRAIN {body} {TEST}")
     found = deploy(text + layer("SoftmaxWithLoss", "s label", "loss")).net.layer[1]
     assert to_text(found.inner_product_param) == 'num_output: 5\nbias_filler {\n  type: "constant"\n  value: 0.5\n}\n'
     assert [field.name for field, _ in found.ListFields()] == ["name", "type", "bottom", "top", "inner_product_param"]
