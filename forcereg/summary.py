@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from forcereg.cost import Cost
-from forcereg.load import costed_net
 from forcereg.net import Net
-from forcereg.schema.text import NetFile
 
 FLOAT = 4
 """Bytes of a value."""
@@ -90,20 +86,6 @@ def summarize(net: Net) -> Summary:
         borrowed = sum(blob.numel() for blob in blobs) - learned - fixed
         rows.append(Row(spec.name, spec.type, tops, learned, fixed, borrowed, macs, memory))
     return Summary(net.spec.name, ("TRAIN", "TEST")[net.spec.phase], batch, rows)
-
-
-def net_cost(
-    file: NetFile,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    root: Path | None = None,
-    allow_python_layers: bool = False,
-) -> Cost | None:
-    """All layers' MACs for one item and learned values of the net that costs are of (`load.costed_net`).
-
-    None if they cannot be known. Arguments as for `load.net_shapes`.
-    """
-    net = costed_net(file, input_shapes, root, allow_python_layers)
-    return None if net is None else cost_of(net)
 
 
 def cost_of(net: Net) -> Cost:

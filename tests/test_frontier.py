@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forcereg.cost import Cost
+from forcereg.accounting import accounts
 from forcereg.errors import ForceregError, UsageError
 from forcereg.evaluate import Evaluation, Evaluator, origin
 from forcereg.frontier import WHOLE, Aim, Point, Subject, Target, frontier, planned
@@ -35,7 +35,6 @@ from forcereg.report.frontier import (
 )
 from forcereg.schema.text import parse_net
 from forcereg.solver.trouble import NotFinite
-from forcereg.summary import net_cost
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 9 } } }
@@ -51,7 +50,7 @@ def subject(name: str = "a", method: str = "pca") -> Subject:
     params = load_net(NET, seed=1).params
     weights = {name: {at: blob.detach().numpy() for at, blob in enumerate(blobs)} for name, blobs in params.items()}
     prepared = prepare(file, weights, net_shapes(file), Selection(method))
-    return Subject(name, method, prepared, weights, lambda net, _: cast(Cost, net_cost(net)))
+    return Subject(name, method, prepared, weights, accounts(file).cost)
 
 
 def ranks(text: str, *numbers: int) -> Target:
@@ -143,8 +142,8 @@ def test_points() -> None:
     aims = planned([one], [ranks("low", 2, 4)], lambda text: None)
     whole, low = made(aims, stub)
     assert not stub.tuned and stub.scored == [{}, {"conv1": 2, "conv2": 4}]
-    cost = net_cost(parse_net(NET))
-    assert cost is not None and cost.macs == (8 * 3 * 9) * 49 + (6 * 4 * 9) * 25
+    cost = accounts(parse_net(NET)).cost(parse_net(NET), {})
+    assert cost.macs == (8 * 3 * 9) * 49 + (6 * 4 * 9) * 25
     assert whole.point == Point("a", "", WHOLE, {}, cost.macs, cost.params, 1.0)
     macs = (2 * 3 * 9 + 8 * 2) * 49 + (4 * 4 * 9 + 6 * 2) * 25
     assert low.point == Point("a", "pca", "low", {"conv1": 2, "conv2": 4}, macs, low.point.params, 0.06)

@@ -168,7 +168,7 @@ class LayerOptions:
 
         selection, given, solver = self.selection(config), given_shapes(self.input_shape), self.solver_file()
         model = read_weights(snapshot)
-        file, root = asked_net(self.model, model)
+        file, root = asked_net(self.model, model, given)
         model = in_form(model, file)
         tested = solver and next(iter(solver.message.test_state), None)
         found = accounts(file, given, model.input_shapes, root, self.allow_python_layers, tested)
@@ -282,8 +282,13 @@ def read_weights(snapshot: str | Path) -> ModelFile:
     return model_of(found, learned_nets(root, found.learned_net, str(snapshot)))
 
 
-def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
-    """The net of --model or of the snapshot, and the root of its relative paths. Raises ForceregError."""
+def asked_net(
+    model: str | None, weights: ModelFile, given: Mapping[str, Sequence[int]] | None = None
+) -> tuple[NetFile, Path]:
+    """The net of --model or of the snapshot, and the root of its relative paths. Raises ForceregError.
+
+    `given`: shapes of inputs.
+    """
     import warnings
 
     from forcereg.load import net_root
@@ -298,7 +303,7 @@ def asked_net(model: str | None, weights: ModelFile) -> tuple[NetFile, Path]:
     compare(weights, file)
     root = net_root(file)
     if model is not None:
-        check_fit(weights, file, root)
+        check_fit(weights, file, root, {**(weights.input_shapes or {}), **(given or {})})
     return file, root
 
 
@@ -327,12 +332,15 @@ def compare(weights: ModelFile, file: NetFile) -> None:
         warnings.warn(text, stacklevel=2)
 
 
-def check_fit(weights: ModelFile, file: NetFile, root: Path) -> None:
-    """Raises ForceregError for blobs of another number or shape than the net's, as far as its shapes can be known."""
+def check_fit(weights: ModelFile, file: NetFile, root: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises ForceregError for blobs of another number or shape than the net's, as far as its shapes can be known.
+
+    `shapes`: of its inputs.
+    """
     from forcereg.load import meta_nets
     from forcereg.snapshot import matched, suited
 
-    for net in meta_nets(file, weights.input_shapes, root):
+    for net in meta_nets(file, shapes, root):
         matched(net.params, suited(weights, net), net.shared)
 
 

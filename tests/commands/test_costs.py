@@ -234,6 +234,13 @@ def test_input_shapes_make_macs_known(absent: Path, cli: Cli) -> None:
     assert json.loads(out)["net"][0]["macs_before"] == net["macs_before"]
 
 
+def test_weights_of_another_net_are_told_where_shapes_are_given(absent: Path, tmp_path: Path, cli: Cli) -> None:
+    model = tmp_path / "net.prototxt"
+    model.write_text("\n".join([*ABSENT[:-1], conv("d", "c", window="kernel_size: 5")]))
+    code, _, err = cli("ranks", absent, "--model", model, *SHAPES)
+    assert code == 1 and "layer 'd' blob 0: shape (8, 8, 3, 3) in the file, (8, 8, 5, 5) in the net" in said(err)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

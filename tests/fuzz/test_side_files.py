@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from forcereg import sidefiles
+from forcereg.accounting import accounts
 from forcereg.commands.decompose import provenance
 from forcereg.errors import ForceregError
 from forcereg.evaluate import Cache, Evaluation
@@ -23,7 +24,6 @@ from forcereg.schema.text import parse_net, parse_solver
 from forcereg.snapshot import ModelFile
 from forcereg.solver.events import Event
 from forcereg.solver.jsonlog import JsonLog
-from forcereg.summary import net_cost
 from forcereg.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
 from tests.fuzz.hostile import mangled, variants
 from tests.long_forms import Rounds
@@ -75,7 +75,7 @@ def use_ranks(path: Path) -> None:
 
 def use_shapes(path: Path) -> None:
     model = ModelFile(path, {}, {"forcereg_input_shapes": path.read_text(errors="replace")})
-    net_cost(parse_net(NET), model.input_shapes)
+    accounts(parse_net(NET), known=model.input_shapes)
 
 
 def use_decomposed(path: Path) -> None:
