@@ -79,7 +79,7 @@ class Ladder:
             if not self.several:
                 raise ValueError(f"rank is {values}; expected one number (only tucker2 takes a pair)")
             if len(values) != len(full) or not all(1 <= one <= most for one, most in zip(values, full, strict=True)):
-                raise ValueError(f"rank is {values}; expected one number, or two up to {list(full)}")
+                raise ValueError(f"rank is {values}; expected one number, or {len(full)} up to {list(full)}")
             each = [max(1, one // groups) for one in values]
         else:
             if not 1 <= operator.index(rank) <= self.full_rank:

@@ -136,7 +136,7 @@ def test_every_rule_takes_multiples(snapshot: Path, rule: list[str], method: str
     [
         pytest.param(["--ranks", "4-,8"], 2, "pairs for tucker2, as in 4-1,4-16", id="half"),
         pytest.param(["--ranks", "4-2,8"], 1, "rank is [4, 2]; expected one number (only tucker2", id="pca"),
-        pytest.param(["--ranks", "4-9,8", "--method", "tucker2"], 1, "one number, or two up to [8, 3]", id="range"),
+        pytest.param(["--ranks", "4-9,8", "--method", "tucker2"], 1, "one number, or 2 up to [8, 3]", id="range"),
         pytest.param(["--ranks", "4,8", "--multiple", "0"], 2, "0 is not in the range x>=1", id="multiple"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from forcereg.cost import chain_cost
 from forcereg.errors import UsageError
 from forcereg.lowrank import Ladder, tucker2
 from forcereg.lowrank.budget import Measure, by_budget
-from forcereg.lowrank.factor import Rank
+from forcereg.lowrank.factor import IN, LINEAR, LOWRANK, Method, Rank, Slot
 from forcereg.lowrank.ranks import Candidate, Whole, by_error
 from forcereg.lowrank.search import EFFICIENT, cheapest, efficient
 from forcereg.lowrank.tucker import Tucker2, improved
+from forcereg.registry import factorizer
+from tests.golden_cases import Case, golden_cases
 from tests.lowrank.candidates import total
 
 SHAPES = (
@@ -131,6 +134,14 @@ def test_pairs_never_cost_more_than_one_share_for_both(start: int) -> None:
     assert saved > 20
 
 
+@pytest.mark.parametrize("case", golden_cases("decompose", lambda case: case.load("weights").ndim == 4))
+def test_nor_for_recorded_weights(case: Case) -> None:
+    one = layer(torch.tensor(case.load("weights")), (4, 1, 1))
+    for error in (0, 0.01, 0.05, 0.2):
+        pair = one.smallest_rank(error)
+        assert one.ladder.error(pair) <= error * MET and macs(one, pair) <= macs(one, tied(one, error))
+
+
 @given(weight=kernels, error=st.floats(0.005, 0.9))
 @settings(max_examples=25, deadline=None)
 def test_hardly_any_pair_would_be_cheaper(weight: Tensor, error: float) -> None:
@@ -203,6 +214,50 @@ def test_efficient_combinations(seed: int, limit: int, count: int) -> None:
     if len(under):
         cheap = under[costs[under] == costs[under].min()]
         assert cheap[errors[cheap].argmin()] in kept
+
+
+class Three(Method):
+    """A method of one's own with three ranks: 1x1 layers in and out, and two of them between.
+
+    Its error falls along all three; nothing but that and the shapes is said of it.
+    """
+
+    slots = (IN, Slot("one"), LOWRANK, LINEAR)
+
+    @property
+    def full_rank(self) -> int:
+        return 6
+
+    @property
+    def full_ranks(self) -> tuple[int, ...]:
+        return 6, 4, 3
+
+    def squared_error(self, rank: Any) -> float:
+        parts = (weight * (1 - one / full) for weight, one, full in zip((5, 1, 3), rank, self.full_ranks, strict=True))
+        return self.scale * sum(parts) / 9
+
+    def tensors(self, rank: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(size, dtype=torch.float64) for size in self.sizes(rank))
+
+    def sizes(self, rank: Any) -> list[tuple[Any, ...]]:
+        first, second, third = rank
+        return [(third, 4, 1, 1), (second, third, 1, 1), (first, second, 3, 3), (6, first, 1, 1)]
+
+
+def test_a_method_may_have_three_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(factorizer._known, "three", Three)
+    ladder = Ladder(torch.ones(6, 4, 3, 3), "three")
+    places = (4, 4, 1, 1)
+    one = Candidate("a", "Convolution", "a", "three", ladder, chain_cost([216], [4]), places)
+    every = list(itertools.product(range(1, 7), range(1, 5), range(1, 4)))
+    for error in (0, 0.2, 0.5, 0.9):
+        found = one.smallest_rank(error)
+        best = min(macs(one, rank) for rank in every if ladder.error(rank) <= error * MET)
+        assert ladder.error(found) <= error * MET and macs(one, found) == best
+    assert ladder.rounded(3) == (3, 2, 2) and ladder.alike[-1] == (6, 4, 3)
+    choice = by_budget("macs", 0.5, one.dense)([one])["a"]
+    within = [rank for rank in every if macs(one, rank) <= 432]
+    assert macs(one, choice) <= 432 and ladder.error(choice) == min(map(ladder.error, within))  # type: ignore[arg-type]
 
 
 # -- budgets
