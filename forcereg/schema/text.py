@@ -93,7 +93,11 @@ def parse_net(text: str, name: str = "<text>") -> NetFile:
 
 def parse_solver(text: str, name: str = "<text>") -> SolverFile:
     """A solver from prototxt. Raises ForceregError as `parse_net`."""
-    return SolverFile(upgrade_solver(parse_text(text, SolverParameter, name), name), name, text)
+    lost: list[str] = []
+    message = upgrade_solver(parse_text(text, SolverParameter, name), name, lost)
+    for line in lost:
+        warnings.warn(line, stacklevel=2)
+    return SolverFile(message, name, text)
 
 
 def net_from_message(message: Any, name: str = "<message>") -> NetFile:

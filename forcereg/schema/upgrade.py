@@ -142,11 +142,12 @@ def upgrade_net(
     return Upgraded(result, tuple(kept), tuple(warnings))
 
 
-def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
+def upgrade_solver(solver: Any, name: str = "<solver>", lost: list[str] | None = None) -> Any:
     """`solver` with `type` instead of `solver_type`, upgraded inline nets and a snapshot_prefix.
 
-    An unset snapshot_prefix becomes the solver's own path without extension, absolute so that no root moves
-    it (`name` is that path, or something in <> for text without a file). Raises ForceregError.
+    What is left out of these nets goes into `lost`, one line each. An unset snapshot_prefix becomes the solver's own
+    path without extension, absolute so that no root moves it (`name` is that path, or something in <> for text without
+    a file). Raises ForceregError.
     """
     result = SolverParameter()
     result.CopyFrom(solver)
@@ -158,11 +159,13 @@ def upgrade_solver(solver: Any, name: str = "<solver>") -> Any:
             )
         result.type = SOLVER_TYPES[old]
         result.ClearField("solver_type")
-    for field in ("net_param", "train_net_param"):
-        if result.HasField(field):
-            getattr(result, field).CopyFrom(upgrade_net(getattr(result, field), f"{name}: {field}").net)
-    for i, net in enumerate(result.test_net_param):
-        net.CopyFrom(upgrade_net(net, f"{name}: test_net_param {i}").net)
+    inline = [(getattr(result, field), field) for field in ("net_param", "train_net_param") if result.HasField(field)]
+    inline += [(net, f"test_net_param {i}") for i, net in enumerate(result.test_net_param)]
+    for net, field in inline:
+        upgraded = upgrade_net(net, f"{name}: {field}")
+        net.CopyFrom(upgraded.net)
+        if lost is not None:
+            lost += upgraded.warnings
     if not result.snapshot_prefix and not name.startswith("<"):
         result.snapshot_prefix = storable(os.path.splitext(os.path.abspath(name))[0])
     return result

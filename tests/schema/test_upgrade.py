@@ -9,7 +9,7 @@ import pytest
 
 from forcereg.errors import ForceregError
 from forcereg.schema import LayerParameter, NetParameter, SolverParameter, V0LayerParameter, V1LayerParameter
-from forcereg.schema.text import parse_net, parse_text
+from forcereg.schema.text import parse_net, parse_solver, parse_text
 from forcereg.schema.upgrade import _V0_KEPT, _V0_RENAMED, V0_TYPES, V1_TYPES, upgrade_net, upgrade_solver
 
 
@@ -272,6 +272,13 @@ def test_what_v0_has_no_place_for_is_left_out_with_a_warning(text: str, kept: st
     file = parse_net(text, "n.prototxt")
     assert file.message == net(kept)
     assert [line.removesuffix("; left out, as Caffe does; remove it") for line in file.warnings] == lost
+
+
+def test_inline_nets_of_a_solver_tell_it_too() -> None:
+    text = 'net_param { layers { layer { name: "a" type: "relu" group: 2 } } }'
+    with pytest.warns(UserWarning, match="s: net_param: layer 'a': 'group' is no option of a 'relu' layer; left out"):
+        file = parse_solver(text, "s")
+    assert file.message.net_param == net('layer { name: "a" type: "ReLU" }')
 
 
 def test_padding_ends_where_its_blob_is_written_again() -> None:
