@@ -115,8 +115,8 @@ def picture(results: Sequence[Result], plan: Plan, kind: str) -> bytes:
     right.set(xlabel="million multiply-accumulates an image")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    title = f"cut by {plan.rule.words}" + (f"\nhollow; full: fine-tuned for {plan.finetune}" if plan.finetune else "")
-    figure.legend(fontsize="small", title=title, loc="outside right upper")
+    tuned = f"\nhollow: before, full: fine-tuned for {plan.finetune}" if plan.finetune else ""
+    figure.legend(fontsize="small", title=f"cut by {plan.rule.words}{tuned}", loc="outside right upper")
     return rendered(figure, kind)
 
 

@@ -1,0 +1,119 @@
+"""`forcereg sweep`: nets cut by one rule, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Cli
+from tests.solver.nets import IMAGES, write_images, write_solver
+
+SCHEDULE = "max_iter: 6 test_iter: 2 test_interval: 3 display: 2 weight_decay: 0.001"
+
+TWO = (
+    IMAGES.replace(
+        'layer { name: "bn"',
+        """layer {
+  name: "conv2" type: "Convolution" bottom: "conv" top: "conv2"
+  convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } }
+}
+layer { name: "bn\"""",
+    )
+    .replace('bottom: "conv" top: "conv" ', 'bottom: "conv2" top: "conv2" ')
+    .replace('bottom: "conv" top: "ip"', 'bottom: "conv2" top: "ip"')
+)
+"""Two convolutions: of 4 filters 1x3x3 at 16 places, and of 5 filters 4x3x3 at 4; an inner product of 20 x 3."""
+MACS = 4 * 9 * 16 + 5 * 36 * 4 + 20 * 3
+ASK = ("sweep", "--solver", "solver.prototxt", "--set", "force_decay=0,0.01", "--max-iter", "3")
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a solver of that net."""
+    monkeypatch.chdir(tmp_path)
+    write_solver(write_images(tmp_path, TWO), SCHEDULE)
+    return tmp_path
+
+
+def rows_of(root: Path) -> list[dict[str, str]]:
+    with open(root / "sweep/results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        pytest.param(("--max-macs", "0.7"), "max-macs 0.7", id="macs"),
+        pytest.param(("--max-params", "0.8", "--method", "svd"), "max-params 0.8 by svd", id="params"),
+        pytest.param(("--ranks", "2,3"), "ranks 2,3", id="ranks"),
+        pytest.param(("--max-accuracy-drop", "1", "--only-layers", "conv2"), "max-accuracy-drop 1", id="accuracy"),
+        pytest.param(("--error", "0.3"), "error 0.3", id="error"),
+    ],
+)
+def test_nets_cut_by_one_rule(two: Path, cli: Cli, rule: tuple[str, ...], words: str) -> None:
+    code, out, err = cli(*ASK, *rule, "--finetune", "1")
+    assert code == 0, err
+    assert out.splitlines()[0].strip() == f"cut by {words}"
+    rows = rows_of(two)
+    assert [row["setting"] for row in rows] == ["force_decay=0", "force_decay=0.01"]
+    for row in rows:
+        assert int(row["macs"]) == MACS and row["accuracy_whole_tuned"] and row["accuracy_tuned"]
+        if "max-macs" in words:
+            assert int(row["macs_cut"]) <= 0.7 * MACS
+        if "ranks" in words:
+            assert row["ranks"] == "2/3"
+
+
+def test_equal_cost_and_the_ranks_that_an_error_asks_for(two: Path, cli: Cli) -> None:
+    """The error goes on telling what the force did; another rule, or another error, trains nothing anew."""
+    ranks = []
+    for error in ("0.01", "0.9"):
+        code, out, err = cli(*ASK, "--max-macs", "0.7", "--error", error)
+        assert code == 0 and "done before" not in err, err
+        assert f"ranks at {100 * float(error):g}%" in out.replace("\n", "")
+        rows = rows_of(two)
+        assert all(int(row["macs_cut"]) <= 0.7 * MACS for row in rows)
+        ranks.append([row["ranks_at_error"] for row in rows])
+    assert ranks[1] == ["1/1", "1/1"] != ranks[0]
+    logs = [path.read_text() for path in two.rglob("train.log")]
+    assert len(logs) == 2 and all(
+        log.count("] Iteration 0 (") == log.count("] Restoring previous") == 1 for log in logs
+    )
+
+
+def test_max_iter(two: Path, cli: Cli) -> None:
+    code, _, err = cli(*ASK, "--set", "max_iter=1,2")
+    assert code == 2 and "--max-iter and --set max_iter are both given" in err
+    assert cli(*ASK)[0] == 0
+    assert len(list(two.rglob("net_iter_3.solverstate.h5"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        pytest.param(("--max-macs", "0.01"), "a share of 0.01 of the net's MACs can't be reached", id="out-of-reach"),
+        pytest.param(("--ranks", "2"), "1 ranks given; the net has 2 layers", id="count"),
+        pytest.param(("--max-macs", "0.5", "--ranks", "2,2"), "found --ranks and --max-macs", id="two-rules"),
+        pytest.param(("--error", "2"), "the error bound is 2; expected 0 to 1", id="error"),
+        pytest.param(("--max-macs", "0.5", "--error", "2"), "the error bound is 2; expected 0 to 1", id="told-error"),
+        pytest.param(("--rank-config", "gone.json"), "gone.json", id="no-file"),
+        pytest.param(("--only-layers", "conv7"), "no Convolution or InnerProduct layer 'conv7'", id="no-layer"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_told_before_anything_is_trained(
+    two: Path, cli: Cli, rule: tuple[str, ...], message: str
+) -> None:
+    code, _, err = cli(*ASK, *rule)
+    assert code in (1, 2) and message in err, err
+    assert not list(two.rglob("*iter*")) and "Iteration" not in "".join(p.read_text() for p in two.rglob("*.log"))
+
+
+def test_a_rank_config_is_known_by_what_it_says(two: Path, cli: Cli) -> None:
+    for rank, before in ((2, 0), (2, 2), (3, 0)):
+        (two / "ranks.json").write_text(json.dumps({"conv2": rank}))
+        code, _, err = cli(*ASK, "--rank-config", "ranks.json")
+        assert code == 0 and err.count("done before") == before, err
+        assert [row["ranks"] for row in rows_of(two)] == [str(rank)] * 2
