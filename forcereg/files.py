@@ -83,7 +83,7 @@ def append_text(path: str | Path) -> Iterator[TextIO]:
         with open(path, "a", encoding="utf-8") as file:
             yield file
     except OSError as error:
-        if error.filename not in (None, os.fspath(path)):
+        if error.filename not in (None, os.fspath(path), os.path.realpath(path)):
             raise  # something else in the block failed
         raise refused(path, error) from None
 
