@@ -14,7 +14,7 @@ from forcereg.errors import UsageError
 from forcereg.evaluate import Evaluator, origin
 from forcereg.lowrank.decompose import Prepared
 from forcereg.lowrank.factor import Rank
-from forcereg.lowrank.ranks import Choice, Whole
+from forcereg.lowrank.ranks import Choice, Dearer, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.solver.trouble import NotFinite
@@ -110,7 +110,10 @@ def planned(subjects: Sequence[Subject], targets: Sequence[Target], tell: Tell) 
 
 
 def _reached(subject: Subject, target: Target) -> dict[str, Rank]:
-    """The ranks that a target comes to, as the layers take them. Raises UsageError for one out of range."""
+    """The ranks that a target comes to, as the layers take them.
+
+    Raises UsageError for one out of range, and for none because every chain costs no less than its layer.
+    """
     choices = target.choose(subject)
     ranks = {}
     for one in subject.prepared.candidates:
@@ -120,6 +123,8 @@ def _reached(subject: Subject, target: Target) -> dict[str, Rank]:
                 ranks[one.name] = one.ladder.rounded(choice)
             except ValueError as error:
                 raise UsageError(f"{one.name}: {error}") from error
+    if not ranks and any(isinstance(choice, Dearer) for choice in choices.values()):
+        raise UsageError("no chain costs less than its layer; --even-if-dearer takes them all the same")
     return ranks
 
 

@@ -19,7 +19,7 @@ from forcereg.evaluate import Evaluation, Evaluator, origin
 from forcereg.frontier import WHOLE, Aim, Point, Subject, Target, frontier, planned
 from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Selection, prepare
-from forcereg.lowrank.ranks import Whole, by_error, by_list
+from forcereg.lowrank.ranks import Whole, by_error, by_list, unless_dearer
 from forcereg.report.frontier import (
     COLUMNS,
     TOP,
@@ -117,6 +117,11 @@ def test_what_a_target_leaves_whole_has_no_rank() -> None:
         pytest.param(ranks("bad", 0, 2), "conv1: rank is 0; expected 1 to 8", id="none"),
         pytest.param(ranks("bad", 2, 5), "a net that is there already", id="rounded-to-the-same"),
         pytest.param(Target("bad", lambda of: {"conv1": Whole("")}), "it leaves the net whole", id="whole"),
+        pytest.param(
+            Target("bad", lambda of: unless_dearer(by_error(0.0))(of.prepared.candidates)),
+            "no chain costs less than its layer; --even-if-dearer takes them",
+            id="dearer",
+        ),
         pytest.param(
             Target("bad", lambda of: by_error(2.0)(of.prepared.candidates)), "the error bound is 2", id="rule"
         ),
