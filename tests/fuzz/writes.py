@@ -51,6 +51,10 @@ COMMANDS = {
     "resume": Command("train --solver longer.prototxt --resume auto --keep 1 --log-json log.json"),
     "tensorboard": Command("train --solver solver.prototxt --log-dir tb", growing=r"tb/.*"),
     "decompose": Command("decompose --snapshot s_iter_4.caffemodel.h5 --error 0.3 --even-if-dearer --out low"),
+    "deploy": Command("deploy s_iter_4.caffemodel.h5 -o use.prototxt"),
+    "convert": Command("convert s_iter_4.caffemodel.h5 other.caffemodel"),
+    "convert-state": Command("convert s_iter_4.solverstate.h5 other.solverstate"),
+    "confusion": Command("confusion --model plain_net.prototxt --weights s_iter_4.caffemodel.h5 -o c.csv -o c.png"),
     "draw": Command("draw net.prototxt net.svg"),
     "draw-text": Command("draw net.prototxt net.txt"),
     "plot": Command("plot log.json -o curve.png"),
@@ -82,7 +86,8 @@ def prepare(folder: Path, nursery: Nursery) -> None:
         Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).save(folder / f"{index}.png")
     (folder / "list.txt").write_text("".join(f"{index}.png {index}\n" for index in range(3)))
     run(nursery, folder, "train --solver solver.prototxt --log-json log.json")
-    for path in ("low.prototxt", "low.caffemodel.h5", "net.svg", "curve.png", "mean.binaryproto", "page.html"):
+    olds = ("low.prototxt", "low.caffemodel.h5", "net.svg", "curve.png", "mean.binaryproto", "page.html")
+    for path in (*olds, "use.prototxt", "use.caffemodel.h5", "other.caffemodel", "c.csv", "c.png"):
         (folder / path).write_text("old")
     run(nursery, folder, "data images list.txt old_lmdb")
 
