@@ -129,7 +129,7 @@ def check_labels(where: str, path: str, full: str) -> None:
         if os.path.exists(full[: len(full) - len(path) + end]):
             raise ForceregError(
                 f"{where}: there is no '{shown(path, 100)}', but '{shown(path[:end], 100)}'; expected one label in a "
-                f"line, behind its last space; several come from {_OTHER}"
+                f"line, behind its last space; several labels come from {_OTHER}"
             )
 
 

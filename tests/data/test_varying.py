@@ -338,6 +338,33 @@ def test_check_builds_the_net_for_the_least_and_the_largest(folder: Path, run_cl
     assert "so it is with 'data' [1, 3, 9, 9] (db: record '00000001')" in told
 
 
+def test_images_and_their_label_maps_change_together(tmp_path: Path, run_cli: RunCli) -> None:
+    """As fully convolutional nets are trained: two sets, each batch a class for every pixel of its image."""
+    put_lmdb(tmp_path / "db", [(b"%d" % number, raw(image)) for number, image in enumerate(IMAGES)])
+    maps = [image[:1] % 3 for image in IMAGES]
+    put_lmdb(tmp_path / "maps", [(b"%d" % number, raw(one)) for number, one in enumerate(maps)])
+    (tmp_path / "net.prototxt").write_text(
+        """
+layer { name: "d" type: "Data" top: "data" data_param { source: "db" batch_size: 1 backend: LMDB } }
+layer { name: "m" type: "Data" top: "map" data_param { source: "maps" batch_size: 1 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 3 kernel_size: 3 pad: 1 weight_filler { type: "gaussian" std: 0.001 } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "conv" bottom: "map" top: "loss" }
+layer { name: "accuracy" type: "Accuracy" bottom: "conv" bottom: "map" top: "accuracy" }
+"""
+    )
+    net = load_net(tmp_path / "net.prototxt", phase="TRAIN", seed=1)
+    weight, bias = net.params["conv"]
+    for number in range(7):
+        loss, _ = net.forward_loss()
+        data, target = (torch.from_numpy(one[number % 5][None]) for one in (IMAGES, maps))
+        scores = torch.nn.functional.conv2d(data.float(), weight, bias, padding=1)
+        expected = torch.nn.functional.cross_entropy(scores, target[:, 0].long())
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    done = run_cli("check", "net.prototxt", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_processes_train_on_images_of_their_own(folder: Path, run_cli: RunCli) -> None:
     """Two processes of one image each are one process of two, but for the order of additions."""
     (folder / "net.prototxt").write_text(FCN.replace("MIRROR", "true").replace('type: "BatchNorm"', 'type: "TanH"'))
