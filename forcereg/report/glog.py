@@ -21,7 +21,7 @@ LINE = 1 << 16
 
 # NVIDIA's Caffe adds a rank behind the bracket, as in `[0.0]`
 _LINE = re.compile(
-    r"(?<![A-Za-z0-9])[IWEF]\d{4}(?:\d{4})? \d\d:\d\d:\d\d\.\d+\s+\d+ [^\]]*\](?: +\[\d+(?:\.\d+)*\])? +(.*)$"
+    r"(?<![A-Za-z0-9])[IWEF]\d{4}(?:\d{4})? \d\d:\d\d:\d\d\.\d+\s+\d+ [^\]]*\](?: +\[(\d+(?:\.\d+)*)\])? +(.*)$"
 )
 # as C++ writes them, on Windows 1.#INF and 1.#QNAN
 _NUMBER = r"([-+]?(?:nan|inf|[0-9]\.#[A-Z]+[0-9]*|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?))"
@@ -50,8 +50,8 @@ def read_glog(source: Iterable[str], run: Run, blobs: dict[str, int], path: Path
     for line in source:
         match = (_LINE.match(line) or _LINE.search(line)) if len(line) <= LINE else None
         if match is not None:
-            text = _COLOR.sub("", match[1]) if "\x1b" in match[1] else match[1]
-            found.take(line[: match.start()], text)
+            text = _COLOR.sub("", match[2]) if "\x1b" in match[2] else match[2]
+            found.take(line[: match.start()], text, match[1])
     found.finish(run)
 
 
@@ -64,7 +64,8 @@ class _Process:
     """What one process has written: lines number `first` to `last` of a log's, which make the curves of `run`."""
 
     def __init__(self, name: str, blobs: dict[str, int], path: Path, number: int) -> None:
-        self.run, self.first, self.last, self.told = Run(name), number, number, 0
+        self.run, self.first, self.last = Run(name), number, number
+        self.rank: str | None = None
         self._path = path
         self._outputs = Outputs(blobs)
         self._iteration, self._prefix = 0, prefix_of(0)
@@ -114,8 +115,8 @@ class _Processes:
     found: dict[str, _Process] = field(default_factory=dict)
     count: int = 0
 
-    def take(self, front: str, text: str) -> None:
-        """One line; a process begins with its first iteration."""
+    def take(self, front: str, text: str, rank: str | None) -> None:
+        """One line; a process begins with its first iteration, and of its own ranks the first counts."""
         if front:
             front = " ".join(_TIME.sub("", _COLOR.sub("", front)).split())
         process = self.found.get(front)
@@ -123,6 +124,10 @@ class _Processes:
             if not text.startswith("Iteration ") or len(self.found) >= MOST:
                 return
             process = self.found[front] = _Process(self.name, self.blobs, self.path, self.count)
+        if rank is not None:
+            process.rank = process.rank or rank
+            if rank != process.rank:
+                return
         self.count += 1
         process.take(text, self.count)
 

@@ -47,6 +47,14 @@ def test_nvidias_caffe(tmp_path: Path) -> None:
     }
 
 
+def test_of_several_gpus_the_first_counts(tmp_path: Path) -> None:
+    both = [line for one in NVIDIA.splitlines() for line in (one, one.replace("[0.0]", "[0.1]").replace(" = ", " = 9"))]
+    lines = [line for line in both if "[0." in line]
+    found = points(read_run(written(tmp_path, "".join(f"{line}\n" for line in lines))))
+    alone = "".join(f"{line}\n" for line in NVIDIA.splitlines() if "[0.0]" in line)
+    assert found == points(read_run(written(tmp_path, alone)))
+
+
 def test_caffe_of_2014_and_on_windows(tmp_path: Path) -> None:
     head = "I0917 15:36:23.184696  2254 solver.cpp:270] "
     lines = [
