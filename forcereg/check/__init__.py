@@ -20,16 +20,16 @@ _SOLVER_FIELD = re.compile(
 
 
 def check_file(path: str | Path, options: Options | None = None) -> Report:
-    """Checks a solver with its nets, or a net in both phases. A file that can't be parsed is the only problem found."""
+    """Checks a solver with its nets, or a net in both phases; of what can't be parsed, all the rest."""
     options = options or Options()
     report = Report(str(path))
     is_solver = report.attempt(lambda: looks_like_solver(path))
     if is_solver:
-        solver = report.attempt(lambda: read_solver(path))
+        solver = report.attempt(lambda: read_solver(path, report.error))
         if solver is not None:
             check_solver(solver, options, report)
     elif is_solver is not None:
-        net = report.attempt(lambda: read_net(path))
+        net = report.attempt(lambda: read_net(path, report.error))
         if net is not None:
             check_both_phases(net, options, report)
     report.name_nets()

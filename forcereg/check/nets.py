@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -16,6 +16,7 @@ from forcereg.data.memory_data import MemoryFeed
 from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError
 from forcereg.layers import make_layer
+from forcereg.layers.module import layer_class
 from forcereg.load import net_root
 from forcereg.net import Net
 from forcereg.plan import misfit
@@ -60,11 +61,13 @@ def _check_net(choice: NetChoice, root: Path, options: Options, report: Report) 
         report.warn(text)
     layers = kept_layers(choice.file, choice.state, root)
     own = (choice.file, choice.state, choice.title)
+    broken = broken_layers(choice.file)
     for problem in (*rule_problems(*own), *problems(layers, *own)):
-        report.error(problem)
+        if not str(problem).startswith(tuple(f"{where}: " for where in broken)):  # it lacks what was told
+            report.error(problem)
     context = FeedContext(root=root, device=torch.device("cpu"), seed=0, budget=0)
     with torch.device("meta"):
-        feeds = _check_layers(layers, context, options, report)
+        feeds = _check_layers(layers, broken, context, options, report)
     if report.troubles > before:
         _check_feeds(feeds, options, report)
         return None
@@ -80,10 +83,17 @@ def _check_net(choice: NetChoice, root: Path, options: Options, report: Report) 
         return report.attempt(lambda: Net(spec, context, options.input_shapes, allow_python_layers=allow))
 
 
+def broken_layers(file: NetFile) -> frozenset[str]:
+    """`where` of the layers that couldn't be read whole."""
+    return frozenset(file.where(i) for i, line in enumerate(file.lines) if line in file.broken)
+
+
 def _check_layers(
-    layers: Sequence[LayerSpec], context: FeedContext, options: Options, report: Report
+    layers: Sequence[LayerSpec], broken: Set[str], context: FeedContext, options: Options, report: Report
 ) -> dict[str, Feed]:
     """Builds every layer whose bottoms' shapes are known; what lies behind a broken one can't be judged.
+
+    `broken`: places of layers that have been told of and can't be built.
 
     The sources that could be opened, by layer name.
     """
@@ -92,7 +102,9 @@ def _check_layers(
     owners = Owners()
     skipped, absent = [], False
     for spec in layers:
-        if spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
+        if spec.where in broken:
+            report.troubles += 1
+        elif spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
             shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
         elif spec.type in registry.source:
             feed = report.attempt(lambda: open_source(spec, context), spec.where)  # noqa: B023
@@ -112,6 +124,7 @@ def _check_layers(
                 shapes.update({top: shape for top, shape in made.items() if top in spec.bottoms or top not in shapes})
         else:
             skipped.append(shown(spec.name))
+            report.attempt(lambda: layer_class(spec), spec.where)  # noqa: B023
     if skipped:
         named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         phase = ("TRAIN", "TEST")[layers[0].phase]

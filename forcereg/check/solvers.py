@@ -35,10 +35,10 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
     root = solver_root(file)
     report.attempt(lambda: complete_prefix(file, root))
     report.attempt(lambda: choose_device(None, file.message, report.warn))
-    chosen = report.attempt(lambda: trained_net(file, root, options.level, options.stages))
+    chosen = report.attempt(lambda: trained_net(file, root, options.level, options.stages, report.error))
     train, tests = None, dict[int, Net]()
     if chosen is not None:
-        others = report.attempt(lambda: tested_nets(file, root, chosen.file)) or ()
+        others = report.attempt(lambda: tested_nets(file, root, chosen.file, report.error)) or ()
         train = check_net(replace(chosen, title=Title(solver=True, several=bool(others))), root, options, report)
         built = [check_net(other, root, options, report) for other in others]
         tests = {index: net for index, net in enumerate(built) if net is not None}

@@ -23,7 +23,7 @@ from forcereg.schema.upgrade import V1_TYPES
 
 # the only sentences of the runtime that say more than where it stopped
 _TWICE = re.compile("should not have multiple")
-_UNCLOSED = re.compile('Expected "[}>]"')
+UNCLOSED = re.compile('Expected "[}>]"')
 _END = 'Expected "}"'
 _NOT_UTF8 = re.compile("Couldn't parse string")
 
@@ -58,16 +58,16 @@ def explain(error: ParseError, foreign: Foreign, name: str, descriptor: Any, unc
     `unclosed`: line of the innermost block open at the end of the text (from `scan`), None if none is.
     """
     text, sentence = foreign.text, str(error)
-    offset = _offset(text, error.GetLine() or 1, error.GetColumn() or 1)
-    if foreign.broken is not None and offset >= foreign.begins:
-        offset, sentence = foreign.broken, "" if text[foreign.broken :].strip() else _END
+    offset = error_offset(error, foreign)
+    if offset == foreign.broken:
+        sentence = "" if text[offset:].strip() else _END
     place = find_place(text, descriptor, offset)
     where = f"{name}:{position(text, offset)}"
     if problem := _layer_problem(place):
         return f"{name}:{problem}"
     if place.field is not None and _TWICE.search(sentence):
         return f"{where}: '{place.field.name}' is set twice in one {place.blocks[-1].kind.name}; remove one"
-    if unclosed and _UNCLOSED.search(sentence):
+    if unclosed and UNCLOSED.search(sentence):
         return f"{where}: the block opened in line {unclosed} is never closed; add a }}"
     if _NOT_UTF8.search(sentence):
         found = f"found {place.before and shown(place.before)}"
@@ -80,11 +80,13 @@ def explain(error: ParseError, foreign: Foreign, name: str, descriptor: Any, unc
     return f"{where}: {_unexpected(place)}"
 
 
-def _offset(text: str, line: int, column: int) -> int:
+def error_offset(error: ParseError, foreign: Foreign) -> int:
+    """Where the text went wrong: of a field that a layer may have beside Caffe's, inside it."""
     start = 0
-    for _ in range(line - 1):
-        start = text.find("\n", start) + 1
-    return start + column - 1
+    for _ in range((error.GetLine() or 1) - 1):
+        start = foreign.text.find("\n", start) + 1
+    offset = start + (error.GetColumn() or 1) - 1
+    return foreign.broken if foreign.broken is not None and offset >= foreign.begins else offset
 
 
 # -- what the layer around the place says comes first

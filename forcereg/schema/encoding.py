@@ -41,6 +41,8 @@ _KINDS = (
     (rb"\x7fELF", "a program", ""),
 )
 _KNOWN = tuple((re.compile(pattern, re.IGNORECASE), kind, fix) for pattern, kind, fix in _KINDS)
+_COMMENT = re.compile(rb"""#[^\n]*|"[^"\\\n]*(?:\\.[^"\\\n]*)*+"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*+'?""")
+"""A comment, or a string, which may hold a #."""
 _QUOTES_1252 = {0x91: "'", 0x92: "'", 0x93: '"', 0x94: '"'}
 
 
@@ -62,8 +64,15 @@ def check_width(data: bytes, name: str) -> None:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """The text of a file, a byte order mark left out. Raises ForceregError 'file:line:column: ...'."""
+    """The text of a file, a byte order mark left out; comments may be in any encoding, as Caffe reads none of them.
+
+    Raises ForceregError 'file:line:column: ...' for other bytes that aren't UTF-8.
+    """
     check_width(data, name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        data = _COMMENT.sub(lambda match: _readable(match[0]), data)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,3 +82,8 @@ def decode_text(data: bytes, name: str) -> str:
             fix = f"{fix}, with {_QUOTES_1252[byte]} for the typographic quotes"
         where = position(good, len(good))
         raise ForceregError(f"{name}:{where}: byte 0x{byte:02x} is not UTF-8; {fix}") from None
+
+
+def _readable(found: bytes) -> bytes:
+    """A comment with marks for what isn't UTF-8 in it; a string as it is."""
+    return found.decode("utf-8", "replace").encode() if found.startswith(b"#") else found

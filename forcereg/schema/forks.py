@@ -146,12 +146,11 @@ def without_effect(message: str, field: str, values: Sequence[str]) -> str:
 
 
 def refused(message: str, field: str) -> str:
-    """'a field of NVCaffe's: ...' about a field that matters and that we lack, '' for others."""
+    """'a field of NVCaffe: ...' about a field that matters and that we lack, '' for others."""
     fork, words = _REFUSED.get(message, {}).get(field, ("", ""))
     if not fork and message != "TransformationParameter":
         return ""
-    whose = f"a field of {fork}'s fork" if fork else "no field of Caffe's"
-    return f"{whose}; {words or _TRANSFORM}"
+    return f"a field of {fork}: {words or _TRANSFORM}" if fork else f"no field of Caffe's; {_TRANSFORM}"
 
 
 def home(kind: str) -> str:

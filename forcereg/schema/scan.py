@@ -50,9 +50,13 @@ def shown(text: str, limit: int = 40) -> str:
 def scan(text: str, name: str) -> Scan:
     """What `text` looks like to a reader who knows brackets, strings and comments only.
 
-    Raises ForceregError (file, line, column) for blocks nested too deep, for unknown escapes in strings, and for what a
-    lone CR hides in a comment.
+    Raises ForceregError (file, line, column) for blocks nested too deep, for unknown escapes in strings, for what a
+    lone CR hides in a comment, and for half a character pair, as os.fsdecode leaves them: it crashes protobuf.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ForceregError(f"{name}:{position(text, error.start)}: a character that is not UTF-8") from None
     starts: list[int] = []
     first: dict[str, int] = {}
     opened: list[int] = []

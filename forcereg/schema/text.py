@@ -8,7 +8,7 @@ import struct
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,9 +20,11 @@ from forcereg.files import open_file, read_file
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
 from forcereg.schema.encoding import check_kind, check_width, decode_text
+from forcereg.schema.fields import read_fields
 from forcereg.schema.foreign import OWN, put_back, separate
 from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import Scan, position, scan, shown
+from forcereg.schema.survey import Tell, mended, merged
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M")
@@ -54,6 +56,8 @@ class NetFile:
     """Line of `message.layer[i]` in the text, from 1; None where it has none (binary, made by an upgrade)."""
     warnings: tuple[str, ...] = ()
     """What the file has and the message hasn't, one line each."""
+    broken: frozenset[int] = frozenset()
+    """Lines of layers that lack what couldn't be read, which was told."""
 
     def where(self, i: int) -> str:
         """'net.prototxt:41: layer 'conv1'', the beginning of every error about layer `i`."""
@@ -79,25 +83,55 @@ def parse_text(text: str, kind: Callable[[], M], name: str = "<text>") -> M:
     return _parse(text, kind, name)[0]
 
 
-def parse_net(text: str, name: str = "<text>") -> NetFile:
-    """A net from prototxt. Raises ForceregError 'file:line:column: ...' for text that is none."""
-    message, scanned = _parse(text, NetParameter, name)
+def parse_net(text: str, name: str = "<text>", tell: Tell | None = None) -> NetFile:
+    """A net from prototxt. Raises ForceregError 'file:line:column: ...' for text that is none.
+
+    `tell`: is called with each such problem instead, and the net is what is left: see `NetFile.broken`.
+    """
+    left, broken = (text, frozenset[int]()) if tell is None else mended(text, NetParameter, name, tell)
+    message, scanned = _parse(left, NetParameter, name)
     if message.layer and message.layers:
-        line, other = scanned.first["layers"], scanned.first["layer"]
-        raise ForceregError(
-            f"{name}:{line}: `layer` (line {other}) and `layers` in one net; `layers` is the old format, "
-            "make all of them `layer { ... }`"
-        )
-    return _net_file(message, name, text, scanned.layer_lines, scanned.first.get("input"))
+        raise ForceregError(_mixed(f"{name}:{scanned.first['layers']}: ", scanned.first["layer"]))
+    file = _net_file(message, name, text, scanned.layer_lines, scanned.first.get("input"))
+    return replace(file, broken=broken) if broken else file
 
 
-def parse_solver(text: str, name: str = "<text>") -> SolverFile:
-    """A solver from prototxt. Raises ForceregError as `parse_net`."""
+def parse_solver(text: str, name: str = "<text>", tell: Tell | None = None) -> SolverFile:
+    """A solver from prototxt. Raises ForceregError, or tells what is wrong, as `parse_net`."""
+    left = text if tell is None else mended(text, SolverParameter, name, tell)[0]
+    message = parse_text(left, SolverParameter, name)
+    _check_forms(message, left, name)
     lost: list[str] = []
-    message = upgrade_solver(parse_text(text, SolverParameter, name), name, lost)
+    upgraded = upgrade_solver(message, name, lost)
     for line in lost:
         warnings.warn(line, stacklevel=2)
-    return SolverFile(message, name, text)
+    return SolverFile(upgraded, name, text)
+
+
+def _check_forms(solver: Any, text: str, name: str) -> None:
+    """Raises ForceregError for a net inside a solver that mixes the new and the old format."""
+    if not any(net.layer and net.layers for _, net in inline_nets(solver)):
+        return
+    for one in read_fields(text)[0]:
+        for block in one.blocks if one.name.endswith("net_param") else ():
+            first = {part.name: part for part in reversed(block.fields)}
+            if "layer" in first and "layers" in first:
+                other = text.count("\n", 0, first["layer"].at) + 1
+                raise ForceregError(_mixed(f"{name}:{position(text, first['layers'].at)}: {one.name}: ", other))
+
+
+def inline_nets(solver: Any) -> Iterator[tuple[str, Any]]:
+    """The nets inside a SolverParameter, with their fields' names."""
+    for field, value in solver.ListFields():
+        if field.message_type is NetParameter.DESCRIPTOR:
+            yield from ((field.name, net) for net in (value if repeats(field) else (value,)))
+
+
+def _mixed(where: str, other: int) -> str:
+    return (
+        f"{where}`layer` (line {other}) and `layers` in one net; `layers` is the old format, "
+        "make all of them `layer { ... }`"
+    )
 
 
 def net_from_message(message: Any, name: str = "<message>") -> NetFile:
@@ -105,13 +139,13 @@ def net_from_message(message: Any, name: str = "<message>") -> NetFile:
     return _net_file(message, name, None, ())
 
 
-def read_net(path: str | Path) -> NetFile:
-    """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError."""
+def read_net(path: str | Path, tell: Tell | None = None) -> NetFile:
+    """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError; `tell` as in parse_net."""
     data, name = _read(path), str(path)
     check_kind(data, name, "a net: prototxt or a binary NetParameter")
     if _BINARY.search(data):
         return _net_file(decode_net(data, name), name, None, ())
-    return parse_net(decode_text(data, name), name)
+    return parse_net(decode_text(data, name), name, tell)
 
 
 def is_text(path: str | Path) -> bool:
@@ -119,15 +153,15 @@ def is_text(path: str | Path) -> bool:
     return not _BINARY.search(_read(path, _HEAD))
 
 
-def read_solver(path: str | Path) -> SolverFile:
-    """A solver file (prototxt). Raises ForceregError."""
+def read_solver(path: str | Path, tell: Tell | None = None) -> SolverFile:
+    """A solver file (prototxt). Raises ForceregError; `tell` as in parse_net."""
     data, name = _read(path), str(path)
     check_kind(data, name, "a solver, which is plain text")
     if match := _BINARY.search(data):
         check_width(data, name)
         found = f"byte {match.start()} is 0x{match[0].hex()}"
         raise ForceregError(f"{name}: {found}; a solver file is plain text")
-    return parse_solver(decode_text(data, name), name)
+    return parse_solver(decode_text(data, name), name, tell)
 
 
 def to_text(message: Any) -> str:
@@ -151,16 +185,12 @@ def _own_texts(message: Any) -> Iterator[str]:
 
 def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     scanned = scan(text, name)
-    try:
-        text.encode()  # half a character pair, as os.fsdecode leaves them, would crash the C runtime
-    except UnicodeEncodeError as error:
-        raise ForceregError(f"{name}:{position(text, error.start)}: a character that is not UTF-8") from None
-    message, wrong = _merged(text, kind)
+    message, wrong = merged(text, kind)
     if wrong is not None or OWN in text:
         descriptor = cast(Any, message).DESCRIPTOR
         foreign = separate(text, descriptor)
         if foreign.text != text:
-            message, wrong = _merged(foreign.text, kind)
+            message, wrong = merged(foreign.text, kind)
         if wrong is not None:
             raise ForceregError(explain(wrong, foreign, name, descriptor, scanned.unclosed))
         if any(_own_texts(message)):
@@ -172,21 +202,11 @@ def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     return message, scanned
 
 
-def _merged(text: str, kind: Callable[[], M]) -> tuple[M, text_format.ParseError | None]:
-    """The text as a message, and the error where it is none."""
-    message = kind()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        return message, error
-    return message, None
-
-
 def _net_file(
     message: Any, name: str, text: str | None, source_lines: tuple[int, ...], input_line: int | None = None
 ) -> NetFile:
-    net, lines, warnings = upgrade_net(message, name, source_lines, input_line)
-    return NetFile(net, name, _text_without_weights(net) if text is None else text, lines, warnings)
+    net, lines, told = upgrade_net(message, name, source_lines, input_line)
+    return NetFile(net, name, _text_without_weights(net) if text is None else text, lines, told)
 
 
 def _text_without_weights(net: Any) -> str:

@@ -14,6 +14,7 @@ from forcereg.paths import find_root, resolve, snapshot_prefix
 from forcereg.registry import solver_type
 from forcereg.rules import OF_SOLVER, Title, net_state
 from forcereg.schema import TEST, TRAIN, SolverParameter
+from forcereg.schema.survey import Tell
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.solver import policy
 from forcereg.solver.force import check_force
@@ -118,17 +119,19 @@ def solver_root(file: SolverFile) -> Path:
     return find_root(named, None if file.name.startswith("<") else file.name)
 
 
-def trained_net(file: SolverFile, root: Path, level: int | None = None, stages: Sequence[str] = ()) -> NetChoice:
+def trained_net(
+    file: SolverFile, root: Path, level: int | None = None, stages: Sequence[str] = (), tell: Tell | None = None
+) -> NetChoice:
     """The net that the solver trains. Raises ForceregError.
 
-    `level` and `stages` go to its state, as Caffe's --level and --stage do.
+    `level` and `stages` go to its state, as Caffe's --level and --stage do; `tell`: see forcereg.schema.text.parse_net.
     """
     p = file.message
     given = [field for field in TRAIN_FIELDS if p.HasField(field)]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise ForceregError(f"{file.name}: expected exactly one of {', '.join(TRAIN_FIELDS)}; found {found}")
-    train_file = _net_file(file, given[0], root)
+    train_file = _net_file(file, given[0], root, tell)
     extra = [p.train_state] if p.HasField("train_state") else []
     state = net_state(TRAIN, train_file.message.state, *extra)
     if level is not None:
@@ -146,7 +149,7 @@ def complete_prefix(file: SolverFile, root: Path) -> None:
             file.message.snapshot_prefix = storable(Path(written) / completed.name)
 
 
-def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
+def _net_file(file: SolverFile, field: str, root: Path, tell: Tell | None) -> NetFile:
     value = getattr(file.message, field)
     if isinstance(value, str):
         path = resolve(root, value)
@@ -155,21 +158,24 @@ def _net_file(file: SolverFile, field: str, root: Path) -> NetFile:
                 f"{file.name}: {field} '{value}' does not exist under {root} "
                 "(the working directory or a folder above the solver); correct the path or change folder"
             )
-        return read_net(value if root == Path.cwd() else path)  # in errors as short as it was written
+        return read_net(value if root == Path.cwd() else path, tell)  # in errors as short as it was written
     if field == "net_param" and file.inline is not None:
         return file.inline
     return net_from_message(value, f"{file.name}: {field}")
 
 
-def tested_nets(file: SolverFile, root: Path, train_file: NetFile) -> tuple[NetChoice, ...]:
-    """The nets that the solver tests; `train_file` holds the one of `net` or `net_param`. Raises ForceregError."""
+def tested_nets(file: SolverFile, root: Path, train_file: NetFile, tell: Tell | None = None) -> tuple[NetChoice, ...]:
+    """The nets that the solver tests; `train_file` holds the one of `net` or `net_param`. Raises ForceregError.
+
+    `tell`: see forcereg.schema.text.parse_net.
+    """
     p = file.message
     files = [net_from_message(net, f"{file.name}: test_net_param") for net in p.test_net_param]
     for value in p.test_net:
         path = resolve(root, value)
         if not os.path.exists(path):
             raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
-        files.append(read_net(value if root == Path.cwd() else path))
+        files.append(read_net(value if root == Path.cwd() else path, tell))
     generic = train_file if p.HasField("net") or p.HasField("net_param") else None
     left = len(p.test_iter) - len(files)
     if left < 0 or (left > 0 and generic is None):

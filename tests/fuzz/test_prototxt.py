@@ -17,7 +17,7 @@ import forcereg.solver.loop  # noqa: F401
 from forcereg.errors import LONGEST, ForceregError
 from forcereg.load import shape_net
 from forcereg.schema import NetParameter
-from forcereg.schema.text import read_net, read_solver
+from forcereg.schema.text import parse_net, read_net, read_solver
 from forcereg.shipped import configs_dir
 from forcereg.solver.setup import problems, solver_root, solver_specs
 from tests.fuzz.prototxts import any_token, damaged, encoded, made_net
@@ -45,6 +45,13 @@ OLDEST = """name: "oldest" input: "data" input_dim: 2 input_dim: 3 input_dim: 8 
 layers { layer { name: "pad" type: "padding" pad: 1 } bottom: "data" top: "pad" }
 layers { layer { name: "c" type: "conv" num_output: 4 kernelsize: 3 stride: 1 biasterm: true } bottom: "pad" top: "c" }
 layers { layer { name: "r" type: "relu" } bottom: "c" top: "c" }
+"""
+FORK = """name: "fork" default_forward_type: FLOAT16
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: [2, 3, 8, 8] } } }
+layer { name: "c" type: "Convolution" bottom: "x" top: "c" forward_type: FLOAT
+  convolution_param { num_output: 4 kernel_size: 3 engine: MKL2017 weight_filler { type: "xavier" } } }
+layer { name: "p" type: "Permute" bottom: "c" top: "p" include { phase: TEST } alpha: [0.5]
+  permute_param { order: 0 order: 2 box < x: -1 y: 'a' "b" > engine: CAFFE } image_data_param { label_type: NONE } }
 """
 SHAPES = {"data": (2, 3, 227, 227), "label": (2,)}
 
@@ -91,12 +98,12 @@ def given(net: Any) -> dict[str, tuple[int, ...]]:
 
 
 def any_text(chance: random.Random) -> str:
-    kind = chance.randrange(8)
+    kind = chance.randrange(9)
     if kind < 4:
         return made_net(chance)
     if kind < 6:
         return (configs_dir() / chance.choice(SHIPPED)).read_text()
-    return OLD if kind == 6 else OLDEST
+    return (OLD, OLDEST, FORK)[kind - 6]
 
 
 def test_nets(rounds: Rounds) -> None:
@@ -107,6 +114,22 @@ def test_nets(rounds: Rounds) -> None:
         Path("n.prototxt").write_bytes(data)
         works += not attempt(lambda: shaped(chance, "n.prototxt"), "n.prototxt", "<n.prototxt>")  # noqa: B023
     assert works > 10
+
+
+def test_every_problem(rounds: Rounds) -> None:
+    """What is refused has problems that are told, and the rest can be read; what is right has none."""
+    for chance in rounds(200):
+        text = damaged(chance, chance.choice((FORK, FORK, OLD, made_net(chance))))
+        problems: list[ForceregError] = []
+        refused = attempt(lambda: parse_net(text, "n"), "n")  # noqa: B023
+        left = attempt(lambda: parse_net(text, "n", problems.append), "n")  # noqa: B023
+        assert bool(refused) == bool(problems or left), (text, refused, left)
+        for problem in problems:
+
+            def tell() -> None:
+                raise problem  # noqa: B023
+
+            attempt(tell, "n")
 
 
 def test_undamaged_nets(rounds: Rounds) -> None:
