@@ -480,6 +480,73 @@ def test_a_file_that_does_not_parse(here: Path) -> None:
     assert "net.prototxt:2" in check_file("net.prototxt").errors[0]
 
 
+MANY = """name: "many"
+frce_backward: true
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_ouput: 4 kernel_size: 3 foo: 1 }
+  bn_param { eps: 1 } }
+layer { name: "bn1" type: "BN" bottom: "conv1" top: "bn1" bn_param { eps: 1 } }
+layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" include { phase: TRAIN }
+  pooling_param { kernel_size: 1.5 stride: 2 }
+layer { name: "pool2" type: "Pooling" bottom: "pool" top: "pool2" pooling_param { kernel_size = 2 } }
+layer { name: "roi" type: "ROIPooling" bottom: "data" top: "roi" roi_pooling_param { pooled_w: 7 } }
+layer { name: "twice" name: "x" type: "ReLU" bottom: "data" top: "t" }
+layer { name: "relu" type: "ReLU" bottom: "date" top: "r" }
+name: "again"
+"""
+TOLD = (
+    """:2:1: 'frce_backward' is no field of NetParameter; did you mean "force_backward"?""",
+    """:5:23: 'num_ouput' is no field of ConvolutionParameter; did you mean "num_output"?""",
+    """:5:51: 'foo' is no field of ConvolutionParameter""",
+    """:6:3: 'bn_param' is no field of Caffe's, it is of SegNet's fork; layer 'conv1' has type Convolution""",
+    """:9:32: found '1.5', expected an integer for 'kernel_size'""",
+    """:9:46: the block opened in line 8 is never closed; add a }""",
+    """:10:95: found '='; write kernel_size: VALUE""",
+    """:12:29: 'name' is set twice in one LayerParameter; remove one""",
+    """:14:7: 'name' is set twice in one NetParameter; remove one""",
+    """:13: layer 'relu': unknown bottom blob 'date'; did you mean "data"?""",
+    """:7: layer 'bn1': unknown layer type 'BN'; `forcereg layers` lists""",
+    """:11: layer 'roi': unknown layer type 'ROIPooling'; `forcereg layers` lists""",
+)
+
+
+def test_every_problem_of_a_net(here: Path) -> None:
+    (here / "net.prototxt").write_text(MANY)
+    report = check_file("net.prototxt")
+    assert sorted(error[: len(told) + 12] for error, told in zip(report.errors, TOLD, strict=True)) == sorted(
+        f"net.prototxt{told}" for told in TOLD
+    )
+    assert "TEST net: 1 layer (bn1) lies behind the problems" in report.warnings[-1]
+
+
+def test_every_problem_of_a_solver_and_its_net(here: Path) -> None:
+    (here / "net.prototxt").write_text(MANY)
+    (here / "solver.prototxt").write_text(
+        'net: "net.prototxt"\nbase_lr: 0.1\nstagelr: 3\nlr_policy: "fixed"\nmax_iter: 0.5.3\n'
+        "min_lr: 0.1 gama: 1\nmomentum = 0.9\nroi_pooling_param { a: 1 }\nsnapshot: 10\n"
+    )
+    errors = check_file("solver.prototxt").errors
+    own = [error.removeprefix("solver.prototxt:") for error in errors if error.startswith("solver.prototxt:")]
+    assert [error.split(":")[0] for error in own] == ["3", "5", "6", "6", "7", "8"]
+    assert own[0].startswith("3:1: 'stagelr' is a field of Convolutional Pose Machines: for lr_policy \"multifixed\";")
+    assert own[1:2] + own[3:] == [
+        "5:11: found '0.5.3', expected an integer for 'max_iter'",
+        "6:13: 'gama' is no field of SolverParameter; did you mean \"gamma\"?",
+        "7:10: found '='; write momentum: VALUE",
+        "8:1: 'roi_pooling_param' is no field of SolverParameter",
+    ]
+    assert own[2].startswith("6:1: 'min_lr' is a field of NVCaffe: a lower bound of the rate")
+    assert all(any(f"net.prototxt{told}" in error for error in errors) for told in TOLD if "bottom blob" not in told)
+
+
+def test_more_problems_than_are_told(here: Path) -> None:
+    (here / "net.prototxt").write_text("layer { type: 'ReLU' foo: 1 }\n" * 150)
+    errors = check_file("net.prototxt").errors
+    assert len(errors) == 101
+    assert errors[-1] == "net.prototxt: has more than 100 problems, of which the first are told"
+
+
 def test_which_files_are_solvers(here: Path) -> None:
     assert looks_like_solver("solver.prototxt") and not looks_like_solver("net.prototxt")
     with pytest.raises(ForceregError, match="no such file"):
