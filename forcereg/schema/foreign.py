@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from google.protobuf import text_format
+
+from forcereg import schema
 from forcereg.errors import slip
 from forcereg.schema import LayerParameter, forks
 from forcereg.schema.fields import Block, Field, message_values, plain, read_fields, written
 from forcereg.schema.types import BUILT_IN
+
+M = TypeVar("M")
 
 OWN = "own_fields"
 """The field of a LayerParameter that keeps them."""
 STRUCTURE = frozenset({"param", "blobs", "include", "exclude", "name", "type", "bottom", "top", "phase"})
 STRUCTURE |= {"loss_weight", "propagate_down", "python_param", "display"}
 """Fields of a layer that are no options of its kind: they are Caffe's in every type."""
+CAFFES = frozenset(
+    field.name
+    for name in schema.__all__
+    if hasattr(getattr(schema, name), "DESCRIPTOR")
+    for field in getattr(schema, name).DESCRIPTOR.fields
+)
+"""The names of all fields of Caffe's."""
+_NAME = re.compile(r"[A-Za-z_]\w*(?=\s*[:{<])")
 _NEVER = frozenset({"layer", "layers", "blobs_lr", "weight_decay", "blob_share_mode", OWN})
 """Of another format, of a layer that isn't closed, or ours: no type's own."""
 _MISSPELT = sorted(name for name in STRUCTURE if len(name) > 4)
@@ -44,6 +57,31 @@ class Foreign:
     skipped: dict[str, list[str]] = field(default_factory=dict)
     broken: int | None = None
     begins: int = 0
+
+
+def parsed(text: str, kind: Callable[[], M]) -> tuple[M, text_format.ParseError | None, Foreign]:
+    """The text as a message, without what is foreign; the error where it is none.
+
+    Long texts in which all names are Caffe's are not searched for what is foreign, unless they are refused.
+    """
+    foreign, searched = Foreign(text), not CAFFES.issuperset(_NAME.findall(text))
+    descriptor = cast(Any, kind()).DESCRIPTOR
+    if searched:
+        foreign = separate(text, descriptor)
+    message, error = _merged(foreign.text, kind)
+    if error is not None and not searched:
+        foreign = separate(text, descriptor)
+        message, error = _merged(foreign.text, kind) if foreign.text != text else (message, error)
+    return message, error, foreign
+
+
+def _merged(text: str, kind: Callable[[], M]) -> tuple[M, text_format.ParseError | None]:
+    message = kind()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        return message, error
+    return message, None
 
 
 def separate(text: str, descriptor: Any) -> Foreign:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from google.protobuf import text_format
-
 from forcereg.errors import ForceregError
 from forcereg.schema.diagnose import UNCLOSED, error_offset, explain
 from forcereg.schema.fields import Field, read_fields
-from forcereg.schema.foreign import separate
+from forcereg.schema.foreign import parsed
 from forcereg.schema.place import CLOSING, OPENING, tokens
 from forcereg.schema.scan import scan
 
@@ -26,16 +24,6 @@ _RULE = re.compile(r"\b(?:include|exclude)\s*:?\s*\{[^{}#\"']*(?:\"[^\"\n]*\"[^{
 _KEPT = frozenset({"name", "type", "top", "bottom"})
 
 
-def merged(text: str, kind: Callable[[], Any]) -> tuple[Any, text_format.ParseError | None]:
-    """The text as a message, and the error where it is none."""
-    message = kind()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        return message, error
-    return message, None
-
-
 def mended(text: str, kind: Callable[[], Any], name: str, tell: Tell) -> tuple[str, frozenset[int]]:
     """The text with blanks for what is wrong with it, and the lines where the layers begin that lack something so.
 
@@ -44,15 +32,17 @@ def mended(text: str, kind: Callable[[], Any], name: str, tell: Tell) -> tuple[s
     MOST, and as `scan`.
     """
     scan(text, name)
+    if parsed(text, kind)[1] is None:
+        return text, frozenset()
     survey = _Survey(kind, name, tell)
     broken = set()
     for start, end in _chunks(text):
-        ahead, chunk = text[:start], text[start:end]
+        if parsed(text[start:end], kind)[1] is None:
+            continue
+        ahead = text[:start]
         lead = "\n" * ahead.count("\n") + " " * (start - ahead.rfind("\n") - 1)  # as long in lines and columns
-        repaired = survey.repaired(lead + chunk)
-        if repaired[len(lead) :] != chunk:
-            text = ahead + repaired[len(lead) :] + text[end:]
-            broken.add(lead.count("\n") + 1)
+        text = ahead + survey.repaired(lead + text[start:end])[len(lead) :] + text[end:]
+        broken.add(lead.count("\n") + 1)
     return survey.repaired(text), frozenset(broken)  # fields that may stand there once stand in several chunks
 
 
@@ -76,10 +66,7 @@ class _Survey:
 
     def _problem(self, text: str) -> tuple[int, str] | None:
         """Where the first problem is, and what."""
-        if merged(text, self._kind)[1] is None:
-            return None
-        foreign = separate(text, self._descriptor)
-        error = merged(foreign.text, self._kind)[1]
+        _, error, foreign = parsed(text, self._kind)
         if error is None:
             return None
         unclosed = scan(text, self._name).unclosed

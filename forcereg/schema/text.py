@@ -21,10 +21,10 @@ from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
 from forcereg.schema.encoding import check_kind, check_width, decode_text
 from forcereg.schema.fields import read_fields
-from forcereg.schema.foreign import OWN, put_back, separate
+from forcereg.schema.foreign import OWN, parsed, put_back
 from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import Scan, position, scan, shown
-from forcereg.schema.survey import Tell, mended, merged
+from forcereg.schema.survey import Tell, mended
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M")
@@ -185,20 +185,15 @@ def _own_texts(message: Any) -> Iterator[str]:
 
 def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     scanned = scan(text, name)
-    message, wrong = merged(text, kind)
-    if wrong is not None or OWN in text:
-        descriptor = cast(Any, message).DESCRIPTOR
-        foreign = separate(text, descriptor)
-        if foreign.text != text:
-            message, wrong = merged(foreign.text, kind)
-        if wrong is not None:
-            raise ForceregError(explain(wrong, foreign, name, descriptor, scanned.unclosed))
-        if any(_own_texts(message)):
-            raise ForceregError(f"{name}:{position(text, text.index(OWN))}: '{OWN}' is no field of LayerParameter")
-        put_back(message, foreign.own)
-        if foreign.skipped:
-            told = "; ".join(f"{', '.join(names)} ({fork})" for fork, names in foreign.skipped.items())
-            warnings.warn(f"{name}: fields of forks that change no results here are skipped: {told}", stacklevel=1)
+    message, wrong, foreign = parsed(text, kind)
+    if wrong is not None:
+        raise ForceregError(explain(wrong, foreign, name, cast(Any, message).DESCRIPTOR, scanned.unclosed))
+    if OWN in text and any(_own_texts(message)):
+        raise ForceregError(f"{name}:{position(text, text.index(OWN))}: '{OWN}' is no field of LayerParameter")
+    put_back(message, foreign.own)
+    if foreign.skipped:
+        told = "; ".join(f"{', '.join(names)} ({fork})" for fork, names in foreign.skipped.items())
+        warnings.warn(f"{name}: fields of forks that change no results here are skipped: {told}", stacklevel=1)
     return message, scanned
 
 
