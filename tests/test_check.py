@@ -517,7 +517,7 @@ def test_every_problem_of_a_net(here: Path) -> None:
     assert sorted(error[: len(told) + 12] for error, told in zip(report.errors, TOLD, strict=True)) == sorted(
         f"net.prototxt{told}" for told in TOLD
     )
-    assert any(text.startswith("TEST net: 1 layer (bn1) lies behind the problems") for text in report.warnings)
+    assert any(text.startswith("TEST net: 2 layers (bn1, relu) lie behind the problems") for text in report.warnings)
 
 
 def test_every_problem_of_a_solver_and_its_net(here: Path) -> None:
