@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forcereg.errors import LONGEST, ForceregError, UsageError, did_you_mean, printable
+from forcereg.errors import LONGEST, ForceregError, UsageError, did_you_mean, printable, slip
 
 
 @given(st.text(max_size=60))
@@ -51,3 +51,23 @@ def test_errors_are_copied_as_they_are(kind: type[ForceregError]) -> None:
 def test_no_hint_for_what_is_no_name() -> None:
     assert did_you_mean("Convolutoin", ["Convolution", "ReLU"]) == '; did you mean "Convolution"?'
     assert did_you_mean("Convolution" * 1_000_000, ["Convolution"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [
+        ("force_decya", "force_decay"),
+        ("Force_Decay", "force_decay"),
+        ("forcedecay", "force_decay"),
+        ("relo_param", "relu_param"),
+        ("gpus", "GPU"),
+        ("bn_param", ""),
+        ("roi_pooling_param", ""),
+        ("eval_type", ""),
+        ("ip", ""),
+        ("x" * 5000, ""),
+    ],
+)
+def test_slips_of_one_or_two_letters(found: str, meant: str) -> None:
+    known = ("force_decay", "force_type", "relu_param", "mvn_param", "pooling_param", "GPU", "CPU", "lp")
+    assert slip(found, known) == (f'; did you mean "{meant}"?' if meant else "")

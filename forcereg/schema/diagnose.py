@@ -196,6 +196,8 @@ def _unknown_field(place: Place) -> str:
         return f"{found} but of the old format `layers`; {_OLD_FIELDS[field]}"
     if hint := slip(field, (name for name in kind.fields_by_name if name != OWN)):
         return found + hint
+    if kind.name == "TransformationParameter":
+        return f"'{shown(field)}' is no field of Caffe's; {forks.TRANSFORM}"
     if kind.name == "LayerParameter" and field.endswith("_param"):
         return _unknown_param(place)
     holders = [f.name for f in kind.fields if _holds(f.message_type, field)]

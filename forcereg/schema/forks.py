@@ -90,7 +90,7 @@ _REFUSED = {
     },
 }  # fmt: skip
 """Message -> field -> fork, and what it means and what to do."""
-_TRANSFORM = "it changes what the net sees, which forcereg doesn't: prepare the images so, and remove it"
+TRANSFORM = "it changes what the net sees, which forcereg doesn't: prepare the images so, and remove it"
 
 _TYPES = {
     SSD: "AnnotatedData Normalize Permute PriorBox DetectionOutput DetectionEvaluate MultiBoxLoss VideoData",
@@ -148,9 +148,7 @@ def without_effect(message: str, field: str, values: Sequence[str]) -> str:
 def refused(message: str, field: str) -> str:
     """'a field of NVCaffe: ...' about a field that matters and that we lack, '' for others."""
     fork, words = _REFUSED.get(message, {}).get(field, ("", ""))
-    if not fork and message != "TransformationParameter":
-        return ""
-    return f"a field of {fork}: {words or _TRANSFORM}" if fork else f"no field of Caffe's; {_TRANSFORM}"
+    return f"a field of {fork}: {words or TRANSFORM}" if fork else ""
 
 
 def home(kind: str) -> str:

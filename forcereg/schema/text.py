@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.files import open_file, read_file
@@ -25,6 +26,7 @@ from forcereg.schema.foreign import OWN, parsed, put_back
 from forcereg.schema.numbers import repeats
 from forcereg.schema.scan import Scan, position, scan, shown
 from forcereg.schema.survey import Tell, mended
+from forcereg.schema.types import BUILT_IN
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M")
@@ -255,7 +257,26 @@ def decode_net(data: bytes, name: str) -> Any:
         raise ForceregError(f"{name}: neither prototxt{at} nor a binary net; the file may be damaged")
     _check_strings(net, name)
     _move_fork_fields(net)
+    _check_own(net, name)
     return net
+
+
+def _check_own(net: Any, name: str) -> None:
+    """Raises ForceregError for own fields that are no prototxt; warns of those in another schema's numbers."""
+    unnamed = []
+    for layer in net.layer:
+        if read_fields(layer.own_fields)[1] is not None:
+            raise ForceregError(
+                f"{name}: layer '{shown(layer.name, 80)}': own_fields is no prototxt; it may be damaged"
+            )
+        unnamed += [f"'{shown(layer.name)}'"] * (layer.type not in BUILT_IN and len(UnknownFieldSet(layer)) > 0)
+    if unnamed:
+        some = ", ".join(unnamed[:3]) + (", ..." if len(unnamed) > 3 else "")
+        warnings.warn(
+            f"{name}: parameters of the own types of {some} are not read: a binary net holds no names of them; "
+            "give the prototxt where they matter",
+            stacklevel=1,
+        )
 
 
 def _check_strings(message: Any, name: str) -> None:

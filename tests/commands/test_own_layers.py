@@ -141,3 +141,62 @@ def test_a_type_that_was_not_imported(folder: Path, cli: Cli, monkeypatch: pytes
     text = "net.prototxt:6: layer 'mish': unknown layer type 'Mish'; "
     own = 'for one of your own register a class by forcereg.layer("Mish") and give --import MODULE) (in the TRAIN net)'
     assert text in said(err) and said(err).endswith(own)
+
+
+# -- fields of one's own
+
+
+OWN_MODULE = """
+import forcereg
+import torch
+
+
+class Permute(torch.nn.Module):
+    def __init__(self, order=(0, 2, 3, 1)):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        return x.permute(*self.order)
+
+
+forcereg.layer("Permute")(Permute)
+"""
+OWN_NET = """name: "own" default_forward_type: FLOAT16
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {
+  shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 } data_filler { type: "gaussian" } data_filler { } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" param { force_mult: 1 }
+  convolution_param { num_output: 6 kernel_size: 3 group: 1 weight_filler { type: "xavier" } } }
+layer { name: "p" type: "Permute" bottom: "conv" top: "p" # to channels last
+  permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip"
+  inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+OWN_SOLVER = """net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 2 random_seed: 1 solver_mode: CPU
+eval_type: "detection" snapshot_prefix: "own" force_decay: 0.001
+"""
+
+
+def test_fields_of_its_own_live_on(tmp_path: Path, run_cli: RunCli) -> None:
+    """Trained, cut and trained further: what decompose writes holds them as prototxt, and so do snapshots."""
+    for name, text in {"mine.py": OWN_MODULE, "net.prototxt": OWN_NET, "solver.prototxt": OWN_SOLVER}.items():
+        (tmp_path / name).write_text(text)
+
+    def run(*args: str) -> str:
+        done = run_cli(*args, cwd=tmp_path, env=ON_CPU)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout + done.stderr)
+
+    out = run("train", "--solver", "solver.prototxt", "--import", "mine")
+    for skipped in ("eval_type (SSD)", "default_forward_type (NVCaffe)"):
+        assert out.count(f"fields of forks that change no results here are skipped: {skipped}") == 1
+    assert "1x8x8" not in run("summary", "net.prototxt", "--import", "mine")
+    run("draw", "net.prototxt", "net.txt", "--import", "mine")
+    run("decompose", "--snapshot", "own_iter_2.caffemodel", "--only-layers", "conv", "--ranks", "2", "--import", "mine",
+        "--even-if-dearer", "--out", "cut")  # fmt: skip
+    cut = (tmp_path / "cut.prototxt").read_text()
+    assert "  permute_param {\n    order: 0\n    order: 2\n    order: 3\n    order: 1\n  }\n" in cut
+    assert "own_fields" not in cut and "default_forward_type" not in cut
+    assert "4x6x6x6" in run("summary", "cut.prototxt", "--import", "mine")
+    assert "no problems found" in run("check", "solver.prototxt", "--import", "mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from forcereg.errors import ForceregError
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.foreign import layer_options, own_names
-from forcereg.schema.text import parse_net, parse_solver, parse_text, to_text
+from forcereg.schema.text import parse_net, parse_solver, parse_text, read_net, to_text
 
 
 def own(text: str, kind: str = "Mine") -> dict[str, object]:
@@ -182,3 +183,31 @@ def test_errors_in_own_layers(text: str, told: str) -> None:
     with pytest.raises(ForceregError) as caught:
         parse_net(f'layer {{ name: "l" type: "My" {text} }}', "n")
     assert str(caught.value).startswith(f"n:1:{told}"), str(caught.value)
+
+
+# -- binary nets
+
+
+def test_of_binary_nets(tmp_path: Path) -> None:
+    path, net = tmp_path / "n.caffemodel", parse_net(NET).message
+    path.write_bytes(net.SerializeToString())
+    again = read_net(path)
+    assert layer_options(again.message.layer[1])["alpha"] == [1] and "permute_param {" in again.text
+    net.layer[1].own_fields = "permute_param { order: "
+    path.write_bytes(net.SerializeToString())
+    with pytest.raises(ForceregError, match="layer 'p': own_fields is no prototxt; it may be damaged"):
+        read_net(path)
+
+
+def test_of_forks_binary_nets(tmp_path: Path) -> None:
+    """Fields in numbers of another schema are kept as they are, and the user is told that nobody reads them."""
+    path, net = tmp_path / "n.caffemodel", NetParameter()
+    own = b"\xd2\x0c\x02\x08\x05"  # field 202, a message
+    net.layer.add().MergeFromString(b"\x0a\x01p\x12\x07Permute" + own)
+    net.layer.add().MergeFromString(b"\x0a\x01r\x12\x04ReLU" + own)
+    path.write_bytes(net.SerializeToString())
+    with pytest.warns(
+        UserWarning, match="parameters of the own types of 'p' are not read: a binary net holds no names"
+    ):
+        file = read_net(path)
+    assert own in file.message.layer[0].SerializeToString()
