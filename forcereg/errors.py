@@ -60,8 +60,8 @@ def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def slip(found: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' for a known name of which `found` is a misspelling by one or two letters, or ''.
 
-    A letter may be wrong, missing, too much, or exchanged with the next. Of short names one may be, of the shortest
-    (LRN, RNN) one missing or too much.
+    A letter may be wrong, missing, too much, or exchanged with the next; of short names one may be, of the shortest
+    (two letters) none.
     Case doesn't count, and endings that both names have (`_param`) make neither longer.
     """
     if len(found) > LONGEST:
@@ -72,7 +72,7 @@ def slip(found: str, known: Iterable[str]) -> str:
         if left.endswith("_param") and right.endswith("_param"):
             left, right = left.removesuffix("_param"), right.removesuffix("_param")
         short = min(len(left), len(right))
-        most = min(best - 1, 0 if short < 3 or (short == 3 and len(left) == len(right)) else 1 if short < 6 else 2)
+        most = min(best - 1, 0 if short < 3 else 1 if short < 6 else 2)
         if abs(len(left) - len(right)) <= most and (edits := _edits(left, right)) <= most:
             best, name = edits, one
     return f'; did you mean "{name}"?' if name else ""

@@ -70,7 +70,6 @@ def test_types_of_forks(kind: str, param: str, fork: str) -> None:
         ("Batchnorm", "BatchNorm"),
         ("Poolin", "Pooling"),
         ("Reshpae", "Reshape"),
-        ("BNN", ""),
         ("Interp", ""),
         ("PReLU6Layer", ""),
         ("Warp", ""),
