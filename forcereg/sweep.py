@@ -98,9 +98,9 @@ class Result:
 
     All scores are of the same test records. The net as trained has `accuracy` and `loss`; `accuracy_whole_tuned` is
     its own, fine-tuned as long as the cut net's `accuracy_tuned`. `ranks_at_error` of `full_ranks`: how many filters of
-    each layer hold all but the sweep's error. `ranks` of the layers that can be cut, in order, None for one that stays
-    whole. `macs` are multiply-accumulates of the test net for one item, `macs_cut` cut. `seconds` since the run was
-    last begun. `failed`: why training or fine-tuning ended early.
+    each layer hold all but the sweep's error. `ranks` of the layers that can be cut, in order: 4, 4-3 for a method of
+    two ranks, or "whole". `macs` are multiply-accumulates of the test net for one item, `macs_cut` cut. `seconds` since
+    the run was last begun. `failed`: why training or fine-tuning ended early.
     """
 
     fields: dict[str, str]
@@ -110,7 +110,7 @@ class Result:
     accuracy_whole_tuned: float | None = None
     ranks_at_error: list[int] = field(default_factory=list)
     full_ranks: list[int] = field(default_factory=list)
-    ranks: list[int | None] = field(default_factory=list)
+    ranks: list[str] = field(default_factory=list)
     macs: int | None = None
     macs_cut: int | None = None
     accuracy_cut: float | None = None
@@ -126,8 +126,6 @@ class Result:
         ranks = list(itertools.zip_longest(self.ranks_at_error, self.full_ranks, fillvalue=0))
         if any(not 0 < rank <= full for rank, full in ranks) or min(counts, default=0) < 0:
             raise ValueError("ranks or MACs that can't be")
-        if any(rank is not None and rank < 1 for rank in self.ranks):
-            raise ValueError("ranks that can't be")
         if self.failed or not (self.ranks and 0 <= self.seconds < math.inf):
             raise ValueError("a run that hasn't come to its end")
 
@@ -355,8 +353,8 @@ class _Made:
         self.test = self.net if tested is prepared else net_from_message(last.net, tested.file.name)
         self.weights = last.weights
         self._own = done.weights
-        ranks = {layer.name: layer.rank for layer in done.layers}
-        self.ranks = [ranks.get(one.name) for one in prepared.candidates]
+        ranks = {layer.name: "-".join(map(str, layer.ranks)) for layer in done.layers}
+        self.ranks = [ranks.get(one.name, "whole") for one in prepared.candidates]
 
     def write(self, folder: Path, model: snapshot.ModelFile) -> None:
         """CUT.* in `folder`: the nets, and the weights of the one to train."""

@@ -101,7 +101,7 @@ def test_every_setting_has_a_label_of_its_own(settings: list[dict[str, str]]) ->
 
 
 def result(decay: str, seed: int, accuracy: float) -> Result:
-    done = (0.875, [2, 3], [4, 8], [None, 3], 1000, 500, 0.25, None, 1.5)
+    done = (0.875, [2, 3], [4, 8], ["whole", "3"], 1000, 500, 0.25, None, 1.5)
     return Result({"force_decay": decay, "base_lr": "1"}, seed, accuracy, 0.5, *done)  # type: ignore[arg-type]
 
 
@@ -128,13 +128,14 @@ def test_report() -> None:
     ("lists", "told"),
     [
         pytest.param([[2, 3], [2, 5]], "2 / 4 (3 to 5)", id="cut"),
-        pytest.param([[None, 3]], "whole / 3", id="whole"),
-        pytest.param([[None, 3], [4, 3]], "4 or whole / 3", id="some-whole"),
-        pytest.param([[], [4]], "4", id="failed"),
+        pytest.param([["whole", "3"]], "whole / 3", id="whole"),
+        pytest.param([["whole", "3"], ["4", "3"]], "4 or whole / 3", id="some-whole"),
+        pytest.param([["4-3"], ["4-2"], ["4-3"]], "4-3 or 4-2", id="pairs"),
+        pytest.param([[], ["4"]], "4", id="failed"),
         pytest.param([[]], "-", id="none"),
     ],
 )
-def test_ranks_of_layers_that_may_stay_whole(lists: list[list[int | None]], told: str) -> None:
+def test_ranks_of_layers_that_may_stay_whole(lists: list[list[int | str]], told: str) -> None:
     assert ranks_of(lists) == told
 
 
@@ -157,7 +158,7 @@ def test_the_whole_net_stands_beside_the_cut_one() -> None:
     found = {column.heading: column.cells for column in table([run], plan_of(0.05, 300)).columns}
     assert found["whole net"] == [["50.00%"]] and found["whole net fine-tuned for 300"] == [["87.50%"]]
     assert found["cut"] == [["25.00%"]] and found["cut and fine-tuned for 300"] == [["75.00%"]]
-    same = replace(run, ranks=run.ranks_at_error)
+    same = replace(run, ranks=["2", "3"])
     assert "ranks cut to" not in {column.heading for column in table([same], plan_of(0.05, 300)).columns}
 
 
@@ -328,7 +329,7 @@ def test_another_cut_and_another_length_of_fine_tuning(tmp_path: Path) -> None:
             swept(tmp_path, "base_lr=0.1", error, finetune, out=out)[0][0] for out in ("out", f"{error}{finetune}")
         ]
         # at rank 4 of 4 a chain is dearer than its layer
-        assert (found[0].ranks, found[0].ranks_at_error) == (([None], [4]) if error == 0 else ([1], [1]))
+        assert (found[0].ranks, found[0].ranks_at_error) == ((["whole"], [4]) if error == 0 else (["1"], [1]))
         first, second = ({**vars(one), "seconds": 0} for one in found)
         assert first == second
     logs = [path.read_text() for path in (tmp_path / "out").rglob("t*.log")]
@@ -343,7 +344,7 @@ def test_scores_are_of_the_same_records(tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(lines)
     write_solver(tmp_path, SCHEDULE.replace("test_iter: 2", "test_iter: 1").replace("max_iter: 6", "max_iter: 60"))
     results, _ = swept(tmp_path, "base_lr=0.05", finetune=1, cut=EXACT)
-    assert results[0].ranks == [4]
+    assert results[0].ranks == ["4"]
     assert [results[0].accuracy, results[0].accuracy_cut, results[0].accuracy_tuned] == [1.0, 1.0, 1.0]
 
 

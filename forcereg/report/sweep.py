@@ -33,7 +33,7 @@ def as_csv(results: Iterable[Result]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return "/".join("whole" if one is None else str(one) for one in value) if isinstance(value, list) else value
+    return "/".join(map(str, value)) if isinstance(value, list) else value
 
 
 def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -55,19 +55,21 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def ranks_of(lists: Iterable[Sequence[int | None]]) -> str:
-    """The ranks of each layer over several runs; 'whole' where it stays so, 'or whole' where it does in some."""
+def ranks_of(lists: Iterable[Sequence[int | str]]) -> str:
+    """The ranks of each layer over several runs: numbers as `spread`, 'whole' and pairs as they are."""
     cells = []
-    for layer in itertools.zip_longest(*(ranks for ranks in lists if ranks)):
-        cut = spread(layer, ".3g")
-        cells.append(cut if None not in layer else "whole" if cut == "-" else f"{cut} or whole")
+    for layer in itertools.zip_longest(*(ranks for ranks in lists if ranks), fillvalue=""):
+        found = [str(rank) for rank in layer if rank != ""]
+        numbers = [int(rank) for rank in found if rank.isdecimal()]
+        others = dict.fromkeys(rank for rank in found if not rank.isdecimal())
+        cells.append(" or ".join([*([spread(numbers, ".3g")] if numbers else []), *others]))
     return " / ".join(cells) or "-"
 
 
 def table(results: Iterable[Result], plan: Plan) -> Table:
     """One row a setting, over those of its seeds that got there."""
     results = list(results)
-    same = all(list(run.ranks) == run.ranks_at_error for run in results)
+    same = all(run.ranks == [str(rank) for rank in run.ranks_at_error] for run in results)
     long = f"fine-tuned for {plan.finetune}"
     columns = {
         "whole net": lambda runs: spread([run.accuracy for run in runs], ".2%"),

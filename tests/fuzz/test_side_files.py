@@ -30,7 +30,7 @@ from tests.long_forms import Rounds
 
 Use = Callable[[Path], Any]
 RESULT = Result(
-    {"force_decay": "0"}, 1, 0.5, 2.5, None, [14, 46], [20, 50], [None, 46], 2293000, 2287080, 0.25, None, 0.3
+    {"force_decay": "0"}, 1, 0.5, 2.5, None, [14, 46], [20, 50], ["whole", "46"], 2293000, 2287080, 0.25, None, 0.3
 )
 KEPT = Kept(Asked(0.05, 0, {"max_macs": "0.3"}), RESULT)
 OURS = Run('type: "SGD"', ["a" * 64, "b" * 64], ["c" * 64])
