@@ -62,7 +62,8 @@ def slip(found: str, known: Iterable[str]) -> str:
 
     A letter may be wrong, missing, too much, or exchanged with the next; of short names one may be, of the shortest
     (two letters) none.
-    Case doesn't count, and endings that both names have (`_param`) make neither longer.
+    Case doesn't count, and endings that both names have (`_param`) make neither longer. A known name with a digit
+    behind it is another (`ReLU6`, `Pooling3D`).
     """
     if len(found) > LONGEST:
         return ""
@@ -71,6 +72,8 @@ def slip(found: str, known: Iterable[str]) -> str:
         left, right = found.lower(), one.lower()
         if left.endswith("_param") and right.endswith("_param"):
             left, right = left.removesuffix("_param"), right.removesuffix("_param")
+        if left.startswith(right) and left[len(right) : len(right) + 1].isdigit():
+            continue
         short = min(len(left), len(right))
         most = min(best - 1, 0 if short < 3 else 1 if short < 6 else 2)
         if abs(len(left) - len(right)) <= most and (edits := _edits(left, right)) <= most:

@@ -65,6 +65,9 @@ def test_no_hint_for_what_is_no_name() -> None:
         ("roi_pooling_param", ""),
         ("eval_type", ""),
         ("ip", ""),
+        ("GPU6", ""),
+        ("CPU3D", ""),
+        ("force_typo", "force_type"),
         ("x" * 5000, ""),
     ],
 )

@@ -115,7 +115,7 @@ def _old_layer_problem(place: Place, layer_type: str, unknown_field: bool) -> st
     if unknown_field and place.token in LayerParameter.DESCRIPTOR.fields_by_name:
         return f"{at}: '{place.token}' is no field of the old format; {OLD_FORMAT}"
     if unknown_field and layer_type.isidentifier() and layer_type not in V1_TYPES:
-        name = shown(_bare(said(place, place.blocks[-1], "name")), 80)
+        name = _layer_name(place)
         line = place.text.count("\n", 0, place.blocks[-1].at) + 1
         return f"{line}: layer '{name}': '{shown(layer_type)}' is no type of the old format{_old_hint(layer_type)}"
     field = place.field.name if place.field is not None else ""
@@ -133,7 +133,8 @@ def _old_hint(kind: str) -> str:
     fork, later = forks.old_home(kind), kind.replace("_", "").lower()
     new = next((name for name in BUILT_IN if name.lower() == later), "")
     whose = f", it is of {fork}'s fork" if fork else ""
-    return f"{whose}; {OLD_FORMAT}{f' with type: {chr(34)}{new}{chr(34)}' if new else ''}"
+    own = "for a type of your own, registered by forcereg.layer(NAME), and give --import MODULE"
+    return f"{whose}; {OLD_FORMAT} {f'with type: {chr(34)}{new}{chr(34)}' if new else own}"
 
 
 def _is_layer(block: Block) -> bool:
@@ -237,7 +238,7 @@ def _no_value(place: Place, field: Any) -> str:
     if token == "[":
         return f"{_found(place)}, expected one value{context}, without brackets"
     if field.type == FieldDescriptor.TYPE_ENUM and token:
-        return _unknown_value(field, token)
+        return _unknown_value(place, field)
     if field.type == FieldDescriptor.TYPE_STRING:
         return f"{_found(place)}, expected {_no_string(token)}{context}{_string_fix(place)}"
     if field.type == FieldDescriptor.TYPE_BOOL:
@@ -248,8 +249,13 @@ def _no_value(place: Place, field: Any) -> str:
     return f"{_found(place)}, expected a number{context}{number_fix(token)}"
 
 
-def _unknown_value(field: Any, token: str) -> str:
-    bare, known = _bare(token), list(field.enum_type.values_by_name)
+def _layer_name(place: Place) -> str:
+    return shown(_bare(said(place, place.blocks[-1], "name")), 80)
+
+
+def _unknown_value(place: Place, field: Any) -> str:
+    token, known = place.token, list(field.enum_type.values_by_name)
+    bare = _bare(token)
     if bare in known:
         return f"found {shown(token)}, expected {bare}, without quotes"
     if not re.fullmatch(r"\w+", bare, re.ASCII) and not _is_string(token):
@@ -257,7 +263,7 @@ def _unknown_value(field: Any, token: str) -> str:
     found = f"'{shown(bare)}' is no value of {field.enum_type.name}"
     hint = slip(bare, known)
     if field.enum_type.name == "LayerType":
-        return f"{found}{hint} ({OLD_FORMAT})" if hint else f"{found}{_old_hint(bare)}"
+        return f"{found}{hint} ({OLD_FORMAT})" if hint else f"{found}, of layer '{_layer_name(place)}'{_old_hint(bare)}"
     return found + (hint or (f"; known are {', '.join(known)}" if len(known) < 10 else ""))
 
 

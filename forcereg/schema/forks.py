@@ -25,7 +25,7 @@ _SKIPPED = {
         "SolverParameter": "test_and_snapshot_start_epoch test_and_snapshot_last_epochs store_blobs_in_old_format",
     },
     SSD: {"SolverParameter": "eval_type ap_version show_per_class_result"},
-    INTEL: {"NetParameter": "compile_net_state"},
+    INTEL: {"NetParameter": "compile_net_state", "LayerParameter": "split_param"},
     RISTRETTO: {
         "LayerParameter": "quantization_param",
         "V1LayerParameter": "quantization_param",
@@ -69,6 +69,15 @@ _REFUSED = {
         ),
         **dict.fromkeys(("stagelr", "stageiter"), (CPM, 'for lr_policy "multifixed"; use multistep with stepvalue')),
         "plateau_winsize": (SSD, 'for lr_policy "plateau"; use multistep with stepvalue'),
+    },
+    "NetParameter": {
+        "bn_stats_batch_size": (INTEL, "BatchNorm over parts of a batch; remove it and use that batch_size"),
+    },
+    "LossParameter": {
+        **dict.fromkeys(
+            ("class_weighting", "weight_by_label_freqs"),
+            ("SegNet", "weights of classes, which forcereg's losses lack: remove it, or register a loss of your own"),
+        ),
     },
     "DataParameter": {
         "shuffle": (NVCAFFE, "forcereg reads a database in its order: shuffle its records when it is made"),

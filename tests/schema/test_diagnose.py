@@ -185,6 +185,7 @@ def test_carriage_returns_that_hide_nothing() -> None:
 
 # -- a layer's type and its format come before its fields
 
+OWN = "for a type of your own, registered by forcereg.layer(NAME), and give --import MODULE"
 OLD = "`layers` is the old format; write `layer {`"
 
 
@@ -200,12 +201,22 @@ OLD = "`layers` is the old format; write `layer {`"
             "layers { type: Convolution }",
             f"1:16: 'Convolution' is no value of LayerType; did you mean \"CONVOLUTION\"? ({OLD})",
         ),
-        ("layers { type: MINE }", f"1:16: 'MINE' is no value of LayerType; {OLD}"),
-        ("layers { type: BN }", f"1:16: 'BN' is no value of LayerType, it is of SegNet's fork; {OLD}"),
-        ("layers { type: BATCH_NORM }", f'1:16: \'BATCH_NORM\' is no value of LayerType; {OLD} with type: "BatchNorm"'),
+        ("layers { type: MINE name: 'm' }", f"1:16: 'MINE' is no value of LayerType, of layer 'm'; {OLD} {OWN}"),
+        (
+            'layers { name: "b" type: BN }',
+            f"1:26: 'BN' is no value of LayerType, of layer 'b', it is of SegNet's fork; {OLD} {OWN}",
+        ),
+        (
+            "layers { type: BATCH_NORM name: 'b' }",
+            f"1:16: 'BATCH_NORM' is no value of LayerType, of layer 'b'; {OLD} with type: \"BatchNorm\"",
+        ),
+        (
+            "layers { type: POOLING3D name: 'p' }",
+            f"1:16: 'POOLING3D' is no value of LayerType, of layer 'p'; {OLD} {OWN}",
+        ),
         (
             'layers { bn_param {} name: "x" type: BN }',
-            f"1: layer 'x': 'BN' is no type of the old format, it is of SegNet's fork; {OLD}",
+            f"1: layer 'x': 'BN' is no type of the old format, it is of SegNet's fork; {OLD} {OWN}",
         ),
         (
             "layers { type: CONVOLUTION param { lr_mult: 1 } }",

@@ -104,6 +104,9 @@ def test_what_type_is_meant(kind: str, meant: str) -> None:
          "the images so, and remove it"),
         ("Data", "transform_param { miror: true }",
          "'miror' is no field of TransformationParameter; did you mean \"mirror\"?"),
+        ("SoftmaxWithLoss", "loss_param { class_weighting: 0.2 class_weighting: 3 }",
+         "'class_weighting' is a field of SegNet: weights of classes, which forcereg's losses lack: remove it, or "
+         "register a loss of your own"),
         ("SoftmaxWithLoss", "softmax_param { weight_source: 'x' }", "'weight_source' is no field of SoftmaxParameter"),
         ("ReLU", "relu_param { engine: CUDN }", "'CUDN' is no value of Engine; did you mean \"CUDNN\"?"),
     ],
