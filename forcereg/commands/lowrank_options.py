@@ -177,7 +177,11 @@ class LayerOptions:
 
     def reopened(self, opened: Opened) -> Opened:
         """A net that others of these options opened, read once for all. Raises ForceregError."""
-        file, _ = asked_net(self.model, opened.model)
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told when it was opened
+            file, _ = asked_net(self.model, opened.model)
         selection = replace(self.selection(), state=opened.accounts.state)
         return replace(opened, prepared=self._prepared(file, opened.model.layers, opened.accounts.shapes, selection))
 

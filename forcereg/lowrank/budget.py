@@ -59,9 +59,12 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
         if sum(least) > room:
             reached = total - sum(getattr(one.dense, measure) for one in candidates) + sum(least)
             lowest = ceil(1e4 * reached / total) / 1e4
+            ways = ["take a smaller --multiple"] * any(one.ladder.multiple > 1 for one in candidates)
+            ways += ["decompose more layers (--fc)"] * all(one.type != "InnerProduct" for one in candidates)
+            ways = ways or ["decompose by another --method"]
             raise UsageError(
                 f"a share of {share:g} of the net's {WORDS[measure]} can't be reached: the least is {lowest:g} "
-                f"({reached:,} of {total:,}); allow that, or decompose more layers (--fc)"
+                f"({reached:,} of {total:,}); allow that, or {' or '.join(ways)}"
             )
         options = [
             affordable(one, measure, offer, room - sum(least) + low)

@@ -34,9 +34,8 @@ class Selection:
     `methods`: layer name -> method where it isn't `method`. `fc`: InnerProduct layers too. `only`: just these layers;
     `without`: not these. `moments`: layer name -> (groups, K, K), see `Method`. `seed`: for what is random.
     `fold_bn`: BatchNorm and Scale go into the layers before them first. `state`: of the net that costs are of, whose
-    layers alone are decomposed; None: `load.costed_state`.
-    `fold_bn`: BatchNorm and Scale go into the layers before them first. `multiple`: the ranks of a group are multiples
-    of it, or full.
+    layers alone are decomposed; None: `load.costed_state`. `multiple`: the ranks of a group are multiples of it, or
+    full.
     """
 
     method: str = "pca"

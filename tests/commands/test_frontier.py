@@ -161,6 +161,16 @@ def test_what_one_method_cannot_take(folder: Path, cli: Cli) -> None:
     assert code == 1 and "nothing to decompose in" in said(err) and "ip: vh needs a kernel" in said(err)
 
 
+def test_what_a_net_lacks_is_told_once_for_all_methods(folder: Path, cli: Cli) -> None:
+    net = "\nlayer {\n  name: ".join((HEAD, TRAIN, TEST, *REST))
+    more = 'layer { name: "extra" type: "InnerProduct" bottom: "data" top: "x" include { stage: "s" } '
+    (folder / "more.prototxt").write_text(f"{net}\n{more} inner_product_param {{ num_output: 2 }} }}\n")
+    args = ("--model", "more.prototxt", "--method", "pca,svd", "--max-macs", "0.8")
+    with pytest.warns(UserWarning, match="Layers left as initialised: extra") as told:
+        code, _, err = cli("frontier", NETS[0], *QUICK, *args)
+    assert code == 0 and len(told) == 1, err
+
+
 def test_budgets_and_bounds(folder: Path, cli: Cli) -> None:
     code, _, err = cli("frontier", NETS[0], *QUICK, "--max-macs", "0.1,0.8", "--max-params", "0.9", "--error", "0.3")
     assert code == 0, err

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.budget import MET, Measure, by_budget
+from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.ranks import Candidate, Whole
 from tests.lowrank.candidates import candidate, total, weight
 
@@ -150,6 +151,22 @@ def test_the_lowest_that_can_be_reached_is_told_and_reached() -> None:
     assert told is not None and int(told[3].replace(",", "")) == whole.macs
     choices = by_budget("macs", float(told[1]), whole)(found)
     assert spent(found, choices, "macs") + (REST.macs or 0) >= int(told[2].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiple", "way"),
+    [
+        pytest.param("Convolution", 1, "decompose more layers (--fc)", id="more"),
+        pytest.param("Convolution", 4, "take a smaller --multiple or decompose more layers (--fc)", id="both"),
+        pytest.param("InnerProduct", 4, "take a smaller --multiple", id="multiple"),
+        pytest.param("InnerProduct", 1, "decompose by another --method", id="method"),
+    ],
+)
+def test_what_reaches_further_is_something_that_was_not_asked_for(kind: str, multiple: int, way: str) -> None:
+    ladder = Ladder(weight(12, 6, 3, 3), multiple=multiple)
+    one = replace(candidate("a", weight(12, 6, 3, 3)), type=kind, ladder=ladder)
+    with pytest.raises(UsageError, match=re.escape(f"; allow that, or {way}") + "$"):
+        by_budget("macs", 0.001, one.dense)([one])
 
 
 def test_unknown_macs() -> None:
