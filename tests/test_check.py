@@ -547,6 +547,12 @@ def test_more_problems_than_are_told(here: Path) -> None:
     assert errors[-1] == "net.prototxt: has more than 100 problems, of which the first are told"
 
 
+def test_an_unknown_type_is_told_beside_an_unknown_field(here: Path) -> None:
+    (here / "net.prototxt").write_text('layer { name: "q" type: "Mine" top: "q" incldue { phase: TRAIN } }')
+    field, kind = check_file("net.prototxt").errors
+    assert "'incldue' is no field" in field and "layer 'q': unknown layer type 'Mine'" in kind
+
+
 def test_which_files_are_solvers(here: Path) -> None:
     assert looks_like_solver("solver.prototxt") and not looks_like_solver("net.prototxt")
     with pytest.raises(ForceregError, match="no such file"):

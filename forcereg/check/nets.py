@@ -104,6 +104,8 @@ def _check_layers(
     for spec in layers:
         if spec.where in broken:
             report.troubles += 1
+            if spec.type and spec.type not in registry.source:
+                report.attempt(lambda: layer_class(spec), spec.where)  # noqa: B023
         elif spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
             shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
         elif spec.type in registry.source:

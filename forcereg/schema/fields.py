@@ -221,8 +221,8 @@ def _value(value: Scalar | Block, kind: Any) -> Any:
 def _scalar(text: str) -> Any:
     if text[0] in "\"'":
         return _string(text)
-    if text in ("true", "false"):
-        return text == "true"
+    if text in ("true", "True", "false", "False"):
+        return text in ("true", "True")
     match = _NUMBER.fullmatch(text)
     if match is None:
         return text

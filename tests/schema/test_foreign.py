@@ -30,6 +30,7 @@ def own(text: str, kind: str = "Mine") -> dict[str, object]:
          {"a_param": {"n": 1, "m": -1, "x": 0.5, "y": 0.001, "z": 0.5, "h": 16, "o": 8, "i": float("-inf")}}),
         ("a_param { yes: true no: false word: MAX s: 'a' \"b\\n\" t: \"\\303\\251\" }",
          {"a_param": {"yes": True, "no": False, "word": "MAX", "s": "ab\n", "t": "é"}}),
+        ("a_param { yes: True no: False }", {"a_param": {"yes": True, "no": False}}),  # protobuf's other forms
         ("a_param { one: [1] none: [] in { x: 1 } in { x: 2 } deep { er { est: 1 } } }",
          {"a_param": {"one": [1], "none": [], "in": [{"x": 1}, {"x": 2}], "deep": {"er": {"est": 1}}}}),
         ("a_param { in: [{ x: 1 }, { x: 2 }] }", {"a_param": {"in": [{"x": 1}, {"x": 2}]}}),
