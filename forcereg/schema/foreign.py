@@ -35,7 +35,7 @@ CAFFES = frozenset(
     for field in getattr(schema, name).DESCRIPTOR.fields
 )
 """The names of all fields of Caffe's."""
-_NAME = re.compile(r"[A-Za-z_]\w*(?=\s*[:{<])")
+_NAME = re.compile(r"(?<!\w)[A-Za-z_]\w*+(?=\s*+[:{<])")
 _NEVER = frozenset({"layer", "layers", "blobs_lr", "weight_decay", "blob_share_mode", OWN})
 """Of another format, of a layer that isn't closed, or ours: no type's own."""
 _MISSPELT = sorted(name for name in STRUCTURE if len(name) > 4)
@@ -172,12 +172,15 @@ def _is_odd_value(one: Field, known: Any) -> bool:
 
 def put_back(message: Any, own: Sequence[tuple[Path, str]]) -> None:
     """Gives the layers in `message` their own fields."""
+    texts: dict[Path, list[str]] = {}
     for path, text in own:
+        texts.setdefault(path, []).append(text)
+    for path, found in texts.items():
         layer = message
         for name, index in path:
             inner = getattr(layer, name)
             layer = inner[index] if hasattr(inner, "add") else inner
-        setattr(layer, OWN, getattr(layer, OWN) + text)
+        setattr(layer, OWN, "".join(found))  # at once: what a message's string was before stays in its memory
 
 
 def layer_options(layer: Any) -> dict[str, Any]:

@@ -403,7 +403,8 @@ def test_what_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "infogain"])
-def test_small_nets_compute_what_the_test_net_does(name: str) -> None:
+def test_small_nets_compute_what_the_test_net_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # HDF5Output writes there
     text, _, _, outputs = CASES[name]
     found = deploy(text, batch=4)
     old, new = load_net(text, seed=1), load_net(found.net, seed=2)
