@@ -18,6 +18,8 @@ Tell = Callable[[ForceregError], object]
 
 MOST = 100
 """Problems of a file that are told; one with more is another file than was meant."""
+LARGEST = 4 << 20
+"""Characters of a text that is looked through whole: its fields take hundreds of times the memory."""
 _LAYERS = ("layer", "layers")
 _START = re.compile(r"^[ \t]*(layers?)[ \t]*:?[ \t]*[{<]", re.MULTILINE)
 _RULE = re.compile(r"\b(?:include|exclude)\s*:?\s*\{[^{}#\"']*(?:\"[^\"\n]*\"[^{}#\"']*)*\}")
@@ -28,9 +30,11 @@ def mended(text: str, kind: Callable[[], Any], name: str, tell: Tell) -> tuple[s
     """The text with blanks for what is wrong with it, and the lines where the layers begin that lack something so.
 
     Every problem is told, in one line. Of a field that is unknown or has no such value, only that is lost; of a layer
-    whose brackets don't fit, all but its name, type, blobs and rules. Raises ForceregError for more than
-    MOST, and as `scan`.
+    whose brackets don't fit, all but its name, type, blobs and rules. A text of more than LARGEST stays as it is, for
+    the first problem alone. Raises ForceregError for more than MOST problems, and as `scan`.
     """
+    if len(text) > LARGEST:
+        return text, frozenset()
     scan(text, name)
     if parsed(text, kind)[1] is None:
         return text, frozenset()

@@ -73,7 +73,11 @@ FILES = [
     _case("noise", _noise, "net.prototxt: neither prototxt (byte "),
     _case("NUL-in-text", NET + "\0", "neither prototxt (byte "),
     _case("control-character", NET + "\x1b[2J", "neither prototxt (byte "),
-    _case("Latin-1", NET.encode() + b'# caf\xe9"', "net.prototxt:4:6: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+    _case(
+        "Latin-1",
+        NET.encode() + b'name: "caf\xe9"',
+        "net.prototxt:4:11: byte 0xe9 is not UTF-8; save the file as UTF-8",
+    ),
     _case("UTF-16", NET.encode("utf-16"), "net.prototxt:1:1: text in UTF-16, expected UTF-8"),
     _case("HDF5", _hdf5, "net.prototxt: an HDF5 file, expected a net"),
     _case("truncated-binary", lambda: _binary(type="ReLU")[:-3], "neither prototxt (byte "),

@@ -167,8 +167,9 @@ def test_check_as_a_process(small: Path, run_cli: RunCli) -> None:
         SMALL.replace("kernel_size: 3", "kernel_size: 11").replace('"Softmax"', '"Sftmax"')
     )
     done = run_cli("check", "small.prototxt", cwd=small)
-    assert done.returncode == 1 and said(done.stderr) == "small.prototxt: 1 problem found, listed above"
+    assert done.returncode == 1 and said(done.stderr) == "small.prototxt: 2 problems found, listed above"
     assert "problem: small.prototxt:4: layer 'conv[1]': kernel extent 11" in done.stdout
+    assert "unknown layer type 'Sftmax'; did you mean \"Softmax\"?" in done.stdout  # though it lies behind
 
 
 def test_layers_lists_the_registry(cli: Cli) -> None:

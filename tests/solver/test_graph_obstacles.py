@@ -49,6 +49,7 @@ def test_a_layer_that_waits(two: Path) -> None:
 def test_what_only_the_recording_finds(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One note, and nothing is lost."""
     monkeypatch.setitem(registry.layer._known, "Waits", Waits)
+    monkeypatch.setitem(registry.layer._about, "Waits", registry.About())
     (two / "net.prototxt").write_text(TWO_LAYERS.replace('type: "ReLU"', 'type: "Waits"'))
     plain, graphs = both(two, "max_iter: 8 momentum: 0.9 snapshot_after_train: false")
     (note,) = notes(graphs)

@@ -56,7 +56,7 @@ def test_events_in_order_with_their_fields(tmp_path: Path) -> None:
     times = [one.pop("time") for one in found]
     assert times == sorted(times)
     first = {one["event"]: one for one in reversed(found)}
-    report = {"loaded": ["ip"], "ignored": ["elsewhere"], "fresh": []}
+    report = {"loaded": ["ip"], "ignored": ["elsewhere"], "fresh": [], "remarks": []}
     assert first["weights"] == {"event": "weights", "file": str(tmp_path / "start.h5"), "report": report}
     assert first["warning"] == {"event": "warning", "text": "careful"}
     assert first["start"] == {"event": "start", "net": "regression", "policy": "multistep"}
