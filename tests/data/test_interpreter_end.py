@@ -95,6 +95,8 @@ import signal, time
 from forcereg.background import Worker
 told = threading.Event()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 def work():
     told.wait()
     WORK
