@@ -31,13 +31,17 @@ _STATE = ("iter", "current_step", "learned_net", "history")
 
 
 def model_image(model: ModelFile) -> bytes:
-    """A model as the content of a file. Raises ForceregError if the name of a layer cannot be stored."""
+    """A model as the content of a file. Raises ForceregError for the name of a layer or a text that can't be stored."""
 
     def fill(file: h5py.File) -> None:
         _put_blobs(file.create_group("data"), model.layers, str(model.path))
         if model.diffs:
             _put_blobs(file.create_group("diff"), model.diffs, str(model.path))
         for key, text in model.attrs.items():
+            if "\0" in text:
+                raise ForceregError(
+                    f"{model.path}: '{key}' holds a NUL character, which HDF5 texts can't; is it damaged?"
+                )
             file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8"))
 
     return _image(fill)

@@ -273,3 +273,11 @@ def test_what_the_system_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(ForceregError) as raised:
         read_model(tmp_path / "a.caffemodel")
     assert str(raised.value).startswith(f"cannot read {tmp_path}/a.caffemodel: input/output error; ")
+
+
+def test_a_text_with_a_nul_is_one_line_in_hdf5(tmp_path: Path) -> None:
+    """As damage to a binary file leaves it; h5py would raise ValueError."""
+    path = tmp_path / "m.caffemodel.h5"
+    with pytest.raises(ForceregError, match="'forcereg_net' holds a NUL character"):
+        write_model(path, {"a": {0: np.zeros(1, np.float32)}}, attrs={"forcereg_net": "na\0me"})
+    assert not list(tmp_path.iterdir())
