@@ -38,10 +38,8 @@ def model_image(model: ModelFile) -> bytes:
         if model.diffs:
             _put_blobs(file.create_group("diff"), model.diffs, str(model.path))
         for key, text in model.attrs.items():
-            if "\0" in text:
-                raise ForceregError(
-                    f"{model.path}: '{key}' holds a NUL character, which HDF5 texts can't; is it damaged?"
-                )
+            if not key or "\0" in key + text:
+                raise ForceregError(f"{model.path}: '{key}' holds a NUL character or no name; is the file damaged?")
             file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8"))
 
     return _image(fill)
