@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from forcereg.errors import ForceregError
     from forcereg.layers.base import Layer
     from forcereg.layers.module import layer
-    from forcereg.load import load_net
-    from forcereg.net import Net
+    from forcereg.net.load import load_net
+    from forcereg.net.module import Net
     from forcereg.solver.force import force_gradient
     from forcereg.solver.loop import Solver
     from forcereg.version import __version__
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 _HOME = {
     "ForceregError": "forcereg.errors",
     "Layer": "forcereg.layers.base",
-    "Net": "forcereg.net",
+    "Net": "forcereg.net.module",
     "Solver": "forcereg.solver.loop",
     "__version__": "forcereg.version",
     "force_gradient": "forcereg.solver.force",
     "layer": "forcereg.layers.module",
-    "load_net": "forcereg.load",
+    "load_net": "forcereg.net.load",
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forcereg.isolation import leave_out_working_directory
+from forcereg.system.isolation import leave_out_working_directory
 
 leave_out_working_directory()  # before anything is imported that could be found there
 # ruff: noqa: E402
@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import click
 
 from forcereg.errors import ForceregError, printable
-from forcereg.memory import is_shortage, refuse_what_cannot_be_loaded, shortage
-from forcereg.terminal import echo, prepare
+from forcereg.system.memory import is_shortage, refuse_what_cannot_be_loaded, shortage
+from forcereg.system.terminal import echo, prepare
 
 COMMANDS = {
     "train": "Train a net from a solver prototxt.",

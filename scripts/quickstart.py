@@ -16,7 +16,7 @@ import torch
 import forcereg
 from forcereg.lowrank.ladder import Ladder
 from forcereg.report.table import Table, numeric
-from forcereg.terminal import console
+from forcereg.system.terminal import console
 
 LAYERS = ("conv1", "conv2")
 WIDTH = 110  # of the text, where nobody's terminal says less

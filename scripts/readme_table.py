@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from forcereg.support import markdown, supported
+from forcereg.net.support import markdown, supported
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BETWEEN = re.compile(r"(?<=<!-- forcereg layers --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)

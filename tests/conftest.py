@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from forcereg import plugins, registry
+from forcereg import registry
+from forcereg.system import plugins
 from tests.nursery import Nursery
 
 with contextlib.suppress(ImportError):  # a machine with a GPU may have little beside torch

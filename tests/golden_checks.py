@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import forcereg.registry as registry
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.schema.text import parse_net, parse_solver
 from forcereg.solver.loop import Solver
 from tests.golden_files import Case

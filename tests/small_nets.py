@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 
 NET = """
 name: "small"

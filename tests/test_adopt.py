@@ -9,9 +9,9 @@ import torch
 
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer
-from forcereg.load import load_net
-from forcereg.net import Net
-from forcereg.spec import LayerSpec, NetSpec
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
+from forcereg.schema.spec import LayerSpec, NetSpec
 from tests.small_nets import inputs, ip
 
 NET = "\n".join(

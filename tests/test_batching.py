@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import forcereg.registry as registry
-from forcereg import batching, scoring
-from forcereg.capture import WARM_UP
 from forcereg.layers import Layer
 from forcereg.layers.base import joined
 from forcereg.layers.module import ModuleLayer
-from forcereg.load import load_net
-from forcereg.net import Net
-from forcereg.scoring import Score, Tally, score
+from forcereg.net.load import load_net
+from forcereg.net.module import Net, batching, scoring
+from forcereg.net.scoring import Score, Tally, score
+from forcereg.schema.spec import LayerSpec
 from forcereg.solver.debug import Watch
 from forcereg.solver.graph import Graphed
 from forcereg.solver.loop import Solver
-from forcereg.spec import LayerSpec
+from forcereg.system.capture import WARM_UP
 from tests.golden_cases import Case, golden_cases
 from tests.golden_checks import load_layer
 from tests.small_nets import ip

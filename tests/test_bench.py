@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import alexnet_lowrank as bench
 
-from forcereg.net import Net
+from forcereg.net.module import Net
 
 CPU = torch.device("cpu")
 LAYERS = pytest.mark.parametrize("layer", bench.LAYERS, ids=lambda layer: layer.name)

@@ -17,9 +17,9 @@ import pytest
 import torch
 from bench import baselines
 
-from forcereg.load import load_net, shape_net
+from forcereg.net.load import load_net, shape_net
 from forcereg.schema.text import read_net, read_solver
-from forcereg.shipped import configs_dir
+from forcereg.system.shipped import configs_dir
 from tests.golden_files import BUNDLED
 
 TOP = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from cases import CASES
 from contest import Entrant, Memory, Result
 from table import read_figures
 
-from forcereg.shipped import configs_dir
+from forcereg.system.shipped import configs_dir
 from tests.conftest import TOP
 
 NETS = [net for net in CASES if net != "alexnet"]

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import forcereg.memory
 import forcereg.registry as registry
+import forcereg.system.memory
 from forcereg.errors import LONGEST, ForceregError
-from forcereg.load import load_net, shape_net
-from forcereg.shipped import configs_dir
+from forcereg.net.load import load_net, shape_net
 from forcereg.solver.loop import Solver
+from forcereg.system.shipped import configs_dir
 from tests.broken.case import COMMANDS, NET, SOLVER, Case, input_layer
 from tests.broken.cases import ALL, CASES
 from tests.conftest import TOP as CHECKOUT
@@ -107,7 +107,7 @@ def solver_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def set_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """`set_free(bytes)`: so much memory is left."""
-    return lambda size: monkeypatch.setattr(forcereg.memory, "free_memory", lambda: size)
+    return lambda size: monkeypatch.setattr(forcereg.system.memory, "free_memory", lambda: size)
 
 
 def product(inputs: int, outputs: int, more: str = "") -> str:
@@ -169,13 +169,13 @@ def test_blobs_are_compared_with_the_free_memory(set_free: Callable[[int], None]
 
 
 def test_a_control_group_counts(tmp_path: Path) -> None:
-    assert forcereg.memory._group_memory(tmp_path) == forcereg.memory.ALL_OF_IT
+    assert forcereg.system.memory._group_memory(tmp_path) == forcereg.system.memory.ALL_OF_IT
     (tmp_path / "memory.max").write_text("max\n")
-    assert forcereg.memory._group_memory(tmp_path) == forcereg.memory.ALL_OF_IT
+    assert forcereg.system.memory._group_memory(tmp_path) == forcereg.system.memory.ALL_OF_IT
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.stat").write_text("anon 3000\nfile 4000\n")
-    assert forcereg.memory._group_memory(tmp_path) == 2000
-    assert forcereg.memory.free_memory() > 0
+    assert forcereg.system.memory._group_memory(tmp_path) == 2000
+    assert forcereg.system.memory.free_memory() > 0
 
 
 # -- mutations of the nets that come with forcereg

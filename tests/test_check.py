@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forcereg.check import Options, Report, check_file, looks_like_solver
 from forcereg.errors import ForceregError
 from forcereg.schema.text import parse_solver
-from forcereg.shipped import configs_dir, shipped_configs
 from forcereg.solver import policy
 from forcereg.solver.loop import Solver
+from forcereg.study.check import Options, Report, check_file, looks_like_solver
+from forcereg.system.shipped import configs_dir, shipped_configs
 from tests.conftest import RunCli
 from tests.data.lmdbs import numbered, put_lmdb, raw
 from tests.data.pictures import put_images

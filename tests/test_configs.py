@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from forcereg.load import load_net, net_file, net_spec
-from forcereg.net import Net
+from forcereg.net.load import load_net, net_file, net_spec
+from forcereg.net.module import Net
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.text import read_net, read_solver
-from forcereg.shipped import configs_dir, shipped_configs
+from forcereg.system.shipped import configs_dir, shipped_configs
 
 SHIPPED = {file.path.as_posix(): file for file in shipped_configs()}
 NETS = [name for name, file in SHIPPED.items() if file.kind == "net"]
@@ -72,7 +72,7 @@ def test_what_commands_write_is_not_shipped(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "net.prototxt").write_text("# A net.\nname: 'n'\n")
     for made in ("net_iter_10_lowrank", "net_deploy"):
         (tmp_path / f"{made}.prototxt").write_text("# Made by a run.\n")
-    monkeypatch.setattr("forcereg.shipped.configs_dir", lambda: tmp_path)
+    monkeypatch.setattr("forcereg.system.shipped.configs_dir", lambda: tmp_path)
     assert [file.description for file in shipped_configs()] == ["A net."]
 
 

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forcereg.confusion import Confusion, class_names, compared, confusion
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.net import Net
-from forcereg.report.confusion import as_csv, class_table, pair_table, picture, titles, worst
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.snapshot import write_model
+from forcereg.study.confusion import Confusion, class_names, compared, confusion
+from forcereg.study.confusion_report import as_csv, class_table, pair_table, picture, titles, worst
 from tests.conftest import RunCli
 
 DATA = 'layer { name: "d" type: "HDF5Data" top: "s" top: "l" hdf5_data_param { source: "list.txt" batch_size: %d } }\n'

@@ -1,4 +1,4 @@
-"""forcereg.device: what a device is called, and what float32 means on it."""
+"""forcereg.system.device: what a device is called, and what float32 means on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from forcereg.device import prepare, side_stream
+from forcereg.system.device import prepare, side_stream
 
 FLAGS = (
     (torch.backends.cuda.matmul, "allow_tf32"),

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forcereg.draw import Node, dot, graph, text_tree
-from forcereg.load import net_file, net_spec, shape_net
-from forcereg.shipped import configs_dir, shipped_configs
+from forcereg.net.draw import Node, dot, graph, text_tree
+from forcereg.net.load import net_file, net_spec, shape_net
+from forcereg.system.shipped import configs_dir, shipped_configs
 
 NETS = [file.path.as_posix() for file in shipped_configs() if file.kind == "net"]
 

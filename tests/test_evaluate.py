@@ -14,11 +14,11 @@ import torch
 import forcereg.data.decoded as decoded
 from forcereg import snapshot
 from forcereg.errors import ForceregError
-from forcereg.evaluate import Cache, Evaluation, Evaluator, origin
 from forcereg.lowrank.decompose import Decomposition, Prepared, Selection, prepare
 from forcereg.lowrank.ranks import Whole
 from forcereg.schema.text import SolverFile, parse_net, read_solver
 from forcereg.solver.loop import Solver
+from forcereg.study.evaluate import Cache, Evaluation, Evaluator, origin
 from tests.solver.nets import IMAGES, write_images, write_solver
 
 SCHEDULE = 'max_iter: 15 snapshot_prefix: "net" snapshot_after_train: true test_iter: 2 test_interval: 15'
@@ -260,7 +260,7 @@ def test_finetuning_that_was_interrupted_goes_on(trained: Trained, tmp_path: Pat
 
         solver.emit = emit  # type: ignore[method-assign]
 
-    import forcereg.evaluate as evaluate
+    import forcereg.study.evaluate as evaluate
 
     train = evaluate.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

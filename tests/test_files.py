@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.files import (
+from forcereg.system.files import (
     append_text,
     check_regular,
     differs,
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from forcereg.errors import ForceregError
-from forcereg.files import write_bytes
+from forcereg.system.files import write_bytes
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
     write_bytes(sys.argv[1], bytes(1 << 20))

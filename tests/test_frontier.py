@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forcereg.accounting import accounts
 from forcereg.errors import ForceregError, UsageError
-from forcereg.evaluate import Evaluation, Evaluator, origin
-from forcereg.frontier import WHOLE, Aim, Point, Subject, Target, frontier, planned
-from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Selection, prepare
 from forcereg.lowrank.ranks import Whole, by_error, by_list, unless_dearer
-from forcereg.report.frontier import (
+from forcereg.net.load import load_net, net_shapes
+from forcereg.schema.text import parse_net
+from forcereg.solver.trouble import NotFinite
+from forcereg.study.accounting import accounts
+from forcereg.study.evaluate import Evaluation, Evaluator, origin
+from forcereg.study.frontier import WHOLE, Aim, Point, Subject, Target, frontier, planned
+from forcereg.study.frontier_report import (
     COLUMNS,
     TOP,
     as_csv,
@@ -33,8 +35,6 @@ from forcereg.report.frontier import (
     table,
     ticks,
 )
-from forcereg.schema.text import parse_net
-from forcereg.solver.trouble import NotFinite
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 9 } } }

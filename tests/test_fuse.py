@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from tests.small_nets import inputs, module_copies
 
 DATA = inputs(x=(4, 3, 5, 5), z=(4, 3, 5, 5))

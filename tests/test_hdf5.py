@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg import hdf5
 from forcereg.data.feed import FeedContext
 from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
-from forcereg.hdf5 import Reader, Refused
 from forcereg.layers.output import append, create
 from forcereg.snapshot import ModelFile, container, read, write_model, write_state
+from forcereg.system import hdf5
+from forcereg.system.hdf5 import Reader, Refused
 from tests.conftest import RunCli
 from tests.data.lmdbs import data_spec
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.small_nets import inputs, ip
 
 ONE = f"{inputs(data=(2, 3))}\n{ip('ip', 'data', 'y', 4)}"

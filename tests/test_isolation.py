@@ -73,7 +73,7 @@ def test_modules_that_are_named_come_last(folder: Path) -> None:
     run(folder, "-m", *TRAIN, "--nproc", "2", "--import", "mytypes", "--allow-python-layers")
 
 
-PATH = "from forcereg.isolation import *; leave_out_working_directory(); import os; "
+PATH = "from forcereg.system.isolation import *; leave_out_working_directory(); import os; "
 SHOWN = PATH + "print(sys.path.count(os.getcwd()) + sys.path.count(''), os.environ.get('PYTHONPATH'), len(python()))"
 
 

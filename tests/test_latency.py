@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-import forcereg.latency as latency
-from forcereg.capture import WARM_UP
+import forcereg.study.latency as latency
 from forcereg.errors import ForceregError
-from forcereg.latency import LEAST, LayerTimer, interleaved, net_latencies, net_latency
-from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Prepared, Selection, prepare
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Choice, Whole
-from forcereg.net import Net
+from forcereg.net.load import load_net, net_shapes
+from forcereg.net.module import Net
 from forcereg.schema.text import net_from_message, parse_net
+from forcereg.study.latency import LEAST, LayerTimer, interleaved, net_latencies, net_latency
+from forcereg.system.capture import WARM_UP
 from tests.solver.tape import Tape
 
 NET = """

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net, net_file
-from forcereg.net import Net
+from forcereg.net.load import load_net, net_file
+from forcereg.net.module import Net
 from forcereg.schema import TEST, NetParameter
 from forcereg.schema.text import parse_net
 from tests.small_nets import NET, batch, fails, inputs, ip

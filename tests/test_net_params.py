@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.snapshot import write_model
 from tests.golden_cases import Case, golden_cases
 from tests.small_nets import NET, batch, fails, inputs, ip, module_copies

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.paths import find_root, learned_nets, resolve, snapshot_prefix
+from forcereg.system.paths import find_root, learned_nets, resolve, snapshot_prefix
 
 NET = "examples/mnist/net.prototxt"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from forcereg import plugins, registry
+from forcereg import registry
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
+from forcereg.system import plugins
 from tests.layers.nets import layer_net, layer_text, run
 
 UserModule = Callable[[str, str], Path]

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
 from forcereg.lowrank.decompose import Decomposition, Selection, decompose, prepare
 from forcereg.lowrank.ranks import by_list
-from forcereg.moments import TrainingData
-from forcereg.recalibrate import gather, recalibrate, recalibrated
+from forcereg.net.load import load_net
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_solver
 from forcereg.solver.state import pack
+from forcereg.study.moments import TrainingData
+from forcereg.study.recalibrate import gather, recalibrate, recalibrated
 from tests.solver.nets import IMAGE_DATA, IMAGES, write_images, write_solver
 
 BATCHES = 7

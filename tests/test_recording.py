@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from forcereg.layers.norm import BatchNorm
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from tests.conftest import TOP
 from tests.layers.nets import layer_net, noise
 

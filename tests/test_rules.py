@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.load import shape_net
-from forcereg.rules import Title, left_out, net_state, rule_matches, way_in
+from forcereg.net.load import shape_net
 from forcereg.schema import TEST, TRAIN, LayerParameter, NetState
+from forcereg.schema.rules import Title, left_out, net_state, rule_matches, way_in
+from forcereg.schema.spec import build_spec
 from forcereg.schema.text import parse_net
-from forcereg.spec import build_spec
 from tests.conftest import RunCli
 
 DATA = (

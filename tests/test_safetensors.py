@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from tests.small_nets import NET, batch, inputs, ip
 
 SHARED = "\n".join(

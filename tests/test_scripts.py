@@ -10,7 +10,7 @@ import quickstart
 import torch
 
 import forcereg
-from forcereg.shipped import configs_dir
+from forcereg.system.shipped import configs_dir
 
 TOP = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted(TOP.glob("scripts/**/*.sh")), TOP / ".ci" / "run"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forcereg.sidefiles import known, of_form, parse_json, read_json
+from forcereg.system.sidefiles import known, of_form, parse_json, read_json
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.rules import net_state, phase_number
 from forcereg.schema import TEST, TRAIN, NetState
+from forcereg.schema.rules import net_state, phase_number
+from forcereg.schema.spec import NetSpec, build_spec
 from forcereg.schema.text import parse_net
-from forcereg.spec import NetSpec, build_spec
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }'
 

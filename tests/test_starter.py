@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from forcereg.load import shape_net
+from forcereg.net.load import shape_net
+from forcereg.net.summary import summarize
+from forcereg.schema.starter import STARTERS, Starter
 from forcereg.schema.text import parse_net, parse_solver, read_net
-from forcereg.shipped import configs_dir
-from forcereg.starter import STARTERS, Starter
-from forcereg.summary import summarize
+from forcereg.system.shipped import configs_dir
 from tests.conftest import RunCli
 
 

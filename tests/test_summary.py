@@ -6,9 +6,9 @@ from math import prod
 
 import pytest
 
-from forcereg.load import load_net, shape_net
-from forcereg.shipped import configs_dir
-from forcereg.summary import Summary, size, summarize
+from forcereg.net.load import load_net, shape_net
+from forcereg.net.summary import Summary, size, summarize
+from forcereg.system.shipped import configs_dir
 from tests.small_nets import inputs, ip
 
 CONV = (

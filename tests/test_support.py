@@ -7,8 +7,8 @@ import re
 import pytest
 
 import forcereg.registry as registry
+from forcereg.net.support import markdown, supported
 from forcereg.schema import LayerParameter
-from forcereg.support import markdown, supported
 from tests.conftest import TOP
 
 CAFFE_TYPES = [

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from forcereg.commands.sweep import command
 from forcereg.errors import ForceregError, UsageError
-from forcereg.evaluate import Evaluator
-from forcereg.grid import alternatives, grid, labels
 from forcereg.lowrank.ranks import by_list
-from forcereg.report.sweep import as_csv, by_setting, picture, ranks_of, spread, table
 from forcereg.schema import Datum
 from forcereg.schema.text import parse_solver, read_solver
 from forcereg.solver.trouble import NotFinite
-from forcereg.sweep import Cut, Plan, Result, sweep
+from forcereg.study.evaluate import Evaluator
+from forcereg.study.grid import alternatives, grid, labels
+from forcereg.study.sweep import Cut, Plan, Result, sweep
+from forcereg.study.sweep_report import as_csv, by_setting, picture, ranks_of, spread, table
 from tests.conftest import RunCli
 from tests.data.lmdbs import put_lmdb
 from tests.solver.nets import CLASSES, IMAGES, image_records, write_images, write_solver
@@ -455,7 +455,7 @@ def test_a_full_disk_ends_the_sweep(where: str, tmp_path: Path, monkeypatch: pyt
     if where == "finetune":
         monkeypatch.setattr(Evaluator, "finetune", full)
     else:
-        monkeypatch.setattr("forcereg.sweep.train", full)
+        monkeypatch.setattr("forcereg.study.sweep.train", full)
     with pytest.raises(ForceregError, match="no space left"):
         swept(tmp_path, "base_lr=0.1,0.2", finetune=1)
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forcereg.errors import printable
-from forcereg.memory import is_shortage
 from forcereg.report.table import Column, Table, csv_text, numeric, shares, whole
 from forcereg.solver.log import GlogWriter
+from forcereg.system.memory import is_shortage
 from tests.conftest import RunCli
 
 PACKAGE = Path(__file__).resolve().parents[1] / "forcereg"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg import load_net, timing
-from forcereg.net import Net
-from forcereg.timing import Stopwatch, measure
+from forcereg import load_net
+from forcereg.net.module import Net, timing
+from forcereg.net.timing import Stopwatch, measure
 from tests.solver.nets import IMAGES, write_images
 
 CPU = torch.device("cpu")

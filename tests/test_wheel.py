@@ -40,7 +40,7 @@ def test_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> No
 import sys
 import forcereg
 from forcereg.schema.text import read_net
-from forcereg.shipped import configs_dir, shipped_configs
+from forcereg.system.shipped import configs_dir, shipped_configs
 nets = [read_net(configs_dir() / file.path) for file in shipped_configs() if file.kind == "net"]
 print(forcereg.__file__, len(nets))
 """

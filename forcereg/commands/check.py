@@ -6,7 +6,7 @@ import click
 
 from forcereg.commands.options import code_options, decode_option, given_shapes, stage_list
 from forcereg.errors import ForceregError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg check configs/examples/mnist/lenet_force_solver.prototxt")
@@ -32,7 +32,7 @@ def command(
     Checks paths, layers and shapes in both phases, the first records of the data and their labels, weights,
     the schedule, room for snapshots, and memory.
     """
-    from forcereg.check import Options, check_file
+    from forcereg.study.check import Options, check_file
 
     options = Options(records, given_shapes(input_shape), level, stage_list(stage), allow_python_layers)
     report = check_file(file, options)

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.files import differs, write_bytes
-from forcereg.shipped import Shipped, configs_dir, shipped_configs
-from forcereg.terminal import echo
+from forcereg.system.files import differs, write_bytes
+from forcereg.system.shipped import Shipped, configs_dir, shipped_configs
+from forcereg.system.terminal import echo
 
 
 @click.group(invoke_without_command=True, epilog="\b\nExample: forcereg configs copy . examples/mnist")

@@ -9,10 +9,10 @@ import click
 
 from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
 from forcereg.errors import ForceregError, UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
-    from forcereg.confusion import Confusion
+    from forcereg.study.confusion import Confusion
 
 KINDS = ("csv", "png", "svg", "pdf")
 
@@ -58,12 +58,12 @@ def command(
     """
     import warnings
 
-    from forcereg.confusion import confusion
-    from forcereg.device import choose_device
-    from forcereg.files import check_writable
-    from forcereg.load import load_net
+    from forcereg.net.load import load_net
+    from forcereg.net.scoring import check_blobs, coverage
     from forcereg.report.plot import figure_type
-    from forcereg.scoring import check_blobs, coverage
+    from forcereg.study.confusion import confusion
+    from forcereg.system.device import choose_device
+    from forcereg.system.files import check_writable
 
     kinds = [kind_of(path) for path in out]
     for path in out:
@@ -91,9 +91,9 @@ def command(
 
 def show(found: Confusion, lines: list[str] | None, labels: str, pairs: int, out: list[tuple[str, str]]) -> None:
     """Prints tables and writes files. Raises ForceregError."""
-    from forcereg.confusion import class_names
-    from forcereg.files import write_bytes, write_text
-    from forcereg.report.confusion import SHOWN, as_csv, class_table, pair_table, picture, titles
+    from forcereg.study.confusion import class_names
+    from forcereg.study.confusion_report import SHOWN, as_csv, class_table, pair_table, picture, titles
+    from forcereg.system.files import write_bytes, write_text
 
     classes = len(found.counts)
     names = None if lines is None else class_names(lines, classes, labels)
@@ -133,7 +133,7 @@ def kind_of(path: str) -> str:
 
 def read_lines(path: str) -> list[str]:
     """The lines of a text file. Raises ForceregError."""
-    from forcereg.files import read_file
+    from forcereg.system.files import read_file
 
     try:
         return read_file(path, 64 << 20).decode("utf-8").splitlines()

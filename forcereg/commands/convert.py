@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from forcereg.commands.options import import_option
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg convert net_iter_10000.caffemodel.h5 net.caffemodel")
@@ -20,8 +20,8 @@ def command(source: str, target: str, model: str | None) -> None:
     All of it is kept: weights and history bit for bit, names, the net, seed and whatever training needs to go on as if
     nothing had happened. Models of old formats (V0, V1, half precision) are read and come out in today's, as float32.
     """
+    from forcereg.net.convert import convert
     from forcereg.schema.text import read_net
-    from forcereg.snapshot import convert
 
     done = convert(source, target, None if model is None else read_net(model))
     for remark in done.remarks:

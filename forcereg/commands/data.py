@@ -13,7 +13,7 @@ import click
 
 from forcereg.commands.options import decode_option
 from forcereg.errors import UsageError
-from forcereg.terminal import echo, track
+from forcereg.system.terminal import echo, track
 
 if TYPE_CHECKING:
     from forcereg.data.convert import Written

@@ -13,15 +13,15 @@ from forcereg.commands.lowrank_files import default_prefix, format_option, write
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options, nothing
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.errors import ForceregError, UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 DEARER = "--even-if-dearer decomposes layers whose chain costs no less, too"
 
 if TYPE_CHECKING:
     from forcereg.lowrank.decompose import Decomposition
-    from forcereg.moments import TrainingData
     from forcereg.schema.text import NetFile
     from forcereg.snapshot import ModelFile
+    from forcereg.study.moments import TrainingData
 
 
 @click.command(epilog="\b\nExample: forcereg decompose --snapshot net_iter_10000.caffemodel.h5 --error 0.05")
@@ -83,7 +83,7 @@ def command(
     if not result.layers:
         raise nothing(snapshot, file, result.skipped, DEARER if dearer else "")
     if data is not None:
-        from forcereg.recalibrate import recalibrate as anew
+        from forcereg.study.recalibrate import recalibrate as anew
 
         result = anew(result, opened.prepared, opened.model.layers, choices, data)
     made_file = net_from_message(result.net, f"{prefix}.prototxt")
@@ -159,7 +159,7 @@ def heading(result: Decomposition) -> str:
 
 def provenance(result: Decomposition, source: ModelFile) -> list[dict[str, Any]]:
     """How the weights were made: one entry for every decomposition of theirs, the last one last."""
-    from forcereg.sidefiles import of_form, parse_json
+    from forcereg.system.sidefiles import of_form, parse_json
     from forcereg.version import __version__
 
     try:

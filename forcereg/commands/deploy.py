@@ -9,10 +9,10 @@ import click
 
 from forcereg.commands.options import code_options, given_shapes, input_shape_option, stage_list
 from forcereg.errors import UsageError, printable
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
-    from forcereg.deploy import Deployed
+    from forcereg.net.deploy import Deployed
     from forcereg.schema.text import NetFile
     from forcereg.snapshot import ModelFile
 
@@ -49,7 +49,7 @@ def command(
     the weights that are left is written beside it, in the same format. What data layers did to images (mean, scale,
     crop) is up to the caller: it is said, and in a comment of the net.
     """
-    from forcereg.deploy import deploy
+    from forcereg.net.deploy import deploy
 
     file, model = opened(net, weights)
     if out is not None and not out.endswith(ENDING):
@@ -103,10 +103,10 @@ def default(net: str) -> Path:
 
 def write(prefix: Path, done: Deployed, file: NetFile, model: ModelFile | None, read: list[Any]) -> list[str]:
     """Writes the net and, with `model`, its weights; their paths. Raises UsageError for one that was `read`."""
-    from forcereg.deploy.weights import write_weights
-    from forcereg.files import write_text
+    from forcereg.net.deploy.weights import write_weights
     from forcereg.schema.text import to_text
     from forcereg.snapshot import is_binary
+    from forcereg.system.files import write_text
 
     binary = model is not None and is_binary(model.path)
     paths = [Path(f"{prefix}{ENDING}")]

@@ -10,7 +10,7 @@ import click
 
 from forcereg.commands.options import code_options, net_options, shape_net_asked, stage_list
 from forcereg.errors import ForceregError, UsageError, printable
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 GRAPHICS = ("svg", "png", "pdf")
 
@@ -33,9 +33,9 @@ def command(
 
     Pictures need graphviz (its command `dot`); without it the text tree is written instead, to OUT.txt.
     """
-    from forcereg.draw import dot, graph, text_tree
-    from forcereg.files import write_bytes, write_text
-    from forcereg.load import net_file, net_spec
+    from forcereg.net.draw import dot, graph, text_tree
+    from forcereg.net.load import net_file, net_spec
+    from forcereg.system.files import write_bytes, write_text
 
     kind = out.suffix.removeprefix(".").lower()
     if kind not in (*GRAPHICS, "dot", "txt"):

@@ -14,15 +14,15 @@ import click
 
 from forcereg.commands.frontier_options import Aims, aim_options, labels_of, opened_nets
 from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
     import torch
 
     from forcereg.commands.lowrank_rules import Rule
-    from forcereg.frontier import Made, Point, Subject
-    from forcereg.latency import Run
     from forcereg.lowrank.ranks import Choice
+    from forcereg.study.frontier import Made, Point, Subject
+    from forcereg.study.latency import Run
 
 PACE = 0.5
 """Seconds of measuring for each net, so that many nets have as many rounds as few."""
@@ -62,12 +62,12 @@ def command(
     file, and beside them what was scored and tuned, so that nothing is done twice.
     """
     from forcereg.commands.sensitivity import picture_kind
-    from forcereg.evaluate import make_folder
-    from forcereg.files import write_bytes, write_text
-    from forcereg.frontier import Subject, Target, frontier, planned
-    from forcereg.latency import measuring_device
-    from forcereg.report.frontier import as_csv, picture, table
     from forcereg.report.plot import figure_type
+    from forcereg.study.evaluate import make_folder
+    from forcereg.study.frontier import Subject, Target, frontier, planned
+    from forcereg.study.frontier_report import as_csv, picture, table
+    from forcereg.study.latency import measuring_device
+    from forcereg.system.files import write_bytes, write_text
 
     kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules(layers)
     figure_type()  # without matplotlib it ends here, not after the scores
@@ -133,7 +133,7 @@ def measured(
 
 def latencies(made: Sequence[Made], opened: Mapping[str, Opened], device: torch.device, batch: int) -> list[float]:
     """Milliseconds of each net, all taking turns; nets of one structure are one. Raises ForceregError."""
-    from forcereg.latency import fed_shapes, interleaved, net_run
+    from forcereg.study.latency import fed_shapes, interleaved, net_run
 
     runs: dict[str, Run] = {}
     keys = []

@@ -11,7 +11,7 @@ import click
 from forcereg.commands.lowrank_options import Opened, gathered
 from forcereg.commands.lowrank_rules import RankOptions
 from forcereg.errors import ForceregError, UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class LatencyOptions:
 
     def device(self) -> torch.device | None:
         """The device to measure on, None if --latency isn't given. Raises UsageError and ForceregError."""
-        from forcereg.latency import measuring_device
+        from forcereg.study.latency import measuring_device
 
         if self.latency is None:
             if self.batch is not None:
@@ -43,8 +43,8 @@ class LatencyOptions:
 
     def choose(self, device: torch.device, opened: Opened, criterion: Criterion, ranks: RankOptions) -> Timed:
         """The criterion's ranks or faster ones near them, by what the layers take there. Raises ForceregError."""
-        from forcereg.latency import LayerTimer
         from forcereg.lowrank.timed import by_times
+        from forcereg.study.latency import LayerTimer
 
         timer = LayerTimer(opened.prepared, device, self.batch, partial(echo, err=True))
         budget = any(getattr(ranks, name) is not None for name in BUDGETS)
@@ -52,9 +52,9 @@ class LatencyOptions:
 
     def measured(self, device: torch.device, opened: Opened, timed: Timed, result: Decomposition) -> Latency:
         """All times, with those of the whole net before and after unless its test phase can't run by itself."""
-        from forcereg.latency import net_latencies
         from forcereg.report.latency import Latency, device_text
         from forcereg.schema.text import net_from_message
+        from forcereg.study.latency import net_latencies
 
         file, net = opened.prepared.file, None
         try:

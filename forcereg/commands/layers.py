@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from forcereg.commands.options import import_option
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
-    from forcereg.support import Support
+    from forcereg.net.support import Support
 
 
 @click.command(epilog="\b\nExample: forcereg layers --markdown")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @import_option
 def command(style: str | None) -> None:
     """List every layer type that runs, with the parameters it reads and its limits; installed packages' ones too."""
-    from forcereg.support import markdown, supported
+    from forcereg.net.support import markdown, supported
 
     rows = supported()
     if style == "markdown":

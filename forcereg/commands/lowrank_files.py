@@ -55,9 +55,10 @@ def write_net(
     for a comment. `attrs` are kept in the weights file too. `form`: of `FORMATS`, None for that of `source`. Warns of
     weights in the other format that an earlier run left there. Raises ForceregError.
     """
-    from forcereg.files import write_text
+    from forcereg.net.convert import MESSAGE, training_message, write_in_format
     from forcereg.schema.text import parse_net, to_text
-    from forcereg.snapshot import MESSAGE, is_binary, training_message, write_in_format
+    from forcereg.snapshot import is_binary
+    from forcereg.system.files import write_text
 
     form = form or ("binary" if is_binary(source.path) else "hdf5")
     net_path = Path(f"{prefix}.prototxt")

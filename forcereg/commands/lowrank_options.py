@@ -22,15 +22,15 @@ from forcereg.commands.options import (
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from forcereg.accounting import Accounts
     from forcereg.cost import Cost, Shapes
-    from forcereg.evaluate import Evaluator
     from forcereg.lowrank.config import RankConfig
     from forcereg.lowrank.decompose import Prepared, Selection
     from forcereg.lowrank.rewrite import Weights
-    from forcereg.moments import TrainingData
     from forcereg.schema.text import NetFile, SolverFile
     from forcereg.snapshot import ModelFile
+    from forcereg.study.accounting import Accounts
+    from forcereg.study.evaluate import Evaluator
+    from forcereg.study.moments import TrainingData
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 MIXED = "mixed"
@@ -148,7 +148,7 @@ class LayerOptions:
 
     def evaluator(self, scores: Path | None) -> Evaluator:
         """What scores nets on the test net of --solver. Raises UsageError without, ForceregError for a wrong one."""
-        from forcereg.evaluate import Evaluator
+        from forcereg.study.evaluate import Evaluator
 
         file = self.solver_file()
         if file is None:
@@ -164,7 +164,7 @@ class LayerOptions:
 
     def open(self, snapshot: str | Path, config: RankConfig | None = None, scores: Path | None = None) -> Opened:
         """The net of a snapshot, ready to be decomposed; `scores` as in Opened. Raises ForceregError."""
-        from forcereg.accounting import accounts
+        from forcereg.study.accounting import accounts
 
         selection, given, solver = self.selection(config), given_shapes(self.input_shape), self.solver_file()
         model = read_weights(snapshot)
@@ -190,13 +190,13 @@ class LayerOptions:
 
         if self.data_aware is None:
             return prepare(file, weights, shapes, selection)
-        from forcereg.moments import prepare_aware
+        from forcereg.study.moments import prepare_aware
 
         return prepare_aware(file, weights, shapes, selection, self.training_data(self.data_aware))
 
     def training_data(self, batches: int, seed: int | None = None) -> TrainingData:
         """So many batches of --solver's data or the net's own. Raises ForceregError for a wrong solver."""
-        from forcereg.moments import TrainingData
+        from forcereg.study.moments import TrainingData
 
         options = (self.on, self.data_budget << 20, self.workers, self.allow_python_layers)
         return TrainingData(batches, self.solver_file(), *options, seed=seed)
@@ -276,8 +276,8 @@ def fractions(option: str, text: str, what: str, example: str) -> list[float]:
 
 def read_weights(snapshot: str | Path) -> ModelFile:
     """The model file, also through a solver state's learned_net. Raises ForceregError."""
-    from forcereg.paths import find_root, learned_nets
     from forcereg.snapshot import ModelFile, model_of, read
+    from forcereg.system.paths import find_root, learned_nets
 
     found = read(snapshot)
     if isinstance(found, ModelFile):
@@ -295,7 +295,7 @@ def asked_net(
     """
     import warnings
 
-    from forcereg.load import net_root
+    from forcereg.net.load import net_root
     from forcereg.schema.text import parse_net, read_net
 
     text = weights.attrs.get("forcereg_net")
@@ -341,7 +341,7 @@ def check_fit(weights: ModelFile, file: NetFile, root: Path, shapes: Mapping[str
 
     `shapes`: of its inputs.
     """
-    from forcereg.load import meta_nets
+    from forcereg.net.load import meta_nets
     from forcereg.snapshot import matched, suited
 
     for net in meta_nets(file, shapes, root):

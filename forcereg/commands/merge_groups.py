@@ -8,7 +8,7 @@ import click
 
 from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
 from forcereg.errors import ForceregError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg merge-groups split.caffemodel.h5 --out merged")

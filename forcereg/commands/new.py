@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from forcereg.errors import ForceregError, UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 KINDS = ("lenet", "cifar10_full", "resnet", "alexnet")
 
@@ -24,8 +24,8 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
 
     Paths in them start at DEST, so run the solver from there, or from anywhere by its path.
     """
-    from forcereg.files import differs, write_text
-    from forcereg.starter import STARTERS
+    from forcereg.schema.starter import STARTERS
+    from forcereg.system.files import differs, write_text
 
     if n is not None and kind != "resnet":
         raise UsageError(f"--n is for resnet; {kind} has one size")

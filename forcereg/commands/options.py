@@ -10,7 +10,7 @@ import click
 from forcereg.errors import ForceregError, UsageError
 
 if TYPE_CHECKING:
-    from forcereg.net import Net
+    from forcereg.net.module import Net
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def import_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _import(ctx: click.Context, param: click.Parameter, modules: tuple[str, ...]) -> None:
-    from forcereg.plugins import import_module
+    from forcereg.system.plugins import import_module
 
     for module in modules:
         try:
@@ -137,7 +137,7 @@ def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 def shape_net_asked(net: str, phase: str, level: int, stage: str, shapes: tuple[str, ...], allow: bool) -> Net:
     """The net that `net_options` and `code_options` describe, on the meta device. Raises ForceregError."""
-    from forcereg.load import shape_net
+    from forcereg.net.load import shape_net
 
     given = given_shapes(shapes)
     return shape_net(net, phase, level, stage_list(stage), input_shapes=given, allow_python_layers=allow)

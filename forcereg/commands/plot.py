@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg plot plain.log force.log -o curves.svg")
@@ -19,10 +19,10 @@ def command(logs: tuple[Path, ...], out: Path) -> None:
     LOG is what `forcereg train`, Caffe or NVIDIA's Caffe printed, also behind what containers and launchers put in
     front of lines, or what --log-json wrote. As CSV each point is a row of log, phase, name, iteration and value.
     """
-    from forcereg.files import write_bytes
     from forcereg.report.curves import read_run
     from forcereg.report.plot import CSV, draw, kind_of
     from forcereg.report.series import series_csv
+    from forcereg.system.files import write_bytes
 
     kind = kind_of(out)
     stems = [log.stem for log in logs]

@@ -7,7 +7,7 @@ import json
 import click
 
 from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options, nothing
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @click.command(epilog="\b\nExample: forcereg ranks net_iter_10000.caffemodel.h5 --error 0.01,0.05,0.1,0.2")

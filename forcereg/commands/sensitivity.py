@@ -8,7 +8,7 @@ import click
 
 from forcereg.commands.lowrank_options import LayerOptions, layer_options, nothing
 from forcereg.errors import UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 KINDS = ("png", "svg", "pdf")
 ERRORS = "0.01,0.02,0.05,0.1,0.2,0.4"
@@ -29,12 +29,12 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
     """
     from forcereg.commands.lowrank_files import default_prefix
     from forcereg.commands.ranks import bounds
-    from forcereg.files import write_bytes, write_text
     from forcereg.lowrank.accuracy import sensitivity
     from forcereg.lowrank.factor import rank_text
     from forcereg.report.plot import figure_type
     from forcereg.report.progress import Steps
     from forcereg.report.sensitivity import as_csv, picture, table
+    from forcereg.system.files import write_bytes, write_text
 
     errors = bounds(error)
     kind = None if out is None else picture_kind(out)

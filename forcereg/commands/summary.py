@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from forcereg.commands.options import code_options, net_options, shape_net_asked
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
-    from forcereg.summary import Summary
+    from forcereg.net.summary import Summary
 
 
 @click.command(epilog="\b\nExample: forcereg summary configs/models/alexnet/deploy.prototxt")
@@ -23,7 +23,7 @@ def command(
     net: str, phase: str, level: int, stage: str, input_shape: tuple[str, ...], allow_python_layers: bool, as_json: bool
 ) -> None:
     """Print a net's layers: output shapes, parameters, multiply-accumulates (MACs), memory of the outputs."""
-    from forcereg.summary import summarize
+    from forcereg.net.summary import summarize
 
     summary = summarize(shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers))
     echo(json.dumps(summary.report())) if as_json else show(summary)
@@ -31,8 +31,8 @@ def command(
 
 def show(summary: Summary) -> None:
     """Print the table and the totals."""
+    from forcereg.net.summary import size
     from forcereg.report.table import Table, numeric, whole
-    from forcereg.summary import size
 
     title = f"{summary.name or 'net'}, phase {summary.phase}, batch {summary.batch}"
     table = Table("layer", "type", whole("output"), *numeric("params", "MACs", "memory"), title=title)

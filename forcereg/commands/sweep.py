@@ -14,15 +14,15 @@ from forcereg.commands.lowrank_options import LayerOptions, Opened, choice_optio
 from forcereg.commands.lowrank_rules import RULES, RankOptions, flag, rank_options
 from forcereg.commands.options import code_options, data_options, device_options
 from forcereg.errors import ForceregError, UsageError
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from forcereg.evaluate import Evaluator
     from forcereg.lowrank.ranks import Choice
     from forcereg.schema.text import SolverFile
-    from forcereg.sweep import Cut, Trained
+    from forcereg.study.evaluate import Evaluator
+    from forcereg.study.sweep import Cut, Trained
 
 ERROR = 0.05
 """Relative squared error at which ranks are told where --error says no other."""
@@ -68,11 +68,11 @@ def command(
     seeds can be added; rules and --finetune can be changed without training anew. A run whose loss isn't finite doesn't
     end the others. All scores are of the first test net, on the same records.
     """
-    from forcereg.files import write_bytes, write_text
-    from forcereg.grid import grid
     from forcereg.report.plot import figure_type
-    from forcereg.report.sweep import as_csv, picture, table
-    from forcereg.sweep import Plan, sweep
+    from forcereg.study.grid import grid
+    from forcereg.study.sweep import Plan, sweep
+    from forcereg.study.sweep_report import as_csv, picture, table
+    from forcereg.system.files import write_bytes, write_text
 
     figure_type()  # without matplotlib it ends here, not after hours
     given: dict[str, Any] = {field.name: None for field in fields(Layers)} | LAYERS | options | {"solver": solver}
@@ -100,9 +100,9 @@ def command(
 
 def solver_of(path: str, sets: tuple[str, ...], max_iter: int | None) -> SolverFile:
     """The file, with the length asked for. Raises UsageError if that is among the values to try."""
-    from forcereg.grid import alternatives
     from forcereg.schema.settings import with_settings
     from forcereg.schema.text import read_solver
+    from forcereg.study.grid import alternatives
 
     file = read_solver(path)
     if max_iter is None:
@@ -131,7 +131,7 @@ LAYERS = {"fold_bn": False, "seed": 0, "input_shape": ()}
 def cut_by(ranks: RankOptions, error: float, layers: Layers) -> Cut:
     """The rule that the options give, at the `error` without another. Raises UsageError, ForceregError."""
     from forcereg.lowrank.ranks import by_error
-    from forcereg.sweep import Cut
+    from forcereg.study.sweep import Cut
 
     by_error(error)  # its range
     given = [name for name in RULES if name != "error" and getattr(ranks, name) is not None]

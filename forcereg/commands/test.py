@@ -30,12 +30,12 @@ from forcereg.errors import UsageError
 @code_options
 def command(**options: Any) -> None:
     """Score a net: each batch's outputs on standard error, then the mean of each output on standard output."""
-    from forcereg.device import choose_device
-    from forcereg.load import load_net
-    from forcereg.scoring import check_blobs, coverage, read_outputs, score
+    from forcereg.net.load import load_net
+    from forcereg.net.scoring import check_blobs, coverage, read_outputs, score
     from forcereg.solver.debug import Watch
-    from forcereg.solver.events import Event
     from forcereg.solver.log import GlogWriter, describe
+    from forcereg.system.device import choose_device
+    from forcereg.system.events import Event
 
     given = SimpleNamespace(**options)
     if "," in given.weights and not os.path.exists(given.weights):

@@ -21,8 +21,8 @@ from forcereg.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from forcereg.net.timing import Timing
     from forcereg.solver.log import GlogWriter
-    from forcereg.timing import Timing
 
 
 @click.command(
@@ -42,10 +42,10 @@ def command(**options: Any) -> None:
 
     On a GPU the times are the device's own. What no data layer supplies is zeros.
     """
-    from forcereg.device import choose_device
-    from forcereg.load import load_net
+    from forcereg.net.load import load_net
+    from forcereg.net.timing import measure
     from forcereg.solver.log import GlogWriter
-    from forcereg.timing import measure
+    from forcereg.system.device import choose_device
 
     given = SimpleNamespace(**options)
     log = GlogWriter(file="time.py")

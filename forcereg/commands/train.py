@@ -17,8 +17,8 @@ from forcereg.errors import UsageError, printable
 if TYPE_CHECKING:
     from forcereg.schema.text import SolverFile
     from forcereg.solver.distributed import Group
-    from forcereg.solver.events import Observer
     from forcereg.solver.loop import Solver
+    from forcereg.system.events import Observer
 
 EFFECT = click.Choice(["stop", "snapshot", "none"])
 
@@ -120,7 +120,7 @@ def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
     from forcereg.solver.launch import restarted
     from forcereg.solver.log import GlogWriter, ProgressBar
     from forcereg.solver.signals import handled
-    from forcereg.terminal import on_terminal
+    from forcereg.system.terminal import on_terminal
 
     log = GlogWriter()
     group = join(devices, file.message, given.global_batch)
@@ -168,9 +168,9 @@ def _file(given: SimpleNamespace) -> SolverFile:
 
 
 def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: list[Observer]) -> Solver:
-    from forcereg.device import prepare
     from forcereg.solver.clipping import RankClipping
     from forcereg.solver.loop import Solver
+    from forcereg.system.device import prepare
 
     given.own_weights = list(file.message.weights)
     if given.snapshot or given.resume or given.restarted or given.weights is not None:
@@ -199,8 +199,8 @@ def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: l
 
 def _start(given: SimpleNamespace, solver: Solver) -> None:
     """Loads the snapshot or weights that the options, or with --resume auto the solver, name."""
-    from forcereg.paths import resolve
     from forcereg.solver.resume import resume_latest
+    from forcereg.system.paths import resolve
 
     wanted = given.resume or (given.restarted and solver.param.snapshot_prefix)
     resumed = bool(wanted and resume_latest(solver))

@@ -16,7 +16,7 @@ from forcereg.data.decoding import decode_image
 from forcereg.data.mean import write_mean
 from forcereg.data.packed import Damage, tar_files
 from forcereg.errors import ForceregError
-from forcereg.files import read_file
+from forcereg.system.files import read_file
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 KEY_DIGITS = 5

@@ -22,11 +22,11 @@ from forcereg.data.records import open_records, record_error, record_name
 from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError
-from forcereg.paths import resolve
 from forcereg.registry import source
+from forcereg.system.paths import resolve
 
 if TYPE_CHECKING:
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 
 @source(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.background import Worker
 from forcereg.data.buffers import put
 from forcereg.data.datum import Layout
 from forcereg.data.feed import Shard
@@ -21,6 +20,7 @@ from forcereg.data.prefetch import Job, Prefetch, again
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform, crop_view
 from forcereg.errors import ForceregError
+from forcereg.system.background import Worker
 
 CHUNK = 256  # records per step of the background threads
 RAW = 256  # records without an image file inside that a thread decodes at a time: each takes a microsecond only

@@ -13,7 +13,7 @@ import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext, LabelRange, seed_of, seeded
 from forcereg.layers.fillers import fill
 from forcereg.registry import source
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 LEGACY = ("num", "channels", "height", "width")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from forcereg.errors import ForceregError
 
 if TYPE_CHECKING:
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 T = TypeVar("T", bound=Sequence[Any] | np.ndarray | Tensor)
 

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from forcereg.data.feed import Feed, FeedContext, LabelRange, Shard, first_nonfinite, seed_of, seeded
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.files import check_regular, open_file, read_file
-from forcereg.memory import free_memory
-from forcereg.paths import resolve
 from forcereg.registry import source
 from forcereg.schema.scan import shown
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.files import check_regular, open_file, read_file
+from forcereg.system.memory import free_memory
+from forcereg.system.paths import resolve
 
 if TYPE_CHECKING:
     import h5py
 
-    from forcereg.hdf5 import Reader
+    from forcereg.system.hdf5 import Reader
 
 Rows = slice | Tensor
 Shape = tuple[int, ...]
@@ -310,7 +310,7 @@ def _opened(named: str, path: Path) -> Iterator[Reader]:
     """A reader of the file. What it refuses and what h5py finds wrong in the block raises ForceregError."""
     import h5py
 
-    from forcereg.hdf5 import DAMAGE, Reader, Refused
+    from forcereg.system.hdf5 import DAMAGE, Reader, Refused
 
     try:
         check_regular(path)
@@ -336,7 +336,7 @@ def _dataset(named: str, reader: Reader, top: str) -> h5py.Dataset:
     """The dataset of a top, counted as read."""
     import h5py
 
-    from forcereg.hdf5 import text_of
+    from forcereg.system.hdf5 import text_of
 
     found = reader.find(top)
     if found is None:

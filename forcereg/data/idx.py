@@ -16,7 +16,7 @@ from forcereg.data.budget import DECODING
 from forcereg.data.convert import Track, Written, check_free, silent, write_set
 from forcereg.data.packed import Damage, read_up_to
 from forcereg.errors import ForceregError
-from forcereg.files import open_file
+from forcereg.system.files import open_file
 
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 KEY_DIGITS = 8

@@ -22,14 +22,14 @@ from forcereg.data.images import load_image, text_lines
 from forcereg.data.planned import PlannedFeed
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.transform import Transform, crop_view, read_transform, warn_of_old_fields
-from forcereg.device import shapes_change
 from forcereg.errors import ForceregError
-from forcereg.paths import resolve
 from forcereg.registry import source
 from forcereg.schema.scan import shown
+from forcereg.system.device import shapes_change
+from forcereg.system.paths import resolve
 
 if TYPE_CHECKING:
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 
 _CPU = torch.device("cpu")

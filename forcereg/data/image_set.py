@@ -17,9 +17,9 @@ from forcereg.data.decoding import Picture
 from forcereg.data.image_data import ImageList, check_labels, read_list
 from forcereg.data.images import resize
 from forcereg.errors import ForceregError
-from forcereg.files import read_file
 from forcereg.schema import Datum
 from forcereg.schema.scan import shown
+from forcereg.system.files import read_file
 
 KEY_BYTES = 511
 """The longest key that an LMDB takes."""

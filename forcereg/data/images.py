@@ -14,8 +14,8 @@ import numpy as np
 from forcereg.data.budget import DECODING, OPTION
 from forcereg.data.decoding import Color, decode_image
 from forcereg.errors import ForceregError
-from forcereg.files import open_file, read_file
 from forcereg.schema.scan import shown
+from forcereg.system.files import open_file, read_file
 
 STRIP = 32  # rows
 LONGEST_LINE = 1 << 16

@@ -15,7 +15,7 @@ from typing import Any
 
 from forcereg.data.records import Records, shared_handle
 from forcereg.errors import ForceregError
-from forcereg.files import check_regular
+from forcereg.system.files import check_regular
 
 _FILE = re.compile(r"CURRENT|MANIFEST-\d+|\d+\.(?:ldb|sst|log)")
 _WRITE_BUFFER = 64 << 20  # the last records may be in a log only, which is read into memory and written as tables

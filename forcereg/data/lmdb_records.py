@@ -18,7 +18,7 @@ from typing import NoReturn
 from forcereg.data.budget import DECODING
 from forcereg.data.records import Records, record_error
 from forcereg.errors import ForceregError
-from forcereg.files import open_file
+from forcereg.system.files import open_file
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 _META = Struct("<II 16x 48x 4xHHQQQQQ QQ")

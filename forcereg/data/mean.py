@@ -9,9 +9,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
-from forcereg.files import read_file, write_bytes
 from forcereg.schema import BlobProto
 from forcereg.schema.blobs import MOST, blob_values
+from forcereg.system.files import read_file, write_bytes
 
 
 def read_mean(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ from forcereg.data.feed import Feed, FeedContext, LabelRange, first_nonfinite
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.registry import source
 from forcereg.schema.scan import shown
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 @source("MemoryData", "memory_data_param", limits="arrays by set_input_arrays; no transform_param on them, as in Caffe")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from forcereg.data.budget import DECODING, MIB, OPTION
 from forcereg.errors import ForceregError
-from forcereg.files import open_file
+from forcereg.system.files import open_file
 
 PIECE = 1 << 20
 HEADERS = 1 << 20

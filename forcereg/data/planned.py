@@ -15,7 +15,7 @@ from forcereg.data.prefetch import Prefetch
 from forcereg.errors import ForceregError
 
 if TYPE_CHECKING:
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 
 class PlannedFeed(Feed):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forcereg.background import Worker
+from forcereg.system.background import Worker
 
 MOST_WORKERS = 8
 

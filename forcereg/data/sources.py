@@ -12,7 +12,7 @@ from forcereg.data.feed import Feed, FeedContext
 from forcereg.errors import ForceregError
 
 if TYPE_CHECKING:
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 __all__ = ["database", "dummy_data", "hdf5_data", "image_data", "memory_data", "open_source", "window_data"]
 

@@ -18,7 +18,7 @@ from forcereg.data.feed import Shard
 from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.records import Records
 from forcereg.data.transform import Transform
-from forcereg.device import shapes_change
+from forcereg.system.device import shapes_change
 
 Record = tuple[bytes, bytes]
 

@@ -20,9 +20,9 @@ from forcereg.data.datum import shape_text
 from forcereg.data.feed import Shard
 from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
-from forcereg.paths import resolve
 from forcereg.schema import TRAIN
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.paths import resolve
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from forcereg.data.prefetch import Job, Prefetch
 from forcereg.data.transform import Transform, centre_crop, read_transform
 from forcereg.data.windows import Crop, Windows, read_windows
 from forcereg.errors import ForceregError
-from forcereg.paths import resolve
 from forcereg.registry import source
 from forcereg.schema import TEST, TransformationParameter
 from forcereg.schema.scan import shown
+from forcereg.system.paths import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from forcereg.spec import LayerSpec
+    from forcereg.schema.spec import LayerSpec
 
 
 @source(

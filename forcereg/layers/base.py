@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from forcereg.schema import FillerParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 Shape = tuple[int, ...]
 Arity = tuple[int, int | None]

@@ -13,11 +13,11 @@ from torch import Tensor
 from forcereg.errors import ForceregError
 from forcereg.layers.base import Shape, count, item_rows
 from forcereg.layers.loss import ClassScores, normalization_mode, normalizer
-from forcereg.paths import resolve
 from forcereg.registry import layer
 from forcereg.schema import HingeLossParameter, LossParameter
 from forcereg.schema.blobs import read_blob
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.paths import resolve
 
 LEAST = 1e-20
 """Caffe clamps a probability here before its logarithm, in the losses of this file."""

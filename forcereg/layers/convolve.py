@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from forcereg.layers.base import Shape
 from forcereg.layers.recording import recording
+from forcereg.schema.spec import MAX_COUNT, LayerSpec
 from forcereg.schema.synonyms import left_over
-from forcereg.spec import MAX_COUNT, LayerSpec
 
 LONG_SUM = 256
 """Products per output value above which a forward sum is worth splitting."""

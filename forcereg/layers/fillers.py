@@ -10,11 +10,11 @@ import torch
 from torch import Generator, Tensor
 
 from forcereg.layers.base import Layer, Shape, count
-from forcereg.memory import is_shortage
 from forcereg.registry import filler
 from forcereg.schema import FillerParameter
 from forcereg.schema.blobs import blob_array
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.memory import is_shortage
 
 
 def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:

@@ -20,7 +20,7 @@ from forcereg.layers.base import Layer
 from forcereg.schema import LayerParameter
 from forcereg.schema.foreign import own_names
 from forcereg.schema.scan import shown
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 def given_keywords(spec: LayerSpec, module_class: type) -> dict[str, Any]:

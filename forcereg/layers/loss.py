@@ -15,7 +15,7 @@ from forcereg.layers.neuron import Elementwise
 from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import LossParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 MAX_NLL = -math.log(torch.finfo(torch.float32).tiny)
 """Caffe clamps a probability at FLT_MIN, so one item's loss is at most 87.3365."""

@@ -8,8 +8,8 @@ from forcereg import registry
 from forcereg.layers.base import Layer, Shape, check_arity
 from forcereg.layers.keywords import check_declared
 from forcereg.layers.module import ModuleLayer, layer_class
+from forcereg.schema.spec import LayerSpec
 from forcereg.schema.types import BUILT_IN
-from forcereg.spec import LayerSpec
 
 
 def make_layer(spec: LayerSpec, bottoms: Sequence[Shape], allow_python_layers: bool = False) -> Layer:

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from forcereg import plugins, registry
+from forcereg import registry
 from forcereg.errors import ForceregError
 from forcereg.layers.base import Layer, Shape
 from forcereg.layers.keywords import given_keywords
 from forcereg.schema import TRAIN
+from forcereg.schema.spec import LayerSpec
 from forcereg.schema.types import unknown_type
-from forcereg.spec import LayerSpec
+from forcereg.system import plugins
 
 C = TypeVar("C", bound=type[nn.Module])
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from forcereg.layers.base import Layer, Shape
 from forcereg.layers.recording import apply, recording
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 class Elementwise(Layer):

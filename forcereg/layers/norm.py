@@ -19,8 +19,8 @@ from forcereg.layers.neuron import Elementwise
 from forcereg.layers.recording import apply, recording, sizes
 from forcereg.registry import layer
 from forcereg.schema import FillerParameter, LRNParameter
+from forcereg.schema.spec import LayerSpec
 from forcereg.schema.synonyms import is_affine
-from forcereg.spec import LayerSpec
 
 
 @layer("BatchNorm", "batch_norm_param")

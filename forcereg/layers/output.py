@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.files import check_regular, refused, write_bytes
 from forcereg.layers.base import Layer, Shape, count
-from forcereg.paths import resolve
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.files import check_regular, refused, write_bytes
+from forcereg.system.paths import resolve
 
 if TYPE_CHECKING:
     import h5py
@@ -119,7 +119,7 @@ def append(path: Path, rows: Rows) -> None:
     """Adds rows to the datasets that `create` made. Raises ForceregError, and then the file is as before."""
     import h5py
 
-    from forcereg.hdf5 import DAMAGE, Reader, Refused
+    from forcereg.system.hdf5 import DAMAGE, Reader, Refused
 
     try:
         check_regular(path)

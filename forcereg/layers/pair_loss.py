@@ -14,7 +14,7 @@ from forcereg.layers.base import Layer, Shape, count, item_rows
 from forcereg.layers.loss import normalization_mode, normalizer
 from forcereg.layers.recording import apply
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 class PairLoss(Layer):

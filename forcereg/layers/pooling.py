@@ -16,8 +16,8 @@ from forcereg.layers.base import Layer, Shape
 from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import PoolingParameter
+from forcereg.schema.spec import MAX_COUNT, LayerSpec
 from forcereg.schema.synonyms import left_over
-from forcereg.spec import MAX_COUNT, LayerSpec
 
 
 def out_size(size: int, kernel: int, stride: int, pad: int, any_pad: bool, ceil: bool) -> int:

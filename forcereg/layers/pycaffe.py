@@ -20,7 +20,7 @@ from forcereg import schema
 from forcereg.layers.base import Layer, Shape
 from forcereg.layers.module import user_code
 from forcereg.schema import TEST, TRAIN
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 

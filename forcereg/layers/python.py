@@ -10,9 +10,9 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.layers.base import Layer, Shape, check_arity
 from forcereg.layers.module import ModuleLayer
 from forcereg.layers.pycaffe import CaffeLayer, PyCaffeLayer, served
-from forcereg.plugins import import_module
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.plugins import import_module
 
 
 @layer(

@@ -15,7 +15,7 @@ from forcereg.layers.neuron import Elementwise
 from forcereg.layers.recording import recording
 from forcereg.registry import layer
 from forcereg.schema import FillerParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 class _AddToGradient(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from forcereg.layers.base import Layer, Shape, count
 from forcereg.layers.recording import apply
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 class _LateWeight(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor
 from forcereg.layers.base import Layer, Shape, canonical_axis, count, item_rows
 from forcereg.registry import layer
 from forcereg.schema import ReductionParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 @layer("ArgMax", "argmax_param")

@@ -15,7 +15,7 @@ from torch import Tensor
 from forcereg.layers.base import Layer, Shape, canonical_axis
 from forcereg.layers.recording import sizes
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 @layer("Slice", "slice_param")

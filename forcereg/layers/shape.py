@@ -12,7 +12,7 @@ from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.recording import sizes
 from forcereg.registry import layer
 from forcereg.schema import EltwiseParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 @layer("Input", "input_param")

@@ -11,7 +11,7 @@ from forcereg.layers.base import Layer, Shape
 from forcereg.layers.pooling import Windows, pool
 from forcereg.registry import layer
 from forcereg.schema import SPPParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 @layer("SPP", "spp_param")

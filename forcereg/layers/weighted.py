@@ -14,7 +14,7 @@ from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.convolve import Geometry, columns, convolve, deconvolve
 from forcereg.layers.recording import recording
 from forcereg.registry import layer
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 
 class _ConvolutionBase(Layer):

@@ -9,11 +9,11 @@ from os import fspath
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean, printable
-from forcereg.files import read_file
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
 from forcereg.registry import factorizer
-from forcereg.sidefiles import parse_json
+from forcereg.system.files import read_file
+from forcereg.system.sidefiles import parse_json
 
 MOST = 1 << 20
 """Bytes of a file."""

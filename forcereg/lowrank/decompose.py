@@ -11,16 +11,16 @@ from torch import Tensor
 
 from forcereg.cost import Cost, Shapes, chain_cost, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
-from forcereg.load import costed_state
 from forcereg.lowrank.factor import Factors, Rank
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.ladder import Ladder, Watched
 from forcereg.lowrank.merge import Chain, find_chains, merge
 from forcereg.lowrank.ranks import Candidate, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, reason_to_skip, rewrite
+from forcereg.net.load import costed_state
 from forcereg.registry import factorizer
-from forcereg.rules import included
 from forcereg.schema import TEST
+from forcereg.schema.rules import included
 from forcereg.schema.text import NetFile, net_from_message
 
 TYPES = ("Convolution",)

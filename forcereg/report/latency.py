@@ -12,7 +12,7 @@ from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.ranks import Whole
 from forcereg.lowrank.timed import Trial
 from forcereg.report.table import Column, Table, numeric
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 
 @dataclass(frozen=True)

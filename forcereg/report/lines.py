@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.files import open_file
+from forcereg.system.files import open_file
 
 PIECE = 1 << 20
 LONGEST = 8 << 20

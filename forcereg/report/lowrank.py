@@ -9,7 +9,7 @@ from forcereg.cost import Cost
 from forcereg.lowrank.decompose import Decomposition, LayerReport
 from forcereg.lowrank.factor import rank_text
 from forcereg.report.table import Table, numeric
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 SMALL = 0.5
 """The share of a net's MACs below which the rest of the net is worth a remark."""

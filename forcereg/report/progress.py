@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from forcereg.errors import printable
-from forcereg.terminal import bar, echo, on_terminal
+from forcereg.system.terminal import bar, echo, on_terminal
 
 P = ParamSpec("P")
 T = TypeVar("T")

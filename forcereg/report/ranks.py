@@ -12,7 +12,7 @@ from forcereg.lowrank.factor import Rank, each_of, rank_text
 from forcereg.lowrank.ranks import Candidate, Whole
 from forcereg.report.lowrank import costs, net_report
 from forcereg.report.table import Table, numeric, whole
-from forcereg.terminal import echo
+from forcereg.system.terminal import echo
 
 BAR = 20
 """Characters of a bar at the full rank."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forcereg.errors import printable
-from forcereg.terminal import WIDE, console
+from forcereg.system.terminal import WIDE, console
 
 NAME = 12
 """Columns to which a name may be folded."""

@@ -10,8 +10,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from forcereg.errors import ForceregError
-from forcereg.files import read_file
 from forcereg.schema import BlobProto
+from forcereg.system.files import read_file
 
 LEGACY = ("num", "channels", "height", "width")
 RAW = {0: "<f8", 1: "<f4", 2: "<f2"}

@@ -17,7 +17,6 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.files import open_file, read_file
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
 from forcereg.schema.encoding import check_kind, check_width, decode_text
@@ -28,6 +27,7 @@ from forcereg.schema.scan import Scan, position, scan, shown
 from forcereg.schema.survey import Tell, mended
 from forcereg.schema.types import BUILT_IN
 from forcereg.schema.upgrade import upgrade_net, upgrade_solver
+from forcereg.system.files import open_file, read_file
 
 M = TypeVar("M")
 
@@ -75,7 +75,7 @@ class SolverFile:
     name: str
     text: str
     root: Path | None = None
-    """Where its relative paths start; None: where the nets that it names are found (forcereg.paths)."""
+    """Where its relative paths start; None: where the nets that it names are found (forcereg.system.paths)."""
     inline: NetFile | None = None
     """Where its net_param came from, if that was a file, for errors; else the solver itself."""
 

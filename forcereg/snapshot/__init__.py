@@ -4,7 +4,7 @@ What needs h5py imports it when it is called: training begins without.
 """
 
 from forcereg.snapshot.binary import check_size
-from forcereg.snapshot.container import Damaged, damaged
+from forcereg.snapshot.container import Damaged, damaged, is_binary
 from forcereg.snapshot.content import (
     INPUT_SHAPES,
     NET,
@@ -16,15 +16,6 @@ from forcereg.snapshot.content import (
     fingerprint,
     fitted,
 )
-from forcereg.snapshot.convert import (
-    MESSAGE,
-    Converted,
-    convert,
-    everywhere,
-    is_binary,
-    training_message,
-    write_in_format,
-)
 from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matched, modern, remark, take_over
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
@@ -34,11 +25,9 @@ from forcereg.snapshot.write import write_model, write_state
 
 __all__ = [
     "INPUT_SHAPES",
-    "MESSAGE",
     "NET",
     "WEIGHTS",
     "Blobs",
-    "Converted",
     "Copies",
     "Damaged",
     "LoadReport",
@@ -46,9 +35,7 @@ __all__ = [
     "StateFile",
     "check_names",
     "check_size",
-    "convert",
     "damaged",
-    "everywhere",
     "fingerprint",
     "fitted",
     "is_binary",
@@ -69,8 +56,6 @@ __all__ = [
     "suited",
     "suited_to",
     "take_over",
-    "training_message",
-    "write_in_format",
     "write_model",
     "write_state",
 ]

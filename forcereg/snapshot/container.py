@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forcereg.errors import ForceregError
-from forcereg.files import open_file, replace_file
+from forcereg.system.files import open_file, replace_file
 
 FOOTER = 16  # bytes
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -87,3 +87,10 @@ def damaged(path: Path, cause: object) -> Damaged:
 
 def _footer(checksum: int) -> bytes:
     return _MARK + b"%08x" % checksum
+
+
+def is_binary(path: str | Path) -> bool:
+    """Whether what is there isn't HDF5. Raises ForceregError as `snapshot.read`."""
+    with opened(Path(path)) as raw:
+        raw.seek(0)
+        return raw.read(len(HDF5)) != HDF5

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from forcereg.errors import ForceregError
-from forcereg.sidefiles import parse_json
+from forcereg.system.sidefiles import parse_json
 
 Blobs: TypeAlias = Mapping[str, Mapping[int, np.ndarray]]
 """Layer name -> position of the blob in its layer (0 = weights, 1 = bias, ...) -> values in Caffe's dims."""
@@ -67,7 +67,7 @@ NET = "forcereg_net"
 INPUT_SHAPES = "forcereg_input_shapes"
 """The attribute of a model that holds the shapes of its net's inputs, in JSON."""
 PARTS = 60
-"""Parts between the `/`s of a layer's name, which become groups within groups; see forcereg.hdf5.DEEPEST."""
+"""Parts between the `/`s of a layer's name, which become groups within groups; see forcereg.system.hdf5.DEEPEST."""
 WEIGHTS = "weights"
 """The entry of a state's `extra` that holds the fingerprint of its model."""
 

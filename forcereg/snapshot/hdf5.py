@@ -22,9 +22,9 @@ import numpy as np
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.hdf5 import DAMAGE, Member, Reader, Refused, is_text
 from forcereg.snapshot import container
 from forcereg.snapshot.content import Blobs, ModelFile, StateFile, as_floats, check_names
+from forcereg.system.hdf5 import DAMAGE, Member, Reader, Refused, is_text
 
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _STATE = ("iter", "current_step", "learned_net", "history")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forcereg.schema import NetParameter
-from forcereg.spec import LayerSpec, NetSpec, is_loss
+from forcereg.schema.spec import LayerSpec, NetSpec, is_loss
 
 _STATISTICS = 3  # of a BatchNorm layer, the first of its blobs, none of which learns
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -21,13 +21,20 @@ from forcereg.schema.synonyms import is_affine
 from forcereg.schema.text import parse_net
 from forcereg.snapshot.content import NET, ModelFile
 
-if TYPE_CHECKING:
-    from forcereg.net import Net
-
 Shape = tuple[int, ...]
 
 
-def suited(model: ModelFile, net: Net) -> ModelFile:
+class Taker(Protocol):
+    """A net that takes weights over: its layers' specs, and its blobs by layer."""
+
+    @property
+    def spec(self) -> Any: ...
+
+    @property
+    def params(self) -> Mapping[str, Sequence[Tensor]]: ...
+
+
+def suited(model: ModelFile, net: Taker) -> ModelFile:
     """The model as `net` can take it over; its `remarks` say what has changed. What doesn't fit stays as it is."""
     return suited_to(model, (spec.message for spec in net.spec.layers), net.params)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from forcereg.lowrank.merge import Chain, find_chains, written_chains
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.schema import NetParameter
 from forcereg.snapshot import net_message
 from forcereg.solver.updater import forced_layers

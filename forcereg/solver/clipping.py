@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.files import check_writable, write_text
 from forcereg.layers.weighted import Convolution
 from forcereg.lowrank.clipping import Kind, cut
 from forcereg.lowrank.factor import PAIR
 from forcereg.lowrank.merge import Chain
-from forcereg.net import Net
+from forcereg.net.module import Net
+from forcereg.schema.spec import LayerSpec, NetSpec
 from forcereg.schema.text import parse_net, to_text
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver.chains import chains_of
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.saved import CLIPPED
 from forcereg.solver.state import to_array
-from forcereg.spec import LayerSpec, NetSpec
+from forcereg.system.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from forcereg.solver.loop import Solver

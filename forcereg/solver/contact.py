@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forcereg.background import Worker
 from forcereg.errors import ForceregError
 from forcereg.solver.launch import AGAIN, GRACE, HASTE, LAUNCHER, LOST, said_by
+from forcereg.system.background import Worker
 
 TICK, LAST_TICK = 0.2, 0.005
 """Seconds between two looks, and at the end, when a run waits for the threads."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from forcereg.layers import Layer
 from forcereg.layers.neuron import ReLU
-from forcereg.net import Net
-from forcereg.spec import LayerSpec
+from forcereg.net.module import Net
+from forcereg.schema.spec import LayerSpec
 
 Row = dict[str, Any]
 """direction ("Forward", "Backward"), layer, kind ("top", "param", "bottom"), blob (name, or a param's number),

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from forcereg.data.feed import Shard
-from forcereg.device import choose_device
 from forcereg.errors import ForceregError, UsageError
-from forcereg.net import Net
-from forcereg.scoring import Score, Tally, add_up, means
+from forcereg.net.module import Net
+from forcereg.net.scoring import Score, Tally, add_up, means
 from forcereg.solver.contact import Contact, LostContact
 from forcereg.solver.launch import AGAIN, in_group
+from forcereg.system.device import choose_device
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 writes a snapshot."""

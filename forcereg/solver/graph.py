@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from forcereg.capture import WARM_UP, Recorder
 from forcereg.errors import ForceregError
-from forcereg.net import Net
+from forcereg.net.module import Net
+from forcereg.system.capture import WARM_UP, Recorder
 
 T = TypeVar("T")
 Batches = Sequence[Mapping[str, Tensor]]

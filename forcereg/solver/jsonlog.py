@@ -1,7 +1,7 @@
 """A run's events as JSON, one object a line, for programs that follow or compare runs.
 
 Every object has `event`, its kind, and `time`, seconds since 1970; the others are the fields that
-`forcereg.solver.events.Event` lists: `iteration`, `loss`, `rate`, ... An output is `{"name", "value", "weight"}`.
+`forcereg.system.events.Event` lists: `iteration`, `loss`, `rate`, ... An output is `{"name", "value", "weight"}`.
 Numbers that JSON lacks are the strings "nan", "inf" and "-inf". There is no line for `progress`; `error` is the
 last one of a run that failed.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.files import refused, write_all
-from forcereg.solver.events import Event
+from forcereg.system.events import Event
+from forcereg.system.files import refused, write_all
 
 PIECE = 1 << 16
 """Bytes that are read at once."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forcereg.errors import ForceregError
-from forcereg.isolation import python
+from forcereg.system.isolation import python
 
 REPORTS, LAUNCHER = "FORCEREG_REPORTS", "FORCEREG_LAUNCHER"
 """Name the folder into which a launched process writes the error that it ends with, as its rank, and its parent."""

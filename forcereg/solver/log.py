@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from forcereg.errors import ForceregError
-from forcereg.scoring import Output
-from forcereg.solver.events import Event
-from forcereg.terminal import bar, echo, log_line, lost
+from forcereg.net.scoring import Output
+from forcereg.system.events import Event
+from forcereg.system.terminal import bar, echo, log_line, lost
 
 Write = Callable[[str], None]
 

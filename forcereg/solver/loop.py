@@ -16,21 +16,17 @@ import torch
 from torch import Tensor
 
 from forcereg import snapshot
-from forcereg.capture import recorder_for
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
-from forcereg.device import choose_device, prepare
 from forcereg.errors import ForceregError
-from forcereg.net import Net
-from forcereg.paths import learned_nets, resolve
-from forcereg.rules import named
-from forcereg.scoring import Score, read_outputs
+from forcereg.net.module import Net
+from forcereg.net.scoring import Score, read_outputs
+from forcereg.schema.rules import named
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination
 from forcereg.solver.distributed import Group, Request
-from forcereg.solver.events import Event, Observer
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import Precision
@@ -44,6 +40,10 @@ from forcereg.solver.steps import Steps
 from forcereg.solver.trouble import not_finite
 from forcereg.solver.updater import Updater, without_force
 from forcereg.solver.window import LossWindow
+from forcereg.system.capture import recorder_for
+from forcereg.system.device import choose_device, prepare
+from forcereg.system.events import Event, Observer
+from forcereg.system.paths import learned_nets, resolve
 
 
 class Solver:

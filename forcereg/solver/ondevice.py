@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.device import side_stream
 from forcereg.solver.update import LARGEST, SGD, Nesterov, Rule, Tensors, grouped
+from forcereg.system.device import side_stream
 
 
 class Descent:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.solver.debug import Watch
 from forcereg.solver.distributed import Group, Replica
 from forcereg.solver.precision import Precision

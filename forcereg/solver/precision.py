@@ -13,8 +13,8 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer
-from forcereg.net import Net
-from forcereg.spec import LayerSpec
+from forcereg.net.module import Net
+from forcereg.schema.spec import LayerSpec
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError, printable
-from forcereg.files import check_writable
 from forcereg.schema import SolverParameter
+from forcereg.system.files import check_writable
 
 
 def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from forcereg.data.memory_data import MemoryFeed
 from forcereg.errors import ForceregError
-from forcereg.files import check_writable
 from forcereg.layers.output import HDF5Output
-from forcereg.net import Net
-from forcereg.scoring import check_blobs, unfed
+from forcereg.net.module import Net
+from forcereg.net.scoring import check_blobs, unfed
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.saving import check_room, check_saving, saves
+from forcereg.system.files import check_writable
 
 if TYPE_CHECKING:
     from forcereg.solver.loop import Solver

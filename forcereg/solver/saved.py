@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.snapshot import WEIGHTS, damaged
 from forcereg.solver.state import feeds
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.schema.text import to_text
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.saved import CLIPPED, HISTORY

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, storable
-from forcereg.paths import find_root, resolve, snapshot_prefix
 from forcereg.registry import solver_type
-from forcereg.rules import OF_SOLVER, Title, net_state
 from forcereg.schema import TEST, TRAIN, SolverParameter
+from forcereg.schema.rules import OF_SOLVER, Title, net_state
+from forcereg.schema.spec import NetSpec, build_spec
 from forcereg.schema.survey import Tell
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.solver import policy
 from forcereg.solver.force import check_force
 from forcereg.solver.update import check_regularization
-from forcereg.spec import NetSpec, build_spec
+from forcereg.system.paths import find_root, resolve, snapshot_prefix
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.feed import Feed
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.solver.window import LossWindow
 
 

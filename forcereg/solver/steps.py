@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from forcereg.batching import gathered
-from forcereg.capture import Recorder
-from forcereg.net import Net
-from forcereg.scoring import Tally
+from forcereg.net.batching import gathered
+from forcereg.net.module import Net
+from forcereg.net.scoring import Tally
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, obstacle
 from forcereg.solver.trouble import NotFinite
 from forcereg.solver.window import LossWindow
+from forcereg.system.capture import Recorder
 
 if TYPE_CHECKING:
     from forcereg.solver.loop import Solver

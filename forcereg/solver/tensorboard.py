@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from forcereg.errors import ForceregError, printable, storable
-from forcereg.scoring import Output
-from forcereg.solver.events import Event
+from forcereg.net.scoring import Output
+from forcereg.system.events import Event
 
 
 class TensorBoard:

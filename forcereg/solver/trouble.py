@@ -16,8 +16,8 @@ from forcereg.solver.passes import Inputs, fed
 if TYPE_CHECKING:
     from forcereg.data.feed import Feed
     from forcereg.layers import Layer
+    from forcereg.schema.spec import LayerSpec
     from forcereg.solver.loop import Solver
-    from forcereg.spec import LayerSpec
 
 LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""

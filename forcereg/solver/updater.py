@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.memory import check_room
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.registry import solver_type
 from forcereg.schema.scan import shown
 from forcereg.snapshot import NET, Copies, Damaged, ModelFile, StateFile, damaged, fitted, take_over
@@ -22,6 +21,7 @@ from forcereg.solver.ondevice import Beside, Descent
 from forcereg.solver.precision import LossScale
 from forcereg.solver.saved import HISTORY
 from forcereg.solver.state import to_array
+from forcereg.system.memory import check_room
 
 Measure = Callable[[list[Tensor], list[Tensor]], None]
 

@@ -24,11 +24,11 @@ import torch
 from google.protobuf import text_format
 
 from forcereg.cost import lowrank_speedup
-from forcereg.latency import Run, interleaved, layer_net, measuring_device
 from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.rewrite import split
 from forcereg.report.latency import device_text
 from forcereg.schema import LayerParameter
+from forcereg.study.latency import Run, interleaved, layer_net, measuring_device
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SIDE = 13
@@ -147,7 +147,7 @@ def main() -> None:
                 report(layer, rows, device)
                 figures += [{"device": str(device), **asdict(row)} for row in rows]
     if args.json:
-        from forcereg.files import write_text
+        from forcereg.system.files import write_text
 
         write_text(args.json, json.dumps({"torch": torch.__version__, "rows": figures}, indent=1) + "\n")
 

@@ -67,7 +67,7 @@ def prepare(net: str, root: Path, source: str | None, count: int) -> None:
     case = CASES[net]
     place = root / Path(case.file).parent
     if not place.exists():
-        from forcereg.shipped import configs_dir
+        from forcereg.system.shipped import configs_dir
 
         shutil.copytree(configs_dir() / Path(case.file).parent, place)
         convert(place, source, count)

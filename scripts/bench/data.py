@@ -36,9 +36,9 @@ from forcereg.data.convert import write_lmdb
 from forcereg.data.database import database_feed
 from forcereg.data.feed import Feed, FeedContext
 from forcereg.data.prefetch import default_workers
-from forcereg.device import prepare
 from forcereg.schema import TRAIN, Datum, NetParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
+from forcereg.system.device import prepare
 
 SIZE, CROP, MEAN, AHEAD = 256, 227, (104.0, 117.0, 123.0), 4
 NET = """layer { name: "data" type: "Data" top: "data" top: "label"
@@ -199,7 +199,7 @@ def report(speed: dict[str, list[float]], decoded: float, grown: float, args: ar
         print(f"{name:12}{value:10.0f}{low:8.0f}{high:8.0f}{value / median['DataLoader']:14.2f}")
     print(f"decoded set {decoded:.0f} MiB, budget {decoded / 10:.0f} MiB, most memory while streaming {grown:.0f} MiB")
     if args.json:
-        from forcereg.files import write_text
+        from forcereg.system.files import write_text
 
         figures = {"median_images_per_s": median, "set_mib": decoded, "grown_mib": grown, "torch": torch.__version__}
         write_text(args.json, json.dumps(figures, indent=1) + "\n")

@@ -15,9 +15,9 @@ from gpu_golden import mnist
 from gpu_speed import Goal, Job, Notes, Section
 from made import Made, patterns, serve, solver_file
 
-from forcereg.solver.events import Event
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
+from forcereg.system.events import Event
 
 PLAN = PLANS["lenet"]
 

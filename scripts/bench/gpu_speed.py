@@ -16,8 +16,8 @@ import torch
 from baselines import LAYOUTS, PLANS, Plan, plan_loop
 from made import furnish, make_solver
 
-from forcereg.device import prepare
-from forcereg.solver.events import Event
+from forcereg.system.device import prepare
+from forcereg.system.events import Event
 
 Run = Callable[[int], object]
 SETTINGS = ("float32", "TF32", "bf16")

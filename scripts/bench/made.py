@@ -22,9 +22,9 @@ from forcereg.data.mean import write_mean
 from forcereg.data.records import Records
 from forcereg.schema import TRAIN, Datum
 from forcereg.schema.text import SolverFile, read_net, read_solver
-from forcereg.shipped import configs_dir
-from forcereg.solver.events import Observer
 from forcereg.solver.loop import Solver
+from forcereg.system.events import Observer
+from forcereg.system.shipped import configs_dir
 
 SHAPES = {
     "mnist_train_lmdb": (1, 28, 28),

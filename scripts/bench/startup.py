@@ -155,7 +155,7 @@ def set_up(folder: Path, mnist: str | None) -> None:
 
     from forcereg.data.convert import write_set
     from forcereg.data.idx import convert_mnist
-    from forcereg.shipped import configs_dir
+    from forcereg.system.shipped import configs_dir
 
     compileall.compile_dir(str(HERE.parents[1] / "forcereg"), quiet=2)
     examples = folder / Path(LENET).parent

@@ -61,7 +61,7 @@ def rows(figures: Sequence[Figure]) -> list[str]:
 
 def write_figures(path: str | Path, figures: Sequence[Figure], details: Mapping[str, Any], machine: str) -> None:
     """A benchmark's figures, and whatever else it measured, as JSON."""
-    from forcereg.files import write_text
+    from forcereg.system.files import write_text
 
     found = {"machine": machine, "figures": [asdict(figure) for figure in figures], "details": details}
     write_text(path, json.dumps(found, indent=1) + "\n")

@@ -68,7 +68,7 @@ def forward_ours(batch: int) -> Run:
     import torch
 
     from forcereg import load_net
-    from forcereg.shipped import configs_dir
+    from forcereg.system.shipped import configs_dir
 
     shape = (batch, 3, 227, 227)
     net = load_net(configs_dir() / CASES["alexnet"].file, input_shapes={"data": shape}, seed=1).eval()

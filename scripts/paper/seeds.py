@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from forcereg.files import write_bytes, write_text
-from forcereg.frontier import Point
-from forcereg.report.frontier import figure, looks
 from forcereg.report.plot import rendered
 from forcereg.report.table import Table, csv_text, numeric
+from forcereg.study.frontier import Point
+from forcereg.study.frontier_report import figure, looks
+from forcereg.system.files import write_bytes, write_text
 
 COLUMNS = ("seed", "net", "method", "target", "ranks", "macs", "params", "accuracy", "accuracy_tuned")
 Row = Mapping[str, str]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import forcereg.net  # loads all that a command may need, so that the limit leaves the room to the cases
+import forcereg.net.module  # loads all that a command may need, so that the limit leaves the room to the cases
 import forcereg.solver.loop  # noqa: F401
 from forcereg.__main__ import main
 from tests.broken.case import COMMANDS, Case

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from forcereg import snapshot
-from forcereg.evaluate import Evaluator
 from forcereg.schema.text import read_net, read_solver
+from forcereg.study.evaluate import Evaluator
 from tests.commands.conftest import Cli, said
 from tests.solver.nets import IMAGES, write_images, write_solver
 

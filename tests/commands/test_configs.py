@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from forcereg.commands.configs import command
 from forcereg.errors import ForceregError
-from forcereg.shipped import configs_dir, shipped_configs
+from forcereg.system.shipped import configs_dir, shipped_configs
 
 LENET = "examples/mnist/lenet_force_solver.prototxt"
 

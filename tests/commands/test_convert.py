@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError, UsageError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema import BlobProto, NetParameter, SolverState
 from forcereg.schema.text import parse_net, parse_text
 from forcereg.snapshot import (

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forcereg.load import load_net, shape_net
+from forcereg.net.load import load_net, shape_net
+from forcereg.net.summary import summarize
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.text import read_net, to_text
-from forcereg.shipped import configs_dir
 from forcereg.snapshot import write_model
-from forcereg.summary import summarize
+from forcereg.system.shipped import configs_dir
 from tests.commands.conftest import Cli, said
 
 DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 16 dim: 16 } } }'

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from forcereg import __main__ as cli
-from forcereg.load import load_net, shape_net
-from forcereg.net import Net
+from forcereg.net.load import load_net, shape_net
+from forcereg.net.module import Net
+from forcereg.net.summary import summarize
 from forcereg.schema import NetParameter
 from forcereg.snapshot import net_message, read_model, write_model, write_state
-from forcereg.summary import summarize
 from tests.commands.decomposing import INPUTS, NET, write_snapshot
 
 

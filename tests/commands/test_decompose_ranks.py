@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from forcereg import __main__ as cli
-from forcereg.load import load_net, shape_net
-from forcereg.shipped import configs_dir
+from forcereg.net.load import load_net, shape_net
 from forcereg.snapshot import read_model, write_model
+from forcereg.system.shipped import configs_dir
 from tests.commands.decomposing import NET, fresh_snapshot
 from tests.conftest import RunCli
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.convert import convert
+from forcereg.net.load import load_net
 from forcereg.schema import NetParameter
 from forcereg.schema.text import parse_net, read_net, to_text
-from forcereg.snapshot import convert, is_binary, net_message, read_model, write_model, write_state
+from forcereg.snapshot import is_binary, net_message, read_model, write_model, write_state
 from tests.commands.conftest import Cli, said
 from tests.commands.decomposing import NET, write_snapshot
 from tests.conftest import RunCli

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import forcereg.snapshot.binary as binary
-from forcereg.load import load_net
+from forcereg.net.convert import convert
+from forcereg.net.load import load_net
 from forcereg.schema import NetParameter
 from forcereg.snapshot import NET as TEXT
-from forcereg.snapshot import ModelFile, convert, is_binary, read_model, write_model
+from forcereg.snapshot import ModelFile, is_binary, read_model, write_model
 from tests.commands.conftest import Cli, said
 from tests.commands.decomposing import NET, fresh_snapshot
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import forcereg.evaluate as evaluate
-import forcereg.latency as latency
+import forcereg.study.evaluate as evaluate
+import forcereg.study.latency as latency
 from forcereg.commands.frontier_options import labels_of
 from forcereg.errors import ForceregError, UsageError
 from forcereg.snapshot import read_model, write_model

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.schema.text import parse_net, read_net, to_text
 from forcereg.snapshot import read_model, write_model
 from tests.commands.conftest import Cli, said

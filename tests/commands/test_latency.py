@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import forcereg.latency as latency
-from forcereg.load import load_net
+import forcereg.study.latency as latency
+from forcereg.net.load import load_net
 from forcereg.snapshot import read_model, write_model
 from tests.commands.conftest import Cli, said
 

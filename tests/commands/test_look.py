@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from forcereg.commands.summary import show
-from forcereg.load import shape_net
-from forcereg.summary import summarize
+from forcereg.net.load import shape_net
+from forcereg.net.summary import summarize
 from tests.commands.conftest import Cli, said
 from tests.conftest import TOP, RunCli
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from forcereg.frontier import WHOLE
-from forcereg.frontier import Point as FrontierPoint
-from forcereg.load import load_net
 from forcereg.lowrank.accuracy import Point
-from forcereg.report.frontier import as_csv as frontier_csv
+from forcereg.net.load import load_net
 from forcereg.report.ranks import DEAR
 from forcereg.report.sensitivity import as_csv
 from forcereg.snapshot import read_model
+from forcereg.study.frontier import WHOLE
+from forcereg.study.frontier import Point as FrontierPoint
+from forcereg.study.frontier_report import as_csv as frontier_csv
 from tests.commands.conftest import Cli, said
 from tests.commands.decomposing import NET, fresh_snapshot
 from tests.conftest import RunCli

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.commands.conftest import Cli, said
 from tests.conftest import RunCli
 from tests.solver.clipping_nets import write_chains

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from forcereg.load import load_net
 from forcereg.lowrank import pca, vh
+from forcereg.net.load import load_net
 from forcereg.report.ranks import BAR, PLAIN, SHADES, bar, legend
 from forcereg.snapshot import read_model, write_model
 from tests.commands.conftest import Cli, said

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.snapshot import read_model
 from tests.commands.conftest import Cli, said
 from tests.solver.nets import IMAGES, write_images, write_solver

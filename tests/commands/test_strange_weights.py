@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from forcereg import Solver, load_net
-from forcereg.check import check_file
 from forcereg.errors import ForceregError
 from forcereg.schema.text import read_solver
 from forcereg.snapshot import read_model, write_model
+from forcereg.study.check import check_file
 from tests.conftest import RunCli
 from tests.solver.nets import IMAGES, write_images, write_solver
 

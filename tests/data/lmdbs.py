@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from forcereg.data.database import DatabaseFeed, database_feed
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.schema import TEST, TRAIN, Datum, NetParameter
-from forcereg.spec import LayerSpec
+from forcereg.schema.spec import LayerSpec
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,7 +18,7 @@ import forcereg.data.hdf5_data as hdf5_data
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.data.hdf5_data import HDF5Feed, Order
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.solver.loop import Solver
 from tests.data.lmdbs import batches, data_spec
 from tests.golden_cases import Case, golden_cases

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.golden_cases import Case, golden_cases
 
 

@@ -18,7 +18,7 @@ from forcereg.data.image_data import ImageFeed, image_feed
 from forcereg.data.images import resize
 from forcereg.data.mean import write_mean
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.registry import source
 from tests.data.lmdbs import data_spec
 from tests.data.pictures import STREAM, make_images, noise, png, put_images

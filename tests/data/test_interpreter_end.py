@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forcereg import background
+from forcereg.system import background
 from tests.data.lmdbs import encoded, put_lmdb
 from tests.long_forms import Rounds
 from tests.nursery import Nursery
@@ -32,7 +32,7 @@ layer { name: "lossN" type: "SoftmaxWithLoss" bottom: "ipN" bottom: "labelN" top
 
 FIRST = """
 import atexit, os, sys, threading
-from forcereg import background
+from forcereg.system import background
 
 def last():
     if any(isinstance(thread, background.Worker) for thread in threading.enumerate()):
@@ -92,7 +92,7 @@ def test_no_thread_aborts_the_process(folder: Path, nursery: Nursery, rounds: Ro
 
 STUCK = f"""{FIRST}
 import signal, time
-from forcereg.background import Worker
+from forcereg.system.background import Worker
 told = threading.Event()
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

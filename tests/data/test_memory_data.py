@@ -13,7 +13,7 @@ import torch
 from forcereg.data.feed import FeedContext
 from forcereg.data.memory_data import MemoryFeed
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.data.lmdbs import batches, data_spec
 from tests.golden_cases import Case, golden_cases
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.deploy import Deployed, deploy
-from forcereg.deploy.make import plain
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.deploy import Deployed, deploy
+from forcereg.net.deploy.make import plain
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.schema.text import read_net, to_text
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -19,7 +19,7 @@ from forcereg.commands.lowrank_options import asked_net
 from forcereg.data.feed import FeedContext
 from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
-from forcereg.load import load_net, net_shapes, net_spec
+from forcereg.net.load import load_net, net_shapes, net_spec
 from forcereg.schema.text import parse_net
 from forcereg.snapshot import (
     ModelFile,

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import forcereg.net
+import forcereg.net.module
 import forcereg.solver.loop  # noqa: F401
 from forcereg.errors import LONGEST, ForceregError
-from forcereg.load import shape_net
+from forcereg.net.load import shape_net
 from forcereg.schema import NetParameter
 from forcereg.schema.text import parse_net, read_net, read_solver
-from forcereg.shipped import configs_dir
 from forcereg.solver.setup import problems, solver_root, solver_specs
+from forcereg.system.shipped import configs_dir
 from tests.fuzz.prototxts import any_token, damaged, encoded, made_net
 from tests.long_forms import Rounds
 

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forcereg import sidefiles
-from forcereg.accounting import accounts
 from forcereg.commands.decompose import provenance
 from forcereg.errors import ForceregError
-from forcereg.evaluate import Cache, Evaluation
 from forcereg.lowrank.config import read_config
 from forcereg.report import frontier, sweep
 from forcereg.schema.text import parse_net, parse_solver
 from forcereg.snapshot import ModelFile
-from forcereg.solver.events import Event
 from forcereg.solver.jsonlog import JsonLog
-from forcereg.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
+from forcereg.study.accounting import accounts
+from forcereg.study.evaluate import Cache, Evaluation
+from forcereg.study.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
+from forcereg.system import sidefiles
+from forcereg.system.events import Event
 from tests.fuzz.hostile import mangled, variants
 from tests.long_forms import Rounds
 

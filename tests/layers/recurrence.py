@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg.net import Net
+from forcereg.net.module import Net
 from tests.layers.nets import layer_net
 
 HIDDEN = {"LSTM": 2, "RNN": 1}

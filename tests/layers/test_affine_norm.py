@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.solver.loop import Solver
 from tests.conftest import RunCli
 from tests.layers.nets import gradcheck, layer_error, layer_net, layer_text, noise, run

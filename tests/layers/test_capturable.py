@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.net import Net
+from forcereg.net.module import Net
 from tests.golden_cases import Case, golden_cases
 from tests.golden_checks import load_layer
 from tests.solver.tape import Tape

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema import BlobProto
 from tests.data.lmdbs import put_lmdb, raw
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, layer_text, noise, run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import layer_text, noise
 
 FILL = "weight_filler { type: 'gaussian' std: 0.1 }"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema.text import parse_net
 from tests.golden_cases import Case, golden_cases
 from tests.layers.nets import layer_error, layer_net

@@ -11,7 +11,7 @@ from torch import nn
 
 import forcereg
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema.text import to_text
 from tests.layers.nets import layer_net, layer_text, noise, run
 from tests.layers.python_nets import UserModule

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import layer_text
 
 DEVICES = [

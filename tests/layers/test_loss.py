@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, layer_text, noise, run
 
 MOST = 87.33654

@@ -11,8 +11,8 @@ from torch import nn
 import forcereg
 from forcereg import registry
 from forcereg.errors import ForceregError
-from forcereg.load import load_net, shape_net
-from forcereg.net import Net
+from forcereg.net.load import load_net, shape_net
+from forcereg.net.module import Net
 from forcereg.solver.loop import Solver
 from tests.layers.nets import gradcheck, layer_net, layer_text, noise, run
 from tests.layers.python_nets import UserModule

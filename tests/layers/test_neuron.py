@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 

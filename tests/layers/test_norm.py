@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, layer_text, noise, run
 
 

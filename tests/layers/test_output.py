@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
 from forcereg.layers.output import Staged, append, create
-from forcereg.load import load_net, shape_net
-from forcereg.net import Net
+from forcereg.net.load import load_net, shape_net
+from forcereg.net.module import Net
 from tests.layers.nets import layer_error, layer_text, noise
 from tests.nursery import Nursery
 from tests.small_nets import module_copies
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_the_rows_written_before(tmp_path: Path, nursery: Nur
     script = """
 import resource, sys, torch
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 net = load_net(sys.argv[1])
 net(x0=torch.full((100, 50), 1.0), x1=torch.zeros(100))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))

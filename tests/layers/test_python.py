@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.load import load_net
-from forcereg.net import meta_net
+from forcereg.net.load import load_net
+from forcereg.net.module import meta_net
+from forcereg.net.summary import summarize
 from forcereg.schema import TRAIN
 from forcereg.schema.text import parse_net
 from forcereg.solver.loop import Solver
-from forcereg.summary import summarize
 from tests.layers.nets import apply, noise, run
 from tests.layers.python_nets import LAYERS, UserModule, python, python_net
 from tests.small_nets import ip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import noise, run
 from tests.layers.python_nets import LAYERS, UserModule, python, python_net
 

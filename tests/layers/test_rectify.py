@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg.net import Net
+from forcereg.net.module import Net
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import gradcheck, layer_error, layer_net, layer_text, noise, run
 from tests.layers.recurrence import HIDDEN, KINDS, assert_close, continues, param, recurrent, reference, sigmoid
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from tests.layers.nets import layer_net, layer_text, noise, run
 from tests.layers.recurrence import HIDDEN, KINDS, assert_close, continues, param, recurrent, reference
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.scoring import score
+from forcereg.net.load import load_net
+from forcereg.net.scoring import score
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from tests.layers.nets import apply, gradcheck, layer_error, layer_net, noise, run
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=5)

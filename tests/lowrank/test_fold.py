@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forcereg.load import load_net
 from forcereg.lowrank.decompose import Selection, decompose
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.ranks import by_error
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.schema.text import parse_net, to_text
 from tests.lowrank.test_rewrite import FILLERS, INPUT, arrays, convolution, fill, outputs_agree
 

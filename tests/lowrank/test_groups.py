@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forcereg.load import load_net
 from forcereg.lowrank.groups import merge_groups, split_groups
+from forcereg.net.load import load_net
 from forcereg.schema.text import parse_net, to_text
 from tests.lowrank.test_rewrite import FILLERS, INPUT, arrays, convolution, fill, outputs_agree
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from google.protobuf import text_format
 
-from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Decomposition, Selection, decompose
 from forcereg.lowrank.merge import find_chains, merge, written_chains
 from forcereg.lowrank.ranks import Whole, by_error, by_list
 from forcereg.lowrank.rewrite import AXES
+from forcereg.net.load import load_net, net_shapes
 from forcereg.schema.text import NetFile, parse_net, to_text
 from tests.lowrank.test_rewrite import CONVOLUTIONS, FILLERS, INPUT, arrays, convolution, fill, outputs_agree
 

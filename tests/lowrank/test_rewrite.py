@@ -11,11 +11,11 @@ from google.protobuf import text_format
 
 from forcereg.cost import lowrank_speedup
 from forcereg.errors import ForceregError, UsageError
-from forcereg.load import load_net, net_shapes
 from forcereg.lowrank.decompose import Decomposition, Selection, decompose
 from forcereg.lowrank.ranks import by_error, by_list
 from forcereg.lowrank.rewrite import AXES, set_field
-from forcereg.net import Net
+from forcereg.net.load import load_net, net_shapes
+from forcereg.net.module import Net
 from forcereg.schema import ConvolutionParameter
 from forcereg.schema.text import NetFile, parse_net, read_net, to_text
 

@@ -12,7 +12,7 @@ import google.protobuf
 import pytest
 
 import forcereg.layers
-import forcereg.net  # noqa: F401  (registers all types)
+import forcereg.net.module  # noqa: F401  (registers all types)
 from forcereg import registry
 from forcereg.errors import ForceregError
 from forcereg.schema.blobs import read_blob

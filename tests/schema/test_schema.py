@@ -157,5 +157,5 @@ def test_messages_inside_others_copy_and_pickle(again: object) -> None:
 
 
 def test_importing_the_parser_does_not_import_torch() -> None:
-    code = "import sys, forcereg.schema.text, forcereg.paths; sys.exit('torch' in sys.modules)"
+    code = "import sys, forcereg.schema.text, forcereg.system.paths; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True)

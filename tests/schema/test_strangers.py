@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.load import shape_net
+from forcereg.net.load import shape_net
 from forcereg.schema.text import parse_net, parse_solver, read_net
 from forcereg.schema.types import unknown_type
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net, shape_net
+from forcereg.net.load import load_net, shape_net
 from forcereg.schema import LayerParameter, V1LayerParameter
 from forcereg.schema.text import parse_net, parse_text, read_net
 from forcereg.schema.upgrade import V1_TYPES

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema import BlobProto, NetParameter, SolverState
 from forcereg.schema.text import parse_text
 from forcereg.snapshot import load_into, modern, read_model, read_state

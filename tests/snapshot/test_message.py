@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from forcereg.rules import net_state
 from forcereg.schema import NetParameter
+from forcereg.schema.rules import net_state
+from forcereg.schema.spec import build_spec
 from forcereg.schema.text import net_from_message, parse_net, parse_text
 from forcereg.snapshot import net_message
-from forcereg.spec import build_spec
 
 HEAD = 'layer { name: "in" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 } } } '
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from forcereg.data.mean import read_mean
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema import BlobProto, NetParameter
 from forcereg.schema.blobs import read_blob
 from forcereg.snapshot import read, read_model, read_state

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.schema import NetParameter
 from forcereg.schema.text import parse_net
 from forcereg.snapshot import ModelFile, net_message, read_model, suited, suited_to, write_model

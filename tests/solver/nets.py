@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.solver.events import Event
 from forcereg.solver.loop import Solver
+from forcereg.system.events import Event
 from tests.data.lmdbs import put_lmdb, raw
 
 REGRESSION = """

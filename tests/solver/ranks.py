@@ -20,7 +20,7 @@ from torch import Tensor
 
 from forcereg.data.feed import Shard
 from forcereg.errors import ForceregError
-from forcereg.net import Net
+from forcereg.net.module import Net
 from forcereg.schema import SolverParameter
 from forcereg.solver import launch
 from forcereg.solver.distributed import Group, join

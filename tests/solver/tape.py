@@ -38,7 +38,7 @@ class Tape:
         return work()
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """See forcereg.capture.Recorder."""
+        """See forcereg.system.capture.Recorder."""
         recording = _Recording()
         random = torch.get_rng_state()
         try:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from forcereg import snapshot
-from forcereg.check import check_file
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.solver import saving
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
+from forcereg.study.check import check_file
 from tests.conftest import RunCli
 from tests.solver.nets import Recorder, batches, blobs_of, regression, write_images, write_solver
 from tests.solver.test_resume import EXTRA, told

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
 from forcereg.lowrank.clipping import Kind, cut
+from forcereg.net.load import load_net
 from forcereg.report.curves import read_run
 from forcereg.report.plot import panel_of
 from forcereg.solver.clipping import RankClipping

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from forcereg.capture import WARM_UP
 from forcereg.errors import ForceregError
 from forcereg.solver.loop import Solver
 from forcereg.solver.window import FIRST
+from forcereg.system.capture import WARM_UP
 from tests.solver.clipping_nets import CHAINS, EXTRA, clipped_solver
 from tests.solver.graphs import FORCE, IMAGE_RUN, SETTINGS, TWO_LAYERS, Outcome, both, on_device, trained
 from tests.solver.nets import TESTED, Recorder, batch, batches, blobs_of, write_images, write_solver
@@ -94,7 +94,7 @@ def test_a_net_with_data_statistics_and_tests(images: Path) -> None:
 
 def test_passes_of_several_batches(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two test batches at once, five of them: the last pass, of one, runs as it is."""
-    monkeypatch.setattr("forcereg.scoring.batches_at_once", lambda net: 2)
+    monkeypatch.setattr("forcereg.net.scoring.batches_at_once", lambda net: 2)
     plain, graphs = both(images, IMAGE_RUN.replace("test_iter: 4", "test_iter: 5"), None)
     graphs.assert_equals(plain)
     assert graphs.tape is not None

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from forcereg import registry
-from forcereg.capture import WARM_UP, CudaRecorder
 from forcereg.solver.graph import Graphed
 from forcereg.solver.loop import Solver
+from forcereg.system.capture import WARM_UP, CudaRecorder
 from tests.solver.graphs import FORCE, IMAGE_RUN, SETTINGS, TWO_LAYERS, Waits
 from tests.solver.nets import Recorder, batches, blobs_of, write_images, write_solver
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import forcereg
 from forcereg import registry
-from forcereg.capture import WARM_UP
 from forcereg.layers.neuron import Elementwise
 from forcereg.solver.graph import Graphed, obstacle
+from forcereg.system.capture import WARM_UP
 from tests.solver.graphs import TWO_LAYERS, Waits, both, notes, trained
 from tests.solver.nets import batches
 from tests.solver.tape import Tape

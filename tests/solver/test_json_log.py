@@ -13,8 +13,8 @@ import pytest
 from forcereg import snapshot
 from forcereg.errors import ForceregError
 from forcereg.report.curves import read_run
-from forcereg.solver.events import Event
 from forcereg.solver.jsonlog import JsonLog
+from forcereg.system.events import Event
 from tests.solver.nets import TESTED, batches, regression
 
 EXTRA = (

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from forcereg.errors import ForceregError, UsageError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema import SolverParameter
 from forcereg.solver import contact, distributed, launch
 from forcereg.solver.contact import LostContact

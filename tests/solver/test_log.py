@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
-from forcereg.scoring import Output
-from forcereg.solver.events import Event
+from forcereg.net.scoring import Output
 from forcereg.solver.log import GlogWriter, ProgressBar, describe
-from forcereg.terminal import on_terminal
+from forcereg.system.events import Event
+from forcereg.system.terminal import on_terminal
 from tests.solver.nets import TESTED, batches, regression
 
 # level, month and day in four digits, time to the microsecond, thread, source

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
-from forcereg.solver.events import Event
 from forcereg.solver.log import GlogWriter
+from forcereg.system.events import Event
 from tests.solver.nets import batches, regression
 
 INTEGER = r"(0|[1-9]\d*)"

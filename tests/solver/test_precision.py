@@ -11,9 +11,9 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer
+from forcereg.schema.spec import LayerSpec
 from forcereg.solver.loop import Solver
 from forcereg.solver.precision import CARRIERS, PRODUCTS, LossScale
-from forcereg.spec import LayerSpec
 from tests.solver.nets import TESTED, Recorder, batches, blobs_of, regression, write_images, write_solver
 from tests.solver.test_resume import EXTRA, assert_same, told
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from forcereg.check import check_file
 from forcereg.errors import ForceregError
 from forcereg.snapshot import read_model
 from forcereg.solver.loop import Solver
 from forcereg.solver.prefix import probe_prefix
+from forcereg.study.check import check_file
 from tests.broken.case import NET, SOLVER
 from tests.conftest import RunCli
 from tests.solver.nets import REGRESSION, Recorder, regression

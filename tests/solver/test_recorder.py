@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from forcereg.capture import CudaRecorder
-from forcereg.device import side_stream
 from forcereg.errors import ForceregError
+from forcereg.system.capture import CudaRecorder
+from forcereg.system.device import side_stream
 
 
 class Cuda:

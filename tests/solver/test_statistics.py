@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from forcereg.layers.norm import BatchNorm, RunningSums
-from forcereg.load import load_net
-from forcereg.net import Net
+from forcereg.net.load import load_net
+from forcereg.net.module import Net
 from forcereg.solver.loop import Solver
 from tests.layers.nets import noise
 from tests.solver.graphs import on_device, trained

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import forcereg.registry as registry
 from forcereg.errors import ForceregError
-from forcereg.load import load_net
+from forcereg.net.load import load_net
 from forcereg.schema.text import parse_solver
 from forcereg.solver.setup import problems
 from forcereg.solver.updater import Updater

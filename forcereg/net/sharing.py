@@ -1,0 +1,117 @@
+"""Parameters shared by name, and every blob's multipliers (Caffe's ParamSpec rules)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from forcereg.layers.base import Layer
+from forcereg.schema import ParamSpec
+from forcereg.schema.spec import LayerSpec
+
+
+@dataclass
+class Multipliers:
+    """lr_mult, decay_mult, force_mult of an owned blob; None while nobody has set it."""
+
+    explicit: dict[str, float]
+
+    def value(self, field: str) -> float:
+        default = 0.0 if field == "force_mult" else 1.0
+        return self.explicit.get(field, default)
+
+    @property
+    def lr_mult(self) -> float:
+        return self.value("lr_mult")
+
+    @property
+    def decay_mult(self) -> float:
+        return self.value("decay_mult")
+
+    @property
+    def force_mult(self) -> float:
+        return self.value("force_mult")
+
+
+FIELDS = ("lr_mult", "decay_mult", "force_mult")
+
+
+class Owners:
+    """Which blob owns each shared parameter, and the owners' multipliers, in net order."""
+
+    def __init__(self) -> None:
+        self.multipliers: dict[tuple[str, int], Multipliers] = {}
+        self.borrowed: dict[str, str] = {}
+        self._by_name: dict[str, tuple[str, int]] = {}
+        self._modules: dict[str, Layer] = {}
+
+    def add(self, spec: LayerSpec, module: Layer) -> None:
+        """Enters a new layer's blobs: an owner keeps its blob, a borrower gets its owner's."""
+        params, blobs = spec.message.param, module.blobs
+        earlier = self._modules.get(spec.name)
+        if earlier is not None and (blobs or earlier.blobs):
+            raise spec.fail(f"the name is taken by {earlier.spec.where}; layers with weights need their own")
+        self._modules[spec.name] = module
+        if len(params) > len(blobs):
+            raise spec.fail(f"has {len(params)} param entries for {len(blobs)} blobs; remove the surplus")
+        for index, blob in enumerate(blobs):
+            param = params[index] if index < len(params) else ParamSpec()
+            explicit = {field: getattr(param, field) for field in FIELDS if param.HasField(field)}
+            if not isinstance(blob, nn.Parameter):
+                self._warn_fixed(spec, index, param, index < len(params))
+                explicit = {"lr_mult": 0.0}
+            owner = self._by_name.get(param.name) if param.name else None
+            if owner is None:
+                self.multipliers[(spec.name, index)] = Multipliers(explicit)
+                if param.name:
+                    self._by_name[param.name] = (spec.name, index)
+            else:
+                self._borrow(spec, index, param, explicit, owner)
+
+    def check_finished(self, module: Callable[[str], Layer], freeze: bool) -> None:
+        """Every sharer has spoken: what nobody may learn (lr_mult 0) gets no gradient from here on, if `freeze`."""
+        for (name, index), multipliers in self.multipliers.items():
+            blob = module(name).blobs[index]
+            if freeze and isinstance(blob, nn.Parameter) and multipliers.lr_mult == 0:
+                blob.requires_grad_(False)
+        self._modules = {}
+
+    @staticmethod
+    def _warn_fixed(spec: LayerSpec, index: int, param: Any, given: bool) -> None:
+        if given and param.lr_mult != 0:
+            warnings.warn(
+                f"{spec.where}: blob {index} is a statistic; its lr_mult {param.lr_mult:g} is taken as 0",
+                stacklevel=2,
+            )
+
+    def _borrow(
+        self, spec: LayerSpec, index: int, param: Any, explicit: dict[str, float], owner: tuple[str, int]
+    ) -> None:
+        owned = self._modules[owner[0]].blobs[owner[1]]
+        self._check_shape(spec, index, param, self._modules[spec.name].blobs[index], owned, owner)
+        merged = self.multipliers[owner].explicit
+        for field, value in explicit.items():
+            if merged.setdefault(field, value) != value:
+                raise spec.fail(
+                    f"shared param '{param.name}' has {field} {value:g}, layer '{owner[0]}' gives "
+                    f"{merged[field]:g}; use one value"
+                )
+        self._modules[spec.name].share_blob(index, owned)
+        self.borrowed[f"{spec.name}/{index}"] = f"{owner[0]}/{owner[1]}"
+
+    @staticmethod
+    def _check_shape(
+        spec: LayerSpec, index: int, param: Any, blob: Tensor, owned: Tensor, owner: tuple[str, int]
+    ) -> None:
+        permissive = param.share_mode == ParamSpec.DimCheckMode.Value("PERMISSIVE")
+        fits = blob.numel() == owned.numel() if permissive else blob.shape == owned.shape
+        if not fits:
+            what = "count" if permissive else "shape"
+            raise spec.fail(
+                f"blob {index} {list(blob.shape)} shares param '{param.name}' with layer '{owner[0]}' "
+                f"{list(owned.shape)}; they need the same {what}"
+            )

@@ -1,0 +1,55 @@
+"""Which layer types run, as the registry knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import forcereg.layers
+import forcereg.net.module  # noqa: F401  (registers the data layers)
+import forcereg.registry as registry
+from forcereg.schema import LayerParameter
+from forcereg.system.plugins import entry_point_layers
+
+
+@dataclass(frozen=True)
+class Support:
+    """A layer type, the fields of each parameter message that it reads, and what it doesn't do."""
+
+    type: str
+    params: dict[str, list[str]]
+    limits: str
+
+
+def supported() -> list[Support]:
+    """Every layer and data layer type, by name as people sort it."""
+    rows = []
+    for kind in (registry.layer, registry.source):
+        for name in kind:
+            about = kind.about(name)
+            rows.append(Support(name, dict(map(_fields, about.params)), about.limits))
+    for name, point in entry_point_layers().items():
+        if name not in registry.layer:
+            rows.append(Support(name, {}, f"from {point.dist.name if point.dist else point.value}"))
+    return sorted(rows, key=lambda row: row.type.lower())
+
+
+def _fields(param: str) -> tuple[str, list[str]]:
+    """'tile_param' -> its name and all of its fields; 'data_param.prefetch' -> only those that are named.
+
+    Of a message that isn't Caffe's nobody knows others.
+    """
+    name, _, some = param.partition(".")
+    known = LayerParameter.DESCRIPTOR.fields_by_name.get(name)
+    if some or known is None or known.message_type is None:
+        return name, [field for field in some.split(",") if field]
+    return name, [field.name for field in known.message_type.fields]
+
+
+def markdown(rows: Iterable[Support]) -> str:
+    """The table of README.md."""
+    lines = ["| type | parameters | limits |", "|---|---|---|"]
+    for row in rows:
+        params = "; ".join(f"`{name}`: {', '.join(fields)}" for name, fields in row.params.items())
+        lines.append(f"| {row.type} | {params} | {row.limits} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What trains, scores or judges nets from outside: scores, sweeps, frontiers, checks."""

@@ -1,0 +1,1 @@
+"""What touches the machine: files, paths, memory, devices, terminals, other processes."""
