@@ -6,6 +6,7 @@ device once per event.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ class Event:
     final(iteration, loss) · force(iteration, layers; if measured ratio, warned) · ranks(iteration, layers) ·
     snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
+
+    Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task, and
+    what the last one came to.
     """
 
     kind: str
@@ -34,3 +38,28 @@ class Event:
 
 
 Observer = Callable[[Event], None]
+
+
+class Tell:
+    """Tells an observer how work goes; without one a warning is a Python warning, and the rest isn't told."""
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
+
+    def progress(self, task: str, done: int, most: int, text: str = "") -> None:
+        """`done` of at most `most` steps ("net", "layer") are done; `text`: what the last one came to."""
+        self._emit("progress", task=task, done=done, most=most, text=text)
+
+    def note(self, text: str) -> None:
+        """A remark on how the work is done."""
+        self._emit("note", text=text)
+
+    def warn(self, text: str) -> None:
+        """Something that may be wrong and stops nothing."""
+        if self._observer is None:
+            warnings.warn(text, stacklevel=2)
+        self._emit("warning", text=text)
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        if self._observer is not None:
+            self._observer(Event(kind, fields))
