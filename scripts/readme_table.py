@@ -1,4 +1,4 @@
-"""Write the table of layer types into README.md, as `forcereg layers --markdown` prints it.
+"""Write the table of layer types into forcereg/layers/README.md, as `forcereg layers --markdown` prints it.
 
 python scripts/readme_table.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forcereg.net.support import markdown, supported
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[1] / "forcereg" / "layers" / "README.md"
 BETWEEN = re.compile(r"(?<=<!-- forcereg layers --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 

@@ -193,6 +193,6 @@ def test_all_runs_every_part_and_the_table(tmp_path: Path, quick: bool) -> None:
         f"{BENCH}/train.py --mnist a b --cifar c {tail} {out}/train.json",
         f"{BENCH}/startup.py --mnist a b {tail} {out}/startup.json",
         f"{BENCH}/growth.py {tail} {out}/growth.json",
-        f"{BENCH}/table.py --readme {TOP}/README.md {out}/train.json {out}/startup.json {out}/growth.json",
+        f"{BENCH}/table.py --readme {BENCH}/README.md {out}/train.json {out}/startup.json {out}/growth.json",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"python", "calls"}

@@ -1,4 +1,4 @@
-"""The support table: complete, true to the schema, and the same in README.md."""
+"""The support table: complete, true to the schema, and the same in forcereg/layers/README.md."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_parameter_message_is_read_by_some_type() -> None:
 
 
 def test_readme_holds_the_table() -> None:
-    readme = (TOP / "README.md").read_text(encoding="utf-8")
+    readme = (TOP / "forcereg" / "layers" / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- forcereg layers --markdown -->\n(.*?)<!-- end -->", readme, re.DOTALL)
     types = [row for row in supported() if row.type in CAFFE_TYPES]
     assert found is not None and found[1].strip() == markdown(types).strip()

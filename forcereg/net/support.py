@@ -47,7 +47,7 @@ def _fields(param: str) -> tuple[str, list[str]]:
 
 
 def markdown(rows: Iterable[Support]) -> str:
-    """The table of README.md."""
+    """The table of forcereg/layers/README.md."""
     lines = ["| type | parameters | limits |", "|---|---|---|"]
     for row in rows:
         params = "; ".join(f"`{name}`: {', '.join(fields)}" for name, fields in row.params.items())

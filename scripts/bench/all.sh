@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every CPU figure with its goal in one table, from paired runs of about 8 minutes on 2 cores:
 #   bash scripts/bench/all.sh [--mnist IDX_DIR] [--cifar DIR_OR_TAR] [--readme] [--quick]
-# Without --mnist LeNet learns scikit-learn's digits, without --cifar the others random images; --readme puts the
-# table into the README; --quick only runs everything once. Takes the environment of scripts/setup.sh, or $PYTHON.
+# Without --mnist LeNet learns scikit-learn's digits, without --cifar the others random images; --readme puts the table
+# into this folder's README.md; --quick only runs everything once. Takes the environment of scripts/setup.sh, or $PYTHON.
 set -euo pipefail
 
 usage() {
@@ -18,7 +18,7 @@ while (($#)); do
   case $1 in
     --mnist) mnist=("$1" "${2:?--mnist needs a folder}"); shift 2 ;;
     --cifar) cifar=("$1" "${2:?--cifar needs a folder or tar}"); shift 2 ;;
-    --readme) readme=(--readme "$top/README.md"); shift ;;
+    --readme) readme=(--readme "$here/README.md"); shift ;;
     --quick) quick=(--quick); shift ;;
     -h | --help) usage 0 ;;
     *) echo "all.sh: unknown argument '$1'" >&2; usage 2 >&2 ;;

@@ -2,8 +2,8 @@
 
     python scripts/bench/table.py [--readme FILE] FIGURES.json ...
 
-Each benchmark writes its figures by `write_figures`; all.sh collects the files. --readme puts the table between the
-README's two comments about it.
+Each benchmark writes its figures by `write_figures`; all.sh collects the files. --readme puts the table between that
+page's two comments about it.
 """
 
 from __future__ import annotations

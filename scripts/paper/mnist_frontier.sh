@@ -50,8 +50,8 @@ for seed in "${seeds[@]}"; do
 done
 
 folders=("${seeds[@]/#/seed}")
-for name in conv2 ranks44; do
-  "$python" "$scripts/paper/seeds.py" "$name" "$name.csv" "${folders[@]}"
+"$python" "$scripts/paper/seeds.py" ranks44 ranks44.csv "${folders[@]}"
+for name in conv2 methods; do
+  "$python" "$scripts/paper/seeds.py" "$name" "$name.csv" "${folders[@]}" --picture "$name.svg"
 done
-"$python" "$scripts/paper/seeds.py" methods methods.csv "${folders[@]}" --picture methods.svg
 echo "Tables, pictures, snapshots and logs are in $PWD."
