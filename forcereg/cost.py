@@ -12,28 +12,44 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def dense_macs(num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int) -> int:
-    """MACs of a convolution per output position."""
+    """MACs of a convolution per output position.
+
+    >>> forcereg.cost.dense_macs(50, 20, 5, 5)  # LeNet's conv2
+    25000
+    """
     return num_output * channels_per_group * kernel_h * kernel_w
 
 
 def lowrank_macs(
     num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int, groups: int, rank: int
 ) -> float:
-    """MACs of its low-rank pair per output position; both parts grouped, `rank` the total of all groups."""
+    """MACs of its low-rank pair per output position; both parts grouped, `rank` the total of all groups.
+
+    >>> forcereg.cost.lowrank_macs(50, 20, 5, 5, groups=1, rank=10)
+    5500.0
+    """
     return dense_macs(rank, channels_per_group, kernel_h, kernel_w) + num_output * rank / groups
 
 
 def lowrank_speedup(
     num_output: int, channels_per_group: int, kernel_h: int, kernel_w: int, groups: int, rank: int
 ) -> float:
-    """MACs of a convolution over those of its low-rank pair: the theoretical speed-up (Wen et al., table 3)."""
+    """MACs of a convolution over those of its low-rank pair: the theoretical speed-up (Wen et al., table 3).
+
+    >>> round(forcereg.cost.lowrank_speedup(50, 20, 5, 5, groups=1, rank=10), 2)
+    4.55
+    """
     dense = dense_macs(num_output, channels_per_group, kernel_h, kernel_w)
     return dense / lowrank_macs(num_output, channels_per_group, kernel_h, kernel_w, groups, rank)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs for one image (None where shapes are unknown) and learned values, biases among them."""
+    """MACs for one image (None where shapes are unknown) and learned values, biases among them.
+
+    >>> forcereg.cost.Cost(macs=2592, params=80) + forcereg.cost.Cost(macs=18432, params=1168)
+    Cost(macs=21024, params=1248)
+    """
 
     macs: int | None
     params: int
@@ -52,6 +68,11 @@ def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | No
 
     `owned`: the spatial axes whose window each of them applies, None for all; the others still have their input's
     size or already their output's. For an InnerProduct: its rows an image. None without the shapes.
+
+    >>> net = forcereg.load_net("deploy.prototxt")
+    >>> conv1 = next(spec.message for spec in net.spec.layers if spec.name == "conv1")
+    >>> forcereg.cost.places(conv1, net.shapes, [None])  # 6 x 6
+    [36]
     """
     if shapes is None or any(blob not in shapes for blob in (*layer.bottom, *layer.top)):
         return [None] * len(owned)
@@ -71,6 +92,10 @@ def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | No
 
 
 def chain_cost(numels: Sequence[int], positions: Sequence[int | None], bias: int = 0) -> Cost:
-    """Of convolutions in a chain: values of each weight, times its positions for the MACs."""
+    """Of convolutions in a chain: values of each weight, times its positions for the MACs.
+
+    >>> forcereg.cost.chain_cost([4 * 9, 8 * 4], [36, 36], bias=8)  # a 3x3 with 4 filters, a 1x1 with 8
+    Cost(macs=2448, params=76)
+    """
     known = [numel * place for numel, place in zip(numels, positions, strict=True) if place is not None]
     return Cost(sum(known) if len(known) == len(numels) else None, sum(numels) + bias)

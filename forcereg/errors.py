@@ -14,6 +14,12 @@ class ForceregError(Exception):
 
     Whatever the input was: what would break the line is escaped, and what is too long is cut. The command line prints
     it without a traceback and exits with `exit_code`.
+
+    >>> try:
+    ...     forcereg.load_net("none.prototxt")
+    ... except forcereg.ForceregError as error:
+    ...     print(error)
+    none.prototxt: no such file; did you mean "net.prototxt"?
     """
 
     exit_code = 1

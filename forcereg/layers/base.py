@@ -27,6 +27,22 @@ class Layer(nn.Module):
     (None: they hold their values already); `out_shapes` has one
     shape per top. `forward` takes one tensor per bottom and returns one per top (a bare tensor for one).
     `macs` are the multiply-accumulates of one forward at the declared shapes, biases not counted.
+
+    A type of one's own is a subclass, registered by `forcereg.layer`; `spec` is the layer's prototxt, `shapes` are
+    those of its bottoms:
+
+    >>> @forcereg.layer("Doubled")
+    ... class Doubled(forcereg.Layer):
+    ...     def __init__(self, spec, shapes):
+    ...         super().__init__(spec, shapes)
+    ...         self.out_shapes = (shapes[0],)
+    ...     def forward(self, x):
+    ...         return 2 * x
+    >>> net = forcereg.load_net('''layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 } } }
+    ...     layer { name: "y" type: "Doubled" bottom: "x" top: "y" }''')
+    >>> import torch
+    >>> net(x=torch.ones(3))["y"]
+    tensor([2., 2., 2.])
     """
 
     bottoms: ClassVar[Arity] = (1, 1)

@@ -36,6 +36,14 @@ def layer(name: str, params: str = "", limits: str = "") -> Callable[[C], C]:
     `params` (LayerParameter fields it reads, space separated; `its_param` or `its_param.this,that` for a `Layer`'s own,
     which it finds in `spec.options`) and `limits` are shown by `forcereg layers`.
     Raises ForceregError for anything else, ValueError for a type that is there already.
+
+    >>> import torch
+    >>> forcereg.layer("Mish")(torch.nn.Mish)
+    <class 'torch.nn...Mish'>
+    >>> net = forcereg.load_net('''layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+    ...     layer { name: "y" type: "Mish" bottom: "x" top: "y" }''')
+    >>> net(x=torch.zeros(1, 3))["y"]
+    tensor([[0., 0., 0.]])
     """
 
     def register(cls: C) -> C:

@@ -137,7 +137,15 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What takes the place of a weight (N, C, *kernel): convolutions in a chain, in the weight's dtype."""
+    """What takes the place of a weight (N, C, *kernel): convolutions in a chain, in the weight's dtype.
+
+    >>> import torch
+    >>> factors = forcereg.lowrank.pca(torch.eye(4).reshape(4, 4, 1, 1), rank=3)
+    >>> factors.ranks, factors.full_ranks, round(factors.error, 6)
+    ((3,), (4,), 0.25)
+    >>> factors.reconstruct().shape
+    torch.Size([4, 4, 1, 1])
+    """
 
     ranks: tuple[int, ...]
     """Totals over the groups: one, or as many as the method has (tucker2: of the outputs, of the inputs)."""
@@ -208,6 +216,10 @@ def spectrum(weight: Any, groups: int = 1) -> Tensor:
     """Eigenvalues of W W^T, descending, float64: (min(N, K),), with groups (groups, min(N / groups, K)).
 
     K = C * kh * kw. Raises ValueError as `factorize`.
+
+    >>> import torch
+    >>> forcereg.lowrank.spectrum(torch.diag(torch.tensor([2.0, 1.0, 0.0])))
+    tensor([4., 1., 0.], dtype=torch.float64)
     """
     energies = torch.stack([torch.linalg.svdvals(block.flatten(1)).square() for block in blocks_of(weight, groups)[1]])
     return energies if groups > 1 else energies[0]

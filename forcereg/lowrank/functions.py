@@ -22,6 +22,14 @@ def pca(
     group; 0 gives the full rank. `moments` (groups, K, K), E[x x^T] of the inputs: the error is the responses', and
     the approximation the best for them. Computed in float64, given in the weight's type. Raises ValueError for ranks
     and errors out of range, groups that don't divide N, and weights that aren't finite.
+
+    >>> import torch
+    >>> weight = torch.randn(16, 8, 3, 3)
+    >>> factors = forcereg.lowrank.pca(weight, error=0.5)
+    >>> factors.rank < factors.full_rank == 16 and factors.error <= 0.5
+    True
+    >>> factors.basis.shape, factors.combine.shape == (16, factors.rank)
+    (torch.Size([..., 8, 3, 3]), True)
     """
     return factorize(weight, rank, error, groups, method="pca", moments=moments)
 
@@ -32,6 +40,10 @@ def svd(
     """As `pca`, the same approximation, with the roots of the singular values in both parts: both learn at like rates.
 
     Shapes, arguments and errors raised are those of `pca` (Caffe's fork calls it this).
+
+    >>> import torch
+    >>> [tuple(part.weight.shape) for part in forcereg.lowrank.svd(torch.randn(16, 8, 3, 3), rank=4).parts]
+    [(4, 8, 3, 3), (16, 4, 1, 1)]
     """
     return factorize(weight, rank, error, groups, method="svd", moments=moments)
 
@@ -41,6 +53,10 @@ def vh(weight: Any, rank: int | None = None, error: float | None = None, groups:
 
     weight (N, C, kh, kw) -> parts (R, C, kh, 1), (N, R, 1, kw); the full rank is min(C * kh, N * kw), of each group.
     `rank`, `error` and `groups` as in `pca`. Raises ValueError as `pca`, and unless the kernel has two axes.
+
+    >>> import torch
+    >>> [tuple(part.weight.shape) for part in forcereg.lowrank.vh(torch.randn(16, 8, 3, 3), rank=4).parts]
+    [(4, 8, 3, 1), (16, 4, 1, 3)]
     """
     return factorize(weight, rank, error, groups, method="vh")
 
@@ -53,6 +69,11 @@ def kmeans(
     weight (N, C, *kernel) or (N, C) -> parts (R, C, *kernel), the means, and (N, R, 1...) of zeros and ones. `rank`,
     the number of clusters, `error` and `groups` as in `pca`; `seed` makes it repeatable. Raises ValueError as `pca`,
     ForceregError without scikit-learn (the extra `lowrank`).
+
+    >>> import torch
+    >>> factors = forcereg.lowrank.kmeans(torch.randn(16, 8, 3, 3), rank=4)
+    >>> factors.combine.sum(1).unique()  # each filter is one of the four
+    tensor([1.])
     """
     return factorize(weight, rank, error, groups, method="kmeans", seed=seed)
 
@@ -66,6 +87,10 @@ def tucker2(weight: Any, rank: Rank | None = None, error: float | None = None, g
     Frobenius error is at most that the one with the fewest values, as far as a search finds it, never more than R
     alone would take; 0 gives the full ranks. `groups` as in `pca`; R and S are totals over them. Raises ValueError as
     `pca`, and for weights without a kernel.
+
+    >>> import torch
+    >>> [tuple(part.weight.shape) for part in forcereg.lowrank.tucker2(torch.randn(16, 8, 3, 3), rank=(6, 4)).parts]
+    [(4, 8, 1, 1), (6, 4, 3, 3), (16, 6, 1, 1)]
     """
     return factorize(weight, rank, error, groups, method="tucker2")
 
@@ -77,5 +102,9 @@ def cp(weight: Any, rank: int | None = None, error: float | None = None, groups:
     the full rank is the product of all sizes but the largest, where it costs more than the weight itself. `rank`,
     `error` and `groups` as in `pca`. Raises ValueError as `pca`, and unless the kernel has two axes; ForceregError
     without tensorly (the extra `lowrank`).
+
+    >>> import torch
+    >>> [tuple(part.weight.shape) for part in forcereg.lowrank.cp(torch.randn(16, 8, 3, 3), rank=5).parts]
+    [(5, 8, 1, 1), (5, 1, 3, 1), (5, 1, 1, 3), (16, 5, 1, 1)]
     """
     return factorize(weight, rank, error, groups, method="cp")

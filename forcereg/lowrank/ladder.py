@@ -26,6 +26,13 @@ class Ladder:
     lowers the `full_rank` of pca and svd. `multiple`: the ranks of a group are multiples of it, or full.
     Raises ValueError for weights that the method can't take or that aren't finite, ForceregError for an unknown
     method.
+
+    >>> import torch
+    >>> ladder = forcereg.lowrank.Ladder(torch.randn(16, 8, 3, 3))
+    >>> ladder.full_rank, [round(ladder.error(rank)) for rank in (1, 16)]
+    (16, [1, 0])
+    >>> ladder.factors(4).rank
+    4
     """
 
     def __init__(
@@ -269,6 +276,10 @@ def factorize(
     rank), and `rank`, the total (rounded down to a multiple of groups, but at least one each). `moments`
     (groups, K, K): the inputs' second moments, to bound the error of the responses instead (pca and svd). Computed in
     float64. Raises ValueError for anything else, and for weights that are not finite.
+
+    >>> import torch
+    >>> forcereg.lowrank.factorize(torch.randn(16, 8, 3, 3), rank=4, method="svd").rank
+    4
     """
     if (rank is None) == (error is None):
         raise ValueError("give exactly one of rank and error")

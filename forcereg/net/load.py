@@ -46,6 +46,11 @@ def load_net(
     a decoded set, larger ones stream; `workers`: threads that decode, 0 for as many as cores; both for each data
     layer. `allow_python_layers`: run code that the net names in Python layers.
     Raises ForceregError, one line, for anything wrong in either file, and for weights that are none of the net's.
+
+    >>> import torch
+    >>> net = forcereg.load_net("deploy.prototxt", "net_iter_20.caffemodel.h5")
+    >>> net(data=torch.zeros(1, 1, 8, 8))["prob"].shape
+    torch.Size([1, 3])
     """
     file = net_file(model)
     device = torch.device(device)

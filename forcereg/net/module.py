@@ -58,6 +58,12 @@ class Net(nn.Module):
     `allow_python_layers`: run code that the net file names (Python layers).
     While `around` is set every layer runs through it: to watch, to measure, to compute in another precision.
     While `batches` is above 1 its inputs are those of so many test batches (see `batching`, which sets it).
+
+    >>> net = forcereg.load_net("deploy.prototxt")
+    >>> net.inputs, net.shapes["conv1"]
+    (('data',), (1, 8, 6, 6))
+    >>> [tuple(blob.shape) for blob in net.params["conv1"]]
+    [(8, 1, 3, 3), (8,)]
     """
 
     def __init__(

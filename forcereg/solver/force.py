@@ -102,6 +102,12 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
         scaler.update()
 
     Raises ForceregError for an unknown type, a weight without rows, or groups that do not divide them.
+
+    >>> import torch
+    >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> forcereg.force_gradient(weight, "Constant")  # descent, which subtracts it, turns each row to the other
+    tensor([[ 0.0000, -0.7071],
+            [-0.7071,  0.0000]])
     """
     kernel_of: Kernel = registry.get(force_type)
     shape = weight.shape

@@ -57,6 +57,11 @@ class Solver:
     precision in training. `group`: the processes to train with, from `distributed.join`; rank 0's observers are told.
     `cuda_graph`: a GPU runs iterations and test passes as CUDA graphs where the nets allow it.
     Raises ForceregError for anything wrong in the solver or its nets, before the first iteration.
+
+    >>> solver = forcereg.Solver("solver.prototxt")
+    >>> solver.solve()
+    >>> solver.iter, solver.last_snapshot.name
+    (20, 'net_iter_20.caffemodel.h5')
     """
 
     stop_requested, snapshot_requested = Request(), Request()
