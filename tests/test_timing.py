@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from forcereg import load_net
-from forcereg.net.module import Net, timing
+from forcereg.net import timing
+from forcereg.net.module import Net
 from forcereg.net.timing import Stopwatch, measure
 from tests.solver.nets import IMAGES, write_images
 

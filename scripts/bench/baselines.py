@@ -7,7 +7,7 @@
     run(20)                                           # twenty iterations
 
 What every figure of forcereg is compared with: float32, data decoded beforehand as one tensor and sliced,
-SGD(foreach=True), no logging, no force. `tests/test_bench_gpu.py` holds the nets against the shipped ones.
+SGD(foreach=True), no logging, no force. `tests/scripts/test_bench_gpu.py` holds the nets against the shipped ones.
 """
 
 from __future__ import annotations

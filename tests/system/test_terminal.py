@@ -22,7 +22,7 @@ from forcereg.solver.log import GlogWriter
 from forcereg.system.memory import is_shortage
 from tests.conftest import RunCli
 
-PACKAGE = Path(__file__).resolve().parents[1] / "forcereg"
+PACKAGE = Path(__file__).resolve().parents[2] / "forcereg"
 OUT, ESCAPES = "cannot write to standard output: ", "\x1b]0;T\x07\x1b[2J\r\u202e\u200b\u2028\n"
 FORGED = f"a{ESCAPES}I1122 08:28:50.732753 875 solver.py:1] Iteration 0, loss = 7"
 NET = f"""
@@ -65,10 +65,10 @@ def test_all_that_is_shown_goes_through_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert call not in ("print", "click.echo", "click.secho", "csv.writer", "Console") or (
-                name in ("terminal.py", "report/table.py")
+                name in ("system/terminal.py", "report/table.py")
             ), f"{name} calls {call}"
             if isinstance(node, ast.ImportFrom) and node.module in ("rich.table", "rich.console", "rich.markup"):
-                assert name in ("terminal.py", "report/table.py"), f"{name} imports {node.module}"
+                assert name in ("system/terminal.py", "report/table.py"), f"{name} imports {node.module}"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from forcereg.schema.text import read_net, read_solver
 from forcereg.system.shipped import configs_dir
 from tests.golden_files import BUNDLED
 
-TOP = Path(__file__).resolve().parents[1]
+TOP = Path(__file__).resolve().parents[2]
 PLANS = pytest.mark.parametrize("name", baselines.PLANS)
 SMALL = pytest.mark.parametrize("name", ["lenet", "cifar10_full", "resnet20"])
 

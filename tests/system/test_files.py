@@ -26,7 +26,7 @@ from forcereg.system.files import (
     write_text,
 )
 
-TOP = Path(__file__).resolve().parents[1]
+TOP = Path(__file__).resolve().parents[2]
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)

@@ -12,7 +12,7 @@ import torch
 import forcereg
 from forcereg.system.shipped import configs_dir
 
-TOP = Path(__file__).resolve().parents[1]
+TOP = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted(TOP.glob("scripts/**/*.sh")), TOP / ".ci" / "run"]
 
 

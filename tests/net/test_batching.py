@@ -18,8 +18,9 @@ import forcereg.registry as registry
 from forcereg.layers import Layer
 from forcereg.layers.base import joined
 from forcereg.layers.module import ModuleLayer
+from forcereg.net import batching, scoring
 from forcereg.net.load import load_net
-from forcereg.net.module import Net, batching, scoring
+from forcereg.net.module import Net
 from forcereg.net.scoring import Score, Tally, score
 from forcereg.schema.spec import LayerSpec
 from forcereg.solver.debug import Watch
