@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError, UsageError
+from forcereg.net.convert import convert
 from forcereg.net.load import load_net
 from forcereg.schema import BlobProto, NetParameter, SolverState
 from forcereg.schema.text import parse_net, parse_text
@@ -20,7 +21,6 @@ from forcereg.snapshot import (
     ModelFile,
     StateFile,
     binary,
-    convert,
     model_of,
     net_message,
     read,

@@ -16,10 +16,10 @@ import pytest
 from forcereg.commands.decompose import provenance
 from forcereg.errors import ForceregError
 from forcereg.lowrank.config import read_config
-from forcereg.report import frontier, sweep
 from forcereg.schema.text import parse_net, parse_solver
 from forcereg.snapshot import ModelFile
 from forcereg.solver.jsonlog import JsonLog
+from forcereg.study import frontier_report, sweep_report
 from forcereg.study.accounting import accounts
 from forcereg.study.evaluate import Cache, Evaluation
 from forcereg.study.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
@@ -45,9 +45,9 @@ layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_p
 def use_result(path: Path) -> None:
     found = sidefiles.known(path, Kept)
     if found is not None:
-        sweep.as_csv([found.result])
-        sweep.table([found.result, RESULT], Plan(parse_solver(""), (), 0.05, found.asked.finetune))
-        assert sweep.by_setting([found.result])
+        sweep_report.as_csv([found.result])
+        sweep_report.table([found.result, RESULT], Plan(parse_solver(""), (), 0.05, found.asked.finetune))
+        assert sweep_report.by_setting([found.result])
         assert found.result.macs is None or found.result.macs / 1e6 >= 0
         assert 0 < sum(found.result.ranks_at_error) / sum(found.result.full_ranks) <= 1
 
@@ -63,7 +63,7 @@ def use_scores(path: Path) -> None:
         found = cache.get(key)
         if found is not None:
             f"{found.accuracy or 0:.2%} {found.loss:g}"
-            assert np.isfinite(frontier.stretched(np.nan_to_num(found.accuracy or 0.0)))
+            assert np.isfinite(frontier_report.stretched(np.nan_to_num(found.accuracy or 0.0)))
     cache.put("new", Evaluation(0.25, 1.0))
     assert Cache(path).get("new") == Evaluation(0.25, 1.0)
 
