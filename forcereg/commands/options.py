@@ -95,6 +95,16 @@ def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
     return [f"cuda:{int(number)}" for number in numbers]
 
 
+def flag(name: str) -> str:
+    """The option of a keyword."""
+    return f"--{name.replace('_', '-')}"
+
+
+def names_in(text: str) -> list[str]:
+    """The names or paths of an option "A,B", without empty ones."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def stage_list(stages: str) -> tuple[str, ...]:
     """--stage a,b as a tuple, without empty ones."""
     return tuple(stage for stage in stages.split(",") if stage)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from forcereg.commands.gflags import CaffeCommand, arguments
-from forcereg.commands.options import asked_devices, code_options, data_options, device_options, stage_list
-from forcereg.errors import UsageError, printable
+from forcereg.commands.options import (
+    asked_devices,
+    code_options,
+    data_options,
+    device_options,
+    flag,
+    names_in,
+    stage_list,
+)
+from forcereg.errors import UsageError
 
 if TYPE_CHECKING:
-    from forcereg.schema.text import SolverFile
-    from forcereg.solver.distributed import Group
     from forcereg.solver.loop import Solver
-    from forcereg.system.events import Observer
+    from forcereg.system.events import Event, Observer
 
+OWN = ("gpu", "nproc", "log_json", "log_dir", "settings", "no_cuda_graph")
+"""Options that aren't keywords."""
 EFFECT = click.Choice(["stop", "snapshot", "none"])
 
 
@@ -70,168 +76,86 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     SIGINT (Ctrl-C) and SIGTERM write a snapshot and stop, SIGHUP writes one and goes on. With several GPUs (or --nproc,
     or under torchrun) each trains on a part of the data.
     """
-    run(ctx, options)
+    from forcereg.workflows.train import train
+
+    run(ctx, options, train)
 
 
-def warn_of_chains(solver: Solver) -> None:
-    """That a force acts on decomposed layers, unless their ranks are to sink."""
-    from forcereg.solver.chains import force_on_chains
+def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Solver]) -> None:
+    """Trains by `train` as the options of `command` say: here, or by several processes. Raises ForceregError."""
+    from forcereg.solver.launch import effects, in_group, launch
+    from forcereg.workflows.train import check_clipping, check_start
 
-    if solver.clipping is None and (text := force_on_chains(solver.net, solver.param)):
-        solver.warn(text)
-
-
-def run(
-    ctx: click.Context,
-    options: Mapping[str, Any],
-    arrange: Callable[[SolverFile], SolverFile] = lambda file: file,
-    judge: Callable[[Solver, Collection[str]], None] = lambda solver, fresh: None,
-    remark: Callable[[Solver], None] = warn_of_chains,
-) -> None:
-    """Trains as the options of `command` say; `arrange` changes the solver once they have. Raises ForceregError.
-
-    `judge` is shown the layers that --weights leave as initialised, and may raise; `remark` the solver made, to say
-    what there is to say of it.
-    """
-    given = SimpleNamespace(**options, arrange=arrange, judge=judge, remark=remark)
-    starts = [name for name in ("snapshot", "resume", "weights") if getattr(given, name)]
-    if "snapshot" in starts and len(starts) > 1:
-        why = "a snapshot brings its own weights" if "weights" in starts else "both say where to go on"
-        raise UsageError(f"--snapshot and --{starts[1]} are both given; {why}, use one")
-    if given.clip_until is not None and given.rank_clipping is None:
-        raise UsageError("--clip-until is about --rank-clipping, which isn't given; add it, as in --rank-clipping 0.99")
-    devices = asked_devices(given.gpu, given.device)
-    from forcereg.solver.launch import effects, held, in_group, launch
-
-    count = given.nproc or len(devices)
+    check_start(options["snapshot"], options["resume"], options["weights"], flag)
+    check_clipping(options["rank_clipping"], options["clip_until"], flag)
+    devices = asked_devices(options["gpu"], options["device"])
+    count = options["nproc"] or len(devices)
     if count != len(devices) > 1:
         raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
-    meant = effects(given.sigint_effect, given.sighup_effect)
     if count > 1 and not in_group():
+        meant = effects(options["sigint_effect"], options["sighup_effect"])
         launch(count, [str(ctx.info_name), *arguments(ctx)], meant)
         return
-    with held([number for number, effect in meant.items() if effect != "stop"]):  # it must not end a run that starts
-        _train(given, devices)
+    views = Views(options["log_json"], options["log_dir"])
+    solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
+    if solver.group.rank == 0:
+        views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
 
 
-def _train(given: SimpleNamespace, devices: list[str | None]) -> None:
-    file = _file(given)  # what is wrong in it is told before torch is loaded
-    from forcereg.solver.distributed import join
-    from forcereg.solver.launch import restarted
-    from forcereg.solver.log import GlogWriter, ProgressBar
-    from forcereg.solver.signals import handled
-    from forcereg.system.terminal import on_terminal
+def keywords(options: Mapping[str, Any], devices: Sequence[str | None]) -> dict[str, Any]:
+    """The options as Python's keywords; of other names or types are these."""
+    asked = {name: value for name, value in options.items() if name not in OWN}
+    return {
+        **asked,
+        "device": None if None in devices else devices,
+        "set": options["settings"],
+        "resume": options["resume"] is not None,
+        "weights": None if options["weights"] is None else names_in(options["weights"]),
+        "stage": stage_list(options["stage"]),
+        "cuda_graph": not options["no_cuda_graph"],
+    }
 
-    log = GlogWriter()
-    group = join(devices, file.message, given.global_batch)
-    if group.rank:
-        warnings.simplefilter("ignore")  # rank 0 says the same
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(group.together())
-        given.restarted = any(group.gather(restarted()))  # of several machines not all may know
-        solver = _solver(given, file, group, [log, *_json_log(given, group, stack)])
-        if given.log_dir and group.rank == 0:
+
+class Views:
+    """Where a run's events go: into Caffe's lines, and what the options ask for; on a terminal with a bar."""
+
+    def __init__(self, log_json: str | None, log_dir: str | None) -> None:
+        self.measured = bool(log_json or log_dir)
+        self._log_json, self._log_dir = log_json, log_dir
+        self._views: list[Observer] = []
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Views:
+        from forcereg.solver.log import GlogWriter  # not before the solver is read: it loads torch
+
+        self.log = GlogWriter()
+        self._add(self.log)
+        if self._log_json:
+            from forcereg.solver.jsonlog import JsonLog
+
+            self._add(self._open.enter_context(contextlib.closing(JsonLog(self._log_json))))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self._start()
+        for view in self._views:
+            view(event)
+
+    def _start(self) -> None:
+        """Curves and bar are of the training itself: what ends before it leaves no folder."""
+        from forcereg.solver.log import ProgressBar
+        from forcereg.system.terminal import on_terminal
+
+        if self._log_dir:
             from forcereg.solver.tensorboard import TensorBoard
 
-            board = TensorBoard(given.log_dir)
-            stack.callback(board.close)
-            solver.observers.append(board)
-        solver.measure_force = bool(given.log_dir or given.log_json)
-        stack.enter_context(_told(solver))
-        stack.enter_context(handled(solver, given.sigint_effect, given.sighup_effect))
-        _start(given, solver)
-        if on_terminal() and group.rank == 0:
-            solver.observers.append(stack.enter_context(ProgressBar(log)))
-        solver.solve()
-    if group.rank == 0:
-        log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
+            self._add(self._open.enter_context(contextlib.closing(TensorBoard(self._log_dir))))
+        if on_terminal():
+            self._add(self._open.enter_context(ProgressBar(self.log)))
 
-
-def _json_log(given: SimpleNamespace, group: Group, stack: contextlib.ExitStack) -> list[Observer]:
-    from forcereg.solver.jsonlog import JsonLog
-
-    if not given.log_json or group.rank:
-        return []
-    log = JsonLog(given.log_json)
-    stack.callback(log.close)
-    return [log]
-
-
-def _file(given: SimpleNamespace) -> SolverFile:
-    """The solver with what the options change in it."""
-    from forcereg.schema.settings import with_settings
-    from forcereg.schema.text import read_solver
-
-    named = {"max_iter": given.max_iter, "random_seed": given.seed}
-    settings = [*given.settings, *(f"{name}={value}" for name, value in named.items() if value is not None)]
-    return given.arrange(with_settings(read_solver(given.solver), settings))
-
-
-def _solver(given: SimpleNamespace, file: SolverFile, group: Group, observers: list[Observer]) -> Solver:
-    from forcereg.solver.clipping import RankClipping
-    from forcereg.solver.loop import Solver
-    from forcereg.system.device import prepare
-
-    given.own_weights = list(file.message.weights)
-    if given.snapshot or given.resume or given.restarted or given.weights is not None:
-        del file.message.weights[:]
-    solver = Solver(
-        file,
-        device=group.device,
-        level=given.level,
-        stages=stage_list(given.stage),
-        budget=given.data_budget << 20,
-        workers=given.workers,
-        keep=given.keep,
-        observers=observers,
-        allow_python_layers=given.allow_python_layers,
-        amp=given.amp,
-        group=group,
-        cuda_graph=not given.no_cuda_graph,
-    )
-    if given.deterministic or given.tf32:
-        prepare(solver.device, given.tf32, given.deterministic)
-    if given.rank_clipping is not None:
-        RankClipping(solver, given.rank_clipping, given.clip_until)
-    given.remark(solver)
-    return solver
-
-
-def _start(given: SimpleNamespace, solver: Solver) -> None:
-    """Loads the snapshot or weights that the options, or with --resume auto the solver, name."""
-    from forcereg.solver.resume import resume_latest
-    from forcereg.system.paths import resolve
-
-    wanted = given.resume or (given.restarted and solver.param.snapshot_prefix)
-    resumed = bool(wanted and resume_latest(solver))
-    if given.snapshot:
-        if not resumed:
-            solver.restore(given.snapshot)
-        return
-    if given.weights is not None:
-        names = [name.strip() for name in given.weights.split(",") if name.strip()]
-        paths: list[Any] = list(names)
-    else:
-        names = [name.strip() for name in ",".join(given.own_weights).split(",") if name.strip()]
-        paths = [resolve(solver.root, name) for name in names] if given.resume or given.restarted else []
-    if paths and not resumed:
-        fresh = [set(solver.load_weights(path).fresh) for path in paths]
-        given.judge(solver, set.intersection(*fresh))
-    solver.param.weights[:] = map(printable, names)  # what snapshots tell of where they come from
-
-
-@contextlib.contextmanager
-def _told(solver: Solver) -> Iterator[None]:
-    """Tells the observers of the error that ends the block; one of the data names the last snapshot."""
-    from forcereg.data.feed import DataError
-
-    try:
-        try:
-            yield
-        except DataError as error:
-            if solver.last_snapshot is None:
-                raise
-            raise DataError(f"{error}; the last good snapshot is {solver.last_snapshot}") from error
-    except Exception as error:
-        solver.emit("error", text=str(error))
-        raise
+    def _add(self, view: Observer) -> None:
+        self._views.append(view)

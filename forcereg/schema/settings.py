@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,20 @@ def with_settings(file: SolverFile, settings: Iterable[str]) -> SolverFile:
             raise UsageError(f"--set {setting}: expected FIELD=VALUE, as in --set base_lr=0.001")
         _put(message, name, value, f"--set {setting}")
     return replace(file, message=upgrade_solver(message, file.name))
+
+
+def settings_of(asked: Mapping[str, Any] | Iterable[str]) -> list[str]:
+    """Python's {"base_lr": 0.001} as `with_settings` takes it; what has that form already stays."""
+    return [f"{name}={written(asked[name])}" for name in asked] if isinstance(asked, Mapping) else list(asked)
+
+
+def written(value: Any) -> str:
+    """A Python value as a setting; None as nothing, which unsets a field."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_quoted(one) if isinstance(one, str) else written(one) for one in value)}]"
+    return str(value)
 
 
 def _put(message: Any, name: str, value: str, where: str) -> None:

@@ -6,8 +6,10 @@ than in the layer: it draws the few filters that are left to each other, and the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from forcereg.errors import ForceregError
 from forcereg.lowrank.merge import Chain, find_chains, written_chains
 from forcereg.net.module import Net
 from forcereg.schema import NetParameter
@@ -51,3 +53,13 @@ def force_on_chains(net: Net, p: Any) -> str:
         f"the force acts on {', '.join(parts)}, the parts of decomposed layers, and lowers their ranks further; if "
         "that isn't meant, train by `forcereg finetune`, or remove their force_mult"
     )
+
+
+def check_chains(net: Net, fresh: Collection[str]) -> None:
+    """Raises ForceregError if the layers `fresh`, without weights, are of a chain: it would be tuned from nothing."""
+    for chain in chains_of(net):
+        if lacking := [part for part in chain.parts if part in fresh]:
+            raise ForceregError(
+                f"{net.spec.filename}: --weights lacks {', '.join(lacking)} in place of '{chain.name}'; "
+                "give the model that decompose wrote beside this net"
+            )

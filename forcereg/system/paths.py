@@ -10,9 +10,22 @@ there; else the nearest folder, from the solver file's own upwards, in which it 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, overload
 
 from forcereg.errors import ForceregError
+
+StrPath = str | os.PathLike[str]
+
+
+@overload
+def listed(given: str | Iterable[str]) -> list[str]: ...
+@overload
+def listed(given: StrPath | Iterable[StrPath]) -> list[StrPath]: ...
+def listed(given: Any) -> Any:
+    """One name or path, or several, as a list: a string alone would be taken for its letters."""
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
 
 
 def find_root(named: str, naming_file: str | Path | None) -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from forcereg import snapshot
-from forcereg.commands.finetune import with_net
 from forcereg.errors import UsageError
 from forcereg.schema.text import parse_solver, read_solver
+from forcereg.solver.replaced import with_net
 from tests.commands.conftest import Cli, said
 from tests.conftest import RunCli
 from tests.solver.nets import IMAGES, write_images, write_solver

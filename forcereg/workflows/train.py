@@ -1,0 +1,326 @@
+"""forcereg.train: a solver trained to its end, from wherever it is to start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from forcereg.errors import UsageError, printable
+from forcereg.system.paths import StrPath, listed
+
+if TYPE_CHECKING:
+    from forcereg.schema.text import SolverFile
+    from forcereg.solver.distributed import Group
+    from forcereg.solver.loop import Solver
+    from forcereg.system.events import Observer
+
+Said = Callable[[str], str]
+CHOICES = {"amp": ("bf16", "fp16"), **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none"))}
+
+
+def train(
+    solver: Any,
+    *,
+    weights: StrPath | Sequence[StrPath] | None = None,
+    snapshot: StrPath | None = None,
+    resume: bool = False,
+    device: str | Sequence[str] | None = None,
+    global_batch: bool = False,
+    level: int | None = None,
+    stage: str | Sequence[str] = (),
+    set: Mapping[str, Any] | Sequence[str] = (),
+    max_iter: int | None = None,
+    seed: int | None = None,
+    rank_clipping: float | None = None,
+    clip_until: int | None = None,
+    keep: int | None = None,
+    data_budget: int = 2048,
+    workers: int = 0,
+    allow_python_layers: bool = False,
+    amp: str | None = None,
+    deterministic: bool = False,
+    tf32: bool = False,
+    cuda_graph: bool = True,
+    measure_force: bool = False,
+    sigint_effect: str | None = None,
+    sighup_effect: str | None = None,
+    observer: Observer | None = None,
+) -> Solver:
+    """Trains the net of a solver to max_iter, with all of its tests and snapshots, as `forcereg train` does.
+
+    `solver`: the path of a prototxt, its text (of several lines) or a SolverParameter. It starts from the models
+    `weights`, by layer name (none given: those that the solver names), from the solver state `snapshot`, or with
+    `resume` from the newest whole snapshot of its prefix, if there is one. `set`: solver fields in place of what the
+    file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter` and `seed` are two of
+    them. `level`, `stage`: of the training net's state.
+
+    `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16".
+    `rank_clipping`: the share of its squared norm, in (0, 1], that each chain of a decomposed net keeps when its rank
+    is reduced at each test interval, before iteration `clip_until`. `data_budget`: MiB that a decoded data set may
+    take; `workers`: threads that decode for each data layer, 0 for as many as cores; `keep` only so many snapshots.
+
+    `observer` is called with every `Event` of the run; one that is a context manager is entered once the nets are to be
+    built. `measure_force`: also the ratio of force and gradient, which costs time. `sigint_effect`, `sighup_effect`:
+    "stop" (after a snapshot), "snapshot" or "none"; while both are None, signals do what they did before. A stopped
+    run's solver has `stop_requested`.
+
+    In a script under torchrun this process is one of those that train together, each on its part of the data
+    (`global_batch`: of the net's batch); `device` may name one for each. There is no keyword to start processes: what
+    is returned and who observes are of this one. Returns the solver as it ended: `.net`, `.iter`, `.last_snapshot`.
+    Raises ForceregError for anything wrong in solver, nets, data or weights, and for a loss that isn't finite.
+
+    >>> net = '''net_param {
+    ...   layer { name: "data" type: "DummyData" top: "x" top: "y" dummy_data_param {
+    ...     shape { dim: 4 dim: 3 } shape { dim: 4 dim: 1 } data_filler { type: "gaussian" } data_filler { } } }
+    ...   layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 1 } }
+    ...   layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" } }
+    ... base_lr: 0.1 lr_policy: "fixed" max_iter: 10 random_seed: 1 solver_mode: CPU snapshot_after_train: false'''
+    >>> solver = forcereg.train(net, max_iter=3)
+    >>> solver.iter, solver.net.params["ip"][0].shape
+    (3, torch.Size([1, 3]))
+    """
+    return Training(**locals()).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that was asked for, and its steps in order; the fields are the keywords of `train`."""
+
+    solver: Any
+    weights: StrPath | Sequence[StrPath] | None
+    snapshot: StrPath | None
+    resume: bool
+    device: str | Sequence[str] | None
+    global_batch: bool
+    level: int | None
+    stage: str | Sequence[str]
+    set: Mapping[str, Any] | Sequence[str]
+    max_iter: int | None
+    seed: int | None
+    rank_clipping: float | None
+    clip_until: int | None
+    keep: int | None
+    data_budget: int
+    workers: int
+    allow_python_layers: bool
+    amp: str | None
+    deterministic: bool
+    tf32: bool
+    cuda_graph: bool
+    measure_force: bool
+    sigint_effect: str | None
+    sighup_effect: str | None
+    observer: Observer | None
+
+    def run(self) -> Solver:
+        """Reads, joins the others, builds, starts somewhere and trains. Raises ForceregError."""
+        self.check()
+        with self.signals_held():
+            file = self.read()
+            group = self.join(file)
+            with group.together(), self.observers(group) as observers:
+                start = Start.of(self, file, group)
+                solver = self.build(file, group, observers)
+                with telling_errors(solver), self.signals_handled(solver):
+                    self.begin(solver, start)
+                    solver.solve()
+        return solver
+
+    # -- what may be done otherwise: see workflows.finetune
+
+    def check(self) -> None:
+        """Raises UsageError for keywords that exclude each other."""
+        check_start(self.snapshot, self.resume, self.weights)
+        check_clipping(self.rank_clipping, self.clip_until)
+        for name in ("sigint_effect", "sighup_effect", "amp"):
+            check_choice(name, getattr(self, name))
+
+    def arranged(self, file: SolverFile) -> SolverFile:
+        """The solver, changed once its settings are."""
+        return file
+
+    def remark(self, solver: Solver) -> None:
+        """Tells what there is to say of the solver made: that a force acts on chains, unless ranks are to sink."""
+        from forcereg.solver.chains import force_on_chains
+
+        if solver.clipping is None and (text := force_on_chains(solver.net, solver.param)):
+            solver.warn(text)
+
+    def judge(self, solver: Solver, fresh: Collection[str]) -> None:
+        """Raises ForceregError if the layers `fresh`, which no model has weights for, need some."""
+
+    # -- steps
+
+    def read(self) -> SolverFile:
+        """The solver with its settings. Only text and messages load torch: a file's mistakes are told before that."""
+        from forcereg.schema.settings import settings_of, with_settings
+        from forcereg.schema.text import read_solver
+
+        if isinstance(self.solver, os.PathLike) or (isinstance(self.solver, str) and "\n" not in self.solver):
+            file = read_solver(os.fspath(self.solver))
+        else:
+            from forcereg.solver.setup import solver_file
+
+            file = solver_file(self.solver)
+        own = {"max_iter": self.max_iter, "random_seed": self.seed}
+        named = settings_of({name: value for name, value in own.items() if value is not None})
+        return self.arranged(with_settings(file, [*settings_of(self.set), *named]))
+
+    def join(self, file: SolverFile) -> Group:
+        """This process among those that train together."""
+        from forcereg.solver.distributed import join
+
+        devices = [None] if self.device is None else listed(self.device)
+        return join(devices, file.message, self.global_batch)
+
+    def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
+        """The solver, its nets and data."""
+        from forcereg.solver.clipping import RankClipping
+        from forcereg.solver.loop import Solver
+        from forcereg.system.device import prepare
+
+        solver = Solver(
+            file,
+            device=group.device,
+            level=self.level,
+            stages=listed(self.stage),
+            budget=self.data_budget << 20,
+            workers=self.workers,
+            keep=self.keep,
+            observers=observers,
+            allow_python_layers=self.allow_python_layers,
+            amp=self.amp,
+            group=group,
+            cuda_graph=self.cuda_graph,
+        )
+        if self.deterministic or self.tf32:
+            prepare(solver.device, self.tf32, self.deterministic)
+        if self.rank_clipping is not None:
+            RankClipping(solver, self.rank_clipping, self.clip_until)
+        self.remark(solver)
+        solver.measure_force = self.measure_force
+        return solver
+
+    def begin(self, solver: Solver, start: Start) -> None:
+        """Loads the newest snapshot, the snapshot or the models that are asked for."""
+        from forcereg.solver.resume import resume_latest
+        from forcereg.system.paths import resolve
+
+        wanted = self.resume or (start.again and solver.param.snapshot_prefix)
+        resumed = bool(wanted and resume_latest(solver))
+        if self.snapshot:
+            if not resumed:
+                solver.restore(os.fspath(self.snapshot))
+            return
+        if start.models and not (start.loaded or resumed):
+            # the solver's own are named from where it is, those asked for from here
+            paths: list[Any] = (
+                start.models if self.weights is not None else [resolve(solver.root, p) for p in start.models]
+            )
+            fresh = [{*solver.load_weights(path).fresh} for path in paths]
+            self.judge(solver, set.intersection(*fresh))
+        solver.param.weights[:] = map(printable, start.models)  # what snapshots tell of where they come from
+
+    # -- around them
+
+    def signals_held(self) -> contextlib.AbstractContextManager[None]:
+        """Holds signals back until the run can heed them: they must not end one that starts."""
+        from forcereg.solver.launch import effects, held
+
+        if self.sigint_effect is self.sighup_effect is None:
+            return contextlib.nullcontext()
+        meant = effects(self.sigint_effect or "stop", self.sighup_effect or "snapshot")
+        return held([number for number, effect in meant.items() if effect != "stop"])
+
+    def signals_handled(self, solver: Solver) -> contextlib.AbstractContextManager[None]:
+        """Lets signals stop the solver, or save."""
+        from forcereg.solver.signals import handled
+
+        if self.sigint_effect is self.sighup_effect is None:
+            return contextlib.nullcontext()
+        return handled(solver, self.sigint_effect or "stop", self.sighup_effect or "snapshot")
+
+    @contextlib.contextmanager
+    def observers(self, group: Group) -> Iterator[list[Observer]]:
+        """Who is told of the run: of several processes rank 0's observer, in no other anybody."""
+        with contextlib.ExitStack() as stack:
+            if group.rank:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # rank 0 says the same
+                yield []
+                return
+            if isinstance(self.observer, contextlib.AbstractContextManager):
+                stack.enter_context(self.observer)
+            yield [] if self.observer is None else [self.observer]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The models that a run starts from unless it goes on from a snapshot, and whether its solver has `loaded` them.
+
+    `again`: torchrun started its processes once more, so that the newest snapshot counts.
+    """
+
+    models: list[str]
+    loaded: bool
+    again: bool
+
+    @classmethod
+    def of(cls, asked: Training, file: SolverFile, group: Group) -> Start:
+        """What is asked for; takes the models out of the solver that aren't to be loaded, or not yet."""
+        from forcereg.solver.launch import restarted
+
+        again = any(group.gather(restarted()))  # of several machines not all may know
+        own = list(file.message.weights)
+        loaded = not (asked.snapshot or asked.resume or again or asked.weights is not None)
+        if not loaded:
+            del file.message.weights[:]
+        if asked.weights is None:
+            models = ",".join(own).split(",")
+        else:
+            models = [os.fspath(path) for path in listed(asked.weights)]
+        return cls([name.strip() for name in models if name.strip()], loaded, again)
+
+
+def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> None:
+    """Raises UsageError for two places to start from; `said`: what their keywords are called."""
+    starts = [name for name, one in (("snapshot", snapshot), ("resume", resume), ("weights", weights)) if one]
+    if snapshot and len(starts) > 1:
+        why = "a snapshot brings its own weights" if weights else "both say where to go on"
+        raise UsageError(f"{said('snapshot')} and {said(starts[1])} are both given; {why}, use one")
+
+
+def check_clipping(share: float | None, until: int | None, said: Said = str) -> None:
+    """Raises UsageError for an end of no rank clipping, and for a share that isn't one."""
+    name = said("rank_clipping")
+    if until is not None and share is None:
+        raise UsageError(f"{said('clip_until')} is about {name}, which isn't given; add it, as in {name} 0.99")
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"{name} is {share:g}; expected a share above 0, at most 1, as in {name} 0.99")
+
+
+def check_choice(name: str, value: str | None) -> None:
+    """Raises UsageError for none of a keyword's values."""
+    if value is not None and value not in CHOICES[name]:
+        raise UsageError(f"{name} is '{value}'; expected {', '.join(CHOICES[name])} or None")
+
+
+@contextlib.contextmanager
+def telling_errors(solver: Solver) -> Iterator[None]:
+    """Tells the observers of the error that ends the block; one of the data names the last snapshot."""
+    from forcereg.data.feed import DataError
+
+    try:
+        try:
+            yield
+        except DataError as error:
+            if solver.last_snapshot is None:
+                raise
+            raise DataError(f"{error}; the last good snapshot is {solver.last_snapshot}") from error
+    except Exception as error:
+        solver.emit("error", text=str(error))
+        raise

@@ -1,0 +1,3 @@
+"""The command line, with which the calls are compared."""
+
+from tests.commands.conftest import cli as cli
