@@ -74,20 +74,60 @@ def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | No
     >>> forcereg.cost.places(conv1, net.shapes, [None])  # 6 x 6
     [36]
     """
+    return positions(extents(layer, shapes), owned)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a layer works: the spatial sizes of one item before it and behind it, and how often at each position.
+
+    An InnerProduct has no spatial axes: `rows` are its rows an item.
+
+    >>> forcereg.cost.Extent(1, (28, 28), (24, 24))  # a 5 x 5 convolution
+    Extent(rows=1, before=(28, 28), after=(24, 24))
+    """
+
+    rows: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def extents(layer: Any, shapes: Shapes | None) -> list[Extent] | None:
+    """Where a Convolution or InnerProduct LayerParameter works, once for each of its tops; None without the shapes.
+
+    >>> net = forcereg.load_net("deploy.prototxt")
+    >>> conv1 = next(spec.message for spec in net.spec.layers if spec.name == "conv1")
+    >>> [one.after for one in forcereg.cost.extents(conv1, net.shapes)]
+    [(6, 6)]
+    """
     if shapes is None or any(blob not in shapes for blob in (*layer.bottom, *layer.top)):
-        return [None] * len(owned)
+        return None
     fully_connected = layer.type == "InnerProduct"
     axis = (layer.inner_product_param if fully_connected else layer.convolution_param).axis
-    totals = [0] * len(owned)
+    found = []
     for bottom, top in zip(layer.bottom, layer.top, strict=True):
         axis %= len(shapes[bottom])
-        outside = prod(shapes[bottom][1:axis])
-        sizes = [] if fully_connected else list(shapes[bottom][axis + 1 :])
+        inner = slice(len(shapes[bottom]) if fully_connected else axis + 1, None)
+        found.append(Extent(prod(shapes[bottom][1:axis]), tuple(shapes[bottom][inner]), tuple(shapes[top][inner])))
+    return found
+
+
+def positions(extents: Sequence[Extent] | None, owned: Sequence[Sequence[int] | None]) -> list[int | None]:
+    """Output positions for one image of each convolution of a chain, over all that it works on; `owned` as `places`.
+
+    >>> forcereg.cost.positions([forcereg.cost.Extent(1, (28, 28), (24, 24))], [(0,), (1,)])  # kh x 1, then 1 x kw
+    [672, 576]
+    """
+    if extents is None:
+        return [None] * len(owned)
+    totals = [0] * len(owned)
+    for one in extents:
+        sizes = list(one.before)
         for index, axes in enumerate(owned):
             for spatial in range(len(sizes)) if axes is None else axes:
                 if spatial < len(sizes):
-                    sizes[spatial] = shapes[top][axis + 1 + spatial]
-            totals[index] += outside * prod(sizes)
+                    sizes[spatial] = one.after[spatial]
+            totals[index] += one.rows * prod(sizes)
     return list(totals)
 
 

@@ -99,3 +99,9 @@ def _edits(left: str, right: str) -> int:
                 row[-1] = min(row[-1], before[j - 2] + 1)
         before, last = last, row
     return last[-1]
+
+
+def check_share(what: str, value: float) -> None:
+    """Raises UsageError unless a number is from 0 to 1; `what` it is opens the line."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"{what} is {value:g}; expected 0 to 1")

@@ -1,7 +1,7 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
-A new layer, filler, data source, learning rate policy, force type, solver type or
-decomposition is one function or class with one decorator; nothing else needs to know.
+A new layer, filler, data source, learning rate policy, force type, solver type,
+decomposition or rule for ranks is one function or class with one decorator; nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -16,14 +16,37 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Option:
+    """How a command offers a registered thing: its value is a number of `low` to `high`, a text, or a file's path.
+
+    `flag` as in --max-macs; `metavar` and `help` are for --help; `above`: the lowest number is left out.
+    """
+
+    flag: str
+    metavar: str
+    help: str
+    type: type = str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+
+    @property
+    def field(self) -> str:
+        """The flag as a name."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True)
 class About:
     """What users are told of a registered thing: the LayerParameter messages it reads, and its limits in a phrase.
 
     One of `params` is the name of a message, or `message.field,field` where only some of its fields are read.
+    `option`: of things that are each an option of a command.
     """
 
     params: tuple[str, ...] = ()
     limits: str = ""
+    option: Option | None = None
 
 
 class Registry(Generic[T]):
@@ -37,14 +60,14 @@ class Registry(Generic[T]):
         self._known: dict[str, T] = {}
         self._about: dict[str, About] = {}
 
-    def __call__(self, name: str, params: str = "", limits: str = "") -> Callable[[T], T]:
+    def __call__(self, name: str, params: str = "", limits: str = "", option: Option | None = None) -> Callable[[T], T]:
         """The decorator. `params` (space separated) and `limits` go into the support table."""
 
         def register(item: T) -> T:
             if name in self._known:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._known[name] = item
-            self._about[name] = About(tuple(params.split()), limits)
+            self._about[name] = About(tuple(params.split()), limits, option)
             return item
 
         return register
@@ -61,6 +84,11 @@ class Registry(Generic[T]):
         """What was said of `name` when it was registered."""
         return self._about[name]
 
+    @property
+    def options(self) -> dict[str, Option]:
+        """Name -> option of all that have one, in the order in which they were registered."""
+        return {name: about.option for name, about in self._about.items() if about.option is not None}
+
     def __contains__(self, name: str) -> bool:
         return name in self._known
 
@@ -75,3 +103,4 @@ lr_policy: Registry[Any] = Registry("lr_policy")
 force_type: Registry[Any] = Registry("force_type")
 solver_type: Registry[Any] = Registry("solver type")
 factorizer: Registry[Any] = Registry("decomposition method")
+rank_rule: Registry[Any] = Registry("rank rule")

@@ -80,23 +80,23 @@ def command(
 
 def opened(net: str, weights: str | None) -> tuple[NetFile, ModelFile | None]:
     """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
-    from forcereg.commands.lowrank_options import opened_model
+    from forcereg.net.read import read_net_of
     from forcereg.schema.text import is_text, read_net
 
     if is_text(net):
         if weights is None:
             return read_net(net), None
-        model, file = opened_model(weights, net)
+        found = read_net_of(weights, net)
     elif weights is not None:
         raise UsageError(f"{net} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
     else:
-        model, file = opened_model(net, None)
-    return file, model
+        found = read_net_of(net)
+    return found.file, found.model
 
 
 def default(net: str) -> Path:
     """`<name>_deploy` beside the net or snapshot, without its endings."""
-    from forcereg.commands.lowrank_files import default_prefix
+    from forcereg.net.made import default_prefix
 
     return default_prefix(net.removesuffix(ENDING), "deploy")
 

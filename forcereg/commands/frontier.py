@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 import click
 
 from forcereg.commands.frontier_options import Aims, aim_options, labels_of, opened_nets
-from forcereg.commands.lowrank_options import LayerOptions, Opened, layer_options
+from forcereg.commands.lowrank_options import LayerOptions, layer_options
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
     import torch
 
-    from forcereg.commands.lowrank_rules import Rule
     from forcereg.lowrank.ranks import Choice
+    from forcereg.lowrank.rules import Rule
     from forcereg.study.frontier import Made, Point, Subject
     from forcereg.study.latency import Run
+    from forcereg.study.opened import Opened
 
 PACE = 0.5
 """Seconds of measuring for each net, so that many nets have as many rounds as few."""
@@ -61,23 +62,23 @@ def command(
     --method A,B,.., and scored on the test net of --solver, before and after fine-tuning. Writes the picture and a CSV
     file, and beside them what was scored and tuned, so that nothing is done twice.
     """
-    from forcereg.commands.sensitivity import picture_kind
-    from forcereg.report.plot import figure_type
+    from forcereg.report.plot import figure_type, picture_kind
     from forcereg.study.evaluate import make_folder
     from forcereg.study.frontier import Subject, Target, frontier, planned
     from forcereg.study.frontier_report import as_csv, picture, table
     from forcereg.study.latency import measuring_device
     from forcereg.system.files import write_bytes, write_text
 
-    kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules(layers)
+    kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules()
     figure_type()  # without matplotlib it ends here, not after the scores
     device = None if where == "no" else measuring_device(where)
     prefix = out.with_suffix("")
     make_folder(out.parent)
-    evaluator = layers.evaluator(Path(f"{prefix}.scores.json"))
+    evaluator = layers.opening().evaluator(Path(f"{prefix}.scores.json"))
     opened = opened_nets(snapshots, names, layers, tell)
-    subjects = [Subject(*key, one.prepared, one.model.layers, one.accounts.cost) for key, one in opened.items()]
-    plan = planned(subjects, [Target(text, partial(chosen, rule, opened)) for text, rule in rules.items()], tell)
+    subjects = [Subject(*key, one.prepared, one.weights, one.accounts.cost) for key, one in opened.items()]
+    choose = partial(chosen, opened, aims.even_if_dearer)
+    plan = planned(subjects, [Target(text, partial(choose, rule)) for text, rule in rules.items()], tell)
     made = shown(frontier(plan, evaluator, finetune, Path(f"{prefix}.tuned"), tell), len(plan))
     points, how = measured(made, opened, device, batch)
     table(points, finetune).show()
@@ -86,9 +87,16 @@ def command(
     echo(f"wrote {out} and {prefix}.csv; {evaluator.runs} nets scored, the others were known")
 
 
-def chosen(rule: Rule, opened: Mapping[tuple[str, str], Opened], subject: Subject) -> Mapping[str, Choice]:
+def chosen(
+    opened: Mapping[tuple[str, str], Opened], even_if_dearer: bool, rule: Rule, subject: Subject
+) -> Mapping[str, Choice]:
     """The ranks of a subject by a rule."""
-    return rule(opened[subject.name, subject.method])(subject.prepared.candidates)
+    from forcereg.lowrank.rules import criterion_of
+    from forcereg.study.judged import Judged
+    from forcereg.study.opened import Opening
+
+    judged = Judged(opened[subject.name, subject.method], Opening())
+    return criterion_of(rule, judged, even_if_dearer)(subject.prepared.candidates)
 
 
 def shown(nets: Iterable[Made], count: int) -> list[Made]:

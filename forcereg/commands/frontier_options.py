@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.lowrank_files import stem
-from forcereg.commands.lowrank_options import MIXED, LayerOptions, Opened, fractions, gathered, nothing
-from forcereg.commands.lowrank_rules import RankOptions, Rule, flag
+from forcereg.commands.lowrank_options import LayerOptions, fractions, gathered
+from forcereg.commands.lowrank_rules import flag, rule_of
 from forcereg.errors import UsageError
+from forcereg.lowrank.rules import Rule
+
+if TYPE_CHECKING:
+    from forcereg.study.opened import Opened, Opening
 
 SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
 
@@ -29,17 +32,15 @@ class Aims:
     ranks: tuple[str, ...]
     even_if_dearer: bool
 
-    def rules(self, layers: LayerOptions) -> dict[str, Rule]:
+    def rules(self) -> dict[str, Rule]:
         """Name -> a rule of the command `decompose` with one value. Raises UsageError."""
-        asked: dict[str, dict[str, Any]] = {f"ranks {ranks}": {"ranks": ranks} for ranks in self.ranks}
+        asked: dict[str, tuple[str, Any]] = {f"ranks {ranks}": ("ranks", ranks) for ranks in self.ranks}
         given = {"max_macs": self.max_macs, "max_params": self.max_params, "error": self.error}
         if not asked and all(text is None for text in given.values()):
             given["max_macs"] = SHARES
         for field, text in given.items():
-            asked |= {f"{flag(field)[2:]} {one:g}": {field: one} for one in shares(flag(field), text)}
-        none: dict[str, Any] = dict.fromkeys(RankOptions.__dataclass_fields__)
-        none["even_if_dearer"] = self.even_if_dearer
-        return {name: RankOptions(**(none | one)).rule(layers) for name, one in asked.items()}
+            asked |= {f"{flag(field)[2:]} {one:g}": (field, one) for one in shares(flag(field), text)}
+        return {name: rule_of(*one) for name, one in asked.items()}
 
 
 aim_options = gathered("aims", Aims, [
@@ -61,6 +62,8 @@ def shares(option: str, text: str | None) -> list[float]:
 
 def labels_of(snapshots: Sequence[str], labels: str | None) -> list[str]:
     """The nets' names: those given, or what their paths differ in. Raises UsageError."""
+    from forcereg.net.made import stem
+
     paths = [Path(os.path.abspath(snapshot)) for snapshot in snapshots]
     if twice := [given for at, given in enumerate(snapshots) if paths[at] in paths[:at]]:
         raise UsageError(f"SNAPSHOT {twice[0]} is given twice")
@@ -91,6 +94,8 @@ def opened_nets(
 
     Raises ForceregError, also for a net that no method can take.
     """
+    from forcereg.study.opened import nothing
+
     opened: dict[tuple[str, str], Opened] = {}
     methods = by_method(layers, tell)
     for label, snapshot in zip(labels, snapshots, strict=True):
@@ -106,18 +111,19 @@ def opened_nets(
     return opened
 
 
-def by_method(layers: LayerOptions, tell: Callable[[str], None]) -> list[LayerOptions]:
+def by_method(layers: LayerOptions, tell: Callable[[str], None]) -> list[Opening]:
     """The options once for each method of --method A,B; --data-aware for those only that can. Raises UsageError."""
     from forcereg.lowrank.ladder import aware
+    from forcereg.study.opened import MIXED
 
     methods = list(dict.fromkeys(method.strip() for method in layers.method.split(",")))
     if MIXED in methods:
         raise UsageError("--method mixed has one rank for each layer and so no curve; name methods, as in pca,vh")
     able = [method for method in methods if method in aware()]
     if layers.data_aware is None or not able:
-        return [replace(layers, method=method) for method in methods]
+        return [replace(layers, method=method).opening() for method in methods]
     for method in methods:
         if method not in able:
             tell(f"{method}: minimises the weights' error; --data-aware holds for {' and '.join(able)} only")
     aims = {method: layers.data_aware if method in able else None for method in methods}
-    return [replace(layers, method=method, data_aware=batches) for method, batches in aims.items()]
+    return [replace(layers, method=method, data_aware=batches).opening() for method, batches in aims.items()]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
-from forcereg.errors import ForceregError
+from forcereg.commands.lowrank_files import format_option
 from forcereg.system.terminal import echo
 
 
@@ -22,17 +19,11 @@ def command(snapshot: str, model: str | None, out: str | None, form: str | None)
 
     The net computes what it did. Writes PREFIX.prototxt and PREFIX.caffemodel, or .caffemodel.h5.
     """
-    from forcereg.commands.lowrank_options import opened_model
-    from forcereg.lowrank.groups import merge_groups
+    from forcereg.net.made import default_prefix
+    from forcereg.report.progress import Shown
+    from forcereg.workflows.merge_groups import merge_groups
 
-    weights, file = opened_model(snapshot, model)
-    net, blobs, made = merge_groups(file.message, weights.layers)
-    if not made:
-        raise ForceregError(
-            f"{file.name}: has no equal parallel Convolutions between a Slice and a Concat, so nothing to merge"
-        )
-    prefix = Path(out) if out else default_prefix(snapshot, "merged")
-    written = write_net(
-        prefix, net, blobs, weights, model, f"parallel layers of {', '.join(made)} as groups", form=form
-    )
-    echo(f"merged into {', '.join(made)}; wrote {written['model']} and {written['weights']}")
+    with Shown() as observer:
+        made = merge_groups(snapshot, model=model, observer=observer)
+        written = made.write(out or default_prefix(snapshot, "merged"), form)
+    echo(f"merged into {', '.join(made.layers)}; wrote {written['model']} and {written['weights']}")

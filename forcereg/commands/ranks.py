@@ -6,7 +6,7 @@ import json
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options, nothing
+from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options
 from forcereg.system.terminal import echo
 
 
@@ -21,22 +21,20 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
 
     SNAPSHOT: a .caffemodel, also as .h5, or its solver state. Nothing is written.
     """
-    from forcereg.report.progress import PAUSE, Steps
-    from forcereg.report.ranks import rank_table, show
+    from forcereg.report.progress import Shown
+    from forcereg.report.ranks import show
+    from forcereg.workflows.ranks import ranks
 
     errors = bounds(error)
-    opened = layers.open(snapshot)
-    if not opened.prepared.candidates:
-        raise nothing(snapshot, opened.prepared.file, opened.prepared.skipped)
-    with Steps("layer", len(opened.prepared.candidates), PAUSE) as steps:
-        table = rank_table(opened.prepared.watched(steps.done).candidates, errors, opened.whole)
+    with Shown() as observer:
+        found = ranks(snapshot, error=errors, observer=observer, **layers.keywords)
     if as_json:
-        echo(json.dumps({**table.report(), "phase": opened.accounts.phase}))
+        echo(json.dumps(found.report))
         return
-    show(table)
-    for line in filter(None, (opened.unknown, opened.costed)):
+    show(found.table)
+    for line in found.opened.remarks:
         echo(line)
-    for name, reason in opened.prepared.skipped.items():
+    for name, reason in found.skipped.items():
         echo(f"can't be decomposed: {name}: {reason}")
 
 

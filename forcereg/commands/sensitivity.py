@@ -6,11 +6,9 @@ from pathlib import Path
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, layer_options, nothing
-from forcereg.errors import UsageError
+from forcereg.commands.lowrank_options import LayerOptions, layer_options
 from forcereg.system.terminal import echo
 
-KINDS = ("png", "svg", "pdf")
 ERRORS = "0.01,0.02,0.05,0.1,0.2,0.4"
 
 
@@ -27,48 +25,27 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
     SNAPSHOT: a .caffemodel, also as .h5, or its solver state. Every net is scored on the test net of --solver, without
     fine-tuning. Writes a CSV file, and beside it what was scored, so that nothing is scored twice.
     """
-    from forcereg.commands.lowrank_files import default_prefix
     from forcereg.commands.ranks import bounds
-    from forcereg.lowrank.accuracy import sensitivity
-    from forcereg.lowrank.factor import rank_text
-    from forcereg.report.plot import figure_type
-    from forcereg.report.progress import Steps
-    from forcereg.report.sensitivity import as_csv, picture, table
-    from forcereg.system.files import write_bytes, write_text
+    from forcereg.net.made import default_prefix
+    from forcereg.report.plot import figure_type, picture_kind
+    from forcereg.report.progress import Shown
+    from forcereg.report.sensitivity import table
+    from forcereg.workflows.sensitivity import sensitivity
 
     errors = bounds(error)
-    kind = None if out is None else picture_kind(out)
-    if kind:
+    if out is not None:
+        picture_kind(out)
         figure_type()  # without matplotlib it ends here, not after the scores
     prefix = out.with_suffix("") if out else default_prefix(snapshot, "sensitivity")
-    scores = Path(f"{prefix}.scores.json")
-    evaluator = layers.evaluator(scores)
-    opened = layers.open(snapshot)
-    candidates = opened.prepared.candidates
-    if not candidates:
-        raise nothing(snapshot, opened.prepared.file, opened.prepared.skipped)
-    points = []
-    with Steps("net", 1 + len(candidates) * len(errors)) as steps:
-        accuracy = evaluator.accuracy(opened.prepared, opened.model.layers)
-        for point in sensitivity(candidates, errors, accuracy, opened.whole):
-            points.append(point)
-            which = f"{point.layer} at rank {rank_text(point.rank)}" if point.layer else "whole net"
-            steps.done(f"{which}: accuracy {point.accuracy:.4f}")
-    echo(f"accuracy (rank) with one layer decomposed; the whole net's is {points[0].accuracy:.2%}")
-    table(points).show()
-    if opened.costed:
-        echo(opened.costed)
-    for name, reason in opened.prepared.skipped.items():
+    given = layers.keywords
+    solver, scores = given.pop("data"), f"{prefix}.scores.json"
+    with Shown() as observer:
+        found = sensitivity(snapshot, solver=solver, error=errors, scores=scores, observer=observer, **given)
+    echo(f"accuracy (rank) with one layer decomposed; the whole net's is {found.points[0].accuracy:.2%}")
+    table(found.points).show()
+    if found.opened.costed:
+        echo(found.opened.costed)
+    for name, reason in found.skipped.items():
         echo(f"can't be decomposed: {name}: {reason}")
-    write_text(f"{prefix}.csv", as_csv(points))
-    if out and kind:
-        write_bytes(out, picture(points, kind))
-    echo(f"wrote {f'{out} and ' if out else ''}{prefix}.csv; {evaluator.runs} nets scored, the others were known")
-
-
-def picture_kind(out: Path) -> str:
-    """What is drawn for a file of this name. Raises UsageError for an ending that can't be."""
-    kind = out.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise UsageError(f"--out is '{out}'; expected a name that ends in {', '.join(f'.{one}' for one in KINDS)}")
-    return kind
+    found.write(f"{prefix}.csv", out)
+    echo(f"wrote {f'{out} and ' if out else ''}{prefix}.csv; {found.runs} nets scored, the others were known")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from forcereg.commands.lowrank_files import default_prefix, format_option, write_net
-from forcereg.errors import ForceregError, UsageError
+from forcereg.commands.lowrank_files import format_option
+from forcereg.commands.lowrank_options import names
 from forcereg.system.terminal import echo
 
 
@@ -24,22 +22,11 @@ def command(snapshot: str, model: str | None, only_layers: str | None, out: str 
     The net computes what it did; every group can then have its own multipliers, rank or method. Writes
     PREFIX.prototxt and PREFIX.caffemodel, or .caffemodel.h5. `forcereg merge-groups` is the way back.
     """
-    from forcereg.commands.lowrank_options import names, opened_model
-    from forcereg.lowrank.groups import split_groups, splittable
+    from forcereg.net.made import default_prefix
+    from forcereg.report.progress import Shown
+    from forcereg.workflows.split_groups import split_groups
 
-    only = names("--only-layers", only_layers)
-    weights, file = opened_model(snapshot, model)
-    known = splittable(file.message, weights.layers)
-    if not known:
-        raise ForceregError(f"{file.name}: has no grouped Convolution with weights of its own, so nothing to split")
-    if missing := [name for name in only or () if name not in known]:
-        raise UsageError(
-            f"--only-layers: '{missing[0]}' is no grouped Convolution of {file.name} that can be split; "
-            f"those are {', '.join(known)}"
-        )
-    net, blobs, split = split_groups(file.message, weights.layers, only)
-    prefix = Path(out) if out else default_prefix(snapshot, "split")
-    written = write_net(
-        prefix, net, blobs, weights, model, f"groups of {', '.join(split)} as parallel layers", form=form
-    )
-    echo(f"split {', '.join(split)}; wrote {written['model']} and {written['weights']}")
+    with Shown() as observer:
+        made = split_groups(snapshot, model=model, layers=names("--only-layers", only_layers), observer=observer)
+        written = made.write(out or default_prefix(snapshot, "split"), form)
+    echo(f"split {', '.join(made.layers)}; wrote {written['model']} and {written['weights']}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, Opened, choice_options
-from forcereg.commands.lowrank_rules import RULES, RankOptions, flag, rank_options
+from forcereg.commands.lowrank_options import LayerOptions, choice_options
+from forcereg.commands.lowrank_rules import RankOptions, flag, rank_options
 from forcereg.commands.options import code_options, data_options, device_options
 from forcereg.errors import ForceregError, UsageError
 from forcereg.system.terminal import echo
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from forcereg.lowrank.ranks import Choice
     from forcereg.schema.text import SolverFile
-    from forcereg.study.evaluate import Evaluator
     from forcereg.study.sweep import Cut, Trained
 
 ERROR = 0.05
@@ -75,15 +74,15 @@ def command(
     from forcereg.system.files import write_bytes, write_text
 
     figure_type()  # without matplotlib it ends here, not after hours
-    given: dict[str, Any] = {field.name: None for field in fields(Layers)} | LAYERS | options | {"solver": solver}
-    layers = Layers(**given)
+    given: dict[str, Any] = {field.name: None for field in fields(LayerOptions)} | LAYERS | options
+    layers = LayerOptions(**given | {"solver": solver})
     running = {
         "device": layers.on,
         "budget": layers.data_budget << 20,
         "workers": layers.workers,
         "allow_python_layers": layers.allow_python_layers,
     }
-    error = ERROR if ranks.error is None else ranks.error
+    error = ERROR if ranks.values["error"] is None else ranks.values["error"]
     cut = cut_by(ranks, error, layers)
     models = [Path(name.strip()).resolve() for name in weights.split(",") if name.strip()]
     plan = Plan(solver_of(solver, sets, max_iter), models, error, finetune, running, cut)
@@ -112,45 +111,41 @@ def solver_of(path: str, sets: tuple[str, ...], max_iter: int | None) -> SolverF
     return with_settings(file, [f"max_iter={max_iter}"])
 
 
-@dataclass(frozen=True)
-class Layers(LayerOptions):
-    """What the options say of layers, for a net whose `scorer` is there."""
-
-    scorer: Evaluator | None = None
-
-    def evaluator(self, scores: Path | None) -> Evaluator:
-        """The one that is there."""
-        assert self.scorer is not None
-        return self.scorer
-
-
 LAYERS = {"fold_bn": False, "seed": 0, "input_shape": ()}
 """Of the options of other commands what `sweep` lacks and isn't None."""
 
 
-def cut_by(ranks: RankOptions, error: float, layers: Layers) -> Cut:
+def cut_by(ranks: RankOptions, error: float, layers: LayerOptions) -> Cut:
     """The rule that the options give, at the `error` without another. Raises UsageError, ForceregError."""
     from forcereg.lowrank.ranks import by_error
+    from forcereg.lowrank.rules import criterion_of
+    from forcereg.net.read import ReadNet
+    from forcereg.study.judged import Judged
+    from forcereg.study.opened import Opened
     from forcereg.study.sweep import Cut
 
     by_error(error)  # its range
-    given = [name for name in RULES if name != "error" and getattr(ranks, name) is not None]
-    ranks = replace(ranks, error=None if given else error)
-    ranks.rule(layers)  # so that what is wrong with it is told now
+    given = [name for name in ranks.given if name != "error"]
+    ranks = replace(ranks, values={**ranks.values, "error": None if given else error})
+    rule, opening = ranks.rule(), layers.opening()  # so that what is wrong with it is told now
+    rule.check(layers.method, has_data=True)
 
     def choose(trained: Trained) -> Mapping[str, Choice]:
-        opened = Opened(trained.model, trained.prepared, trained.accounts)
-        return ranks.rule(replace(layers, scorer=trained.evaluator))(opened)(trained.prepared.candidates)
+        read = ReadNet(trained.model, trained.prepared.file, trained.accounts.root)
+        opened = Opened(read, trained.prepared, trained.accounts)
+        judged = Judged(opened, replace(opening, scorer=trained.evaluator))
+        return criterion_of(rule, judged, ranks.even_if_dearer)(trained.prepared.candidates)
 
-    asked = {name: text(value) for name, value in asdict(ranks).items() if value not in (None, False)}
+    asked = {name: text(ranks.values[name]) for name in ranks.given}
+    asked |= {"even_if_dearer": text(True)} if ranks.even_if_dearer else {}
     name = given[0] if given else "error"
     words = " ".join([f"{flag(name)[2:]} {asked[name]}", *([] if layers.method == "pca" else [f"by {layers.method}"])])
-    if ranks.rank_config is not None:
-        asked["rank_config"] = hashlib.sha256(Path(ranks.rank_config).read_bytes()).hexdigest()
+    if ranks.values["rank_config"] is not None:
+        asked["rank_config"] = hashlib.sha256(Path(ranks.values["rank_config"]).read_bytes()).hexdigest()
     for one in ("method", "fc", "only_layers", "except_layers", "multiple"):
         if (value := getattr(layers, one)) not in (None, False, 1):
             asked[one] = str(value)
-    return Cut(words, asked, choose, layers.selection(ranks.config), ranks.max_accuracy_drop is not None)
+    return Cut(words, asked, choose, opening.selection(rule.layers), rule.scores)
 
 
 def text(value: Any) -> str:

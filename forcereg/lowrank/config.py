@@ -10,8 +10,8 @@ from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean, printable
 from forcereg.lowrank.factor import Rank
+from forcereg.lowrank.kinds import factorizer
 from forcereg.lowrank.ranks import Candidate, Choice, Whole
-from forcereg.registry import factorizer
 from forcereg.system.files import read_file
 from forcereg.system.sidefiles import parse_json
 
@@ -44,7 +44,7 @@ class LayerRule:
 
 
 @dataclass(frozen=True)
-class RankConfig:
+class LayerRules:
     """The rules of a file, by layer name; a criterion itself: layers that it doesn't name stay whole."""
 
     name: str
@@ -60,7 +60,7 @@ class RankConfig:
         return {one.name: self.layers[one.name].choose(one) if one.name in self.layers else left for one in candidates}
 
 
-def read_config(path: Any) -> RankConfig:
+def read_config(path: Any) -> LayerRules:
     """The config in a file. Raises ForceregError for one that can't be read or isn't of the form."""
     name = fspath(path)
     try:
@@ -70,7 +70,7 @@ def read_config(path: Any) -> RankConfig:
     return parse_config(text, name)
 
 
-def parse_config(text: str, name: str = "<config>") -> RankConfig:
+def parse_config(text: str, name: str = "<config>") -> LayerRules:
     """The config in JSON text. Raises ForceregError with the line for text that is none."""
     try:
         found = parse_json(text)
@@ -81,12 +81,12 @@ def parse_config(text: str, name: str = "<config>") -> RankConfig:
     return config_of(found, name)
 
 
-def config_of(found: Any, name: str = "<config>") -> RankConfig:
+def config_of(found: Any, name: str = "<config>") -> LayerRules:
     """The config of plain data, layer name -> rank or {"method", "rank" | "error" | "energy"}. Raises ForceregError."""
     rules = {} if not isinstance(found, Mapping) else {key: value for key, value in found.items() if key != COMMENT}
     if not rules:
         raise ForceregError(f"{name}: names no layer; expected {FORM}")
-    return RankConfig(name, {layer: rule_of(value, f"{name}: layer '{layer}'") for layer, value in rules.items()})
+    return LayerRules(name, {layer: rule_of(value, f"{name}: layer '{layer}'") for layer, value in rules.items()})
 
 
 def rule_of(value: Any, where: str) -> LayerRule:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forcereg.lowrank import search
 from forcereg.lowrank.factor import NOISE, Factors, Part, Rank, blocks_of, each_of, rank_text
-from forcereg.registry import factorizer
+from forcereg.lowrank.kinds import factorizer
 
 
 class Ladder:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from forcereg.lowrank.factor import Slot, compose
+from forcereg.lowrank.kinds import factorizer
 from forcereg.lowrank.rewrite import AXES, NEUTRAL, Weights, part_name, per_axis, set_field
-from forcereg.registry import factorizer
 from forcereg.schema import NetParameter
 
 

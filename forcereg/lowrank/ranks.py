@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from forcereg.cost import Cost, chain_cost
-from forcereg.errors import UsageError
+from forcereg.errors import UsageError, check_share
 from forcereg.lowrank.factor import Rank, rank_text
 from forcereg.lowrank.ladder import Ladder
 
@@ -143,22 +143,19 @@ def unless_dearer(criterion: Criterion, asked: Collection[str] = ()) -> Criterio
 
 def by_error(error: float) -> Criterion:
     """Every layer the smallest rank whose relative squared error is at most `error`, in [0, 1]: the cheapest."""
-    if not 0 <= error <= 1:
-        raise UsageError(f"the error bound is {error:g}; expected 0 to 1")
+    check_share("the error bound", error)
     return lambda candidates: {one.name: one.smallest_rank(error) for one in candidates}
 
 
 def by_energy(energy: float) -> Criterion:
     """Every layer the smallest rank that keeps the share `energy`, in [0, 1], of the squared norm: error 1 - energy."""
-    if not 0 <= energy <= 1:
-        raise UsageError(f"the share of energy to keep is {energy:g}; expected 0 to 1")
+    check_share("the share of energy to keep", energy)
     return by_error(1 - energy)
 
 
 def by_fork_ratio(ratio: float) -> Criterion:
     """The fork's ratio for svd: the root of the kept share of energy is at least `ratio`, in [0, 1]."""
-    if not 0 <= ratio <= 1:
-        raise UsageError(f"the ratio is {ratio:g}; expected 0 to 1")
+    check_share("the ratio", ratio)
     return by_error(1 - ratio**2)
 
 

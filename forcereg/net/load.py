@@ -162,21 +162,6 @@ def costed_net(
     )
 
 
-def costed_state(file: NetFile, root: Path | None = None) -> Any:
-    """The state of the net that costs are of, without shapes: TEST, or TRAIN where the layers of TEST make no net."""
-    states = [net_state(phase, file.message.state, net_state(phase)) for phase in (TEST, TRAIN)]
-    return next((state for state in states if stands(file, state, root)), states[0])
-
-
-def stands(file: NetFile, state: Any, root: Path | None = None) -> bool:
-    """Whether the layers that a state keeps make a net, whatever their shapes."""
-    try:
-        build_spec(file, state, root)
-    except ForceregError:
-        return False
-    return True
-
-
 def phase_net(
     file: NetFile,
     state: Any,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from forcereg.cost import Cost
-from forcereg.lowrank.decompose import Decomposition, LayerReport
+from forcereg.lowrank.decompose import LayerReport, LowrankNet
 from forcereg.lowrank.factor import rank_text
 from forcereg.report.table import Table, numeric
 from forcereg.system.terminal import echo
@@ -27,7 +27,7 @@ def net_report(before: Cost, after: Cost) -> dict[str, Any]:
     }
 
 
-def remarks(result: Decomposition, net: dict[str, Any]) -> list[str]:
+def remarks(result: LowrankNet, net: dict[str, Any]) -> list[str]:
     """What may surprise, a line each: ranks that were rounded, chains that cost more than their layer, what is left."""
     lines = [f"{layer.name}: {layer.rounding}" for layer in result.layers if layer.rounding]
     lines += [slower(layer) for layer in result.layers if is_slower(layer)]
@@ -56,7 +56,7 @@ def slower(layer: LayerReport) -> str:
     return f"{layer.name}: its chain has {cost} of the layer before; {better}leave it: --except-layers {layer.name}"
 
 
-def show(result: Decomposition, net: dict[str, Any], train_net: dict[str, Any] | None = None) -> None:
+def show(result: LowrankNet, net: dict[str, Any], train_net: dict[str, Any] | None = None) -> None:
     """Print the table, the remarks, and what was left whole and why; `train_net`: the TRAIN net's cost, if another."""
     numbers = ("full rank", "rank", "error", "MACs before", "MACs after", "speed-up", "params before", "params after")
     table = Table("layer", "method", *numeric(*numbers))

@@ -10,12 +10,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from forcereg.errors import ForceregError, printable
+from forcereg.errors import ForceregError, UsageError, printable
 from forcereg.report.points import Curve, Run
 
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
 KINDS = ("png", "svg", "pdf", "html")
 CSV = "csv"
+PICTURES = ("png", "svg", "pdf")
+"""What matplotlib draws."""
 STYLES = ("-", "--", ":", "-.")
 INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
 """Entries of a legend that has room among the curves, and rows and entries of one beside them."""
@@ -162,4 +164,12 @@ def kind_of(path: Path) -> str:
     kind = path.suffix.removeprefix(".").lower()
     if kind not in (*KINDS, CSV):
         raise ForceregError(f"{path}: expected a name that ends in {', '.join(f'.{one}' for one in (*KINDS, CSV))}")
+    return kind
+
+
+def picture_kind(out: Path) -> str:
+    """What is drawn for a file of this name. Raises UsageError for an ending that can't be."""
+    kind = out.suffix.removeprefix(".").lower()
+    if kind not in PICTURES:
+        raise UsageError(f"--out is '{out}'; expected a name that ends in {', '.join(f'.{one}' for one in PICTURES)}")
     return kind

@@ -1,13 +1,15 @@
-"""Progress of work that takes a few long steps: a bar on a terminal, lines otherwise."""
+"""How work goes: a bar on a terminal or lines for its steps, and what it has to say besides."""
 
 from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from forcereg.errors import printable
+from forcereg.system.events import Event
 from forcereg.system.terminal import bar, echo, on_terminal
 
 P = ParamSpec("P")
@@ -59,6 +61,50 @@ class Steps:
         self._count += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, last=printable(text))
-        elif time.monotonic() - self._told >= self._pause:
+        elif text and time.monotonic() - self._told >= self._pause:
             self._told = time.monotonic()
             echo(f"{self._title} {self._count} of at most {self._most}: {text}", err=True)
+
+
+FEW = {"net"}
+"""Tasks of few long steps: a line each, where there is no terminal."""
+
+
+class Shown:
+    """An observer that shows how work goes on stderr: each task's steps, notes and warnings.
+
+    A task begins with its first event and ends with the next one's, or with the `with` block. Steps of which there is
+    nothing to say move the bar only.
+    """
+
+    def __init__(self) -> None:
+        self._steps: Steps | None = None
+        self._task = ""
+
+    def __enter__(self) -> Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def __call__(self, event: Event) -> None:
+        """One of the events of `Tell`."""
+        if event.kind == "progress":
+            if self._steps is None or event.task != self._task or not event.done:
+                self._begin(event)
+            if event.done:
+                self._steps.done(event.text)  # type: ignore[union-attr]
+        elif event.kind == "note":
+            echo(event.text, err=True)
+        elif event.kind == "warning":
+            warnings.warn(event.text, stacklevel=2)
+
+    def _begin(self, event: Event) -> None:
+        self._end()
+        self._task = event.task
+        self._steps = Steps(event.task, event.most, 0.0 if event.task in FEW else PAUSE).__enter__()
+
+    def _end(self) -> None:
+        if self._steps is not None:
+            self._steps.__exit__()
+        self._steps = None

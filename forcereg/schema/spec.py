@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.schema import TRAIN, LayerParameter
+from forcereg.schema import TEST, TRAIN, LayerParameter
 from forcereg.schema.foreign import layer_options
 from forcereg.schema.numbers import FLOATS, repeats
-from forcereg.schema.rules import ONLY, Title, hidden_makers, included, left_out, named, said_rule, said_state, way_in
+from forcereg.schema.rules import (
+    ONLY,
+    Title,
+    hidden_makers,
+    included,
+    left_out,
+    named,
+    net_state,
+    said_rule,
+    said_state,
+    way_in,
+)
 from forcereg.schema.scan import shown
 from forcereg.schema.text import NetFile
 
@@ -143,6 +154,21 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None, title: Title
         warnings=warnings,
         title=title.short(state),
     )
+
+
+def costed_state(file: NetFile, root: Path | None = None) -> Any:
+    """The state of the net that costs are of, without shapes: TEST, or TRAIN where the layers of TEST make no net."""
+    states = [net_state(phase, file.message.state, net_state(phase)) for phase in (TEST, TRAIN)]
+    return next((state for state in states if stands(file, state, root)), states[0])
+
+
+def stands(file: NetFile, state: Any, root: Path | None = None) -> bool:
+    """Whether the layers that a state keeps make a net, whatever their shapes."""
+    try:
+        build_spec(file, state, root)
+    except ForceregError:
+        return False
+    return True
 
 
 def rule_problems(file: NetFile, state: Any, title: Title = ONLY) -> Iterator[ForceregError]:

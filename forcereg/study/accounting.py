@@ -10,11 +10,12 @@ from typing import Any
 from forcereg.cost import Cost, Shapes
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.lowrank.rewrite import Weights
-from forcereg.net.load import phase_net, stands
+from forcereg.net.load import phase_net
 from forcereg.net.module import Net
 from forcereg.net.summary import cost_of
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.rules import included, net_state
+from forcereg.schema.spec import stands
 from forcereg.schema.text import NetFile
 
 

@@ -16,20 +16,23 @@ import torch
 import forcereg.registry as registry
 from forcereg.cost import Shapes
 from forcereg.errors import ForceregError
-from forcereg.lowrank.decompose import Prepared
+from forcereg.lowrank.decompose import LowrankNet, Prepared
 from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.merge import merge
-from forcereg.lowrank.ranks import Candidate, Choice, Whole
+from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
 from forcereg.lowrank.rewrite import Weights, split
+from forcereg.lowrank.timed import Timed, by_times
 from forcereg.net.load import load_net, net_file, net_shapes, net_spec
 from forcereg.net.module import Net
 from forcereg.net.timing import Stopwatch
 from forcereg.schema import NetParameter
 from forcereg.schema.rules import included
-from forcereg.schema.text import NetFile
+from forcereg.schema.text import NetFile, net_from_message
 from forcereg.snapshot import ModelFile, load_into
+from forcereg.study.accounting import Accounts
 from forcereg.system.capture import WARM_UP, Recorder, recorder_for
 from forcereg.system.device import choose_device, prepare
+from forcereg.system.events import Tell
 
 T = TypeVar("T")
 Run = Callable[[], Any]
@@ -197,7 +200,36 @@ def resized(shape: Sequence[int], batch: int | None) -> tuple[int, ...]:
     return tuple(shape) if batch is None or not shape else (batch, *shape[1:])
 
 
+def timed_choices(
+    prepared: Prepared, device: torch.device, batch: int | None, criterion: Criterion, budget: bool, tell: Tell
+) -> Timed:
+    """The criterion's ranks or faster ones near them, by what the layers take on a device. Raises ForceregError.
+
+    `budget`: the criterion shares one out.
+    """
+    return by_times(prepared.candidates, criterion, LayerTimer(prepared, device, batch, tell.note), budget)
+
+
 # -- whole nets
+
+
+def before_and_after(
+    prepared: Prepared, made: LowrankNet, accounts: Accounts, device: torch.device, batch: int | None, tell: Tell
+) -> list[float] | None:
+    """Milliseconds of the whole net as it is and as it was made; None where it can't run by itself, which is told."""
+    nets = [(prepared.file, prepared.weights), (net_from_message(made.net, prepared.file.name), made.weights)]
+    try:
+        return net_latencies(
+            nets,
+            batch,
+            device=device,
+            input_shapes=accounts.fed,
+            root=accounts.root,
+            allow_python_layers=accounts.allow_python_layers,
+        )
+    except ForceregError as error:
+        tell.note(f"the whole net isn't measured: {error}")
+        return None
 
 
 def net_latency(net: Any, weights: Weights | None = None, batch: int | None = None, **options: Any) -> float:
@@ -239,11 +271,23 @@ def net_run(
     file: NetFile, weights: Weights | None, given: Shapes, device: torch.device, allow_python_layers: bool = False
 ) -> Run:
     """A call of a whole net in its test phase on random data."""
+    net = filled_net(file, weights, given, allow_python_layers, device)
+    # below 1, so that as a label it is class 0
+    return partial(net, {name: torch.rand(net.shapes[name], device=device) for name in net.inputs})
+
+
+def filled_net(
+    file: NetFile,
+    weights: Weights | None,
+    given: Shapes,
+    allow_python_layers: bool = False,
+    device: str | torch.device = "cpu",
+) -> Net:
+    """A net in its test phase with these weights, to be fed by hand: its inputs and data layers have `given` shapes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told where the net is trained
         net = load_net(file, input_shapes=given, device=device, seed=0, allow_python_layers=allow_python_layers)
     if weights is not None:
         layers = {name: dict(blobs) for name, blobs in weights.items()}
         load_into(net.params, ModelFile(Path("<weights>"), layers, {}), net.shared)
-    # below 1, so that as a label it is class 0
-    return partial(net, {name: torch.rand(net.shapes[name], device=device) for name in net.inputs})
+    return net

@@ -11,32 +11,39 @@ import torch
 
 from forcereg.errors import ForceregError
 from forcereg.layers.norm import BatchNorm
-from forcereg.lowrank.decompose import Decomposition, Prepared
+from forcereg.lowrank.decompose import LowrankNet, Prepared
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.ranks import Choice
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net.module import Net
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.study.moments import TrainingData
-from forcereg.system.terminal import track
+from forcereg.system.events import Tell
 
 STATISTICS = ("mean", "variance", "factor")
 """The first blobs of a BatchNorm."""
 
 
 def recalibrate(
-    made: Decomposition, prepared: Prepared, weights: Weights, choices: Mapping[str, Choice], data: TrainingData
-) -> Decomposition:
+    made: LowrankNet,
+    prepared: Prepared,
+    weights: Weights,
+    choices: Mapping[str, Choice],
+    data: TrainingData,
+    tell: Tell | None = None,
+) -> LowrankNet:
     """A decomposition with the statistics of its BatchNorm layers gathered anew.
 
     `made`: of `prepared` at `choices`, which was made from `weights`. Where its net reads no training data (a deploy
     net) the solver's net takes its place, cut alike. Raises ForceregError as `recalibrated`.
     """
     file = _for_training(made, prepared, weights, choices, data)
-    return replace(made, weights=recalibrated(file, made.weights, data))
+    return replace(made, weights=recalibrated(file, made.weights, data, tell))
 
 
-def recalibrated(file: NetFile, weights: Weights, data: TrainingData) -> dict[str, dict[int, np.ndarray]]:
+def recalibrated(
+    file: NetFile, weights: Weights, data: TrainingData, tell: Tell | None = None
+) -> dict[str, dict[int, np.ndarray]]:
     """The weights with the statistics of every BatchNorm of a net's train phase over `data.batches` of its own data.
 
     As `gather`. Raises ForceregError for a net without BatchNorm or training data, for weights that don't fit and for
@@ -44,7 +51,7 @@ def recalibrated(file: NetFile, weights: Weights, data: TrainingData) -> dict[st
     """
     net = data.net(file, weights)
     try:
-        gather(net, data.batches)
+        gather(net, data.batches, tell)
         found = {name: dict(blobs) for name, blobs in weights.items()}
         for name in norms(net):
             for index in range(len(STATISTICS)):
@@ -61,7 +68,7 @@ def norms(net: Net) -> dict[str, BatchNorm]:
 
 
 @torch.no_grad()
-def gather(net: Net, batches: int) -> None:
+def gather(net: Net, batches: int, tell: Tell | None = None) -> None:
     """Sets the statistics of a net's BatchNorm layers, also frozen ones, to those of so many batches of its own data.
 
     Each layer normalises by its batch, as in training, and adds up the batches' means, unbiased variances and number:
@@ -72,9 +79,11 @@ def gather(net: Net, batches: int) -> None:
     found = norms(net)
     if not found:
         raise ForceregError(f"{net.spec.filename}: the net has no BatchNorm, so there are no statistics to recompute")
+    step = (tell or Tell()).steps("gathering statistics", batches)
     with _gathering(net, found):
-        for _ in track(range(batches), "gathering statistics", batches):
+        for _ in range(batches):
             net()
+            step("")
     for name, module in found.items():
         if not all(bool(module.weight_blob(one).isfinite().all()) for one in STATISTICS):
             raise ForceregError(f"{net.spec.filename}: the input of layer '{name}' isn't finite on the training data")
@@ -100,7 +109,7 @@ def _gathering(net: Net, found: Mapping[str, BatchNorm]) -> Iterator[None]:
 
 
 def _for_training(
-    made: Decomposition, prepared: Prepared, weights: Weights, choices: Mapping[str, Choice], data: TrainingData
+    made: LowrankNet, prepared: Prepared, weights: Weights, choices: Mapping[str, Choice], data: TrainingData
 ) -> NetFile:
     source = data.source(prepared.file)
     if source is prepared.file:

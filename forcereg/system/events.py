@@ -6,6 +6,7 @@ device once per event.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,12 @@ class Tell:
     def progress(self, task: str, done: int, most: int, text: str = "") -> None:
         """`done` of at most `most` steps ("net", "layer") are done; `text`: what the last one came to."""
         self._emit("progress", task=task, done=done, most=most, text=text)
+
+    def steps(self, task: str, most: int) -> Callable[[str], None]:
+        """Begins a task of at most `most` steps; to be called with what each came to when it is done."""
+        self.progress(task, 0, most)
+        counted = itertools.count(1)
+        return lambda text: self.progress(task, next(counted), most, text)
 
     def note(self, text: str) -> None:
         """A remark on how the work is done."""

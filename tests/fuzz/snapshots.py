@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 import torch
 
-from forcereg.commands.lowrank_options import asked_net
 from forcereg.data.feed import FeedContext
 from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
 from forcereg.net.load import load_net, net_shapes, net_spec
+from forcereg.net.read import asked_net
 from forcereg.schema.text import parse_net
 from forcereg.snapshot import (
     ModelFile,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 
-from forcereg.lowrank.decompose import Decomposition, Selection, decompose
+from forcereg.lowrank.decompose import LowrankNet, Selection, decompose
 from forcereg.lowrank.merge import find_chains, merge, written_chains
 from forcereg.lowrank.ranks import Whole, by_error, by_list
 from forcereg.lowrank.rewrite import AXES
@@ -20,7 +20,7 @@ WINDOWS = {name: CONVOLUTIONS[name] for name in ("plain", "stride_pad", "rectang
 FC = 'layer { name: "c" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 5 %s %s } }'
 
 
-def net_of(result: Decomposition) -> NetFile:
+def net_of(result: LowrankNet) -> NetFile:
     return parse_net(to_text(result.net))
 
 
@@ -77,7 +77,7 @@ def test_a_pair_is_never_wider_than_it_was(method: str) -> None:
     assert layer.macs_before == layer.macs_after == once_macs(once, file)
 
 
-def once_macs(once: Decomposition, file: NetFile) -> int | None:
+def once_macs(once: LowrankNet, file: NetFile) -> int | None:
     shapes = net_shapes(file)
     weights = once.weights
     _, channels, height, width = (shapes or {})["y"]

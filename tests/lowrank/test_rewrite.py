@@ -11,7 +11,7 @@ from google.protobuf import text_format
 
 from forcereg.cost import lowrank_speedup
 from forcereg.errors import ForceregError, UsageError
-from forcereg.lowrank.decompose import Decomposition, Selection, decompose
+from forcereg.lowrank.decompose import LowrankNet, Selection, decompose
 from forcereg.lowrank.ranks import by_error, by_list
 from forcereg.lowrank.rewrite import AXES, set_field
 from forcereg.net.load import load_net, net_shapes
@@ -58,7 +58,7 @@ def fill(net: Net, weights: dict[str, dict[int, np.ndarray]]) -> None:
                 net.params[name][index].copy_(torch.from_numpy(values))
 
 
-def exact(file: NetFile, net: Net) -> Decomposition:
+def exact(file: NetFile, net: Net) -> LowrankNet:
     return decompose(file, arrays(net), by_error(0))
 
 

@@ -14,7 +14,7 @@ import torch
 import forcereg.data.decoded as decoded
 from forcereg import snapshot
 from forcereg.errors import ForceregError
-from forcereg.lowrank.decompose import Decomposition, Prepared, Selection, prepare
+from forcereg.lowrank.decompose import LowrankNet, Prepared, Selection, prepare
 from forcereg.lowrank.ranks import Whole
 from forcereg.schema.text import SolverFile, parse_net, read_solver
 from forcereg.solver.loop import Solver
@@ -41,7 +41,7 @@ class Trained:
     def prepared(self, **selection: Any) -> Prepared:
         return prepare(self.file, self.model.layers, None, Selection(**selection))
 
-    def cut(self, rank: int = 2) -> Decomposition:
+    def cut(self, rank: int = 2) -> LowrankNet:
         return self.prepared().apply({"conv": rank})
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forcereg.errors import ForceregError
-from forcereg.lowrank.decompose import Decomposition, Selection, decompose, prepare
+from forcereg.lowrank.decompose import LowrankNet, Selection, decompose, prepare
 from forcereg.lowrank.ranks import by_list
 from forcereg.net.load import load_net
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_solver
@@ -53,7 +53,7 @@ def trained(text: str) -> tuple[NetFile, dict[str, dict[int, np.ndarray]]]:
     return parse_net(text), pack(net)
 
 
-def cut(text: str, ranks: tuple[int, ...] = (1, 1)) -> tuple[NetFile, Decomposition]:
+def cut(text: str, ranks: tuple[int, ...] = (1, 1)) -> tuple[NetFile, LowrankNet]:
     """The net, harshly decomposed."""
     file, weights = trained(text)
     made = decompose(file, weights, by_list(ranks))

@@ -22,6 +22,14 @@ def test_an_observer_gets_every_event() -> None:
     ]
 
 
+def test_steps_are_counted() -> None:
+    seen: list[Event] = []
+    step = Tell(seen.append).steps("layer", 2)
+    step("conv1")
+    step("conv2")
+    assert [(event.done, event.most, event.text) for event in seen] == [(0, 2, ""), (1, 2, "conv1"), (2, 2, "conv2")]
+
+
 def test_without_one_only_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     tell = Tell()
     with pytest.warns(UserWarning, match="no test data") as found:

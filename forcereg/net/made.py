@@ -1,0 +1,119 @@
+"""The two files of a net made of a snapshot: the net, and its weights with that net inside."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError, UsageError, printable
+from forcereg.lowrank.rewrite import Weights
+from forcereg.net.convert import MESSAGE, training_message, write_in_format
+from forcereg.net.read import ReadNet, StrPath
+from forcereg.schema.text import parse_net, to_text
+from forcereg.snapshot import NET, binary, fingerprint, is_binary, read_model
+from forcereg.system.files import write_text
+
+FORMATS = {"binary": ".caffemodel", "hdf5": ".caffemodel.h5"}
+"""Formats of weights -> how such a file's name ends."""
+
+
+def default_prefix(snapshot: StrPath, ending: str = "lowrank") -> Path:
+    """`<snapshot stem>_<ending>` beside the snapshot."""
+    path = Path(snapshot)
+    return path.with_name(f"{stem(path)}_{ending}")
+
+
+def stem(snapshot: Path) -> str:
+    """A snapshot's name without its endings."""
+    return snapshot.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".solverstate")
+
+
+@dataclass(frozen=True)
+class RegroupedNet:
+    """A net whose grouped convolutions were split into parallel layers, or merged; it computes what it did.
+
+    net: NetParameter. weights: layer name -> position of the blob in its layer -> values. layers: names of those that
+    were split, or made. heading: what was done, in words.
+    """
+
+    net: Any
+    weights: Weights
+    layers: tuple[str, ...]
+    read: ReadNet
+    heading: str
+    warn: Callable[[str], None] = warnings.warn
+
+    def write(self, prefix: StrPath, format: str | None = None) -> dict[str, str]:
+        """Writes PREFIX.prototxt and the weights, PREFIX.caffemodel or PREFIX.caffemodel.h5; the paths of both.
+
+        format: "binary" or "hdf5", None for the snapshot's. Raises UsageError where a file that was read would be
+        overwritten, ForceregError if the system refuses.
+        """
+        return write_net(prefix, self.net, self.weights, self.read, self.heading, form=format, warn=self.warn)
+
+
+def write_net(
+    prefix: StrPath,
+    net: Any,
+    weights: Weights,
+    read: ReadNet,
+    heading: str,
+    attrs: Mapping[str, str] | None = None,
+    form: str | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> dict[str, str]:
+    """Writes a net made of one that was `read`, and its weights with the net inside and all that was known of it.
+
+    No file that was read is overwritten; the paths of both are returned. `heading`: what was done, for a comment.
+    `attrs` are kept in the weights file too. `form`: of `FORMATS`, None for that of the snapshot. Warns of weights in
+    the other format that an earlier run left there. Raises ForceregError.
+    """
+    prefix, source = os.fspath(prefix), read.model
+    if form is not None and form not in FORMATS:
+        raise UsageError(f"the format is '{form}'; expected {' or '.join(FORMATS)}")
+    form = form or ("binary" if is_binary(source.path) else "hdf5")
+    net_path = Path(f"{prefix}.prototxt")
+    paths = {one: Path(f"{prefix}{ending}") for one, ending in FORMATS.items()}
+    for path, known in ((net_path, read.given), *((path, source.path) for path in paths.values())):
+        if known is not None and path.resolve() == Path(known).resolve():
+            if path not in (net_path, paths[form]):
+                raise UsageError(f"--out {prefix} would put another net beside {known}; choose another prefix")
+            raise UsageError(f"--out {prefix} would overwrite {known}; choose another prefix")
+    text = f"# {printable(f'{source.path.name}: {heading}')}\n" + to_text(net)
+    kept = {name: value for name, value in source.attrs.items() if name != MESSAGE}  # that is of the old net's layers
+    made = replace(source, layers=weights, diffs={}, attrs={**kept, **(attrs or {}), "forcereg_net": text})
+    file = parse_net(text, str(net_path))
+    if form == "binary":
+        check_size(paths[form], weights)
+    written = write_in_format(paths[form], made, training_message(file), form == "binary", file)
+    write_text(net_path, text)
+    for other in paths.values():
+        if other != paths[form]:
+            warn_of(other, paths[form], text, written, warn)
+    return {"model": str(net_path), "weights": str(paths[form])}
+
+
+def check_size(path: Path, weights: Weights) -> None:
+    """Raises ForceregError for more than a binary file holds."""
+    size = sum(4 * values.size for blobs in weights.values() for values in blobs.values())
+    if size > binary.LIMIT:
+        raise ForceregError(
+            f"{path}: the weights take {size:,} bytes, a binary file holds {binary.LIMIT:,} at most; give --format hdf5"
+        )
+
+
+def warn_of(other: Path, written: Path, text: str, weights: Weights, warn: Callable[[str], None]) -> None:
+    """Warns of a model in the other format beside the one written, unless it holds the same."""
+    if not other.is_file():
+        return
+    try:
+        known = read_model(other)
+        same = known.attrs.get(NET) == text and fingerprint(known.layers) == fingerprint(weights)
+    except ForceregError:
+        same = False
+    if not same:
+        warn(f"{other} is an earlier run's: the net beside it is now that of {written}")

@@ -1,0 +1,53 @@
+"""A net as the rules for ranks see it: what it costs, and how it scores at a choice of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from forcereg.cost import Cost
+from forcereg.lowrank.accuracy import Accuracy
+from forcereg.lowrank.ranks import Choice
+from forcereg.net.module import Net
+from forcereg.net.read import StrPath
+from forcereg.schema.text import net_from_message
+from forcereg.study.latency import filled_net
+from forcereg.study.opened import Opened, Opening
+from forcereg.system.events import Tell
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A `lowrank.rules.Subject`: an opened net, and what it was opened with. `scores`: the file that keeps scores."""
+
+    opened: Opened
+    asked: Opening
+    scores: Path | None = None
+
+    @property
+    def whole(self) -> Cost:
+        """Of the whole net as it is."""
+        return self.opened.whole
+
+    @property
+    def tell(self) -> Tell:
+        """What hears how a search goes."""
+        return self.asked.tell
+
+    def scored_on(self, solver: StrPath | None) -> Accuracy:
+        """See Subject."""
+        evaluator = self.asked.evaluator(self.scores, solver)
+        return evaluator.accuracy(self.opened.prepared, self.opened.weights)
+
+    def scored_by(self, score: Callable[[Net], float]) -> Accuracy:
+        """See Subject: the net in its test phase, fed by hand."""
+        prepared, accounts = self.opened.prepared, self.opened.accounts
+
+        def accuracy(choices: Mapping[str, Choice]) -> float:
+            made = prepared.apply(choices)
+            file = net_from_message(made.net, prepared.file.name)
+            net = filled_net(file, made.weights, accounts.fed or {}, accounts.allow_python_layers)
+            return float(score(net.eval()))
+
+        return accuracy

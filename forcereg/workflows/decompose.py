@@ -1,0 +1,226 @@
+"""`forcereg decompose`: layers of a net replaced by chains of smaller ones, at ranks by a rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forcereg.cost import Cost
+from forcereg.errors import ForceregError, UsageError
+from forcereg.lowrank.account import PROVENANCE, heading, provenance
+from forcereg.lowrank.decompose import LowrankNet, Named, Picked
+from forcereg.lowrank.ranks import Choice, Criterion, Dearer
+from forcereg.lowrank.rules import Rule, criterion_of
+from forcereg.lowrank.timed import Timed
+from forcereg.net.made import write_net
+from forcereg.net.read import StrPath
+from forcereg.report.latency import Latency, device_text
+from forcereg.report.lowrank import net_report, remarks
+from forcereg.schema.text import net_from_message
+from forcereg.study.judged import Judged
+from forcereg.study.latency import before_and_after, measuring_device, timed_choices
+from forcereg.study.moments import TrainingData
+from forcereg.study.opened import Opened, Opening, nothing
+from forcereg.study.recalibrate import recalibrate as recalibrated
+from forcereg.system.events import Observer, Tell
+
+DEARER = "--even-if-dearer decomposes layers whose chain costs no less, too"
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A decomposed net: what it is, what was done, and how to keep it.
+
+    `report`: plain data, what `forcereg decompose --json` prints: per layer its ranks, relative squared error, MACs of
+    one image and learned values before and after (None where shapes are unknown); the same of the whole net; layers
+    left whole and why; remarks. `done`: the layers' reports as objects. `latency`: what was measured, if it was.
+    """
+
+    report: dict[str, Any]
+    done: LowrankNet
+    opened: Opened
+    latency: Latency | None
+    dearer: bool
+    """Whether layers were left whole because their chain would cost no less."""
+    _tell: Tell
+
+    @property
+    def net(self) -> Any:
+        """The new net, a NetParameter: `forcereg.load_net(made.net)`."""
+        return self.done.net
+
+    @property
+    def weights(self) -> Mapping[str, Mapping[int, np.ndarray]]:
+        """Layer name -> position of the blob in its layer -> values."""
+        return self.done.weights
+
+    def write(self, prefix: StrPath, format: str | None = None) -> dict[str, str]:
+        """Writes PREFIX.prototxt and the weights, PREFIX.caffemodel or PREFIX.caffemodel.h5; the paths of both.
+
+        format: "binary" or "hdf5", None for the snapshot's. Raises UsageError where a file that was read would be
+        overwritten, ForceregError if the system refuses.
+        """
+        source = self.opened.read.model
+        made = json.dumps(provenance(self.done.layers, source.path.name, source.attrs))
+        text, attrs = heading(self.done.layers), {PROVENANCE: made}
+        return write_net(prefix, self.net, self.weights, self.opened.read, text, attrs, format, self._tell.warn)
+
+
+def decompose(
+    snapshot: StrPath,
+    *,
+    rule: Rule,
+    method: str = "pca",
+    layers: Picked | str | None = None,
+    except_layers: Named | str = (),
+    model: StrPath | None = None,
+    fold_bn: bool = False,
+    fc: bool = False,
+    multiple: int = 1,
+    even_if_dearer: bool = False,
+    data: StrPath | None = None,
+    data_aware: int | None = None,
+    recalibrate: int | None = None,
+    seed: int = 0,
+    latency: str | torch.device | None = None,
+    batch: int | None = None,
+    scores: StrPath | None = None,
+    device: str | None = None,
+    data_budget: int = 2048,
+    workers: int = 0,
+    allow_python_layers: bool = False,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    observer: Observer | None = None,
+) -> Decomposition:
+    """Replace layers by chains of smaller ones, at ranks that a rule chooses.
+
+    snapshot: a .caffemodel, also as .h5, or its solver state. rule: `MaxError(0.05)`, `Ranks([10, 3])`,
+    `MaxMacs(0.5)`, ... method: pca, svd, kmeans, vh, tucker2, cp; mixed: as `RankConfig` says for each layer. layers:
+    just these, by names, patterns (conv*) or a function of a layer's name, type, weight and groups; except_layers: not
+    these. model: the net's prototxt, None for the net that the snapshot holds. fold_bn: BatchNorm and Scale go into
+    the layers before them first. fc: InnerProduct layers too. multiple: of which ranks of each group are multiples.
+    even_if_dearer: also where a chain costs no less than its layer, by rules that look at the error alone.
+
+    data: a solver prototxt, for what needs data: data_aware, the number of training batches on which the error of the
+    layers' responses is minimised (pca, svd); recalibrate, that of batches on which BatchNorm's statistics are
+    recomputed; `MaxAccuracyDrop`, which keeps what it scored in the file `scores`. seed: of kmeans and recalibrate.
+    latency: "cpu" or "cuda", where layers are measured and the fastest rank near the rule's is taken, with `batch`
+    images, None for the net's. device, data_budget (MiB), workers, allow_python_layers: as for `Solver`.
+    input_shapes: blob -> shape, for data that isn't here. observer: gets progress, notes and warnings.
+
+    Nothing is written; `Decomposition.write` does that. Raises UsageError for what doesn't go together, ForceregError
+    for files that can't be read or don't fit, for ranks out of range, and if no layer is decomposed.
+    """
+    tell = Tell(observer)
+    asked = Opening(
+        model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, data, device, data_budget,
+        workers, allow_python_layers, input_shapes or {}, tell,
+    )  # fmt: skip
+    rule.check(method, data is not None)
+    clock, training = measuring(latency, batch), training_batches(asked, recalibrate)
+    opened = asked.open(snapshot, rule.layers)
+    check(snapshot, opened, training)
+    criterion = criterion_of(rule, Judged(opened, asked, None if scores is None else Path(scores)), even_if_dearer)
+    timed = None if clock is None else timed_choices(opened.prepared, clock, batch, criterion, rule.budget, tell)
+    choices, done = chosen(opened, criterion, known_choices(opened, rule, criterion, timed), tell)
+    dearer = any(isinstance(choice, Dearer) for choice in choices.values())
+    if not done.layers:
+        raise nothing(snapshot, opened.prepared.file, done.skipped, DEARER if dearer else "")
+    if training is not None:
+        done = recalibrated(done, opened.prepared, opened.weights, choices, training, tell)
+    measured = None if clock is None or timed is None else latencies(opened, done, clock, batch, timed, tell)
+    return Decomposition(account(opened, done, measured, training), done, opened, measured, dearer, tell)
+
+
+# -- open
+
+
+def measuring(latency: str | torch.device | None, batch: int | None) -> torch.device | None:
+    """The device to measure on, None for none. Raises UsageError and ForceregError."""
+    if latency is None:
+        if batch is not None:
+            raise UsageError("--batch is what --latency cpu or cuda measures with; give that too")
+        return None
+    return measuring_device(latency)
+
+
+def training_batches(asked: Opening, batches: int | None) -> TrainingData | None:
+    """What statistics are recomputed on, None for none. Raises UsageError without a solver."""
+    if batches is None:
+        return None
+    if asked.solver is None:
+        raise UsageError("--recalibrate needs --solver FILE, whose training batches BatchNorm's statistics are of")
+    return asked.training_data(batches, asked.seed)
+
+
+def check(snapshot: StrPath, opened: Opened, training: TrainingData | None) -> None:
+    """Raises ForceregError for a net without a layer to decompose, or nothing to recompute, before it takes time."""
+    file = opened.prepared.file
+    if not opened.prepared.candidates:
+        raise nothing(snapshot, file, opened.prepared.skipped)
+    if training is None:
+        return
+    if not norms(file.message):
+        why = "is left after --fold-bn" if opened.prepared.folded else "is in the net"
+        raise ForceregError(f"{file.name}: no BatchNorm {why}; leave out --recalibrate")
+    training.source(file)
+
+
+def norms(net: Any) -> list[str]:
+    """The BatchNorm layers of a NetParameter."""
+    return list(dict.fromkeys(layer.name for layer in net.layer if layer.type == "BatchNorm"))
+
+
+# -- choose and apply
+
+
+def known_choices(opened: Opened, rule: Rule, criterion: Criterion, timed: Timed | None) -> Mapping[str, Choice] | None:
+    """The choices that come of measuring or scoring, which tell their own progress; None where there is none."""
+    if timed is not None:
+        return timed.choices
+    return criterion(opened.prepared.candidates) if rule.scores else None
+
+
+def chosen(
+    opened: Opened, criterion: Criterion, known: Mapping[str, Choice] | None, tell: Tell
+) -> tuple[Mapping[str, Choice], LowrankNet]:
+    """A choice for every layer, by the criterion unless it is known, and the net at it; each layer's work is told."""
+    watched = opened.prepared.watched(tell.steps("step", 2 * len(opened.prepared.candidates)))
+    choices = criterion(watched.candidates) if known is None else known
+    return choices, watched.apply(choices)
+
+
+# -- report
+
+
+def latencies(
+    opened: Opened, done: LowrankNet, clock: torch.device, batch: int | None, timed: Timed, tell: Tell
+) -> Latency:
+    """The layers' times, and the whole net's before and after."""
+    net = before_and_after(opened.prepared, done, opened.accounts, clock, batch, tell)
+    return Latency(device_text(clock), batch, timed.trials, net)
+
+
+def account(
+    opened: Opened, done: LowrankNet, measured: Latency | None, training: TrainingData | None
+) -> dict[str, Any]:
+    """All that was done as plain data."""
+    file = net_from_message(done.net, opened.prepared.file.name)
+    net = net_report(opened.whole, opened.accounts.cost(file, done.weights))
+    found = {**done.report(), "net": net, "phase": opened.accounts.phase}
+    found["train_net"] = in_training(opened.in_training, opened.accounts.in_training(file))
+    found |= {"remarks": remarks(done, net), "folded": opened.prepared.folded}
+    found |= {} if measured is None else {"latency": measured.report()}
+    again = None if training is None else {"batches": training.batches, "layers": norms(done.net)}
+    return found if again is None else {**found, "recalibrated": again}
+
+
+def in_training(before: Cost | None, after: Cost | None) -> dict[str, Any] | None:
+    """The TRAIN net's cost before and after, where it differs from the TEST net's."""
+    return None if before is None or after is None else net_report(before, after)

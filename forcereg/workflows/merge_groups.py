@@ -1,0 +1,25 @@
+"""`forcereg merge-groups`: parallel convolutions as one with groups."""
+
+from __future__ import annotations
+
+from forcereg.errors import ForceregError
+from forcereg.lowrank.groups import merge_groups as merge
+from forcereg.net.made import RegroupedNet
+from forcereg.net.read import StrPath, read_net_of
+from forcereg.system.events import Observer, Tell
+
+
+def merge_groups(snapshot: StrPath, *, model: StrPath | None = None, observer: Observer | None = None) -> RegroupedNet:
+    """Turn equal parallel convolutions between a Slice and a Concat into one with groups: what `split_groups` made.
+
+    The net computes what it did. Arguments as for `split_groups`. Raises ForceregError for files that can't be read or
+    don't fit, and for a net with nothing to merge.
+    """
+    tell = Tell(observer)
+    read = read_net_of(snapshot, model, warn=tell.warn)
+    net, weights, made = merge(read.file.message, read.model.layers)
+    if not made:
+        raise ForceregError(
+            f"{read.file.name}: has no equal parallel Convolutions between a Slice and a Concat, so nothing to merge"
+        )
+    return RegroupedNet(net, weights, tuple(made), read, f"parallel layers of {', '.join(made)} as groups", tell.warn)

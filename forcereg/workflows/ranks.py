@@ -1,0 +1,79 @@
+"""`forcereg ranks`: the rank that each layer needs at several errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forcereg.errors import check_share
+from forcereg.lowrank.decompose import Named, Picked
+from forcereg.net.read import StrPath
+from forcereg.report.ranks import RankTable, rank_table
+from forcereg.study.opened import Opened, Opening, nothing
+from forcereg.system.events import Observer, Tell
+
+ERRORS = (0.01, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """The rank that each layer needs at several errors, and what the net would cost.
+
+    `report`: plain data, what `forcereg ranks --json` prints. `table`: the same as objects. `skipped`: layer name ->
+    why it can't be decomposed.
+    """
+
+    table: RankTable
+    opened: Opened
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {**self.table.report(), "phase": self.opened.accounts.phase}
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """See the class."""
+        return self.opened.prepared.skipped
+
+
+def ranks(
+    snapshot: StrPath,
+    *,
+    error: Sequence[float] = ERRORS,
+    method: str = "pca",
+    layers: Picked | str | None = None,
+    except_layers: Named | str = (),
+    model: StrPath | None = None,
+    fold_bn: bool = False,
+    fc: bool = False,
+    multiple: int = 1,
+    data: StrPath | None = None,
+    data_aware: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    data_budget: int = 2048,
+    workers: int = 0,
+    allow_python_layers: bool = False,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    observer: Observer | None = None,
+) -> RankReport:
+    """The cheapest rank of every layer whose relative squared error is at most each of `error`, numbers from 0 to 1.
+
+    The other arguments are those of `forcereg.decompose`. Nothing is written. Raises UsageError for what doesn't go
+    together, ForceregError for files that can't be read or don't fit, and for a net without a layer to decompose.
+    """
+    for bound in error:
+        check_share("the error bound", bound)
+    tell = Tell(observer)
+    asked = Opening(
+        model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, data, device, data_budget,
+        workers, allow_python_layers, input_shapes or {}, tell,
+    )  # fmt: skip
+    opened = asked.open(snapshot)
+    prepared = opened.prepared
+    if not prepared.candidates:
+        raise nothing(snapshot, prepared.file, prepared.skipped)
+    watched = prepared.watched(tell.steps("layer", len(prepared.candidates)))
+    return RankReport(rank_table(watched.candidates, error, opened.whole), opened)

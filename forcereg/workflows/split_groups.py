@@ -1,0 +1,49 @@
+"""`forcereg split-groups`: grouped convolutions as parallel layers."""
+
+from __future__ import annotations
+
+from forcereg.errors import ForceregError, UsageError
+from forcereg.lowrank.decompose import Named, matching
+from forcereg.lowrank.groups import split_groups as split
+from forcereg.lowrank.groups import splittable
+from forcereg.net.made import RegroupedNet
+from forcereg.net.read import StrPath, read_net_of
+from forcereg.system.events import Observer, Tell
+
+
+def split_groups(
+    snapshot: StrPath,
+    *,
+    model: StrPath | None = None,
+    layers: Named | str | None = None,
+    observer: Observer | None = None,
+) -> RegroupedNet:
+    """Turn each grouped convolution X into parallel layers X_group0, X_group1, ... between a Slice and a Concat.
+
+    The net computes what it did; every group can then have its own multipliers, rank or method. snapshot: a
+    .caffemodel, also as .h5, or its solver state. model: the net's prototxt, None for the net that the snapshot holds.
+    layers: just these, by names or patterns (conv*). observer: gets warnings. Raises UsageError for a name that is no
+    such layer's, ForceregError for files that can't be read or don't fit, and for a net with nothing to split.
+    """
+    tell = Tell(observer)
+    read = read_net_of(snapshot, model, warn=tell.warn)
+    only = _known(layers, splittable(read.file.message, read.model.layers), read.file.name)
+    net, weights, done = split(read.file.message, read.model.layers, only)
+    return RegroupedNet(net, weights, tuple(done), read, f"groups of {', '.join(done)} as parallel layers", tell.warn)
+
+
+def _known(asked: Named | str | None, known: list[str], name: str) -> list[str]:
+    """The layers to split."""
+    if not known:
+        raise ForceregError(f"{name}: has no grouped Convolution with weights of its own, so nothing to split")
+    if asked is None:
+        return known
+    found = []
+    for one in [asked] if isinstance(asked, str) else asked:
+        if not (matches := matching(one, known)):
+            raise UsageError(
+                f"--only-layers: '{one}' is no grouped Convolution of {name} that can be split; "
+                f"those are {', '.join(known)}"
+            )
+        found += matches
+    return found
