@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,18 @@ def test_wheel_holds_the_modules_and_configs_only(installed: Path) -> None:
     modules = {path.relative_to(TOP / "forcereg").as_posix() for path in (TOP / "forcereg").rglob("*.py")}
     assert modules <= found
     assert {"schema/caffe.desc", "schema/caffe.proto"} <= found
-    assert {path.rsplit(".", 1)[1] for path in found} == {"py", "desc", "proto", "prototxt", "json"}
+    assert {path.rsplit(".", 1)[1] for path in found} == {"py", "typed", "desc", "proto", "prototxt", "json"}
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"forcereg"}
+
+
+def test_wheel_tells_its_license_and_that_it_is_typed(installed: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    told = message_from_string(metadata.read_text(encoding="utf-8"))
+    assert (told["License-Expression"], told.get_all("License-File")) == ("BSD-2-Clause", ["LICENSE"])
+    assert (metadata.parent / "licenses" / "LICENSE").read_bytes() == (TOP / "LICENSE").read_bytes()
+    assert told["Author"] == "forcereg contributors"
+    assert "Typing :: Typed" in told.get_all("Classifier", [])
+    assert (installed / "forcereg" / "py.typed").is_file()
 
 
 def test_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def loop(
     """
     if len(images) < batch:
         raise ValueError(f"{len(images)} images are less than one batch of {batch}")
-    net = net.to(device).to(memory_format=layout).train()  # type: ignore[call-overload]
+    net = net.to(device).to(memory_format=layout).train()  # type: ignore[call-overload,unused-ignore]  # torch < 2.14
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True)
     batches = slices(images.to(device).contiguous(memory_format=layout), labels.to(device), batch)
 

@@ -58,7 +58,7 @@ def forward_baseline(layout: str, batch: int) -> Run:
     import torch
 
     form = baselines.LAYOUTS[layout]
-    model = baselines.alexnet().eval().to(memory_format=form)  # type: ignore[call-overload]
+    model = baselines.alexnet().eval().to(memory_format=form)  # type: ignore[call-overload,unused-ignore]  # torch < 2.14
     images = torch.randn(batch, *baselines.PLANS["alexnet"].shape).contiguous(memory_format=form)
     return forward(lambda: model(images))
 
