@@ -63,11 +63,10 @@ def command(
     file, and beside them what was scored and tuned, so that nothing is done twice.
     """
     from forcereg.report.plot import figure_type, picture_kind
-    from forcereg.study.evaluate import make_folder
     from forcereg.study.frontier import Subject, Target, frontier, planned
     from forcereg.study.frontier_report import as_csv, picture, table
     from forcereg.study.latency import measuring_device
-    from forcereg.system.files import write_bytes, write_text
+    from forcereg.system.files import make_folder, write_bytes, write_text
 
     kind, names, rules = picture_kind(out), labels_of(snapshots, labels), aims.rules()
     figure_type()  # without matplotlib it ends here, not after the scores

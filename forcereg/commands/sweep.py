@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from forcereg.lowrank.ranks import Choice
     from forcereg.schema.text import SolverFile
-    from forcereg.study.sweep import Cut, Trained
+    from forcereg.study.sweep_plan import Cut, Trained
 
 ERROR = 0.05
 """Relative squared error at which ranks are told where --error says no other."""
@@ -69,7 +69,8 @@ def command(
     """
     from forcereg.report.plot import figure_type
     from forcereg.study.grid import grid
-    from forcereg.study.sweep import Plan, sweep
+    from forcereg.study.sweep import sweep
+    from forcereg.study.sweep_plan import Plan
     from forcereg.study.sweep_report import as_csv, picture, table
     from forcereg.system.files import write_bytes, write_text
 
@@ -122,7 +123,7 @@ def cut_by(ranks: RankOptions, error: float, layers: LayerOptions) -> Cut:
     from forcereg.net.read import ReadNet
     from forcereg.study.judged import Judged
     from forcereg.study.opened import Opened
-    from forcereg.study.sweep import Cut
+    from forcereg.study.sweep_plan import Cut
 
     by_error(error)  # its range
     given = [name for name in ranks.given if name != "error"]

@@ -17,7 +17,8 @@ from forcereg.lowrank.ranks import Choice, Dearer, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.solver.trouble import NotFinite
-from forcereg.study.evaluate import Evaluator, origin
+from forcereg.study.evaluate import Evaluator
+from forcereg.study.scores import origin
 
 WHOLE = "whole"
 """The target of a net that isn't decomposed."""

@@ -10,7 +10,7 @@ from typing import Any
 from forcereg.report.plot import figure_type, plain, rendered
 from forcereg.report.table import Column, Table, csv_text
 from forcereg.study.grid import labels
-from forcereg.study.sweep import Plan, Result
+from forcereg.study.sweep_plan import Plan, Result
 
 COLUMNS = (
     "accuracy", "loss", "accuracy_whole_tuned", "ranks_at_error", "full_ranks", "ranks", "macs", "macs_cut",

@@ -198,3 +198,11 @@ def refused(path: str | Path, exc: OSError) -> ForceregError:
     cause = exc.strerror or " ".join(str(exc).split())
     fix = _FIXES.get(exc.errno or 0, "check the disk or write elsewhere")
     return ForceregError(f"cannot write {path}: {cause[:1].lower()}{cause[1:]}; {fix}")
+
+
+def make_folder(path: Path) -> None:
+    """With its parents. Raises ForceregError if the system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(path, error) from error

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import forcereg.study.evaluate as evaluate
 import forcereg.study.latency as latency
+import forcereg.study.tuning as tuning
 from forcereg.commands.frontier_options import labels_of
 from forcereg.errors import ForceregError, UsageError
 from forcereg.snapshot import read_model, write_model
@@ -92,7 +92,7 @@ def test_two_nets_two_methods(folder: Path, run_cli: RunCli) -> None:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every fine-tuning that isn't known yet; the second one of a list that begins with None is interrupted."""
     seen: list[Any] = []
-    real = evaluate.train
+    real = tuning.train
 
     def train(solver: Solver) -> None:
         seen.append(solver)
@@ -100,7 +100,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise KeyboardInterrupt
         real(solver)
 
-    monkeypatch.setattr(evaluate, "train", train)
+    monkeypatch.setattr(tuning, "train", train)
     return seen
 
 

@@ -21,8 +21,8 @@ from forcereg.snapshot import ModelFile
 from forcereg.solver.jsonlog import JsonLog
 from forcereg.study import frontier_report, sweep_report
 from forcereg.study.accounting import accounts
-from forcereg.study.evaluate import Cache, Evaluation
-from forcereg.study.sweep import RUN, Asked, Kept, Plan, Result, Run, _check_same
+from forcereg.study.scores import Cache, Evaluation
+from forcereg.study.sweep_plan import RUN, Asked, Kept, Plan, Result, Run, check_same
 from forcereg.system import sidefiles
 from forcereg.system.events import Event
 from tests.fuzz.hostile import mangled, variants
@@ -54,7 +54,7 @@ def use_result(path: Path) -> None:
 
 def use_run(path: Path) -> None:
     with contextlib.suppress(ForceregError):
-        _check_same(path.parent, OURS)
+        check_same(path.parent, OURS)
 
 
 def use_scores(path: Path) -> None:

@@ -18,7 +18,8 @@ from forcereg.lowrank.decompose import LowrankNet, Prepared, Selection, prepare
 from forcereg.lowrank.ranks import Whole
 from forcereg.schema.text import SolverFile, parse_net, read_solver
 from forcereg.solver.loop import Solver
-from forcereg.study.evaluate import Cache, Evaluation, Evaluator, origin
+from forcereg.study.evaluate import Evaluator
+from forcereg.study.scores import Cache, Evaluation, origin
 from tests.solver.nets import IMAGES, write_images, write_solver
 
 SCHEDULE = 'max_iter: 15 snapshot_prefix: "net" snapshot_after_train: true test_iter: 2 test_interval: 15'
@@ -260,11 +261,11 @@ def test_finetuning_that_was_interrupted_goes_on(trained: Trained, tmp_path: Pat
 
         solver.emit = emit  # type: ignore[method-assign]
 
-    import forcereg.study.evaluate as evaluate
+    import forcereg.study.tuning as tuning
 
-    train = evaluate.train
+    train = tuning.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate, "train", lambda solver: (stop(solver), train(solver)))
+        patch.setattr(tuning, "train", lambda solver: (stop(solver), train(solver)))
         Evaluator(trained.solver).finetune(cut.net, cut.weights, 4, tmp_path / "halves")
     (half,) = (tmp_path / "halves").glob("*.caffemodel.h5")
     assert half.name.endswith("_iter_2.caffemodel.h5")

@@ -20,7 +20,7 @@ from forcereg.net.load import load_net, net_shapes
 from forcereg.schema.text import parse_net
 from forcereg.solver.trouble import NotFinite
 from forcereg.study.accounting import accounts
-from forcereg.study.evaluate import Evaluation, Evaluator, origin
+from forcereg.study.evaluate import Evaluator
 from forcereg.study.frontier import WHOLE, Aim, Point, Subject, Target, frontier, planned
 from forcereg.study.frontier_report import (
     COLUMNS,
@@ -35,6 +35,7 @@ from forcereg.study.frontier_report import (
     table,
     ticks,
 )
+from forcereg.study.scores import Evaluation, origin
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 9 } } }

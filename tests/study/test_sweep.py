@@ -21,7 +21,8 @@ from forcereg.schema.text import parse_solver, read_solver
 from forcereg.solver.trouble import NotFinite
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.grid import alternatives, grid, labels
-from forcereg.study.sweep import Cut, Plan, Result, sweep
+from forcereg.study.sweep import sweep
+from forcereg.study.sweep_plan import Cut, Plan, Result
 from forcereg.study.sweep_report import as_csv, by_setting, picture, ranks_of, spread, table
 from tests.conftest import RunCli
 from tests.data.lmdbs import put_lmdb
