@@ -18,7 +18,8 @@ from forcereg.data.datum import Layout, SizeDiffers
 from forcereg.data.decoded import Resident, Source, shared_set
 from forcereg.data.decoding import Color
 from forcereg.data.feed import Feed, FeedContext, LabelRange, batches_ahead, first_nonfinite
-from forcereg.data.records import open_records, record_error, record_name
+from forcereg.data.opening import open_records
+from forcereg.data.records import record_error, record_name
 from forcereg.data.stream import Stream
 from forcereg.data.transform import Transform, read_transform, warn_of_old_fields
 from forcereg.errors import ForceregError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import forcereg.registry as registry
 from forcereg.data.feed import Feed, FeedContext, LabelRange, seed_of, seeded
-from forcereg.layers.fillers import fill
+from forcereg.data.fillers import fill
 from forcereg.registry import source
 from forcereg.schema.spec import LayerSpec
 

@@ -1,8 +1,7 @@
-"""Key/value pairs of databases in the byte order of their keys, read-only; databases are opened once per process."""
+"""What a database is to its readers: key/value pairs in the byte order of the keys; opened once per process."""
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -34,24 +33,6 @@ class Records(ABC):
     def key(self, index: int) -> bytes:
         """The key of record `index`."""
         return next(self.read(index))[0]
-
-
-def open_records(path: Path, named: str | None = None) -> Records:
-    """The records of the LMDB or LevelDB folder `path`, called `named` in errors. Raises ForceregError."""
-    named = named or str(path)
-    if os.path.isfile(path):
-        raise ForceregError(f"source '{named}' is a file; expected the folder that holds data.mdb or CURRENT")
-    if not os.path.lexists(path):
-        sets = {"mnist": f"mnist IDX_DIR {path.parent}", "cifar": f"cifar10 SRC {path.parent}"}
-        maker = next((command for name, command in sets.items() if name in named), f"images LIST {path}")
-        raise ForceregError(f"source '{named}': no LMDB at {path}; make one with `forcereg data {maker}`")
-    if os.path.isfile(path / "CURRENT") and not os.path.exists(path / "data.mdb"):
-        from forcereg.data.leveldb_records import LevelDbRecords
-
-        return LevelDbRecords(path)
-    from forcereg.data.lmdb_records import LmdbRecords
-
-    return LmdbRecords(path)
 
 
 @dataclass

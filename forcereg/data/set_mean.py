@@ -12,7 +12,8 @@ import numpy as np
 from forcereg.data.convert import Track, check_free, in_order, silent
 from forcereg.data.datum import decode, shape_text
 from forcereg.data.mean import write_mean
-from forcereg.data.records import Records, open_records, record_error
+from forcereg.data.opening import open_records
+from forcereg.data.records import Records, record_error
 from forcereg.errors import ForceregError
 
 CHUNK = 32

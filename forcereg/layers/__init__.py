@@ -2,7 +2,6 @@
 
 from forcereg.layers import (
     class_loss,
-    fillers,
     loss,
     neuron,
     norm,
@@ -24,7 +23,6 @@ from forcereg.layers.make import make_layer
 __all__ = [
     "Layer",
     "class_loss",
-    "fillers",
     "loss",
     "make_layer",
     "neuron",

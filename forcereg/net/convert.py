@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcereg.errors import ForceregError, UsageError
-from forcereg.net.module import meta_net
+from forcereg.net.load import meta_net
 from forcereg.schema import TEST, TRAIN, NetParameter, ParamSpec
 from forcereg.schema.rules import net_state
 from forcereg.schema.spec import build_spec

@@ -14,7 +14,7 @@ from forcereg import snapshot
 from forcereg.cost import Shapes
 from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.net.module import Net, meta_net
+from forcereg.net.module import Net
 from forcereg.schema import TEST, TRAIN, NetParameter, NetState
 from forcereg.schema.rules import net_state, phase_number
 from forcereg.schema.spec import NetSpec, build_spec
@@ -188,6 +188,19 @@ def _shaped(spec: NetSpec, shapes: Mapping[str, Sequence[int]] | None, allow_pyt
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # told where the net is trained
         return Net(spec, None, shapes, allow_python_layers=allow_python_layers)
+
+
+def meta_net(
+    file: NetFile,
+    phase: int,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    root: Path | None = None,
+    allow_python_layers: bool = False,
+) -> Net:
+    """The net with all shapes, nothing allocated or filled. Raises ForceregError, also for absent data."""
+    spec = build_spec(file, net_state(phase, file.message.state, net_state(phase)), root)
+    with torch.device("meta"):
+        return Net(spec, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
 
 
 def meta_nets(

@@ -18,7 +18,7 @@ from PIL import Image
 import forcereg.data.decoding as decoding
 from forcereg.data.datum import decode
 from forcereg.data.decoding import Picture, decode_image
-from forcereg.data.records import open_records
+from forcereg.data.opening import open_records
 from forcereg.errors import ForceregError
 from forcereg.schema import Datum
 from tests.conftest import RunCli

@@ -14,8 +14,7 @@ import forcereg.registry as registry
 from forcereg.data.dummy_data import DummyFeed
 from forcereg.data.feed import FeedContext
 from forcereg.errors import ForceregError
-from forcereg.net.load import load_net
-from forcereg.net.module import meta_net
+from forcereg.net.load import load_net, meta_net
 from forcereg.schema import TEST
 from forcereg.schema.text import parse_net
 from tests.data.lmdbs import data_spec

@@ -19,7 +19,7 @@ import pytest
 from forcereg.data import records
 from forcereg.data.leveldb_records import LevelDbRecords
 from forcereg.data.lmdb_records import LmdbRecords
-from forcereg.data.records import open_records
+from forcereg.data.opening import open_records
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import batches, make_feed, numbered, put_leveldb, put_lmdb
 from tests.nursery import Nursery

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from forcereg.data.budget import DECODING
 from forcereg.data.lmdb_records import LmdbRecords
-from forcereg.data.records import open_records
+from forcereg.data.opening import open_records
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import make_feed, numbered, put_leveldb, put_lmdb
 from tests.nursery import Nursery

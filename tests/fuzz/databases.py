@@ -9,7 +9,7 @@ import struct
 from itertools import islice
 from pathlib import Path
 
-from forcereg.data.records import open_records
+from forcereg.data.opening import open_records
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import make_feed, numbered, pictures, put_leveldb, put_lmdb
 from tests.fuzz.hostile import mangled

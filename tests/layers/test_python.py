@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from forcereg.net.load import load_net
-from forcereg.net.module import meta_net
+from forcereg.net.load import load_net, meta_net
 from forcereg.net.summary import summarize
 from forcereg.schema import TRAIN
 from forcereg.schema.text import parse_net

@@ -89,7 +89,7 @@ def values(count: int = 4) -> dict[str, Tensor]:
 
 
 def fused(net: Net) -> list[tuple[str, ...]]:
-    return [step.keys for step in net._fused_steps if len(step.keys) > 1]
+    return [step.keys for step in net._plan.fused if len(step.keys) > 1]
 
 
 def results(net: Net) -> dict[str, Tensor]:

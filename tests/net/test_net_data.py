@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.net.load import load_net
-from forcereg.net.module import meta_net
+from forcereg.net.load import load_net, meta_net
 from forcereg.schema import TEST, TRAIN
 from forcereg.schema.text import parse_net
 from tests.data.lmdbs import numbered, put_lmdb

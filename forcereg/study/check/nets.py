@@ -16,9 +16,9 @@ from forcereg.data.sources import open_source
 from forcereg.errors import ForceregError
 from forcereg.layers import make_layer
 from forcereg.layers.module import layer_class
+from forcereg.net.explain import misfit
 from forcereg.net.load import net_root
 from forcereg.net.module import Net
-from forcereg.net.plan import misfit
 from forcereg.net.sharing import Owners
 from forcereg.net.summary import summarize
 from forcereg.schema import TEST, TRAIN

@@ -1,20 +1,21 @@
-"""Caffe's weight fillers: FillerParameter and shape -> initial values (float32, drawn from `generator`)."""
+"""Caffe's fillers: FillerParameter and shape -> values (float32, drawn from `generator`).
+
+A net draws its first weights by them, a DummyData layer all that it gives.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container
+from math import ceil, prod, sqrt
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from forcereg.layers.base import Layer, Shape, count
 from forcereg.registry import filler
 from forcereg.schema import FillerParameter
-from forcereg.schema.blobs import blob_array
 from forcereg.schema.spec import LayerSpec
-from forcereg.system.memory import is_shortage
+
+Shape = tuple[int, ...]
 
 
 def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
@@ -24,39 +25,9 @@ def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpe
     make = filler.get(message.type, spec.where)
     if message.sparse >= 0 and message.type != "gaussian":
         raise spec.fail(f"filler '{message.type}' takes no `sparse`; only gaussian does")
-    if not count(shape):
+    if not prod(shape):
         return torch.empty(shape)
     return make(message, shape, generator, spec)
-
-
-@torch.no_grad()
-def fill_blobs(spec: LayerSpec, module: Layer, borrowed: Container[int], generator: Generator | None) -> None:
-    """Gives a layer's own blobs the values written in the net (`blobs`), else those of their fillers.
-
-    `borrowed`: positions of blobs that another layer owns. Raises ForceregError.
-    """
-    given = [blob_array(blob, f"{spec.where}: blob {index}") for index, blob in enumerate(spec.message.blobs)]
-    shapes = [list(values.shape) for values in given]
-    if given and shapes != [list(blob.shape) for blob in module.blobs]:
-        raise spec.fail(f"gives blobs {shapes}; expected {[list(blob.shape) for blob in module.blobs]}, or none")
-    for index, (blob, message) in enumerate(zip(module.blobs, module.fillers, strict=True)):
-        if index in borrowed:
-            continue
-        if given and not blob.is_meta:
-            blob.copy_(torch.from_numpy(given[index]))
-        elif message is not None and not given:
-            # on the meta device, where nothing is drawn, it checks the filler's settings
-            blob.copy_(_fitting(message, tuple(blob.shape), None if blob.is_meta else generator, spec))
-    module.fillers = []
-
-
-def _fitting(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
-    try:
-        return fill(message, shape, generator, spec)
-    except RuntimeError as error:
-        if is_shortage(error):
-            raise spec.fail(f"not enough memory to fill its blob {list(shape)}; use smaller sizes") from error
-        raise
 
 
 def _normal(shape: Shape, mean: float, std: float, generator: Generator | None) -> Tensor:
@@ -71,7 +42,7 @@ def _rows(shape: Shape) -> int:
 
 def fan(message: Any, shape: Shape) -> float:
     """The count that scaled fillers divide by: fan_in = count/dim0, fan_out = count/dim1, or their mean."""
-    total = count(shape)
+    total = prod(shape)
     fan_in = total / _rows(shape)
     fan_out = total / shape[1] if len(shape) > 1 else total
     norms = FillerParameter.VarianceNorm
@@ -115,21 +86,21 @@ def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: Laye
 @filler("positive_unitball")
 def positive_unitball(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """U(0,1), each row of dim 0 divided by its sum."""
-    rows = torch.empty(_rows(shape), count(shape) // _rows(shape)).uniform_(generator=generator)
+    rows = torch.empty(_rows(shape), prod(shape) // _rows(shape)).uniform_(generator=generator)
     return (rows / rows.sum(1, keepdim=True)).reshape(shape)
 
 
 @filler("xavier")
 def xavier(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """U(-a, a), a = sqrt(3/n), n by `variance_norm`."""
-    bound = math.sqrt(3 / fan(message, shape))
+    bound = sqrt(3 / fan(message, shape))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 @filler("msra")
 def msra(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpec) -> Tensor:
     """N(0, sqrt(2/n)), n by `variance_norm`."""
-    return _normal(shape, 0, math.sqrt(2 / fan(message, shape)), generator)
+    return _normal(shape, 0, sqrt(2 / fan(message, shape)), generator)
 
 
 @filler("bilinear")
@@ -138,7 +109,7 @@ def bilinear(message: Any, shape: Shape, generator: Generator | None, spec: Laye
     if len(shape) != 4 or shape[2] != shape[3]:
         raise spec.fail(f"bilinear filler needs a 4-axis blob with a square kernel; found {list(shape)}")
     size = shape[3]
-    factor = math.ceil(size / 2)
+    factor = ceil(size / 2)
     centre = (size - 1) / (2 * factor)
     line = 1 - (torch.arange(size) / factor - centre).abs()
     return (line[:, None] * line[None, :]).expand(shape).contiguous()
