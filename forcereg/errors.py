@@ -48,7 +48,14 @@ def storable(path: object) -> str:
 
 
 class UsageError(ForceregError):
-    """The command was called wrongly (flags that exclude each other, a missing argument)."""
+    """A command or function was called wrongly: options that exclude each other, a missing argument.
+
+    >>> try:
+    ...     forcereg.draw("net.prototxt", "net.gif")
+    ... except forcereg.UsageError as error:
+    ...     print(error)
+    OUT is 'net.gif'; expected a name that ends in .svg, .png, .pdf, .dot or .txt
+    """
 
     exit_code = 2
 

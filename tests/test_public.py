@@ -15,6 +15,7 @@ import pytest
 
 import forcereg
 from forcereg import registry
+from forcereg.data.budget import DECODING
 from tests.conftest import TOP
 from tests.nursery import Nursery
 from tests.scratch import prepare
@@ -110,11 +111,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scratch(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as the working directory; layer types that are registered there go with it."""
+    """A copy of it as the working directory; layer types and limits that are set there go with it."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for table in ("_known", "_about"):
         monkeypatch.setattr(registry.layer, table, dict(getattr(registry.layer, table)))
+    monkeypatch.setattr(DECODING, "limit", DECODING.limit)
     return tmp_path
 
 

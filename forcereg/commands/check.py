@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forcereg.commands.options import code_options, decode_option, given_shapes, stage_list
+from forcereg.commands.options import code_options, decode_option, given_shapes
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
@@ -32,10 +32,12 @@ def command(
     Checks paths, layers and shapes in both phases, the first records of the data and their labels, weights,
     the schedule, room for snapshots, and memory.
     """
-    from forcereg.study.check import Options, check_file
+    from forcereg.workflows.check import check
 
-    options = Options(records, given_shapes(input_shape), level, stage_list(stage), allow_python_layers)
-    report = check_file(file, options)
+    report = check(
+        file, records=records, level=level, stage=stage, input_shape=given_shapes(input_shape),
+        allow_python_layers=allow_python_layers,
+    )  # fmt: skip
     width = max(map(len, report.facts), default=0)
     for name, text in report.facts.items():
         echo(f"{name:<{width}}  {text}")

@@ -20,10 +20,10 @@ def command(source: str, target: str, model: str | None) -> None:
     All of it is kept: weights and history bit for bit, names, the net, seed and whatever training needs to go on as if
     nothing had happened. Models of old formats (V0, V1, half precision) are read and come out in today's, as float32.
     """
-    from forcereg.net.convert import convert
     from forcereg.schema.text import read_net
+    from forcereg.workflows.convert import convert
 
-    done = convert(source, target, None if model is None else read_net(model))
+    done = convert(source, target, model=None if model is None else read_net(model))
     for remark in done.remarks:
         echo(f"{source}: {remark}")
     form = "binary" if done.binary else "HDF5"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forcereg.commands.options import decode_option
-from forcereg.errors import UsageError
-from forcereg.system.terminal import echo, track
+from forcereg.system.events import Event, Observer
+from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
     from forcereg.data.convert import Written
@@ -47,9 +48,11 @@ def mnist(idx_dir: Path, out_dir: Path, force: bool) -> None:
     Example:
       forcereg data mnist ~/mnist configs/examples/mnist
     """
-    from forcereg.data.idx import convert_mnist
+    from forcereg.workflows.data import convert_mnist
 
-    _report(convert_mnist(idx_dir, out_dir, force, track))
+    with _telling() as observer:
+        written = convert_mnist(idx_dir, out_dir, force=force, observer=observer)
+    _report(written)
 
 
 @command.command(short_help="scikit-learn's digits -> two LMDBs.")
@@ -62,9 +65,11 @@ def digits(out_dir: Path, force: bool) -> None:
     Example:
       forcereg data digits configs/examples/mnist
     """
-    from forcereg.data.idx import convert_digits
+    from forcereg.workflows.data import convert_digits
 
-    _report(convert_digits(out_dir, force, track))
+    with _telling() as observer:
+        written = convert_digits(out_dir, force=force, observer=observer)
+    _report(written)
 
 
 @command.command(short_help="CIFAR-10 -> two LMDBs and the mean image.")
@@ -83,9 +88,11 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
     Example:
       forcereg data cifar10 ~/cifar-10-batches-bin configs/examples/cifar10
     """
-    from forcereg.data.cifar import convert_cifar10
+    from forcereg.workflows.data import convert_cifar10
 
-    _report(convert_cifar10(src, out_dir, force, track))
+    with _telling() as observer:
+        written = convert_cifar10(src, out_dir, force=force, observer=observer)
+    _report(written)
 
 
 @command.command(short_help="A list of image files -> an LMDB.")
@@ -102,16 +109,7 @@ def cifar10(src: Path, out_dir: Path, force: bool) -> None:
 @click.option("--check-size", is_flag=True, help="Refuse images of different sizes.")
 @decode_option
 @_force
-def images(
-    listing: Path,
-    out: Path,
-    root: Path | None,
-    resize_height: int | None,
-    resize_width: int | None,
-    force: bool,
-    seed: int,
-    **options: Any,
-) -> None:
+def images(listing: Path, out: Path, **options: Any) -> None:
     """Images that LIST names, in lines of a path and a label -> LMDB (Caffe's convert_imageset).
 
     Keys are the line's number, from 00000000 on, and the path; planes are stored B, G, R. Images that can't be read
@@ -122,16 +120,13 @@ def images(
     Example:
       forcereg data images train.txt train_lmdb --root ~/photos --resize-height 256 --resize-width 256 --shuffle
     """
-    from forcereg.data.image_set import ImageSetOptions, convert_images
+    from forcereg.workflows.data import convert_imageset
 
-    if (resize_height is None) != (resize_width is None):
-        raise UsageError("--resize-height and --resize-width go together; give both or neither")
-    size = None if resize_height is None or resize_width is None else (resize_height, resize_width)
-    wanted = ImageSetOptions(root=root, size=size, seed=seed, **options)
-    written = convert_images(listing, out, wanted, force, track, _warn)
+    with _telling() as observer:
+        written = convert_imageset(listing, out, **options, observer=observer)
     several = "several sizes (train with crop_size or batch_size: 1, or give --resize-height/-width)"
     shape = "x".join(map(str, written.shape)) or several
-    order = f", shuffled with seed {seed}" if wanted.shuffle else ""
+    order = f", shuffled with seed {options['seed']}" if options["shuffle"] else ""
     left_out = f"; unreadable and left out: {written.skipped:,}" if written.skipped else ""
     echo(f"wrote {out}: {written.records:,} records of {shape}{order}{left_out}")
 
@@ -148,16 +143,28 @@ def mean(source: Path, out: Path, force: bool) -> None:
     Example:
       forcereg data mean train_lmdb mean.binaryproto
     """
-    from forcereg.data.set_mean import convert_mean
+    from forcereg.workflows.data import convert_mean
 
-    image, count = convert_mean(source, out, force, track)
+    with _telling() as observer:
+        image, count = convert_mean(source, out, force=force, observer=observer)
     echo(f"wrote {out}: the mean of {count:,} images of {'x'.join(map(str, image.shape))}")
     for number, channel in enumerate(image):
         echo(f"mean of channel {number}: {channel.mean(dtype='float64'):g}")
 
 
-def _warn(text: str) -> None:
-    echo(f"warning: {text}", err=True)
+@contextlib.contextmanager
+def _telling() -> Iterator[Observer]:
+    """Warnings on standard error, progress as bars."""
+    from forcereg.report.progress import Bars
+
+    with Bars() as bars:
+
+        def told(event: Event) -> None:
+            if event.kind == "warning":
+                echo(f"warning: {event.text}", err=True)
+            bars(event)
+
+        yield told
 
 
 def _report(written: Iterable[Written]) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from forcereg.commands.gflags import CaffeCommand
 from forcereg.commands.options import asked_devices
-from forcereg.errors import UsageError
+
+if TYPE_CHECKING:
+    from forcereg.system.device import Gpu
 
 GIB = 1 << 30
+NAMES = {
+    "shared_memory_per_block": "Total shared memory per block",
+    "regs_per_multiprocessor": "Total registers per processor",
+    "warp_size": "Warp size",
+    "max_threads_per_multi_processor": "Threads per multiprocessor",
+    "L2_cache_size": "L2 cache",
+}
+"""torch's name of what a GPU may tell -> Caffe's, or one like it."""
 
 
 @click.command(cls=CaffeCommand, epilog="\b\nExample: forcereg device_query --gpu all")
@@ -18,45 +30,34 @@ def command(gpu: str) -> None:
     import torch
 
     from forcereg.solver.log import GlogWriter
+    from forcereg.workflows.device_query import devices
 
     log = GlogWriter(file="device_query.py")
-    devices = asked_devices(gpu, None)
+    asked = asked_devices(gpu, None)
     log.line(f"Querying GPUs {gpu}")
     log.line(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
+    numbers = [number for device in asked if (number := str(device).partition(":")[2])]
+    found = devices([int(number) for number in numbers] or None)
+    if not found:
         log.line("no CUDA device")
-        return
-    numbers = [int(str(device).partition(":")[2]) for device in devices]
-    if max(numbers) >= count:
-        raise UsageError(f"there is no GPU {max(numbers)}; {count} found, counted from 0")
-    for number in numbers:
-        for name, value in _facts(number):
+    for device in found:
+        for name, value in _facts(device):
             log.line(f"{name + ':':<31}{value}")
 
 
-def _facts(number: int) -> list[tuple[str, object]]:
+def _facts(found: Gpu) -> list[tuple[str, object]]:
     """Name and value of everything, Caffe's names where it has one."""
     import torch
 
-    found = torch.cuda.get_device_properties(number)
-    free, _ = torch.cuda.mem_get_info(number)
     facts: list[tuple[str, object]] = [
-        ("Device id", number),
-        ("Major revision number", found.major),
-        ("Minor revision number", found.minor),
+        ("Device id", found.number),
+        ("Major revision number", found.capability[0]),
+        ("Minor revision number", found.capability[1]),
         ("Name", found.name),
         ("Total global memory", f"{found.total_memory} ({found.total_memory / GIB:.1f} GiB)"),
-        ("Free global memory", f"{free} ({free / GIB:.1f} GiB)"),
-        ("Number of multiprocessors", found.multi_processor_count),
+        ("Free global memory", f"{found.free_memory} ({found.free_memory / GIB:.1f} GiB)"),
+        ("Number of multiprocessors", found.multiprocessors),
         ("cuDNN", torch.backends.cudnn.version() or "not built in"),
-        ("bfloat16 arithmetic", "Yes" if (found.major, found.minor) >= (8, 0) else "No"),
+        ("bfloat16 arithmetic", "Yes" if found.bfloat16 else "No"),
     ]
-    more = {
-        "Total shared memory per block": "shared_memory_per_block",
-        "Total registers per processor": "regs_per_multiprocessor",
-        "Warp size": "warp_size",
-        "Threads per multiprocessor": "max_threads_per_multi_processor",
-        "L2 cache": "L2_cache_size",
-    }
-    return facts + [(name, getattr(found, field)) for name, field in more.items() if hasattr(found, field)]
+    return facts + [(NAMES[name], value) for name, value in found.more.items()]

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @import_option
 def command(style: str | None) -> None:
     """List every layer type that runs, with the parameters it reads and its limits; installed packages' ones too."""
-    from forcereg.net.support import markdown, supported
+    from forcereg.net.support import markdown
+    from forcereg.workflows.layers import layer_types
 
-    rows = supported()
+    rows = layer_types()
     if style == "markdown":
         echo(*markdown(rows).splitlines())
     elif style == "json":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forcereg.errors import ForceregError, UsageError
+from forcereg.commands.telling import lines
 from forcereg.system.terminal import echo
 
 KINDS = ("lenet", "cifar10_full", "resnet", "alexnet")
@@ -24,25 +24,7 @@ def command(kind: str, dest: Path, n: int | None, force: bool) -> None:
 
     Paths in them start at DEST, so run the solver from there, or from anywhere by its path.
     """
-    from forcereg.schema.starter import STARTERS
-    from forcereg.system.files import differs, write_text
+    from forcereg.workflows.new import new
 
-    if n is not None and kind != "resnet":
-        raise UsageError(f"--n is for resnet; {kind} has one size")
-    starter = STARTERS[kind](n or 3) if kind == "resnet" else STARTERS[kind]()
-    for path, text in starter.files.items():
-        target = dest / path
-        if target.is_dir():
-            raise ForceregError(f"{target}: is a folder; choose another one for the starter")
-        if not force and differs(target, text.encode()):
-            raise ForceregError(f"{target}: exists and differs; give --force to overwrite it, or another folder")
-    for path, text in starter.files.items():
-        target = dest / path
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ForceregError(f"{target.parent}: cannot be made ({error.strerror}); choose another folder") from error
-        write_text(target, text)
-        echo(f"wrote {target}")
-    solver = dest / next(iter(starter.files))
-    echo(f"next, in {dest}: {starter.data}, then forcereg train --solver {solver.relative_to(dest)}")
+    made = new(kind, dest, n=n, force=force, observer=lines)
+    echo(f"next, in {dest}: {made.data}, then forcereg train --solver {made.solver.relative_to(dest)}")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from forcereg.errors import ForceregError, UsageError
-
-if TYPE_CHECKING:
-    from forcereg.net.module import Net
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,10 +41,10 @@ def decode_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _decode_budget(ctx: click.Context, param: click.Parameter, mib: int | None) -> None:
-    from forcereg.data.budget import DECODING, MIB
+    from forcereg.data.budget import decode_budget
 
     if mib is not None:
-        DECODING.limit = mib * MIB
+        decode_budget(mib)
 
 
 def code_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,11 +140,3 @@ def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         if not name or min(shapes[name]) < 0:
             raise UsageError(f"--input-shape is '{text}'; expected BLOB=N,C,H,W as in data=10,3,227,227")
     return shapes
-
-
-def shape_net_asked(net: str, phase: str, level: int, stage: str, shapes: tuple[str, ...], allow: bool) -> Net:
-    """The net that `net_options` and `code_options` describe, on the meta device. Raises ForceregError."""
-    from forcereg.net.load import shape_net
-
-    given = given_shapes(shapes)
-    return shape_net(net, phase, level, stage_list(stage), input_shapes=given, allow_python_layers=allow)

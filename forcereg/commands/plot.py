@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from forcereg.commands.telling import lines
 from forcereg.system.terminal import echo
 
 
@@ -19,15 +20,7 @@ def command(logs: tuple[Path, ...], out: Path) -> None:
     LOG is what `forcereg train`, Caffe or NVIDIA's Caffe printed, also behind what containers and launchers put in
     front of lines, or what --log-json wrote. As CSV each point is a row of log, phase, name, iteration and value.
     """
-    from forcereg.report.curves import read_run
-    from forcereg.report.plot import CSV, draw, kind_of
-    from forcereg.report.series import series_csv
-    from forcereg.system.files import write_bytes
+    from forcereg.workflows.plot import plot
 
-    kind = kind_of(out)
-    stems = [log.stem for log in logs]
-    names = [log.stem if stems.count(log.stem) == 1 else str(log) for log in logs]
-    runs = [read_run(log, name) for log, name in zip(logs, names, strict=True)]
-    echo(*(remark for run in runs for remark in run.remarks))
-    write_bytes(out, series_csv(runs).encode() if kind == CSV else draw(runs, kind))
+    plot(logs, out, observer=lines)
     echo(f"wrote {out}")

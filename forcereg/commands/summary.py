@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forcereg.commands.options import code_options, net_options, shape_net_asked
+from forcereg.commands.options import code_options, given_shapes, net_options
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ def command(
     net: str, phase: str, level: int, stage: str, input_shape: tuple[str, ...], allow_python_layers: bool, as_json: bool
 ) -> None:
     """Print a net's layers: output shapes, parameters, multiply-accumulates (MACs), memory of the outputs."""
-    from forcereg.net.summary import summarize
+    from forcereg.workflows.summary import summary
 
-    summary = summarize(shape_net_asked(net, phase, level, stage, input_shape, allow_python_layers))
-    echo(json.dumps(summary.report())) if as_json else show(summary)
+    found = summary(
+        net, phase=phase, level=level, stage=stage, input_shape=given_shapes(input_shape),
+        allow_python_layers=allow_python_layers,
+    )  # fmt: skip
+    echo(json.dumps(found.report())) if as_json else show(found)
 
 
 def show(summary: Summary) -> None:

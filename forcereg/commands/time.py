@@ -17,12 +17,12 @@ from forcereg.commands.options import (
     device_options,
     given_shapes,
     net_options,
-    stage_list,
 )
 
 if TYPE_CHECKING:
     from forcereg.net.timing import Timing
     from forcereg.solver.log import GlogWriter
+    from forcereg.system.events import Event
 
 
 @click.command(
@@ -42,33 +42,34 @@ def command(**options: Any) -> None:
 
     On a GPU the times are the device's own. What no data layer supplies is zeros.
     """
-    from forcereg.net.load import load_net
-    from forcereg.net.timing import measure
     from forcereg.solver.log import GlogWriter
-    from forcereg.system.device import choose_device
+    from forcereg.workflows.time import time
 
     given = SimpleNamespace(**options)
     log = GlogWriter(file="time.py")
-    device = choose_device(asked_devices(given.gpu, given.device)[0], None, lambda text: log.line(text, "W"))
-    net = load_net(
+
+    def told(event: Event) -> None:
+        if event.kind != "progress":
+            log(event)
+        elif event.done:
+            log.line(f"Iteration: {event.done} forward-backward time: {event.text}.")
+        else:
+            log.line("*** Benchmark begins ***")
+            log.line(f"Testing for {event.most} iterations.")
+
+    timing = time(
         given.model,
-        given.weights,
-        given.phase or "TRAIN",
-        given.level,
-        stage_list(given.stage),
-        input_shapes=given_shapes(given.input_shape),
-        device=device,
-        budget=given.data_budget << 20,
+        weights=given.weights,
+        iterations=given.iterations,
+        phase=given.phase or "TRAIN",
+        level=given.level,
+        stage=given.stage,
+        input_shape=given_shapes(given.input_shape),
+        device=asked_devices(given.gpu, given.device)[0],
+        data_budget=given.data_budget,
         workers=given.workers,
         allow_python_layers=given.allow_python_layers,
-    )
-    log.line("*** Benchmark begins ***")
-    log.line(f"Testing for {given.iterations} iterations.")
-    timing = measure(
-        net,
-        given.iterations,
-        device,
-        lambda index, wall: log.line(f"Iteration: {index + 1} forward-backward time: {wall:g} ms."),
+        observer=told,
     )
     _report(timing, log)
     if sys.stdout.isatty():

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import NoReturn
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, UsageError
 
 MIB = 1 << 20
 OPTION = "--decode-budget"
@@ -54,3 +54,15 @@ class Budget:
 
 DECODING = Budget(1 << 30)
 """For images, and for what converters read."""
+
+
+def decode_budget(mib: int) -> None:
+    """Memory, in MiB, that decoding may take in this process, all images together; a larger image is refused.
+
+    Holds from now on, for nets and converters alike; 1,024 at first. Raises UsageError for less than 1.
+
+    >>> forcereg.decode_budget(2048)
+    """
+    if mib < 1:
+        raise UsageError(f"decoding may take {mib} MiB; expected 1 or more")
+    DECODING.limit = mib * MIB

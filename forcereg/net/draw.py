@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -128,6 +130,20 @@ def dot(nodes: Sequence[Node], title: str) -> str:
         lines.append(f'  {number[node]} [label="{label}" fillcolor="{_color(node)}"]')
     lines += [f"  {number[node]} -> {number[use]}" for node in nodes for use in node.uses]
     return "\n".join([*lines, "}", ""])
+
+
+def has_graphviz() -> bool:
+    """Whether graphviz's command `dot` is installed."""
+    return shutil.which("dot") is not None
+
+
+def picture(graph: str, kind: str) -> bytes:
+    """The graph as graphviz renders it. Raises ForceregError."""
+    done = subprocess.run(["dot", f"-T{kind}"], input=graph.encode(), capture_output=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.decode(errors="replace").splitlines() or ["no reason given"])[0]
+        raise ForceregError(f"graphviz's `dot -T{kind}` failed ({reason}); write .dot and look at it")
+    return done.stdout
 
 
 def _color(node: Node) -> str:

@@ -20,6 +20,45 @@ PAUSE = 5.0
 """Seconds between lines of steps of which many take no time."""
 
 
+class Bars:
+    """Observer that shows the progress of tasks whose steps are short: a bar each on a terminal, nothing elsewhere."""
+
+    STRIDE = 0.1  # seconds: drawing more often than this costs more than it shows
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task, self._row, self._drawn = "", None, 0.0
+
+    def __enter__(self) -> Bars:
+        if on_terminal():
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            title = TextColumn("{task.description}", markup=False)
+            self._bar = bar(title, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if self._bar is None or event.kind != "progress":
+            return
+        if event.done == 0 or event.task != self._task:
+            self._begin(event)
+        if event.done == event.most or time.monotonic() - self._drawn >= self.STRIDE:
+            self._drawn = time.monotonic()
+            self._bar.update(self._row, completed=event.done)
+
+    def _begin(self, event: Event) -> None:
+        """The bar of a task in place of the one before."""
+        if self._row is not None:
+            self._bar.remove_task(self._row)
+        self._task = event.task
+        self._row = self._bar.add_task(printable(event.task), total=event.most)
+
+
 class Steps:
     """Tells on stderr what each step came to; `most` steps at most.
 

@@ -25,6 +25,11 @@ def phase_number(phase: str | int) -> int:
         raise ForceregError(f"unknown phase {phase!r}; expected TRAIN or TEST") from None
 
 
+def stage_names(stages: str | Sequence[str]) -> tuple[str, ...]:
+    """The stages that a text "a,b" or a sequence names, without empty ones."""
+    return tuple(stage for stage in (stages.split(",") if isinstance(stages, str) else stages) if stage)
+
+
 def net_state(phase: int, own: Any = None, *later: Any) -> Any:
     """The NetState that layer rules are matched against: phase, then the net's own, then the solver's.
 

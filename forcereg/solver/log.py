@@ -108,6 +108,10 @@ class GlogWriter:
             norms = [f"{name} norm = ({data:g}, {diff:g})" for name, (data, diff) in event.norms.items()]
             self.line(f"    [Backward] All net params (data, diff): {'; '.join(norms)}", "E")
 
+    def on_batch(self, event: Event) -> None:
+        for output in event.outputs:
+            self.line(f"Batch {event.index}, {output.name} = {output.value:g}")
+
     def on_final(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss = {event.loss:g}")
 

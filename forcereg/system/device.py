@@ -6,7 +6,8 @@ import ctypes
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,53 @@ def choose_device(asked: str | None, param: Any, warn: Callable[[str], None]) ->
     if device.index >= torch.cuda.device_count():
         raise UsageError(f"there is no GPU {device.index}; {torch.cuda.device_count()} found, counted from 0")
     return device
+
+
+FACTS = (
+    "shared_memory_per_block",
+    "regs_per_multiprocessor",
+    "warp_size",
+    "max_threads_per_multi_processor",
+    "L2_cache_size",
+)
+"""What more torch may tell of a GPU, by its names."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device: `number` from 0 on, `capability` (major, minor), memory in bytes; `more`: those of `FACTS`."""
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+    total_memory: int
+    free_memory: int
+    multiprocessors: int
+    more: dict[str, int]
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return self.capability >= (8, 0)
+
+
+def gpus(numbers: Sequence[int] | None = None) -> list[Gpu]:
+    """The CUDA devices of these numbers, None for all; none where there is no CUDA. Raises UsageError."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        return []
+    numbers = range(count) if numbers is None else numbers
+    if wrong := [number for number in numbers if not 0 <= number < count]:
+        raise UsageError(f"there is no GPU {max(wrong)}; {count} found, counted from 0")
+    return list(map(_gpu, numbers))
+
+
+def _gpu(number: int) -> Gpu:
+    found = torch.cuda.get_device_properties(number)
+    free, _ = torch.cuda.mem_get_info(number)
+    more = {name: getattr(found, name) for name in FACTS if hasattr(found, name)}
+    capability = (found.major, found.minor)
+    return Gpu(number, found.name, capability, found.total_memory, free, found.multi_processor_count, more)
 
 
 def prepare(device: torch.device, tf32: bool = False, deterministic: bool = False) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,16 @@ class Event:
     snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
 
-    Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task, and
-    what the last one came to.
+    Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task (None:
+    nobody knows), and what the last one came to; scoring tells batch(index, outputs) of every batch.
+
+    >>> def watch(event: forcereg.Event) -> None:
+    ...     if event.kind == "test":
+    ...         print(event.iteration, [output.name for output in event.outputs])
+    >>> forcereg.Solver("solver.prototxt", observers=[watch]).solve()
+    0 ['accuracy', 'loss']
+    10 ['accuracy', 'loss']
+    20 ['accuracy', 'loss']
     """
 
     kind: str
@@ -47,7 +57,7 @@ class Tell:
     def __init__(self, observer: Observer | None = None) -> None:
         self._observer = observer
 
-    def progress(self, task: str, done: int, most: int, text: str = "") -> None:
+    def progress(self, task: str, done: int, most: int | None, text: str = "") -> None:
         """`done` of at most `most` steps ("net", "layer") are done; `text`: what the last one came to."""
         self._emit("progress", task=task, done=done, most=most, text=text)
 
@@ -56,6 +66,19 @@ class Tell:
         self.progress(task, 0, most)
         counted = itertools.count(1)
         return lambda text: self.progress(task, next(counted), most, text)
+
+    def track(self, items: Iterable[T], task: str, total: int | None) -> Iterable[T]:
+        """The items, each a step of the task, of which `total` may be unknown (None)."""
+        return items if self._observer is None else self._tracked(items, task, total)
+
+    def _tracked(self, items: Iterable[T], task: str, total: int | None) -> Iterator[T]:
+        self.progress(task, 0, total)
+        done = 0
+        for item in items:
+            yield item
+            del item  # before the next one is made, as there may be memory for one only; so no enumerate, either
+            done += 1  # noqa: SIM113 (see above)
+            self.progress(task, done, total)
 
     def note(self, text: str) -> None:
         """A remark on how the work is done."""

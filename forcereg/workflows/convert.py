@@ -1,0 +1,30 @@
+"""A model or solver state in the other format: `forcereg convert`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from forcereg.net import convert as engine
+from forcereg.net.convert import Converted
+from forcereg.net.load import net_file
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Any | None = None,
+) -> Converted:
+    """Writes the model or solver state `source` as `target`: binary (.caffemodel, .solverstate) or HDF5 (also .h5).
+
+    All of it is kept, weights and history bit for bit. `model`: the net, a path, prototxt text or NetParameter, of a
+    source that holds none, for the layers' settings in a binary file. Models of old formats (V0, V1, half precision)
+    are read and come out in today's, as float32. The result has `.kind`, "model" or "solver state", `.binary`, the
+    numbers of `.blobs` and `.values`, and `.remarks`. Raises UsageError for a name of neither kind, for the same file
+    and for a model's name for a state; ForceregError for what can't be read, or not be written without a loss.
+
+    >>> forcereg.convert("net_iter_20.caffemodel.h5", "net.caffemodel")
+    Converted(kind='model', binary=True, blobs=6, values=2019, remarks=())
+    """
+    return engine.convert(os.fspath(source), os.fspath(target), None if model is None else net_file(model))

@@ -1,0 +1,16 @@
+"""Which layer types run: `forcereg layers`."""
+
+from __future__ import annotations
+
+from forcereg.net.support import Support, supported
+
+
+def layer_types() -> list[Support]:
+    """Every layer type that runs, with the parameters it reads and its limits; installed packages' ones too.
+
+    In the order of names, each with `.type`, `.params` (message -> the fields of it that are read) and `.limits`.
+
+    >>> [found.params for found in forcereg.layer_types() if found.type == "Power"]
+    [{'power_param': ['power', 'scale', 'shift']}]
+    """
+    return supported()
