@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from forcereg.workflows.data import convert_cifar10, convert_digits, convert_imageset, convert_mean, convert_mnist
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
+    from forcereg.workflows.finetune import finetune
     from forcereg.workflows.layers import layer_types
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
     from forcereg.workflows.score import score
     from forcereg.workflows.summary import summary
     from forcereg.workflows.time import time
+    from forcereg.workflows.train import train
 
 _HOME = {
     "Event": "forcereg.system.events",
@@ -59,6 +61,7 @@ _HOME = {
     "decode_budget": "forcereg.data.budget",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
+    "finetune": "forcereg.workflows.finetune",
     "force_gradient": "forcereg.solver.force",
     "layer": "forcereg.layers.module",
     "layer_types": "forcereg.workflows.layers",
@@ -69,6 +72,7 @@ _HOME = {
     "shipped_configs": "forcereg.workflows.configs",
     "summary": "forcereg.workflows.summary",
     "time": "forcereg.workflows.time",
+    "train": "forcereg.workflows.train",
 }
 """Public name -> the module that has it."""
 
@@ -93,6 +97,7 @@ __all__ = [
     "decode_budget",
     "devices",
     "draw",
+    "finetune",
     "force_gradient",
     "layer",
     "layer_types",
@@ -104,6 +109,7 @@ __all__ = [
     "shipped_configs",
     "summary",
     "time",
+    "train",
 ]
 
 

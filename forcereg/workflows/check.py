@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from forcereg.schema.rules import stage_names
 from forcereg.study.check import Options, Report, check_file
+from forcereg.system.paths import StrPath
 
 
 def check(
-    path: str | os.PathLike[str],
+    path: StrPath,
     *,
     records: int = 1000,
     level: int | None = None,

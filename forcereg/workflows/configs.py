@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +10,7 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.system import shipped
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import differs, write_bytes
+from forcereg.system.paths import StrPath, listed
 from forcereg.system.shipped import Shipped, configs_dir
 
 
@@ -27,7 +27,7 @@ def shipped_configs() -> list[Shipped]:
 
 
 def copy_configs(
-    dest: str | os.PathLike[str],
+    dest: StrPath,
     patterns: str | Sequence[str] = (),
     *,
     force: bool = False,
@@ -44,7 +44,7 @@ def copy_configs(
     mine/examples/mnist/lenet_solver.prototxt
     """
     tell = Tell(observer)
-    chosen = choose([patterns] if isinstance(patterns, str) else patterns)
+    chosen = choose(listed(patterns))
     targets = [Path(dest) / file.path for file in chosen]
     if not force:
         refuse_overwriting(chosen, targets)

@@ -8,13 +8,14 @@ from typing import Any
 from forcereg.net import convert as engine
 from forcereg.net.convert import Converted
 from forcereg.net.load import net_file
+from forcereg.system.paths import StrPath
 
 
 def convert(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: StrPath,
+    target: StrPath,
     *,
-    model: str | os.PathLike[str] | Any | None = None,
+    model: StrPath | Any | None = None,
 ) -> Converted:
     """Writes the model or solver state `source` as `target`: binary (.caffemodel, .solverstate) or HDF5 (also .h5).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,10 @@ from forcereg.data import cifar, idx, set_mean
 from forcereg.data.convert import Written
 from forcereg.errors import UsageError
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath
 
 if TYPE_CHECKING:
     from forcereg.data.image_set import ImageSet
-
-StrPath = str | os.PathLike[str]
 
 
 def convert_mnist(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from forcereg.net.load import net_file, net_spec, shape_net
 from forcereg.schema.rules import stage_names
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
+from forcereg.system.paths import StrPath
 
 GRAPHICS = ("svg", "png", "pdf")
 
 
 def draw(
-    model: str | os.PathLike[str] | Any,
-    out: str | os.PathLike[str],
+    model: StrPath | Any,
+    out: StrPath,
     *,
     phase: str = "TEST",
     level: int = 0,

@@ -57,6 +57,11 @@ def finetune(
     further. Snapshots go to the solver's snapshot_prefix with _finetuned behind, unless `set` has one. All other
     keywords, what is returned and raised: as `forcereg.train`; also UsageError without `weights` or `snapshot`, and
     ForceregError for weights that lack a part of a decomposed layer.
+
+    >>> low = "net_iter_20_lowrank"
+    >>> solver = forcereg.finetune("solver.prototxt", model=f"{low}.prototxt", weights=f"{low}.caffemodel.h5")
+    >>> solver.iter, solver.last_snapshot.name
+    (20, 'net_finetuned_iter_20.caffemodel.h5')
     """
     return Finetuning(**locals()).run()
 

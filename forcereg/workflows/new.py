@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.schema.starter import STARTERS
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import differs, write_text
+from forcereg.system.paths import StrPath
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Started:
 
 def new(
     kind: str,
-    dest: str | os.PathLike[str] = ".",
+    dest: StrPath = ".",
     *,
     n: int | None = None,
     force: bool = False,

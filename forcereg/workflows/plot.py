@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from forcereg.report.plot import CSV, draw, kind_of
 from forcereg.report.series import series_csv
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes
+from forcereg.system.paths import StrPath, listed
 
 
 def plot(
-    logs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    logs: StrPath | Sequence[StrPath],
+    out: StrPath,
     *,
     observer: Observer | None = None,
 ) -> Path:
@@ -30,7 +30,7 @@ def plot(
     ['log,phase,name,iteration,value', 'train.log,test,accuracy,0,...']
     """
     tell, out = Tell(observer), Path(out)
-    paths = [Path(log) for log in ([logs] if isinstance(logs, str | os.PathLike) else logs)]
+    paths = [Path(log) for log in listed(logs)]
     kind = kind_of(out)
     stems = [path.stem for path in paths]
     names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in paths]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ from forcereg.schema.rules import stage_names
 from forcereg.solver.debug import Watch
 from forcereg.system.device import choose_device
 from forcereg.system.events import Event, Observer, Tell
+from forcereg.system.paths import StrPath
 
 
 def score(
-    model: str | os.PathLike[str] | Any,
-    weights: str | os.PathLike[str],
+    model: StrPath | Any,
+    weights: StrPath,
     *,
     iterations: int = 50,
     device: str | None = None,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forcereg.net.load import shape_net
 from forcereg.net.summary import Summary, summarize
 from forcereg.schema.rules import stage_names
+from forcereg.system.paths import StrPath
 
 
 def summary(
-    model: str | os.PathLike[str] | Any,
+    model: StrPath | Any,
     *,
     phase: str = "TEST",
     level: int = 0,

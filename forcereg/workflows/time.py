@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ from forcereg.net.timing import Timing, measure
 from forcereg.schema.rules import stage_names
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath
 
 
 def time(
-    model: str | os.PathLike[str] | Any,
+    model: StrPath | Any,
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: StrPath | None = None,
     iterations: int = 50,
     phase: str = "TRAIN",
     level: int = 0,
