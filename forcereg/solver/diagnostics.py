@@ -27,10 +27,11 @@ def mean_cosine(weight: Tensor) -> Tensor:
 
 
 def coordination(layers: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Rank at 5 % error and mean pairwise cosine of each layer's weight."""
+    """Rank at 5 % error and mean pairwise cosine of each layer's weight that is finite."""
     return [
         {"layer": name, "rank": smallest_rank(spectrum(weight), ERROR), "cosine": float(mean_cosine(weight))}
         for name, weight in layers.items()
+        if bool(weight.isfinite().all())  # the loss tells one that isn't, an iteration later
     ]
 
 

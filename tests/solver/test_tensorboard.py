@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import subprocess
@@ -113,6 +114,7 @@ def test_mean_cosine(rows: list[list[float]], expected: float) -> None:
 def test_coordination() -> None:
     weight = torch.diag(torch.tensor([10.0, 3.0, 0.1]))
     assert coordination({"conv": weight}) == [{"layer": "conv", "rank": 2, "cosine": pytest.approx(0)}]
+    assert coordination({"conv": weight, "ip": weight * math.inf}) == coordination({"conv": weight})
 
 
 def test_force_ratios() -> None:
