@@ -7,7 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from forcereg.snapshot import write_model
+from tests.conftest import RunCli
 
 TOP = Path(__file__).resolve().parents[2]
 SOURCE = TOP / "forcereg"
@@ -59,6 +63,52 @@ def test_nothing_else_runs_code(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert {*calls(tree)} <= ALLOWED.get(path.relative_to(SOURCE).as_posix(), set())
     assert not FORBIDDEN & {*imported(tree)}
+
+
+NET = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 6 } } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "p" type: "Python" bottom: "c" top: "y" python_param { module: "evil" layer: "Evil" } }
+layer { name: "l" type: "Reduction" bottom: "y" top: "l" loss_weight: 1 }
+"""
+SOLVER = (
+    'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1 snapshot_prefix: "s" test_iter: 1 test_interval: 1'
+)
+MODEL = "s_iter_1.caffemodel.h5"
+RUNS = (
+    "summary net.prototxt", "check net.prototxt", "check solver.prototxt", "draw net.prototxt out.txt",
+    "test --model net.prototxt --weights MODEL", "time --model net.prototxt", "train --solver solver.prototxt",
+    "finetune --model net.prototxt --weights MODEL --solver solver.prototxt",
+    "confusion --model net.prototxt --weights MODEL", "decompose --snapshot MODEL --ranks 1", "ranks MODEL",
+    "decompose --snapshot MODEL --max-macs 0.5", "sensitivity MODEL --solver solver.prototxt",
+    "frontier MODEL --solver solver.prototxt --ranks 1 -o out.svg", "sweep --solver solver.prototxt --out sweep",
+    "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
+    "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
+)  # fmt: skip
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A net, its solver and its model, that name a module which lies beside them and leaves a trace."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\nraise SystemExit\n")
+    (tmp_path / "net.prototxt").write_text(NET)
+    (tmp_path / "solver.prototxt").write_text(SOLVER)
+    weights = {"conv": {0: np.ones((4, 3, 3, 3), np.float32), 1: np.zeros(4, np.float32)}}
+    attrs = {"forcereg_net": NET, "forcereg_input_shapes": '{"x": [2, 3, 6, 6]}', "forcereg_solver": SOLVER}
+    write_model(tmp_path / MODEL, weights, attrs=attrs)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", RUNS)
+def test_no_command_runs_what_a_net_names_unasked(words: str, trap: Path, run_cli: RunCli) -> None:
+    done = run_cli(*words.replace("MODEL", MODEL).split(), cwd=trap)
+    assert not (trap / "trace").exists()
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+
+
+def test_the_trap_works(trap: Path, run_cli: RunCli) -> None:
+    run_cli("summary", "net.prototxt", "--allow-python-layers", cwd=trap)
+    assert (trap / "trace").exists()
 
 
 def test_the_page_names_tests_that_are_there() -> None:
