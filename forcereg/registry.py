@@ -1,6 +1,6 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
-A new layer, filler, data source, learning rate policy, force type, solver type,
+A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
 decomposition or rule for ranks is one function or class with one decorator; nothing else needs to know.
 """
 
@@ -100,6 +100,8 @@ layer: Registry[Any] = Registry("layer type")
 filler: Registry[Any] = Registry("filler type")
 source: Registry[Any] = Registry("data layer type")
 lr_policy: Registry[Any] = Registry("lr_policy")
+regularizer: Registry[Any] = Registry("regularizer")
+weight_decay: Registry[Any] = Registry("regularization_type")
 force_type: Registry[Any] = Registry("force_type")
 solver_type: Registry[Any] = Registry("solver type")
 factorizer: Registry[Any] = Registry("decomposition method")

@@ -14,7 +14,7 @@ from forcereg.lowrank.merge import Chain, find_chains, written_chains
 from forcereg.net.module import Net
 from forcereg.schema import NetParameter
 from forcereg.snapshot import net_message
-from forcereg.solver.updater import forced_layers
+from forcereg.solver.regularizers.force import forced_layers
 
 
 def chains_of(net: Net) -> list[Chain]:

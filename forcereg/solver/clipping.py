@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from forcereg.schema.text import parse_net, to_text
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver.chains import chains_of
 from forcereg.solver.prefix import probe_prefix
+from forcereg.solver.run import Nets, Run
 from forcereg.solver.saved import CLIPPED
 from forcereg.solver.state import to_array
+from forcereg.solver.steps import Steps
 from forcereg.system.files import check_writable, write_text
-
-if TYPE_CHECKING:
-    from forcereg.solver.loop import Solver
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Pair:
 
 
 class RankClipping:
-    """Reduces ranks of a solver's net at each test interval, before the tests, from the first one to before `until`.
+    """Reduces ranks of a run's nets at each test interval, before the tests, from the first one to before `until`.
 
     Each layer gets the smallest rank that keeps `share` of its squared norm; its history is projected, see
     forcereg.lowrank.clipping. Snapshots hold the net with its ranks; a solver of the whole net goes on from them.
@@ -66,61 +65,59 @@ class RankClipping:
     snapshots' folder can't be written.
     """
 
-    def __init__(self, solver: Solver, share: float, until: int | None = None) -> None:
-        self.solver, self.share, self.until = solver, share, until
-        name = solver.file.name
-        if solver.param.test_interval < 1:
-            raise ForceregError(f"{name}: rank clipping looks at ranks every test_interval iterations; set it")
-        self.pairs = _common_pairs([solver.net, *solver.test_nets])
+    def __init__(self, run: Run, nets: Nets, steps: Steps, share: float, until: int | None = None) -> None:
+        self._run, self._nets, self._steps = run, nets, steps
+        self.share, self.until = share, until
+        if run.param.test_interval < 1:
+            raise ForceregError(f"{run.name}: rank clipping looks at ranks every test_interval iterations; set it")
+        self.pairs = _common_pairs(list(nets))
         if not self.pairs:
             raise ForceregError(
-                f"{solver.net.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share "
+                f"{nets.train.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share "
                 "nothing; make them by `forcereg decompose --snapshot S --error 0 --even-if-dearer`"
             )
-        if solver.param.snapshot_prefix:
-            solver.group.once(lambda: probe_prefix(solver.prefix(), solver.param, name))
-            solver.group.once(lambda: check_writable(self._written()))
+        if run.param.snapshot_prefix:
+            run.group.once(lambda: probe_prefix(run.prefix(), run.param, run.name))
+            run.group.once(lambda: check_writable(self._written()))
         self.full = self.ranks
         self.last = -1
-        solver.clipping = self
         self._tell_what_stays()
 
     def _tell_what_stays(self) -> None:
-        solver, names = self.solver, {pair.name for pair in self.pairs}
-        for chain in chains_of(solver.net):
+        tell, names = self._run.tell, {pair.name for pair in self.pairs}
+        for chain in chains_of(self._nets.train):
             if chain.name not in names:
                 why = "only X_lowrank -> X_linear that learn and share nothing are reduced"
-                solver.emit("note", text=f"Rank clipping leaves {' -> '.join(chain.parts)} as they are: {why}")
-        if self.until is not None and self.until <= (every := solver.param.test_interval):
-            solver.warn(f"no rank will be reduced: the first look is at iteration {every}, clip-until is {self.until}")
+                tell.emit("note", text=f"Rank clipping leaves {' -> '.join(chain.parts)} as they are: {why}")
+        if self.until is not None and self.until <= (every := self._run.param.test_interval):
+            tell.warn(f"no rank will be reduced: the first look is at iteration {every}, clip-until is {self.until}")
 
     @property
     def ranks(self) -> dict[str, int]:
         """Layer before the decomposition -> its rank now."""
-        return {pair.name: pair.rank(self.solver.net.params[pair.first][0]) for pair in self.pairs}
+        return {pair.name: pair.rank(self._nets.train.params[pair.first][0]) for pair in self.pairs}
 
-    def due(self) -> bool:
+    def due(self, iteration: int) -> bool:
         """Whether ranks are to be looked at in this iteration."""
-        at = self.solver.iter
-        return at % self.solver.param.test_interval == 0 and at != self.last
+        # a snapshot among the tests holds what was cut before them: who goes on from it runs the tests alone again
+        return iteration % self._run.param.test_interval == 0 and iteration != self.last
 
-    def clip(self) -> None:
-        """Reduces what can be reduced, and tells the ranks. Every rank of a group gets what rank 0 found."""
-        solver, before = self.solver, self.ranks
-        solver.check_finite()
-        found, shares = solver.group.once(self._found) if self._may_reduce() else ({}, {})
+    def clip(self, iteration: int) -> None:
+        """Reduces what can be reduced, and tells the ranks. The losses before `iteration` have to be finite."""
+        before = self.ranks
+        # decompositions differ in their last bits from one machine to the next: every rank gets what rank 0 found
+        found, shares = self._run.group.once(self._found) if self._may_reduce(iteration) else ({}, {})
         if found:
             self._install(found)
-        self.last = solver.iter
-        self._tell({name: {"before": before[name], "kept": kept} for name, kept in shares.items()})
+        self.last = iteration
+        self._tell(iteration, {name: {"before": before[name], "kept": kept} for name, kept in shares.items()})
 
-    def _tell(self, more: Mapping[str, dict[str, float]]) -> None:
+    def _tell(self, iteration: int, more: Mapping[str, dict[str, float]]) -> None:
         layers = [{"layer": name, "rank": rank, **more.get(name, {})} for name, rank in self.ranks.items()]
-        self.solver.emit("ranks", iteration=self.solver.iter, layers=layers)
+        self._run.tell.emit("ranks", iteration=iteration, layers=layers)
 
-    def _may_reduce(self) -> bool:
-        at = self.solver.iter
-        return at > 0 and (self.until is None or at < self.until)
+    def _may_reduce(self, iteration: int) -> bool:
+        return iteration > 0 and (self.until is None or iteration < self.until)
 
     def _found(self) -> tuple[Values, dict[str, float]]:
         """What `_install` takes for the layers that can be reduced, and what share of its norm each keeps."""
@@ -140,8 +137,8 @@ class RankClipping:
 
     def _held(self, layer: str) -> list[tuple[Kind, Tensor]]:
         """A layer's weight and its history, and how to project each."""
-        history = [(_kind(held), tensor) for held, tensor in self.solver.updater.history_of(layer, 0)]
-        return [(Kind.WEIGHT, self.solver.net.params[layer][0].detach()), *history]
+        history = [(_kind(held), tensor) for held, tensor in self._steps.updater.history_of(layer, 0)]
+        return [(Kind.WEIGHT, self._nets.train.params[layer][0].detach()), *history]
 
     @torch.no_grad()
     def _install(self, values: Values) -> None:
@@ -153,15 +150,11 @@ class RankClipping:
 
     def _resize(self, weights: Mapping[str, Any]) -> None:
         """Gives all nets the ranks of `weights`, layer -> weight. What has another shape then is yet to be filled."""
-        solver = self.solver
         ranks = {pair.first: pair.rank(weights[pair.first]) for pair in self.pairs if pair.first in weights}
-        for net in (solver.net, *solver.test_nets):
+        for net in self._nets:
             net.adopt(_with_ranks(net.spec, ranks))
-        for net in solver.test_nets:
-            net.share_params(solver.net)
-        solver.updater = solver.updater.renewed()
-        solver.passes.renew()
-        solver.steps.forget()
+        self._nets.share()
+        self._steps.renew()
 
     @contextlib.contextmanager
     def fitted(self, state: StateFile, model: ModelFile) -> Iterator[None]:
@@ -183,22 +176,22 @@ class RankClipping:
         self.full = {name: max(rank, self.full[name]) for name, rank in self.ranks.items()}
 
     def _fits(self, pair: Pair, found: np.ndarray | None) -> bool:
-        own = self.solver.net.params[pair.first][0]
+        own = self._nets.train.params[pair.first][0]
         return found is not None and found.ndim == own.dim() and found.size > 0 and pair.rank(found) % pair.groups == 0
 
     def _written(self) -> Path:
-        return Path(f"{self.solver.prefix()}_clipped.prototxt")
+        return Path(f"{self._run.prefix()}_clipped.prototxt")
 
-    def finish(self) -> None:
+    def finish(self, iteration: int) -> None:
         """Writes the net with its ranks beside the snapshots, and tells the ranks."""
-        solver, ranks = self.solver, self.ranks
-        self._tell({})
+        run, ranks = self._run, self.ranks
+        self._tell(iteration, {})
         text = ", ".join(f"{name} {rank} of {self.full[name]}" for name, rank in ranks.items())
-        if solver.param.snapshot_prefix:
+        if run.param.snapshot_prefix:
             path = self._written()
-            solver.group.once(lambda: write_text(path, solver.net.spec.text))
+            run.group.once(lambda: write_text(path, self._nets.train.spec.text))
             text += f"; the net with these ranks is {path}"
-        solver.emit("note", text=f"Ranks at the end: {text}")
+        run.tell.emit("note", text=f"Ranks at the end: {text}")
 
 
 Values = dict[str, list[np.ndarray]]
@@ -206,13 +199,13 @@ Values = dict[str, list[np.ndarray]]
 
 
 @contextlib.contextmanager
-def fitted(solver: Solver, state: StateFile, model: ModelFile) -> Iterator[None]:
+def fitted(clipping: RankClipping | None, state: StateFile, model: ModelFile) -> Iterator[None]:
     """Around taking over a snapshot: with rank clipping nets get its ranks; without, an error tells if it had any."""
     try:
-        with contextlib.nullcontext() if solver.clipping is None else solver.clipping.fitted(state, model):
+        with contextlib.nullcontext() if clipping is None else clipping.fitted(state, model):
             yield
     except ForceregError as error:
-        if solver.clipping is None and CLIPPED in (state.extra or {}):
+        if clipping is None and CLIPPED in (state.extra or {}):
             raise ForceregError(f"{error}; it was saved with --rank-clipping: give that again") from error
         raise
 

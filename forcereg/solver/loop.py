@@ -6,43 +6,35 @@ import contextlib
 import functools
 import math
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from forcereg import snapshot
-from forcereg.data.feed import DEFAULT_BUDGET, FeedContext
-from forcereg.errors import ForceregError
+from forcereg.data.feed import DEFAULT_BUDGET
 from forcereg.net.module import Net
 from forcereg.net.scoring import Score, read_outputs
-from forcereg.schema.rules import named
-from forcereg.snapshot import ModelFile, StateFile
+from forcereg.snapshot import LoadReport, ModelFile, StateFile, model_of, read_state
 from forcereg.solver import policy
-from forcereg.solver.clipping import RankClipping, fitted
+from forcereg.solver.build import begin, nets_of, steps_of
+from forcereg.solver.clipping import RankClipping
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
-from forcereg.solver.precision import Precision
+from forcereg.solver.precision import LossScale
 from forcereg.solver.pull import Pull
 from forcereg.solver.ready import check_ready
-from forcereg.solver.saved import check_extra
-from forcereg.solver.saving import write_pair
-from forcereg.solver.setup import complete_prefix, problems, solver_file, solver_specs
-from forcereg.solver.state import extra_state, unpack, unpack_carried
-from forcereg.solver.steps import Steps
-from forcereg.solver.trouble import not_finite
-from forcereg.solver.updater import Updater, without_force
-from forcereg.solver.window import LossWindow
-from forcereg.system.capture import recorder_for
-from forcereg.system.device import choose_device, prepare
-from forcereg.system.events import Event, Observer
+from forcereg.solver.regularizers.force import FORCE, without_force
+from forcereg.solver.run import Teller
+from forcereg.solver.setup import solver_file
+from forcereg.solver.snapshots import Snapshots
+from forcereg.solver.trouble import NotFinite, advice, not_finite
+from forcereg.solver.updater import Updater
+from forcereg.system.events import Observer
 from forcereg.system.paths import learned_nets, resolve
 
 
@@ -84,71 +76,72 @@ class Solver:
     ) -> None:
         self.group = Group() if group is None else group
         self.file = solver_file(solver)
-        self.param = self.file.message
-        self.observers = list(observers)
-        self.keep = keep
-        self._allow_python_layers = allow_python_layers
-        for problem in problems(self.param, self.file.name):
-            raise problem
-        specs = solver_specs(self.file, level, stages)
-        self.root = specs.root
-        complete_prefix(self.file, self.root)
-        self.device = choose_device(device, self.param, self.warn)
-        prepare(self.device)
-        seed = self.param.random_seed
-        self.seed = self.group.share(int(seed) if seed >= 0 else int.from_bytes(os.urandom(4), "little"))
-        torch.manual_seed(self.seed + self.group.rank)
-        context = FeedContext(root=self.root, device=self.device, seed=self.seed, budget=budget, workers=workers)
-        self.net = self._build(specs.train, replace(context, shard=self.group.shard))
-        self.test_nets = [self._build(spec, context) for spec in specs.tests]
-        for test_net in self.test_nets:
-            test_net.share_params(self.net)
-        self._nets = {"train": self.net, **{f"test_{i}": net for i, net in enumerate(self.test_nets)}}
-        self.group.begin(*self._nets.values())
+        self._tell = Teller(observers, self.group.rank)
+        self._run, specs = begin(self.file, device, level, stages, self.group, self._tell)
+        self._nets = nets_of(self._run, specs, budget, workers, allow_python_layers)
+        self.param, self.root = self._run.param, self._run.root
+        self.device, self.seed = self._run.device, self._run.seed
+        self.net, self.test_nets = self._nets.train, self._nets.tests
         self.iter = self.current_step = 0
         self.stop_requested = self.snapshot_requested = False
         self.measure_force = False
+        self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
+        self.pull = Pull(self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0)
         self.clipping: RankClipping | None = None
+        self._snapshots = Snapshots(self._run, self._nets, self.steps, keep)
+        self._losses = self.steps.losses
         self._debugs = self.param.debug_info or specs.train.debug_info
-        precision = Precision(self.net, self.device, amp, self.warn)
-        self.scale = precision.scale
-        self.updater = Updater(self.net, self.param, self.device, self.file.name, self.scale)
-        self.passes = Passes(self.net, self.param.iter_size, precision, self.group)
-        self._losses = LossWindow(self.param.average_loss, self.device)
-        self.steps = Steps(self, self._losses, recorder_for(self.device) if cuda_graph else None)
         self._pace = Pace()
-        self.pull = Pull()
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
-        self.last_snapshot: Path | None = None
         if self.param.force_decay and (text := without_force(self.net, self.param)):
             self.warn(text)
         for path in ",".join(self.param.weights).split(","):
             if path.strip():
                 self.load_weights(resolve(self.root, path.strip()))
 
-    # -- construction
+    # -- its parts
 
-    def _build(self, spec: Any, context: FeedContext) -> Net:
-        for text in spec.warnings:
-            self.warn(text)
-        generator = torch.Generator().manual_seed(self.seed)
-        with named(spec.title):
-            return Net(spec, context, None, generator, self._allow_python_layers).place(self.device)
+    @property
+    def updater(self) -> Updater:
+        """What changes the weights, and its history."""
+        return self.steps.updater
+
+    @property
+    def passes(self) -> Passes:
+        """What runs forward and backward."""
+        return self.steps.passes
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The loss scale of float16, else None."""
+        return self.steps.scale
+
+    @property
+    def last_snapshot(self) -> Path | None:
+        """The model last written, or gone on from."""
+        return self._snapshots.last
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Who is told of events; more may be added."""
+        return self._tell.observers
+
+    @observers.setter
+    def observers(self, observers: list[Observer]) -> None:
+        self._tell.observers = observers
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tells the observers."""
-        if self.group.rank:
-            return
-        event = Event(kind, fields)
-        for observer in self.observers:
-            observer(event)
+        self._tell.emit(kind, **fields)
 
     def warn(self, text: str) -> None:
         """Tells the observers, or if there are none the user."""
-        self.emit("warning", text=text)
-        if not self.observers and not self.group.rank:
-            warnings.warn(text, stacklevel=3)
+        self._tell.warn(text)
+
+    def clip_ranks(self, share: float, until: int | None = None) -> None:
+        """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""
+        self.clipping = RankClipping(self._run, self._nets, self.steps, share, until)
 
     # -- weights and state
 
@@ -157,80 +150,43 @@ class Solver:
         """The learning rate at the current iteration and current_step."""
         return policy.rate(self.param, self.iter, policy.advance(self.param, self.iter, self.current_step))
 
-    def load_weights(self, path: str | Path) -> snapshot.LoadReport:
+    def load_weights(self, path: str | Path) -> LoadReport:
         """Loads a model by layer name into the train net and, for layers of their own, the test nets.
 
         Without observers what was ignored or left fresh is a Python warning. Raises ForceregError, also if none of its
         weights is the nets'. The report is of all nets together.
         """
-        model = snapshot.read_model(path)
-        found = [snapshot.matched(net.params, snapshot.suited(model, net), net.shared) for net in self._nets.values()]
-        report = snapshot.joined(report for _, report in found)
-        text = snapshot.remark([(model, report)])
-        for copies, _ in found:
-            snapshot.take_over(copies)
-        self.emit("weights", file=str(path), report=report)
-        if text and not self.observers:
-            self.warn(text)
-        return report
+        return self._snapshots.load_weights(path)
 
     def prefix(self) -> Path:
-        """The snapshot prefix as a path."""
-        if not self.param.snapshot_prefix:
-            raise ForceregError(f'{self.file.name}: snapshot_prefix is missing; set for example snapshot_prefix: "net"')
-        return resolve(self.root, self.param.snapshot_prefix)
+        """The snapshot prefix as a path. Raises ForceregError if there is none."""
+        return self._run.prefix()
 
     def snapshot(self) -> Path:
         """Writes model and state at this iteration; the model's path. Raises ForceregError if weights aren't finite."""
         self.check_finite()
+        # the loss is that of weights before their last update, which may have been too much
         if not self.updater.all_finite():
             what = f"weights are not finite at iteration {self.iter}; no snapshot is written"
-            raise not_finite(self, self._inputs, what, self.iter)
+            raise self._not_finite(what, self.iter)
         self.group.check_equal(self.updater.weights)
         # among tests: as before them, because resuming runs them all again
-        extra = self._before_tests or self._extra_state()
-        self.last_snapshot = self.group.once(lambda: write_pair(self, extra))
-        return self.last_snapshot
+        extra = self._before_tests or self._snapshots.extra()
+        return self._snapshots.write(self.iter, self.current_step, extra, self.clipping)
 
     def restore(self, path: str | Path) -> None:
         """Continues from a solver state: weights, history, iteration and, if we wrote it, data and randomness.
 
         It may be binary or HDF5, written by Caffe too. Raises ForceregError if it or its model doesn't fit.
         """
-        state = snapshot.read_state(path)
-        self.go_on_from(state, snapshot.model_of(state, learned_nets(self.root, state.learned_net, path)))
+        state = read_state(path)
+        self.go_on_from(state, model_of(state, learned_nets(self.root, state.learned_net, path)))
 
     def go_on_from(self, state: StateFile, model: ModelFile) -> None:
         """`restore` of a pair that has been read. Raises ForceregError, with nothing taken over, if it doesn't fit."""
-        check_extra(path := state.path, state.extra, self._nets)
-        with fitted(self, state, model):
-            history = self.updater.matched(state, model)
-            weights, report = snapshot.matched(self.net.params, model, self.net.shared)
-            text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
-        self.emit("restore", state=str(path), iteration=state.iteration)
-        self.updater.go_on(weights + history)
-        lacking = f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights"
-        if text or report.fresh:
-            self.warn(text or lacking)
-        if not report.fresh and not state.goes_with(model):
-            self.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
-        self._before_tests = None
-        self.steps.forget()
+        self.current_step = self._snapshots.take_over(state, model, self.clipping)
         self.iter = state.iteration
-        self.current_step = policy.catch_up(self.param, self.iter, state.current_step)
-        self.last_snapshot = model.path
-        if state.extra is None:
-            self.warn(f"{path}: written by Caffe, it holds no data position; the data starts from the beginning")
-            unpack_carried({}, self._nets, self.warn)
-            self._losses.clear()
-        else:
-            unpack(self.group.unpack(state.extra), self._nets, self._losses, self.device, self.warn)
-        if self.scale is not None:
-            self.scale.load_state_dict((state.extra or {}).get("scale", {}))
-
-    def _extra_state(self) -> dict[str, Any]:
-        extra = self.group.pack(extra_state(self._nets, self._losses, self.device))
-        return extra if self.scale is None else {**extra, "scale": self.scale.state_dict()}
+        self._before_tests = None
 
     # -- finite losses
 
@@ -240,7 +196,12 @@ class Solver:
         if 0 <= bad < before:
             what = "the loss" if self.scale is None else "the loss or a gradient"
             what += f" is not finite at iteration {bad}; no update was made from there on"
-            raise not_finite(self, self._inputs, what, bad)
+            raise self._not_finite(what, bad)
+
+    def _not_finite(self, what: str, bad: int) -> NotFinite:
+        felt = FORCE in self.updater.feeling(bad - 1)
+        change = advice(self._run, self.net, self._inputs, bad, self.pull if felt else None)
+        return not_finite(self.file.name, what, self.last_snapshot, change)
 
     # -- training
 
@@ -249,7 +210,7 @@ class Solver:
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.passes.precision.kind:
             self.emit("note", text=self.passes.precision.describe())
-        check_ready(self, self._nets, inputs is not None)
+        check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
@@ -266,7 +227,7 @@ class Solver:
         if p.test_interval > 0 and self.iter % p.test_interval == 0:
             self.test_all()
         if self.clipping is not None:
-            self.clipping.finish()
+            self.clipping.finish(self.iter)
         self.emit("done")
 
     def step(self, n: int, inputs: Inputs = None) -> Tensor:
@@ -278,9 +239,10 @@ class Solver:
         p, self._inputs = self.param, inputs
         self._pace.start(self.iter)
         for _ in range(n):
-            if self.clipping is not None and self.clipping.due():
+            if self.clipping is not None and self.clipping.due(self.iter):
                 with self._pace.paused():
-                    self.clipping.clip()
+                    self.check_finite()
+                    self.clipping.clip(self.iter)
             if self._due_for_test():
                 with self._pace.paused():
                     self.test_all()
@@ -323,8 +285,15 @@ class Solver:
                     self.emit("scale", iteration=self.iter, **scale)
 
         watched = self._debug if display and self._debugs else None
-        measure = self.pull.due(self, self._due_for_test(), display)
-        self.steps.run(rate, functools.partial(self._fed, self.net), tell, watched, measure)
+        inputs = functools.partial(self._fed, self.net)
+        self.steps.run(self.iter, rate, inputs, tell, watched, self._measures(display))
+
+    def _measures(self, display: bool) -> dict[str, Callable[[Tensor], None]]:
+        """What is told how large the force is in this iteration, if that is due."""
+        felt = self.group.rank == 0 and FORCE in self.updater.feeling(self.iter)  # the others' are the same
+        if not felt or not self.pull.due(self.iter, self._due_for_test(), display):
+            return {}
+        return {FORCE: functools.partial(self.pull.take, self.iter, self.updater.touched(FORCE))}
 
     def _fed(self, net: Net, sub: int) -> dict[str, Tensor] | None:
         return fed(net, self._inputs, self.iter, sub, self.device, net is self.net)
@@ -338,7 +307,7 @@ class Solver:
     def test_all(self) -> None:
         """Runs every test net over its test_iter batches; emits the mean of every output element."""
         self.check_finite()
-        self._before_tests = self._extra_state()
+        self._before_tests = self._snapshots.extra()
         self.group.spread(self.net, learned=False)
         for index in range(len(self.test_nets)):
             self.test(index)
@@ -347,7 +316,7 @@ class Solver:
         else:
             self._before_tests = None
             if self.measure_force:
-                self.emit("force", iteration=self.iter, layers=coordination(self.updater.forced))
+                self.emit("force", iteration=self.iter, layers=coordination(self.updater.touched(FORCE)))
 
     def test(self, index: int = 0) -> Score:
         """Scores test net `index` over its test_iter batches; emits and returns the means.
@@ -395,10 +364,10 @@ class Solver:
         self.check_finite()
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        extra = self._extra_state()
+        extra = self._snapshots.extra()
         loss, _ = self.passes.precision.forward_loss(self._fed(self.net, 0))
         self._losses.add(self.group.mean(loss))
         self.emit("final", iteration=self.iter, loss=float(self._losses.mean()))
-        unpack(self.group.unpack(extra), self._nets, self._losses, self.device, self.warn)
+        self._snapshots.put_back(extra)
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)

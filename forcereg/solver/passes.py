@@ -10,8 +10,9 @@ from torch import Tensor
 
 from forcereg.net.module import Net
 from forcereg.solver.debug import Watch
-from forcereg.solver.distributed import Group, Replica
+from forcereg.solver.distributed import Group
 from forcereg.solver.precision import Precision
+from forcereg.solver.replica import Replica
 
 Inputs = Mapping[str, Tensor] | Callable[[int, int], Mapping[str, Tensor]] | None
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from forcereg.solver.diagnostics import ratios_of
-
-if TYPE_CHECKING:
-    from forcereg.solver.loop import Solver
+from forcereg.solver.run import Teller
 
 LEAST, MOST = 1e-4, 1.0
 """Ratios of ||force|| to ||gradient|| below and above which force_decay is hardly what was meant."""
@@ -23,39 +19,37 @@ SOON = 1000
 class Pull:
     """Measures it in the iteration behind each test; without tests at the first display and the first one past SOON.
 
-    `last` is the ratio over all weights that feel a force, None before the first. The first rank alone measures.
+    `decay`: force_decay, for warnings; `tested`: whether the run has tests. `last` is the ratio over all weights that
+    feel a force, None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Teller, decay: float, tested: bool) -> None:
         self.last: float | None = None
+        self._tell, self._decay, self._has_tests = tell, decay, tested
         self._begun: int | None = None
         self._most = 0.0
         self._small = self._large = False  # which warning is no longer to come
 
-    def due(self, solver: Solver, tested: bool, display: bool) -> Callable[[Tensor], None] | None:
-        """What takes this iteration's norms, None if they needn't be measured; `tested`, `display`: what it has."""
-        if solver.group.rank or not solver.updater.feels(solver.iter):
-            return None
+    def due(self, iteration: int, tested: bool, display: bool) -> bool:
+        """Whether to measure this iteration, which feels a force; `tested`, `display`: what it has."""
         if self._begun is None:
-            self._begun = solver.iter
-        if solver.test_nets and solver.param.test_interval > 0:
-            wanted = tested
-        else:
-            wanted = display and (self.last is None or (not self._small and solver.iter - self._begun >= SOON))
-        return partial(self.take, solver) if wanted else None
+            self._begun = iteration
+        if self._has_tests:
+            return tested
+        return display and (self.last is None or (not self._small and iteration - self._begun >= SOON))
 
-    def take(self, solver: Solver, norms: Tensor) -> None:
-        """Tells the observers of norms (gradient and force, by forced weight) of this iteration. Reads the device."""
-        layers, ratio = ratios_of(solver.updater.forced, norms)
+    def take(self, iteration: int, layers: Iterable[str], norms: Tensor) -> None:
+        """Tells the observers of the norms (gradient and force, by layer) of this iteration. Reads the device."""
+        rows, ratio = ratios_of(layers, norms)
         self.last, self._most = ratio, max(self._most, ratio)
-        warning = self._warning(solver, ratio)
-        solver.emit("force", iteration=solver.iter, layers=layers, ratio=ratio, warned=bool(warning))
+        warning = self._warning(iteration, ratio)
+        self._tell.emit("force", iteration=iteration, layers=rows, ratio=ratio, warned=bool(warning))
         if warning:
-            solver.warn(f"||force|| / ||gradient|| = {ratio:.3g} at iteration {solver.iter}: {warning}")
+            self._tell.warn(f"||force|| / ||gradient|| = {ratio:.3g} at iteration {iteration}: {warning}")
 
-    def _warning(self, solver: Solver, ratio: float) -> str:
-        decay = f"force_decay (it is {solver.param.force_decay:g})"
-        late = solver.iter - (self._begun or 0) >= SOON
+    def _warning(self, iteration: int, ratio: float) -> str:
+        decay = f"force_decay (it is {self._decay:g})"
+        late = iteration - (self._begun or 0) >= SOON
         if late and not self._small and not math.isnan(ratio):
             self._small = True
             if self._most < LEAST:

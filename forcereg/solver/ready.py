@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from forcereg.data.memory_data import MemoryFeed
 from forcereg.errors import ForceregError
@@ -11,36 +10,32 @@ from forcereg.layers.output import HDF5Output
 from forcereg.net.module import Net
 from forcereg.net.scoring import check_blobs, unfed
 from forcereg.solver.prefix import probe_prefix
+from forcereg.solver.run import Nets, Run
 from forcereg.solver.saving import check_room, check_saving, saves
 from forcereg.system.files import check_writable
 
-if TYPE_CHECKING:
-    from forcereg.solver.loop import Solver
 
+def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool) -> None:
+    """Raises ForceregError for what can be known to fail from `iteration` on; `given`: a program feeds the nets.
 
-def check_ready(solver: Solver, nets: Mapping[str, Net], given: bool) -> None:
-    """Raises ForceregError for what can be known to fail; `given`: a program feeds the nets.
-
-    Rank 0 alone looks at the disk.
+    `slots`: values of history a weight. Rank 0 alone looks at the disk.
     """
-    p, name = solver.param, solver.file.name
+    p, name = run.param, run.name
     if saves(p):
-        prefix, slots = solver.prefix(), len(solver.updater.history)
-        check_saving(p, nets.values(), slots, name)
-        solver.group.once(lambda: probe_prefix(prefix, p, name, solver.iter))
-        solver.group.once(lambda: check_room(p, solver.net, slots, prefix, name))
-    for key, net in nets.items():
-        if net is not solver.net and not _is_tested(solver, int(key.removeprefix("test_"))):
-            continue
+        prefix = run.prefix()
+        check_saving(p, nets, slots, name)
+        run.group.once(lambda: probe_prefix(prefix, p, name, iteration))
+        run.group.once(lambda: check_room(p, nets.train, slots, prefix, name))
+    tested = [net for index, net in enumerate(nets.tests) if _is_tested(p, index, iteration)]
+    for net in (nets.train, *tested):
         check_outputs(net)
         if not given:
-            check_blobs(net, solver.device)
+            check_blobs(net, run.device)
             _check_fed(net)
 
 
-def _is_tested(solver: Solver, index: int) -> bool:
-    p = solver.param
-    first = solver.iter if solver.iter or p.test_initialization else p.test_interval
+def _is_tested(p: Any, index: int, iteration: int) -> bool:
+    first = iteration if iteration or p.test_initialization else p.test_interval
     return p.test_interval > 0 and p.test_iter[index] > 0 and first <= p.max_iter
 
 

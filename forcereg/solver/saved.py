@@ -18,6 +18,8 @@ HISTORY = "history"
 """The entry that says what the state's history is."""
 CLIPPED = "clipped"
 """The entry that holds the iteration at which ranks were last looked at."""
+REGULARIZERS = "regularizers"
+"""The entry of what regularizers carry, by their names."""
 SCALE = "scale"
 """The entry of the loss scale."""
 
@@ -66,6 +68,7 @@ _EXTRA: Mapping[str, Any] = {
     f"?{SCALE}": {"scale": _FACTOR, "good": _whole(0, (1 << 31) - 1), "skipped": COUNT},
     f"?{HISTORY}": TEXT,
     f"?{WEIGHTS}": _whole(0, (1 << 32) - 1),
+    f"?{REGULARIZERS}": {"*": {"*": _VALUES}},
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
 }
 """The form of each entry; those with "?" may be missing, "*" is any name. Others are a later version's, and ignored."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError
 from forcereg.net.module import Net
 from forcereg.schema.text import to_text
 from forcereg.solver.prefix import writes_binary
-from forcereg.solver.saved import CLIPPED, HISTORY
+from forcereg.solver.run import Run
 from forcereg.solver.state import pack
+from forcereg.solver.updater import Updater
 from forcereg.version import __version__
-
-if TYPE_CHECKING:
-    from forcereg.solver.loop import Solver
 
 _FLOAT = 4  # bytes of a value in a snapshot
 
@@ -79,33 +77,40 @@ def check_room(p: Any, net: Net, slots: int, prefix: Path, name: str) -> None:
         )
 
 
-def write_pair(solver: Solver, extra: dict[str, Any]) -> Path:
-    """Writes model and state of this iteration, deletes old ones; the model's path. Raises ForceregError."""
-    prefix, at, binary = solver.prefix(), solver.iter, writes_binary(solver.param)
-    model, state = snapshot.model_path(prefix, at, binary), snapshot.state_path(prefix, at, binary)
-    solver.emit("snapshot", model=str(model), state=str(state), iteration=at, binary=binary)
-    blobs = pack(solver.net, everywhere=binary)
-    diffs = pack(solver.net, solver.updater.last_update()) if solver.param.snapshot_diff else None
-    net = snapshot.net_message(solver.net.spec) if binary else None
-    snapshot.write_model(model, blobs, diffs, provenance(solver), net)
-    learned = str(snapshot.model_path(solver.param.snapshot_prefix, at, binary))
-    history = solver.updater.saved_history()
-    extra = {**extra, HISTORY: solver.updater.holds, snapshot.WEIGHTS: snapshot.fingerprint(blobs)}
-    if solver.clipping is not None:
-        extra[CLIPPED] = solver.clipping.last
-    snapshot.write_state(state, at, solver.current_step, learned, history, extra, binary)
-    if solver.keep:
-        snapshot.prune(prefix, solver.keep, at, binary)
+def write_pair(
+    run: Run,
+    net: Net,
+    updater: Updater,
+    iteration: int,
+    current_step: int,
+    extra: Mapping[str, Any],
+    more: Mapping[str, Any],
+) -> Path:
+    """Writes model and state of this iteration under the prefix; the model's path. Raises ForceregError.
+
+    `extra` (see state.extra_state) and `more` go into the state's extra.
+    """
+    prefix, p, binary = run.prefix(), run.param, writes_binary(run.param)
+    model, state = snapshot.model_path(prefix, iteration, binary), snapshot.state_path(prefix, iteration, binary)
+    run.tell.emit("snapshot", model=str(model), state=str(state), iteration=iteration, binary=binary)
+    blobs = pack(net, everywhere=binary)
+    diffs = pack(net, updater.last_update()) if p.snapshot_diff else None
+    message = snapshot.net_message(net.spec) if binary else None
+    # the model first: a state without its model is of no use to --resume auto, a model without state still is one
+    snapshot.write_model(model, blobs, diffs, provenance(net, p, run.seed), message)
+    learned = str(snapshot.model_path(p.snapshot_prefix, iteration, binary))
+    extra = {**extra, **updater.extra(), snapshot.WEIGHTS: snapshot.fingerprint(blobs), **more}
+    snapshot.write_state(state, iteration, current_step, learned, updater.saved_history(), extra, binary)
     return model
 
 
-def provenance(solver: Solver) -> dict[str, str]:
-    """What a model says of where it comes from: net, solver, seed, version, input shapes."""
-    inputs = {name: list(solver.net.shapes[name]) for name in solver.net.inputs}
+def provenance(net: Net, p: Any, seed: int) -> dict[str, str]:
+    """What a model says of where it comes from: net, solver (`p`), seed, version, input shapes."""
+    inputs = {name: list(net.shapes[name]) for name in net.inputs}
     return {
-        snapshot.NET: solver.net.spec.text,
+        snapshot.NET: net.spec.text,
         "forcereg_version": __version__,
-        "forcereg_solver": to_text(solver.param),
-        "forcereg_seed": str(solver.seed),
+        "forcereg_solver": to_text(p),
+        "forcereg_seed": str(seed),
         snapshot.INPUT_SHAPES: json.dumps(inputs),
     }

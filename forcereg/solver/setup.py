@@ -6,19 +6,19 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from forcereg import registry
 from forcereg.errors import ForceregError, storable
-from forcereg.registry import solver_type
 from forcereg.schema import TEST, TRAIN, SolverParameter
 from forcereg.schema.rules import OF_SOLVER, Title, net_state
 from forcereg.schema.spec import NetSpec, build_spec
 from forcereg.schema.survey import Tell
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.solver import policy
-from forcereg.solver.force import check_force
-from forcereg.solver.update import check_regularization
+from forcereg.solver.regularizers.decay import check_regularization
 from forcereg.system.paths import find_root, resolve, snapshot_prefix
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
@@ -58,18 +58,16 @@ def solver_file(solver: Any) -> SolverFile:
 
 
 def _check_type(p: Any, name: str) -> None:
-    problem = solver_type.get(p.type, name)().problem(p)
+    problem = registry.solver_type.get(p.type, name)().problem(p)
     if problem:
         raise ForceregError(f"{name}: {problem}")
 
 
 def problems(p: Any, name: str) -> Iterator[ForceregError]:
     """What is wrong with a solver's own settings; `name` is its file."""
-    checks: list[Callable[[], Any]] = [
-        lambda: _check_type(p, name),
-        lambda: check_force(p.force_type, p.force_decay_type, p.force_direction, name),
-    ]
-    if p.weight_decay:
+    checks: list[Callable[[], Any]] = [lambda: _check_type(p, name)]
+    checks += [partial(registry.regularizer.get(one).check, p, name) for one in registry.regularizer]
+    if p.weight_decay:  # else Caffe never looks at the type
         checks.append(lambda: check_regularization(p.regularization_type, name))
     for check in checks:
         try:

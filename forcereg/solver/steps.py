@@ -6,7 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,98 +16,122 @@ from forcereg.net.scoring import Tally
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, obstacle
+from forcereg.solver.passes import Passes
+from forcereg.solver.precision import LossScale
+from forcereg.solver.run import Nets, Run
 from forcereg.solver.trouble import NotFinite
+from forcereg.solver.updater import Measures, Updater
 from forcereg.solver.window import LossWindow
 from forcereg.system.capture import Recorder
-
-if TYPE_CHECKING:
-    from forcereg.solver.loop import Solver
 
 Fed = Callable[[int], Mapping[str, Tensor] | None]
 Outputs = Mapping[str, Tensor]
 Work = Callable[[Batches], Any]
+UNMEASURED: Mapping[str, Callable[[Tensor], None]] = {}
 
 
 class Steps:
-    """Runs the iterations of `solver`, and its test nets' passes; `losses` get every loss.
+    """Runs iterations of `nets.train` (`passes`, then `updater`), and the test nets' passes; `losses` get every loss.
 
     With a `recorder` as graphs, but for iterations of which something is shown from within.
     """
 
-    def __init__(self, solver: Solver, losses: LossWindow, recorder: Recorder | None) -> None:
+    def __init__(
+        self, run: Run, nets: Nets, passes: Passes, updater: Updater, losses: LossWindow, recorder: Recorder | None
+    ) -> None:
+        self.passes, self.updater, self.losses = passes, updater, losses
         # weakly, as what it holds refers to itself: a solver and its memory go with its last holder
-        self._solver: Solver = weakref.proxy(solver)
         self._me: Steps = weakref.proxy(self)
-        self._losses, self._recorder = losses, recorder
-        self._around = {id(net): net.around for net in (solver.net, *solver.test_nets)}
+        self._net, self._iter_size = nets.train, run.param.iter_size
+        self._name, self._tell, self._recorder = run.name, run.tell, recorder
+        self._around = {id(net): net.around for net in nets}
         self._graphed: dict[int, Graphed[Any]] = {}
         self._tallies: dict[int, _Tally] = {}
         self._grads: list[Tensor | None] | None = None
-        self._measuring = False
-        self._norms: Tensor | None = None  # of this iteration
+        self._at = 0  # this iteration
+        self._measured: tuple[str, ...] = ()  # the regularizers that are measured in it
+        self._norms: dict[str, Tensor] = {}  # what came of that
         self._told = set[str]()
-        if recorder is not None and solver.group.size > 1:
+        if recorder is not None and run.group.size > 1:
             self._recorder = None
-            solver.emit("note", text="CUDA graphs are off: several processes train together")
+            self._tell.emit("note", text="CUDA graphs are off: several processes train together")
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The loss scale, None if the precision needs none."""
+        return self.passes.precision.scale
 
     def run(
         self,
+        iteration: int,
         rate: float,
         inputs: Fed,
         tell: Callable[[Outputs], None],
         watched: Callable[[Watch], None] | None = None,
-        measure: Callable[[Tensor], None] | None = None,
+        measures: Mapping[str, Callable[[Tensor], None]] = UNMEASURED,
     ) -> None:
-        """The solver's iteration at learning rate `rate`; `tell` is shown the outputs once the loss is in the window.
+        """An iteration at learning rate `rate`; `tell` is shown the outputs once the loss is in the window.
 
-        That is before the update, or behind it where both are in one graph. `watched` sees the passes, `measure` the
-        `force_norms` of the update, if there is one. Raises ForceregError if a rate is too large, and what the data or
-        the net raises.
+        That is before the update, or behind it where both are in one graph. `watched` sees the passes, `measures` of a
+        regularizer the `force_norms` of the update, if there is one. Raises ForceregError if a rate is too large, and
+        what the data or the net raises.
         """
-        solver = self._solver
-        self._norms = None
-        self._measuring = measure is not None
-        graphed = self.graphed(solver.net, functools.partial(Steps._work, self._me)) if watched is None else None
+        self._at, self._measured, self._norms = iteration, tuple(measures), {}
+        work = functools.partial(Steps._work, self._me)
+        graphed = self.graphed(self._net, work) if watched is None else None
         if graphed is None:
-            self._grads = None
-            solver.updater.begin(solver.iter)
-            passes = functools.partial(solver.passes.accumulate, inputs, watched)
-            loss, outputs = passes() if self._recorder is None else self._recorder.run(passes)
-            self._losses.add(loss)
+            self._run(rate, inputs, tell, watched)
+            norms = self._norms
+        else:
+            outputs, norms = self._replay(graphed, rate, inputs)
             tell(outputs)
-            with self._explained(rate):
-                solver.updater.apply(solver.iter, rate, loss, self._measure if self._measuring else None)
-            if measure is not None and self._norms is not None:
-                measure(self._norms)
-            return
-        batches = [gathered(solver.net, inputs(sub)) for sub in range(solver.param.iter_size)]
-        self._losses.advance()
-        with self._explained(rate):
-            solver.updater.set(solver.iter, rate)
-            key = solver.updater.feels(solver.iter), len(self._losses.values), self._measuring
-            outputs, grads, norms = graphed(batches, key)
-        if grads is not self._grads:
-            self._grads = grads
-            for weight, grad in zip(solver.updater.weights, grads, strict=True):
-                weight.grad = grad
+        for name, found in norms.items():
+            measures[name](found)
+
+    def _run(
+        self, rate: float, inputs: Fed, tell: Callable[[Outputs], None], watched: Callable[[Watch], None] | None
+    ) -> None:
+        """An iteration as it is, one launch after the other."""
+        self._grads = None
+        self.updater.begin(self._at)
+        passes = functools.partial(self.passes.accumulate, inputs, watched)
+        loss, outputs = passes() if self._recorder is None else self._recorder.run(passes)
+        self.losses.add(loss)
         tell(outputs)
-        if measure is not None and norms is not None:
-            measure(norms)
+        with self._explained(rate):
+            self.updater.apply(self._at, rate, loss, self._measures())
 
-    def _measure(self, before: list[Tensor], after: list[Tensor]) -> None:
-        self._norms = force_norms(before, after)
+    def _replay(self, graphed: Graphed[Any], rate: float, inputs: Fed) -> tuple[Outputs, dict[str, Tensor]]:
+        """An iteration by a graph, whose outputs and norms these are."""
+        batches = [gathered(self._net, inputs(sub)) for sub in range(self._iter_size)]
+        self.losses.advance()
+        with self._explained(rate):
+            self.updater.set(self._at, rate)  # what differs between iterations is in tensors before the replay
+            key = self.updater.feeling(self._at), len(self.losses.values), self._measured
+            outputs, grads, norms = graphed(batches, key)
+        if grads is not self._grads:  # the graph is another than that of the last iteration
+            self._grads = grads
+            for weight, grad in zip(self.updater.weights, grads, strict=True):
+                weight.grad = grad
+        return outputs, norms
 
-    def _work(self, batches: Batches) -> tuple[Outputs, list[Tensor | None], Tensor | None]:
+    def _measures(self) -> Measures:
+        def measure(name: str, before: list[Tensor], after: list[Tensor]) -> None:
+            self._norms[name] = force_norms(before, after)
+
+        return {name: functools.partial(measure, name) for name in self._measured}
+
+    def _work(self, batches: Batches) -> tuple[Outputs, list[Tensor | None], dict[str, Tensor]]:
         """All of an iteration that a graph holds: outputs, gradients as the update leaves them, norms if measured."""
-        solver = self._solver
-        solver.updater.begin(solver.iter)
-        loss, outputs = solver.passes.accumulate(batches.__getitem__)
-        self._losses.put(loss)
-        own = {_memory(blob) for blob in (*solver.net.parameters(), *solver.net.buffers())}
+        self.updater.begin(self._at)
+        loss, outputs = self.passes.accumulate(batches.__getitem__)
+        self.losses.put(loss)
+        own = {_memory(blob) for blob in (*self._net.parameters(), *self._net.buffers())}
         outputs = {name: blob.detach() for name, blob in outputs.items()}
+        # an output that is a blob of the net's own would show what the update makes of it, which is launched next
         outputs = {name: blob.clone() if _memory(blob) in own else blob for name, blob in outputs.items()}
-        solver.updater.step(solver.iter, loss, self._measure if self._measuring else None)
-        return outputs, [weight.grad for weight in solver.updater.weights], self._norms
+        self.updater.step(self._at, loss, self._measures())
+        return outputs, [weight.grad for weight in self.updater.weights], self._norms
 
     def tally(self, net: Net) -> Tally | None:
         """What adds up the passes of a test net as graphs; None if there are none."""
@@ -121,26 +145,33 @@ class Steps:
         for graphed in self._graphed.values():
             graphed.forget()
 
+    def renew(self) -> None:
+        """Takes the nets as they are now, with weights of other shapes; the history of the others stays."""
+        self.updater.renew()
+        self.passes.renew()
+        self.forget()
+
     def graphed(self, net: Net, work: Work) -> Graphed[Any] | None:
         """What runs `net` as a graph; None if it has to run as it is."""
+        # debug_info and the like watch it layer by layer from within
         if self._recorder is None or net.around is not self._around[id(net)]:
             return None
         if id(net) not in self._graphed:
-            tell = functools.partial(Steps._tell, self._me, net)
+            tell = functools.partial(Steps._say, self._me, net)
             self._graphed[id(net)] = Graphed(work, self._recorder, tell, self._obstacle(net))
         graphed = self._graphed[id(net)]
         return graphed if graphed.active else None
 
     def _obstacle(self, net: Net) -> str | None:
-        if net is self._solver.net and not net.loss_weights:
+        if net is self._net and not net.loss_weights:
             return "there is no loss"
         return obstacle(net)
 
-    def _tell(self, net: Net, reason: str) -> None:
-        text = f"CUDA graphs are off in {'training' if net is self._solver.net else 'tests'}: {reason}"
+    def _say(self, net: Net, reason: str) -> None:
+        text = f"CUDA graphs are off in {'training' if net is self._net else 'tests'}: {reason}"
         if text not in self._told:
             self._told.add(text)
-            self._solver.emit("note", text=text)
+            self._tell.emit("note", text=text)
 
     @contextlib.contextmanager
     def _explained(self, rate: float) -> Iterator[None]:
@@ -149,9 +180,8 @@ class Steps:
         except (RuntimeError, OverflowError) as error:
             if "overflow" not in str(error):
                 raise
-            solver = self._solver
             raise NotFinite(
-                f"{solver.file.name}: at iteration {solver.iter} the learning rate {rate:g}, its product with lr_mult, "
+                f"{self._name}: at iteration {self._at} the learning rate {rate:g}, its product with lr_mult, "
                 "or weight_decay * decay_mult is larger than a float32; use smaller values"
             ) from error
 

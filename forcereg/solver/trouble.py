@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
+from forcereg.net.module import Net
 from forcereg.schema.scan import shown
 from forcereg.solver import policy
 from forcereg.solver.passes import Inputs, fed
+from forcereg.solver.pull import Pull
+from forcereg.solver.run import Run
 
 if TYPE_CHECKING:
     from forcereg.data.feed import Feed
     from forcereg.layers import Layer
     from forcereg.schema.spec import LayerSpec
-    from forcereg.solver.loop import Solver
 
 LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""
@@ -27,30 +30,33 @@ class NotFinite(ForceregError):
     """Training came to a loss or a weight that isn't finite: a matter of this run's settings, not of where it runs."""
 
 
-def not_finite(solver: Solver, inputs: Inputs, what: str, bad: int) -> NotFinite:
-    """The error for `what` isn't finite since the iteration `bad`, trained on `inputs` or the net's own data."""
-    last = f"the last good snapshot is {solver.last_snapshot}" if solver.last_snapshot else "there is no snapshot yet"
-    return NotFinite(f"{solver.file.name}: {what}; {last}; {advice(solver, inputs, bad)}")
+def not_finite(name: str, what: str, last: Path | None, change: str) -> NotFinite:
+    """The error, opened by `name`, for `what` isn't finite; `last`: the last model that was saved, `change`: advice."""
+    saved = f"the last good snapshot is {last}" if last else "there is no snapshot yet"
+    return NotFinite(f"{name}: {what}; {saved}; {change}")
 
 
-def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
-    """What to change, as far as can be known, behind the first iteration `bad` that wasn't finite."""
-    p = solver.param
-    if found := _in_data(solver, inputs, bad):
+def advice(run: Run, net: Net, inputs: Inputs, bad: int, force: Pull | None) -> str:
+    """What to change, as far as can be known, behind the first iteration `bad` that wasn't finite.
+
+    `net` was trained on `inputs` or its own data; `force`: how large it was, None if none acted the iteration before.
+    """
+    p = run.param
+    if found := _in_data(run, net, inputs, bad):
         return f"the data isn't finite: {found}; correct it or leave it out"
-    layers = dict.fromkeys(one.layer for one in solver.net.learnable if not one.blob.isfinite().all())
+    layers = dict.fromkeys(one.layer for one in net.learnable if not one.blob.isfinite().all())
     if layers and bad == 0:
         return f"the weights that it began with are not finite in {', '.join(layers)}; load others"
     if bad == 0:
-        first = _in_layers(solver, inputs, bad)
+        first = _in_layers(run, net, inputs, bad)
         look = f"{first}; look at what it is given, " if first else "look at "
         return f"no update came before, so it isn't base_lr or a force: {look}the data's scale and the fillers"
     if own := next(policy.runaways(p), None):
         return own
     clip = "clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
-    if not solver.updater.feels(bad - 1):
+    if force is None:
         return f"lower base_lr or {clip}"
-    ratio = solver.pull.last
+    ratio = force.last
     known = "" if ratio is None or not math.isfinite(ratio) else f", last {ratio:.3g} times as large as the gradient"
     return (
         f"lower force_decay or base_lr; clip_gradients can't bound the force (force_decay {p.force_decay:g}{known}), "
@@ -58,9 +64,9 @@ def advice(solver: Solver, inputs: Inputs, bad: int) -> str:
     )
 
 
-def _in_data(solver: Solver, inputs: Inputs, bad: int) -> str | None:
+def _in_data(run: Run, net: Net, inputs: Inputs, bad: int) -> str | None:
     """Where the first value that isn't finite is in what the training net was fed; None if none is found."""
-    net, p = solver.net, solver.param
+    p = run.param
     if inputs is not None:
         for sub in range(p.iter_size):
             blobs = fed(net, inputs, bad, sub, torch.device("cpu"), True) or {}
@@ -69,7 +75,7 @@ def _in_data(solver: Solver, inputs: Inputs, bad: int) -> str | None:
                     return f"input '{shown(name)}' of iteration {bad}"
     for name, feed in net.feeds.items():
         batch = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 1
-        used = (bad + 1) * batch * p.iter_size * solver.group.size
+        used = (bad + 1) * batch * p.iter_size * run.group.size
         try:
             if found := feed.find_nonfinite(max(used, LOOKED_AT)) or _in_batch(name, feed):
                 return found
@@ -78,22 +84,22 @@ def _in_data(solver: Solver, inputs: Inputs, bad: int) -> str | None:
     return None
 
 
-def _in_layers(solver: Solver, inputs: Inputs, bad: int) -> str:
+def _in_layers(run: Run, net: Net, inputs: Inputs, bad: int) -> str:
     """The first layer whose output isn't finite in a pass with the weights as they are; '' if there is none."""
-    net, found = solver.net, list[str]()
+    found = list[str]()
 
-    def run(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+    def watched(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
         tops = module(*bottoms)
         for name, top in zip(spec.tops, (tops,) if isinstance(tops, Tensor) else tops, strict=True):
             if not top.isfinite().all():
                 found.append(f"blob '{shown(name)}' of layer '{shown(spec.name)}' ({spec.type}) is the first")
         return tops
 
-    around, net.around = net.around, run
+    around, net.around = net.around, watched
     states = {name: feed.state_dict() for name, feed in net.feeds.items()}
     try:
         with torch.no_grad():
-            net(fed(net, inputs, bad, 0, solver.device, True))
+            net(fed(net, inputs, bad, 0, run.device, True))
     except ForceregError:  # what can't run now tells nothing
         pass
     finally:

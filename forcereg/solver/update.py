@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.errors import ForceregError
 from forcereg.registry import solver_type
 
 Tensors = list[Tensor]
@@ -75,20 +74,6 @@ def grouped(*factors: Sequence[float]) -> list[Group]:
 def by_value(factors: Sequence[float], *lists: Tensors) -> list[tuple[float, list[list[Tensor]]]]:
     """Groups parallel lists by factor, dropping factor 0: one foreach call per distinct multiplier."""
     return [(factor, [[one[i] for i in chosen] for one in lists]) for (factor,), chosen in grouped(factors) if factor]
-
-
-def decay(grads: Tensors, weights: Tensors, factors: Sequence[float], kind: str) -> None:
-    """Adds factor * w (L2) or factor * sign(w) (L1) to each gradient; factor = weight_decay * decay_mult."""
-    for factor, (some_grads, some_weights) in by_value(factors, grads, weights):
-        if kind == "L1":
-            some_weights = list(torch._foreach_sign(some_weights))
-        torch._foreach_add_(some_grads, some_weights, alpha=factor)
-
-
-def check_regularization(kind: str, name: str) -> None:
-    """Raises ForceregError for an unknown regularization_type."""
-    if kind not in ("L1", "L2"):
-        raise ForceregError(f"{name}: unknown regularization_type {kind!r}; expected L1 or L2")
 
 
 @solver_type("SGD")

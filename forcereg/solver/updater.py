@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,39 +12,20 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.net.module import Net
-from forcereg.registry import solver_type
-from forcereg.schema.scan import shown
+from forcereg.registry import regularizer, solver_type
 from forcereg.snapshot import NET, Copies, Damaged, ModelFile, StateFile, damaged, fitted, take_over
 from forcereg.solver import update
-from forcereg.solver.force import ForceField
-from forcereg.solver.ondevice import Beside, Descent
+from forcereg.solver.ondevice import Descent
 from forcereg.solver.precision import LossScale
-from forcereg.solver.saved import HISTORY
+from forcereg.solver.regularizers import Regularizer
+from forcereg.solver.regularizers.decay import decay
+from forcereg.solver.saved import HISTORY, REGULARIZERS
 from forcereg.solver.state import to_array
 from forcereg.system.memory import check_room
 
-Measure = Callable[[list[Tensor], list[Tensor]], None]
-
-
-def forced_layers(net: Net) -> list[str]:
-    """The layers with weights that feel a force: those with force_mult that learn and have filters."""
-    feeling = (one for one in net.learnable if one.force_mult and one.blob.dim() >= 2 and one.blob.requires_grad)
-    return list(dict.fromkeys(one.layer for one in feeling))
-
-
-def without_force(net: Net, p: Any) -> str:
-    """What to say where force_decay is set and nothing feels a force; '' where something does."""
-    given = ", ".join(dict.fromkeys(shown(one.layer) for one in net.learnable if one.force_mult))
-    why, fix = "no weight has force_mult", "add `param { force_mult: 1 }` to"
-    if forced_layers(net):
-        if p.force_iter == -1 or p.force_iter > 0:
-            return ""
-        why, fix = f"force_iter is {p.force_iter}, so it never begins", "remove force_iter, or set how long it acts on"
-    elif given:
-        why = f"force_mult stands only at what doesn't learn or is a bias ({given})"
-        fix = "set lr_mult there, or put `param { force_mult: 1 }` first in"
-    said = f"force_decay is {p.force_decay:g} but {why}: NOTHING IS REGULARIZED"
-    return f"{said}; {fix} the layers whose filters should be coordinated"
+Measures = Mapping[str, Callable[[list[Tensor], list[Tensor]], None]]
+"""Name of a regularizer -> what is shown gradients before and after it."""
+NOTHING: Measures = {}
 
 
 class Updater:
@@ -56,90 +37,98 @@ class Updater:
 
     def __init__(self, net: Net, p: Any, device: torch.device, name: str, scale: LossScale | None = None) -> None:
         self.p = p
-        self._net, self._name, self._scale = net, name, scale
-        every = net.learnable
+        self._net, self._device, self._name, self._scale = net, device, name, scale
         self._rule = solver_type.get(p.type, name)()
+        self.on_host = device.type == "cpu"
+        self._collect()
+
+    def _collect(self) -> None:
+        """Takes the net's blobs as they are now, with a history of zeros."""
+        p, net = self.p, self._net
+        every = net.learnable
         # under force_backward frozen weights have gradients too, which count in the clipped norm
         live = [i for i, one in enumerate(every) if one.blob.requires_grad]
         if self._rule.adaptive and p.weight_decay:
             live += [i for i, one in enumerate(every) if one.decay_mult and not (one.lr_mult or one.blob.requires_grad)]
             live.sort()
+        learning = [every[i] for i in live]
         self._blobs = [one.blob for one in every]
         self._owners = [(one.layer, one.index) for one in every]
         self._live = live
-        self._lr_mults = [every[i].lr_mult for i in live]
-        self._decays = [p.weight_decay * every[i].decay_mult for i in live]
-        forces = [p.force_decay * every[i].force_mult * (every[i].blob.dim() >= 2) for i in live]
-        self._forced = [position for position, factor in enumerate(forces) if factor]
-        self.weights: list[Tensor] = [every[i].blob for i in live]
-        # decay and force commute where neither looks at the gradient
-        additive = p.regularization_type == "L2" and (p.force_decay_type, p.force_direction) == ("fixed", "all")
+        self._lr_mults = [one.lr_mult for one in learning]
+        self._decays = [p.weight_decay * one.decay_mult for one in learning]
+        self.weights: list[Tensor] = [one.blob for one in learning]
+        # decay and what is added behind it commute where none of it looks at the gradient
+        additive = p.regularization_type == "L2" and all(regularizer.get(name).additive(p) for name in regularizer)
         self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
-        if device.type == "cpu":
+        if self._device.type == "cpu":  # looked at before the first of it is allocated
             copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
             layers = {spec.name: spec for spec in net.spec.layers}
-            needed = [(layers[every[i].layer], copies * every[i].blob.nbytes) for i in live]
+            needed = [(layers[one.layer], copies * one.blob.nbytes) for one in learning]
             check_room(needed, "gradients, updates and history")
         self.history = [[torch.zeros_like(w) for w in self.weights] for _ in range(self._rule.slots)]
         self._values: list[Tensor] = [torch.zeros_like(w) for w in self.weights] if p.snapshot_diff else []
-        self._field = ForceField(self.weights, forces, p.force_type, p.force_decay_type, p.force_direction)
-        self._device = device
-        self._descent = Descent(self._rule, p, self.weights, self.history, self._lr_mults, device)
-        self._beside = Beside(device)
-        self.on_host = device.type == "cpu"
+        # in the order of their names: that of imports would differ from one program to the next
+        made = {name: regularizer.get(name)(learning, p, self._device) for name in regularizer}
+        self._regularizers: dict[str, Regularizer] = {name: one for name, one in made.items() if one.touched}
+        self._descent = Descent(self._rule, p, self.weights, self.history, self._lr_mults, self._device)
         self._host_bad = -1
         self._groups = update.grouped(self._lr_mults, self._decays)
 
     @property
     def regularizes(self) -> bool:
-        """Whether any weight feels a force."""
-        return bool(self._forced)
+        """Whether there is any regularizer beside weight decay."""
+        return bool(self._regularizers)
 
-    @property
-    def forced(self) -> dict[str, Tensor]:
-        """Layer name (with "/index" unless it is the first blob) -> each weight that feels a force."""
-        chosen = [(self._owners[self._live[i]], self.weights[i]) for i in self._forced]
-        return {f"{layer}/{index}" if index else layer: weight for (layer, index), weight in chosen}
+    def touched(self, name: str) -> dict[str, Tensor]:
+        """Layer name (with "/index" unless it is the first blob) -> each weight that the regularizer `name` acts on."""
+        chosen = self._regularizers[name].touched if name in self._regularizers else ()
+        named = [(self._owners[self._live[place]], self.weights[place]) for place in chosen]
+        return {f"{layer}/{index}" if index else layer: weight for (layer, index), weight in named}
 
-    def renewed(self) -> Updater:
-        """The same for its net as that is now: blobs that it had before keep their history, others begin with zeros."""
-        new = Updater(self._net, self.p, self._device, self._name, self._scale)
+    def renew(self) -> None:
+        """Takes its net as that is now: blobs that it had before keep their history, others begin with zeros."""
         places = {id(weight): place for place, weight in enumerate(self.weights)}
-        slots = list(zip(new.history, self.history, strict=True))
-        for fresh, held in [*slots, (new._values, self._values)] if self.p.snapshot_diff else slots:
-            for place, weight in enumerate(new.weights):
+        before = self._kept()
+        self._collect()
+        for fresh, held in zip(self._kept(), before, strict=True):
+            for place, weight in enumerate(self.weights):
                 if id(weight) in places:
                     fresh[place] = held[places[id(weight)]]
-        return new
+
+    def _kept(self) -> list[list[Tensor]]:
+        return [*self.history, self._values] if self.p.snapshot_diff else self.history
 
     def history_of(self, layer: str, index: int) -> list[tuple[str, Tensor]]:
         """One learning blob's history: what the solver type `holds`, and the tensor."""
         place = self._live.index(self._owners.index((layer, index)))
         return [(held, slot[place]) for held, slot in zip(self._rule.holds, self.history, strict=True)]
 
-    def feels(self, iteration: int) -> bool:
-        """Whether weights feel a force in this iteration."""
-        return self.regularizes and (self.p.force_iter == -1 or iteration < self.p.force_iter)
+    def feeling(self, iteration: int) -> tuple[str, ...]:
+        """The regularizers that act in this iteration."""
+        return tuple(name for name, one in self._regularizers.items() if one.feels(iteration))
 
     def begin(self, iteration: int) -> None:
-        """Forgets the gradients of the last iteration; a device starts on the forces, beside the passes to come."""
+        """Forgets the gradients of the last iteration; a device starts on what it can beside the passes to come."""
         for weight in self.weights:
             weight.grad = None
-        if not self.on_host and self.feels(iteration):
-            self._beside.start(self._field.compute)
+        if not self.on_host:
+            for name in self.feeling(iteration):
+                self._regularizers[name].begin()
 
     @torch.no_grad()
-    def apply(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None = None) -> None:
-        """Unscale, clip, normalise, decay, force, update. From the first non-finite `loss` on nothing changes any more.
+    def apply(self, iteration: int, rate: float, loss: Tensor, measures: Measures = NOTHING) -> None:
+        """Unscale, clip, normalise, decay, regularize, update: Caffe's order, the fork's force behind its decay.
 
-        On the host the loss is looked at directly; on a device it stays there (see `first_bad`).
-        `measure` is shown the forced weights' gradients before and after the force.
+        From the first non-finite `loss` on nothing changes any more. On the host the loss is looked at directly; on a
+        device it stays there (see `first_bad`). `measures` of a regularizer is shown the gradients of the weights that
+        it acts on, decayed, before and after it.
         """
         if self.on_host:
-            self._apply_on_host(iteration, rate * self._rule.scale(self.p, iteration), loss, measure)
+            self._apply_on_host(iteration, rate * self._rule.scale(self.p, iteration), loss, measures)
         else:
             self.set(iteration, rate)
-            self.step(iteration, loss, measure)
+            self.step(iteration, loss, measures)
 
     @torch.no_grad()
     def set(self, iteration: int, rate: float) -> None:
@@ -147,16 +136,17 @@ class Updater:
         self._descent.set(iteration, rate * self._rule.scale(self.p, iteration))
 
     @torch.no_grad()
-    def step(self, iteration: int, loss: Tensor, measure: Measure | None = None) -> None:
+    def step(self, iteration: int, loss: Tensor, measures: Measures = NOTHING) -> None:
         """`apply` on a device, behind `set`. Like `begin` a CUDA graph may hold it, for iterations that feel alike."""
         if not self.weights:
             return
         grads = self._gradients()
         skip, bad = (None, (loss - loss) != 0) if self._scale is None else self._scale.unscale(grads, loss)
-        self._regularize(grads, iteration, measure)
+        self._regularize(grads, iteration, measures)
         values = self._descent.step(grads, bad, skip)
         if self.p.snapshot_diff:
             torch._foreach_copy_(self._values, values)
+        self._project(iteration)
 
     def _gradients(self) -> list[Tensor]:
         """The gradients in their weights' memory layouts; zeros where backward gave none."""
@@ -167,7 +157,7 @@ class Updater:
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
         return [weight.grad for weight in self.weights if weight.grad is not None]
 
-    def _apply_on_host(self, iteration: int, rate: float, loss: Tensor, measure: Measure | None) -> None:
+    def _apply_on_host(self, iteration: int, rate: float, loss: Tensor, measures: Measures) -> None:
         if self._host_bad < 0 and self._scale is None and not math.isfinite(loss.item()):
             self._host_bad = iteration
         if self._host_bad >= 0 or not self.weights:
@@ -180,39 +170,43 @@ class Updater:
                 return
         if self._fused:
             self._clip(grads)
-            if self.feels(iteration):
-                self._add_force(grads, measure, self._decays)
+            self._add(grads, iteration, measures, self._decays)
             update.descend(self.weights, grads, self.history[0], self._groups, rate, self.p.momentum)
             self._values = self.history[0]
-            return
-        self._regularize(grads, iteration, measure)
-        self._values = self._rule(self.p, grads, self.history, rate, self._lr_mults)
-        torch._foreach_sub_(self.weights, self._values)
+        else:
+            self._regularize(grads, iteration, measures)
+            self._values = self._rule(self.p, grads, self.history, rate, self._lr_mults)
+            torch._foreach_sub_(self.weights, self._values)
+        self._project(iteration)
 
-    def _regularize(self, grads: list[Tensor], iteration: int, measure: Measure | None) -> None:
-        """Clip, normalise, decay, force."""
+    def _regularize(self, grads: list[Tensor], iteration: int, measures: Measures) -> None:
+        """Clip, normalise, decay, regularize."""
         self._clip(grads)
-        update.decay(grads, self.weights, self._decays, self.p.regularization_type)
-        if self.feels(iteration):
-            self._add_force(grads, measure, [0.0] * len(grads))
+        decay(grads, self.weights, self._decays, self.p.regularization_type)
+        self._add(grads, iteration, measures, [0.0] * len(grads))
 
     def _clip(self, grads: list[Tensor]) -> None:
+        # the sum over iter_size batches is clipped, as in Caffe, and then made a mean
         update.clip(grads, self.p.clip_gradients)
         if self.p.iter_size > 1:
             torch._foreach_mul_(grads, 1 / self.p.iter_size)
 
-    def _add_force(self, grads: list[Tensor], measure: Measure | None, decays: list[float]) -> None:
-        """`decays` are still to come; `measure` sees the gradients with them."""
+    def _add(self, grads: list[Tensor], iteration: int, measures: Measures, decays: list[float]) -> None:
+        """What the regularizers add; `decays` are still to come, and `measures` see the gradients with them."""
 
-        def decayed() -> list[Tensor]:
-            return [torch.add(grads[i], self.weights[i], alpha=decays[i]) for i in self._forced]
+        def decayed(places: Sequence[int]) -> list[Tensor]:
+            return [torch.add(grads[i], self.weights[i], alpha=decays[i]) for i in places]
 
-        before = [] if measure is None else decayed()
-        if not self._beside.join():
-            self._field.compute()
-        self._field.add(grads)
-        if measure is not None:
-            measure(before, decayed())
+        for name in self.feeling(iteration):
+            one, measure = self._regularizers[name], measures.get(name)
+            before = [] if measure is None else decayed(one.touched)
+            one.add(grads)
+            if measure is not None:
+                measure(before, decayed(one.touched))
+
+    def _project(self, iteration: int) -> None:
+        for name in self.feeling(iteration):
+            self._regularizers[name].project()
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
@@ -239,6 +233,15 @@ class Updater:
     def holds(self) -> str:
         """What the history is, for the `extra` of a state."""
         return ", ".join(self._rule.holds)
+
+    def extra(self) -> dict[str, Any]:
+        """What a state's `extra` has of the update: what its history is, and what regularizers carry, if any does."""
+        carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self._carried().items()}
+        return {HISTORY: self.holds, **({REGULARIZERS: carried} if carried else {})}
+
+    def _carried(self) -> dict[str, Mapping[str, Tensor]]:
+        carried = {name: one.carried() for name, one in self._regularizers.items()}
+        return {name: tensors for name, tensors in carried.items() if tensors}
 
     def matched(self, state: StateFile, model: ModelFile) -> Copies:
         """The state's history for this one's tensors.
@@ -267,6 +270,17 @@ class Updater:
                     text = f"{what} is negative in places, type {self.p.type} keeps squares there"
                     raise unfit(self._misfit(state, text))
                 copies.append((tensor, values))
+        return copies + self._matched_regularizers(state)
+
+    def _matched_regularizers(self, state: StateFile) -> Copies:
+        """What regularizers carry; one that the state doesn't know begins anew."""
+        copies: Copies = []
+        for name, tensors in self._carried().items():
+            for key, values in (state.extra or {}).get(REGULARIZERS, {}).get(name, {}).items():
+                if key not in tensors or values.shape != tensors[key].shape:
+                    text = f"{key} of its regularizer {name} has shape {list(values.shape)}, which this net has not"
+                    raise ForceregError(self._misfit(state, text))
+                copies.append((tensors[key], values))
         return copies
 
     def _misfit(self, state: StateFile, what: str) -> str:

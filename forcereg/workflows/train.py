@@ -179,7 +179,6 @@ class Training:
 
     def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
         """The solver, its nets and data."""
-        from forcereg.solver.clipping import RankClipping
         from forcereg.solver.loop import Solver
         from forcereg.system.device import prepare
 
@@ -200,7 +199,7 @@ class Training:
         if self.deterministic or self.tf32:
             prepare(solver.device, self.tf32, self.deterministic)
         if self.rank_clipping is not None:
-            RankClipping(solver, self.rank_clipping, self.clip_until)
+            solver.clip_ranks(self.rank_clipping, self.clip_until)
         self.remark(solver)
         solver.measure_force = self.measure_force
         return solver

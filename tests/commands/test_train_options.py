@@ -155,6 +155,6 @@ def test_test_shows_debug_info_of_the_net(root: Path, cli: Cli) -> None:
 
 def test_no_cuda_graph(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("forcereg.solver.loop.recorder_for", asked.append)
+    monkeypatch.setattr("forcereg.solver.build.recorder_for", asked.append)
     assert cli(*TRAIN, "--max-iter", 1, "--no-cuda-graph")[0] == 0 and not asked
     assert cli(*TRAIN, "--max-iter", 1)[0] == 0 and len(asked) == 1

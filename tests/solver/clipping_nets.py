@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forcereg.solver.clipping import RankClipping
 from forcereg.solver.loop import Solver
 from tests.solver.nets import IMAGE_DATA, Recorder, write_images, write_solver
 
@@ -56,7 +55,7 @@ def clipped_solver(
     """A solver with rank clipping over the net of two chains, conv (two groups) and fc (transposed)."""
     recorder = Recorder()
     solver = Solver(write_solver(root, extra), observers=[recorder], **options)  # type: ignore[arg-type]
-    RankClipping(solver, share, until)
+    solver.clip_ranks(share, until)
     return solver, recorder
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.layers.neuron import Elementwise
-from forcereg.solver import loop
+from forcereg.solver import build
 from forcereg.solver.loop import Solver
 from forcereg.solver.updater import Updater
 from tests.solver.nets import Recorder, batches, blobs_of, write_solver
@@ -45,7 +45,7 @@ def on_device(tape: Tape | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         never = property(lambda self: False, lambda self, value: vars(self).update(on_host=False))
         patch.setattr(Updater, "on_host", never, raising=False)
-        patch.setattr(loop, "recorder_for", lambda device: tape)
+        patch.setattr(build, "recorder_for", lambda device: tape)
         yield
 
 

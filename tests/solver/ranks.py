@@ -107,9 +107,9 @@ def in_double(solver: Solver) -> Solver:
         net.double()
         for feed in net.feeds.values():
             feed.next = lambda old=feed.next: tuple(top.double() for top in old())  # type: ignore[method-assign]
-    solver.updater = Updater(solver.net, solver.param, solver.device, solver.file.name)
+    solver.steps.updater = Updater(solver.net, solver.param, solver.device, solver.file.name)
     precision = Precision(solver.net, solver.device, None, solver.warn)
-    solver.passes = Passes(solver.net, solver.param.iter_size, precision, solver.group)
+    solver.steps.passes = Passes(solver.net, solver.param.iter_size, precision, solver.group)
     return solver
 
 

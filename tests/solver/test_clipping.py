@@ -18,7 +18,6 @@ from forcereg.lowrank.clipping import Kind, cut
 from forcereg.net.load import load_net
 from forcereg.report.curves import read_run
 from forcereg.report.plot import panel_of
-from forcereg.solver.clipping import RankClipping
 from forcereg.solver.jsonlog import JsonLog
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
@@ -86,7 +85,7 @@ def test_weights_and_history_are_projected(kind: str, root: Path) -> None:
     before, wholes = blobs_of(solver), {name: product(solver, name) for name in ("conv", "fc")}
     kept = {layer: history(solver, layer) for layer in ("stem", "fc_lowrank", "fc_linear", "conv_lowrank")}
     bias = solver.updater.history_of("conv_linear", 1)
-    solver.clipping.clip()
+    solver.clipping.clip(solver.iter)
     ranks = solver.clipping.ranks
     assert 1 <= ranks["conv"] < 6 and 1 <= ranks["fc"] < 7
     torch.testing.assert_close(product(solver, "conv"), best(wholes["conv"], ranks["conv"] // 2), atol=1e-6, rtol=0)
@@ -140,7 +139,7 @@ def test_no_second_look_in_one_iteration(root: Path) -> None:
     """A stop between the tests leaves the loop before the iteration; going on must not cut again."""
     solver, recorder = clipped_solver(root, share=0.7)
     solver.step(3)
-    solver.clipping.clip()  # type: ignore[union-attr]
+    solver.clipping.clip(solver.iter)  # type: ignore[union-attr]
     ranks = solver.clipping.ranks  # type: ignore[union-attr]
     solver.step(1)
     assert ranks_told(recorder)[-1] == (3, ranks)
@@ -335,7 +334,7 @@ def test_a_net_with_fewer_ranks_goes_on_from_a_state_with_more(tmp_path: Path) -
     train(tmp_path, 2, "s")
     extra = EXTRA.replace('"s"', '"t"') + "0"
     solver = Solver(write_solver(tmp_path, extra, net='net: "s_clipped.prototxt"'))
-    RankClipping(solver, 0.7)
+    solver.clip_ranks(0.7)
     assert solver.clipping is not None
     few = solver.clipping.ranks
     whole = snapshot.read_model(tmp_path / "s_iter_2.caffemodel.h5").layers

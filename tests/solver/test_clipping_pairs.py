@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from forcereg.errors import ForceregError
-from forcereg.solver.clipping import RankClipping
 from forcereg.solver.loop import Solver
 from tests.solver.clipping_nets import CHAINS, EXTRA, clipped_solver, write_chains
 from tests.solver.nets import Recorder, regression, write_images, write_solver
@@ -44,7 +43,7 @@ def test_what_stays_is_told(tmp_path: Path) -> None:
     write_images(tmp_path, net)
     recorder = Recorder()
     solver = Solver(write_solver(tmp_path, EXTRA + "0"), observers=[recorder])
-    RankClipping(solver, 0.5, until=3)
+    solver.clip_ranks(0.5, until=3)
     assert solver.clipping is not None and list(solver.clipping.ranks) == ["fc"]
     why = "only X_lowrank -> X_linear that learn and share nothing are reduced"
     assert [e.text for e in recorder.of("note")] == [f"Rank clipping leaves conv_v -> conv_h as they are: {why}"]
@@ -68,7 +67,7 @@ def test_the_second_layer_only_combines(change: tuple[str, str], tmp_path: Path)
 def test_errors(tmp_path: Path) -> None:
     solver, _ = regression(tmp_path, "test_interval: 2")
     with pytest.raises(ForceregError) as info:
-        RankClipping(solver, 0.9)
+        solver.clip_ranks(0.9)
     assert str(info.value) == (
         f"{solver.net.spec.filename}: rank clipping needs layers X_lowrank -> X_linear that learn and share nothing; "
         "make them by `forcereg decompose --snapshot S --error 0 --even-if-dearer`"

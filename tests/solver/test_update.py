@@ -15,6 +15,7 @@ from forcereg.schema.text import parse_solver
 from forcereg.solver import update
 from forcereg.solver.force import ForceField, force_gradient
 from forcereg.solver.ondevice import Descent
+from forcereg.solver.regularizers.decay import check_regularization, decay
 
 
 def some(seed: int = 0) -> list[Tensor]:
@@ -53,7 +54,7 @@ def test_clip_off_by_default() -> None:
 @pytest.mark.parametrize("kind", ["L1", "L2"])
 def test_decay(kind: str) -> None:
     factors, weights, grads = (0.5, 0.0, 0.25), some(1), some(2)
-    update.decay(grads, weights, factors, kind)
+    decay(grads, weights, factors, kind)
     for grad, before, weight, factor in zip(grads, some(2), some(1), factors, strict=True):
         torch.testing.assert_close(grad, before + factor * (weight.sign() if kind == "L1" else weight))
     for weight, before in zip(weights, some(1), strict=True):
@@ -62,7 +63,7 @@ def test_decay(kind: str) -> None:
 
 def test_unknown_regularization() -> None:
     with pytest.raises(ForceregError, match=r"^s: unknown regularization_type 'L3'; expected L1 or L2$"):
-        update.check_regularization("L3", "s")
+        check_regularization("L3", "s")
 
 
 def test_force_skips_vectors_and_factor_zero() -> None:

@@ -18,9 +18,9 @@ from forcereg.schema.text import SolverFile
 from forcereg.solver.chains import force_on_chains
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
+from forcereg.solver.regularizers.force import forced_layers, without_force
 from forcereg.solver.saving import check_room, check_saving, pair_size, saves
 from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
-from forcereg.solver.updater import forced_layers, without_force
 from forcereg.study.check.nets import check_data, check_fed, check_net, net_facts
 from forcereg.study.check.report import Options, Report
 from forcereg.study.check.schedule import check_outputs, check_schedule, snapshots

@@ -1,0 +1,102 @@
+"""What a run writes to disk and goes on from: models, solver states, and what these hold beside weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forcereg import snapshot
+from forcereg.snapshot import ModelFile, StateFile
+from forcereg.solver import policy
+from forcereg.solver.clipping import RankClipping, fitted
+from forcereg.solver.prefix import writes_binary
+from forcereg.solver.run import Nets, Run
+from forcereg.solver.saved import CLIPPED, SCALE, check_extra
+from forcereg.solver.saving import write_pair
+from forcereg.solver.state import extra_state, unpack, unpack_carried
+from forcereg.solver.steps import Steps
+
+
+class Snapshots:
+    """Saves and restores what `nets` and `steps` hold; `keep`: how many snapshots stay, None for all.
+
+    `last`: the model that was last written, or gone on from.
+    """
+
+    def __init__(self, run: Run, nets: Nets, steps: Steps, keep: int | None = None) -> None:
+        self._run, self._nets, self._steps, self._keep = run, nets, steps, keep
+        self.last: Path | None = None
+
+    def load_weights(self, path: str | Path) -> snapshot.LoadReport:
+        """See Solver."""
+        model, tell = snapshot.read_model(path), self._run.tell
+        found = [snapshot.matched(net.params, snapshot.suited(model, net), net.shared) for net in self._nets]
+        report = snapshot.joined(report for _, report in found)
+        text = snapshot.remark([(model, report)])
+        for copies, _ in found:  # behind the looks at all nets: what doesn't fit leaves each as it was
+            snapshot.take_over(copies)
+        tell.emit("weights", file=str(path), report=report)
+        if text and not tell.observers:
+            tell.warn(text)
+        return report
+
+    def extra(self) -> dict[str, Any]:
+        """What an exact resume needs beside weights and history: all ranks' data cursors, random state, loss window."""
+        steps, scale = self._steps, self._steps.scale
+        extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
+        return extra if scale is None else {**extra, SCALE: scale.state_dict()}
+
+    def put_back(self, extra: Mapping[str, Any]) -> None:
+        """Goes back to where `extra` was taken; the loss scale stays."""
+        own = self._run.group.unpack(extra)
+        unpack(own, self._nets.named, self._steps.losses, self._run.device, self._run.tell.warn)
+
+    def write(
+        self, iteration: int, current_step: int, extra: Mapping[str, Any], clipping: RankClipping | None = None
+    ) -> Path:
+        """Model and state; the model's path. Rank 0 writes, the others wait for it."""
+        run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
+
+        def work() -> Path:
+            path = write_pair(run, self._nets.train, self._steps.updater, iteration, current_step, extra, clipped)
+            if self._keep:
+                snapshot.prune(run.prefix(), self._keep, iteration, writes_binary(run.param))
+            return path
+
+        self.last = run.group.once(work)
+        return self.last
+
+    def take_over(self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None) -> int:
+        """Goes on from a pair that has been read; the current_step of its iteration.
+
+        Raises ForceregError, with nothing taken over, if it doesn't fit.
+        """
+        run, train, updater = self._run, self._nets.train, self._steps.updater
+        check_extra(path := state.path, state.extra, self._nets.named)
+        with fitted(clipping, state, model):
+            history = updater.matched(state, model)
+            weights, report = snapshot.matched(train.params, model, train.shared)
+            text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
+        run.tell.emit("restore", state=str(path), iteration=state.iteration)
+        updater.go_on(weights + history)
+        lacking = f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights"
+        if text or report.fresh:
+            run.tell.warn(text or lacking)
+        if not report.fresh and not state.goes_with(model):
+            run.tell.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
+        self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
+        self.last = model.path
+        self._take_extra(state)
+        return policy.catch_up(run.param, state.iteration, state.current_step)
+
+    def _take_extra(self, state: StateFile) -> None:
+        tell, steps = self._run.tell, self._steps
+        if state.extra is None:
+            tell.warn(f"{state.path}: written by Caffe, it holds no data position; the data starts from the beginning")
+            unpack_carried({}, self._nets.named, tell.warn)
+            steps.losses.clear()
+        else:
+            self.put_back(state.extra)
+        if steps.scale is not None:
+            steps.scale.load_state_dict((state.extra or {}).get(SCALE, {}))
