@@ -275,12 +275,14 @@ class Updater:
     def _matched_regularizers(self, state: StateFile) -> Copies:
         """What regularizers carry; one that the state doesn't know begins anew."""
         copies: Copies = []
+        saved = (state.extra or {}).get(REGULARIZERS, {})
         for name, tensors in self._carried().items():
-            for key, values in (state.extra or {}).get(REGULARIZERS, {}).get(name, {}).items():
-                if key not in tensors or values.shape != tensors[key].shape:
-                    text = f"{key} of its regularizer {name} has shape {list(values.shape)}, which this net has not"
+            for key, tensor in tensors.items() if name in saved else ():
+                shape = list(np.shape(saved[name].get(key)))
+                if shape != list(tensor.shape):
+                    text = f"{key} of its regularizer {name} has shape {shape}; expected {list(tensor.shape)}"
                     raise ForceregError(self._misfit(state, text))
-                copies.append((tensors[key], values))
+                copies.append((tensor, saved[name][key]))
         return copies
 
     def _misfit(self, state: StateFile, what: str) -> str:
