@@ -137,7 +137,7 @@ class Solver:
 
     def warn(self, text: str) -> None:
         """Tells the observers, or if there are none the user."""
-        self._tell.warn(text)
+        self._tell.warn(text, 4)
 
     def clip_ranks(self, share: float, until: int | None = None) -> None:
         """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""

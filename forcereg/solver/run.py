@@ -32,11 +32,11 @@ class Teller:
         for observer in self.observers:
             observer(event)
 
-    def warn(self, text: str) -> None:
-        """Tells the observers, or if there are none the user."""
+    def warn(self, text: str, depth: int = 3) -> None:
+        """Tells the observers, or if there are none the user: of the line that is `depth` calls above."""
         self.emit("warning", text=text)
         if not self.observers and not self._rank:
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=depth)
 
 
 @dataclass(frozen=True)

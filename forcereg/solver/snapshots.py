@@ -38,7 +38,7 @@ class Snapshots:
             snapshot.take_over(copies)
         tell.emit("weights", file=str(path), report=report)
         if text and not tell.observers:
-            tell.warn(text)
+            tell.warn(text, 4)
         return report
 
     def extra(self) -> dict[str, Any]:
