@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from forcereg.errors import ForceregError, UsageError
     from forcereg.layers.base import Layer
     from forcereg.layers.module import layer
+    from forcereg.lowrank.rules import (
+        ForkSvdRatio,
+        MaxAccuracyDrop,
+        MaxError,
+        MaxMacs,
+        MaxParams,
+        MinEnergy,
+        RankConfig,
+        Ranks,
+    )
     from forcereg.net.load import load_net
+    from forcereg.net.made import RegroupedNet
     from forcereg.net.module import Net
     from forcereg.solver.force import force_gradient
     from forcereg.solver.loop import Solver
@@ -30,23 +41,41 @@ if TYPE_CHECKING:
     from forcereg.workflows.configs import copy_configs, shipped_configs
     from forcereg.workflows.convert import convert
     from forcereg.workflows.data import convert_cifar10, convert_digits, convert_imageset, convert_mean, convert_mnist
+    from forcereg.workflows.decompose import Decomposition, decompose
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
     from forcereg.workflows.finetune import finetune
     from forcereg.workflows.layers import layer_types
+    from forcereg.workflows.merge_groups import merge_groups
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
+    from forcereg.workflows.ranks import RankReport, ranks
     from forcereg.workflows.score import score
+    from forcereg.workflows.sensitivity import Sensitivity, sensitivity
+    from forcereg.workflows.split_groups import split_groups
     from forcereg.workflows.summary import summary
     from forcereg.workflows.time import time
     from forcereg.workflows.train import train
 
+
 _HOME = {
+    "Decomposition": "forcereg.workflows.decompose",
     "Event": "forcereg.system.events",
     "ForceregError": "forcereg.errors",
+    "ForkSvdRatio": "forcereg.lowrank.rules",
     "Layer": "forcereg.layers.base",
+    "MaxAccuracyDrop": "forcereg.lowrank.rules",
+    "MaxError": "forcereg.lowrank.rules",
+    "MaxMacs": "forcereg.lowrank.rules",
+    "MaxParams": "forcereg.lowrank.rules",
+    "MinEnergy": "forcereg.lowrank.rules",
     "Net": "forcereg.net.module",
     "Observer": "forcereg.system.events",
+    "RankConfig": "forcereg.lowrank.rules",
+    "RankReport": "forcereg.workflows.ranks",
+    "Ranks": "forcereg.lowrank.rules",
+    "RegroupedNet": "forcereg.net.made",
+    "Sensitivity": "forcereg.workflows.sensitivity",
     "Solver": "forcereg.solver.loop",
     "UsageError": "forcereg.errors",
     "__version__": "forcereg.version",
@@ -59,6 +88,7 @@ _HOME = {
     "convert_mnist": "forcereg.workflows.data",
     "copy_configs": "forcereg.workflows.configs",
     "decode_budget": "forcereg.data.budget",
+    "decompose": "forcereg.workflows.decompose",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
     "finetune": "forcereg.workflows.finetune",
@@ -66,10 +96,14 @@ _HOME = {
     "layer": "forcereg.layers.module",
     "layer_types": "forcereg.workflows.layers",
     "load_net": "forcereg.net.load",
+    "merge_groups": "forcereg.workflows.merge_groups",
     "new": "forcereg.workflows.new",
     "plot": "forcereg.workflows.plot",
+    "ranks": "forcereg.workflows.ranks",
     "score": "forcereg.workflows.score",
+    "sensitivity": "forcereg.workflows.sensitivity",
     "shipped_configs": "forcereg.workflows.configs",
+    "split_groups": "forcereg.workflows.split_groups",
     "summary": "forcereg.workflows.summary",
     "time": "forcereg.workflows.time",
     "train": "forcereg.workflows.train",
@@ -77,11 +111,23 @@ _HOME = {
 """Public name -> the module that has it."""
 
 __all__ = [
+    "Decomposition",
     "Event",
     "ForceregError",
+    "ForkSvdRatio",
     "Layer",
+    "MaxAccuracyDrop",
+    "MaxError",
+    "MaxMacs",
+    "MaxParams",
+    "MinEnergy",
     "Net",
     "Observer",
+    "RankConfig",
+    "RankReport",
+    "Ranks",
+    "RegroupedNet",
+    "Sensitivity",
     "Solver",
     "UsageError",
     "__version__",
@@ -95,6 +141,7 @@ __all__ = [
     "copy_configs",
     "cost",
     "decode_budget",
+    "decompose",
     "devices",
     "draw",
     "finetune",
@@ -103,10 +150,14 @@ __all__ = [
     "layer_types",
     "load_net",
     "lowrank",
+    "merge_groups",
     "new",
     "plot",
+    "ranks",
     "score",
+    "sensitivity",
     "shipped_configs",
+    "split_groups",
     "summary",
     "time",
     "train",

@@ -4,6 +4,7 @@ solver.prototxt  net.prototxt  train_lmdb  test_lmdb        60 and 30 pictures o
 net_iter_20.caffemodel.h5  net_iter_20.solverstate.h5      what training wrote, and train.log, train.json its logs
 deploy.prototxt                                             the net for use: input data 1x1x8x8, output prob
 net_iter_20_lowrank.prototxt  ..._lowrank.caffemodel.h5     decomposed: conv1 (8 filters) to 4, conv2 (16) to 6
+grouped.prototxt  grouped.caffemodel.h5                     the net for use, conv2 in two groups
 examples/mnist/lenet_force_solver.prototxt ...          what `forcereg new lenet` writes, without its data
 mnist/train-images-idx3-ubyte ...  photos/0.png ...  photos.txt     what converters read: 4 pictures each
 """
@@ -65,6 +66,7 @@ def prepare(folder: Path) -> Path:
     with (folder / "train.log").open("w") as text, contextlib.closing(JsonLog(folder / "train.json")) as records:
         Solver(write_solver(folder, SOLVER), observers=[GlogWriter(text), records]).solve()
     run("deploy", "net.prototxt", "-o", "deploy.prototxt")
+    write_grouped(folder)
     run("decompose", "--snapshot", f"{SNAPSHOT}.caffemodel.h5", "--ranks", "4,6")
     return folder
 
@@ -74,6 +76,18 @@ def run(name: str, *args: str) -> None:
     command = importlib.import_module(f"forcereg.commands.{name}").command
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         command.main(args, standalone_mode=False)
+
+
+def write_grouped(folder: Path) -> None:
+    """The net for use with conv2 in two groups, and weights without its text."""
+    from forcereg.net.load import load_net
+    from forcereg.snapshot import write_model
+
+    text = (folder / "deploy.prototxt").read_text().replace("num_output: 16", "num_output: 16 group: 2")
+    (folder / "grouped.prototxt").write_text(text)
+    params = load_net(text, seed=1).params
+    blobs = {name: {at: blob.detach().numpy() for at, blob in enumerate(held)} for name, held in params.items()}
+    write_model(folder / "grouped.caffemodel.h5", blobs)
 
 
 def write_data(folder: Path) -> None:

@@ -102,7 +102,7 @@ class MaxError(Rule):
 
     Raises UsageError for another number.
 
-    >>> MaxError(0.05)
+    >>> forcereg.MaxError(0.05)
     MaxError(error=0.05)
     """
 
@@ -127,7 +127,7 @@ class MinEnergy(Rule):
 
     Raises UsageError for another number.
 
-    >>> MinEnergy(0.95)
+    >>> forcereg.MinEnergy(0.95)
     MinEnergy(energy=0.95)
     """
 
@@ -152,7 +152,7 @@ class ForkSvdRatio(Rule):
 
     Raises UsageError for another number.
 
-    >>> ForkSvdRatio(0.9)
+    >>> forcereg.ForkSvdRatio(0.9)
     ForkSvdRatio(ratio=0.9)
     """
 
@@ -189,7 +189,7 @@ class Ranks(Rule):
 
     They are totals over a layer's groups, and hold even where a chain costs no less than its layer.
 
-    >>> Ranks([10, (4, 16)])
+    >>> forcereg.Ranks([10, (4, 16)])
     Ranks(ranks=(10, (4, 16)))
     """
 
@@ -238,7 +238,7 @@ class RankConfig(Rule):
     config: such a mapping, or the path of a JSON file with one. Layers that it doesn't name stay whole; ranks hold
     even where a chain costs no less than its layer. It is read at once: raises ForceregError for what is wrong in it.
 
-    >>> sorted(RankConfig({"conv1": 8, "conv2": {"method": "vh", "error": 0.05}}).layers.methods)
+    >>> sorted(forcereg.RankConfig({"conv1": 8, "conv2": {"method": "vh", "error": 0.05}}).layers.methods)
     ['conv2']
     """
 
@@ -297,7 +297,7 @@ class MaxMacs(Budget):
 
     Raises UsageError for another number, and when ranks are chosen for a share that can't be reached.
 
-    >>> MaxMacs(0.5)
+    >>> forcereg.MaxMacs(0.5)
     MaxMacs(share=0.5)
     """
 
@@ -314,7 +314,7 @@ class MaxParams(Budget):
 
     Raises UsageError as MaxMacs.
 
-    >>> MaxParams(0.5)
+    >>> forcereg.MaxParams(0.5)
     MaxParams(share=0.5)
     """
 
@@ -338,7 +338,7 @@ class MaxAccuracyDrop(Rule):
     `solver`, a file, or by `score`: a function of the decomposed net (a `forcereg.Net` in its test phase, to be fed as
     net(data=...)) that returns its accuracy, 0 to 1. Raises UsageError for another number, and for both given.
 
-    >>> MaxAccuracyDrop(0.01, solver="solver.prototxt")
+    >>> forcereg.MaxAccuracyDrop(0.01, solver="solver.prototxt")
     MaxAccuracyDrop(drop=0.01, solver='solver.prototxt', score=None)
     """
 

@@ -38,6 +38,10 @@ class RegroupedNet:
 
     net: NetParameter. weights: layer name -> position of the blob in its layer -> values. layers: names of those that
     were split, or made. heading: what was done, in words.
+
+    >>> made = forcereg.split_groups("grouped.caffemodel.h5", model="grouped.prototxt")
+    >>> made.layers, made.heading
+    (('conv2',), 'groups of conv2 as parallel layers')
     """
 
     net: Any

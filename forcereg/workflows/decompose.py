@@ -14,7 +14,7 @@ import torch
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.account import PROVENANCE, heading, provenance
-from forcereg.lowrank.decompose import LowrankNet, Named, Picked
+from forcereg.lowrank.decompose import LowrankNet, Named, Picked, Prepared
 from forcereg.lowrank.ranks import Choice, Criterion, Dearer
 from forcereg.lowrank.rules import Rule, criterion_of
 from forcereg.lowrank.timed import Timed
@@ -40,6 +40,12 @@ class Decomposition:
     `report`: plain data, what `forcereg decompose --json` prints: per layer its ranks, relative squared error, MACs of
     one image and learned values before and after (None where shapes are unknown); the same of the whole net; layers
     left whole and why; remarks. `done`: the layers' reports as objects. `latency`: what was measured, if it was.
+
+    >>> made = forcereg.decompose("net_iter_20.caffemodel.h5", rule=forcereg.Ranks([4, 6]))
+    >>> [name for name, blobs in made.weights.items() if blobs]
+    ['conv1_lowrank', 'conv1_linear', 'conv2_lowrank', 'conv2_linear', 'ip']
+    >>> made.weights["conv1_lowrank"][0].shape, made.weights["conv1_linear"][0].shape
+    ((4, 1, 3, 3), (8, 4, 1, 1))
     """
 
     report: dict[str, Any]
@@ -116,6 +122,14 @@ def decompose(
 
     Nothing is written; `Decomposition.write` does that. Raises UsageError for what doesn't go together, ForceregError
     for files that can't be read or don't fit, for ranks out of range, and if no layer is decomposed.
+
+    >>> made = forcereg.decompose("net_iter_20.caffemodel.h5", rule=forcereg.Ranks([4, 6]))
+    >>> [(layer["name"], layer["rank"], layer["full_rank"]) for layer in made.report["layers"]]
+    [('conv1', 4, 8), ('conv2', 6, 16)]
+    >>> made.report["net"]["macs_before"], made.report["net"]["macs_after"]
+    (21792, 11664)
+    >>> made.write("small")
+    {'model': 'small.prototxt', 'weights': 'small.caffemodel.h5'}
     """
     tell = Tell(observer)
     asked = Opening(
@@ -127,8 +141,8 @@ def decompose(
     opened = asked.open(snapshot, rule.layers)
     check(snapshot, opened, training)
     criterion = criterion_of(rule, Judged(opened, asked, None if scores is None else Path(scores)), even_if_dearer)
-    timed = None if clock is None else timed_choices(opened.prepared, clock, batch, criterion, rule.budget, tell)
-    choices, done = chosen(opened, criterion, known_choices(opened, rule, criterion, timed), tell)
+    ready, choices, timed = choose(opened.prepared, rule, criterion, clock, batch, tell)
+    done = ready.apply(choices)
     dearer = any(isinstance(choice, Dearer) for choice in choices.values())
     if not done.layers:
         raise nothing(snapshot, opened.prepared.file, done.skipped, DEARER if dearer else "")
@@ -177,23 +191,23 @@ def norms(net: Any) -> list[str]:
     return list(dict.fromkeys(layer.name for layer in net.layer if layer.type == "BatchNorm"))
 
 
-# -- choose and apply
+# -- choose
 
 
-def known_choices(opened: Opened, rule: Rule, criterion: Criterion, timed: Timed | None) -> Mapping[str, Choice] | None:
-    """The choices that come of measuring or scoring, which tell their own progress; None where there is none."""
-    if timed is not None:
-        return timed.choices
-    return criterion(opened.prepared.candidates) if rule.scores else None
-
-
-def chosen(
-    opened: Opened, criterion: Criterion, known: Mapping[str, Choice] | None, tell: Tell
-) -> tuple[Mapping[str, Choice], LowrankNet]:
-    """A choice for every layer, by the criterion unless it is known, and the net at it; each layer's work is told."""
-    watched = opened.prepared.watched(tell.steps("step", 2 * len(opened.prepared.candidates)))
-    choices = criterion(watched.candidates) if known is None else known
-    return choices, watched.apply(choices)
+def choose(
+    prepared: Prepared, rule: Rule, criterion: Criterion, clock: torch.device | None, batch: int | None, tell: Tell
+) -> tuple[Prepared, Mapping[str, Choice], Timed | None]:
+    """A choice for every layer; the same net, of which each layer's work is told; and what was measured, if it was."""
+    candidates, timed = prepared.candidates, None
+    known: Mapping[str, Choice] | None = None
+    if clock is not None:
+        timed = timed_choices(prepared, clock, batch, criterion, rule.budget, tell)
+        known = timed.choices
+    elif rule.scores:
+        known = criterion(candidates)
+    # only now: measuring and scoring tell steps of their own
+    watched = prepared.watched(tell.steps("step", 2 * len(candidates)))
+    return watched, criterion(watched.candidates) if known is None else known, timed
 
 
 # -- report

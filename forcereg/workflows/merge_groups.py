@@ -14,6 +14,11 @@ def merge_groups(snapshot: StrPath, *, model: StrPath | None = None, observer: O
 
     The net computes what it did. Arguments as for `split_groups`. Raises ForceregError for files that can't be read or
     don't fit, and for a net with nothing to merge.
+
+    >>> split = forcereg.split_groups("grouped.caffemodel.h5", model="grouped.prototxt").write("split")
+    >>> made = forcereg.merge_groups(split["weights"])
+    >>> made.layers, made.weights["conv2"][0].shape
+    (('conv2',), (16, 4, 3, 3))
     """
     tell = Tell(observer)
     read = read_net_of(snapshot, model, warn=tell.warn)

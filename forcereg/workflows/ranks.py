@@ -22,6 +22,10 @@ class RankReport:
 
     `report`: plain data, what `forcereg ranks --json` prints. `table`: the same as objects. `skipped`: layer name ->
     why it can't be decomposed.
+
+    >>> found = forcereg.ranks("net_iter_20.caffemodel.h5", error=[0], fc=True)
+    >>> found.table.ranks, dict(found.skipped)
+    (((8,), (16,), (3,)), {})
     """
 
     table: RankTable
@@ -63,6 +67,10 @@ def ranks(
 
     The other arguments are those of `forcereg.decompose`. Nothing is written. Raises UsageError for what doesn't go
     together, ForceregError for files that can't be read or don't fit, and for a net without a layer to decompose.
+
+    >>> found = forcereg.ranks("net_iter_20.caffemodel.h5", error=[0, 0.99])
+    >>> [(layer["name"], layer["ranks"]) for layer in found.report["layers"]]
+    [('conv1', [8, 1]), ('conv2', [16, 1])]
     """
     for bound in error:
         check_share("the error bound", bound)

@@ -27,6 +27,10 @@ class Sensitivity:
 
     `points`: the whole net, without a layer, then every layer at every error. `runs`: how many nets were scored; the
     others were known.
+
+    >>> found = forcereg.sensitivity("net_iter_20.caffemodel.h5", solver="solver.prototxt", error=[0])
+    >>> [point.drop for point in found.points], found.runs
+    ([0.0, 0.0, 0.0], 3)
     """
 
     points: tuple[Point, ...]
@@ -77,6 +81,11 @@ def sensitivity(
     scored, so that nothing is scored twice. The other arguments are those of `forcereg.decompose`. Raises UsageError
     for what doesn't go together, ForceregError for files that can't be read or don't fit, and for a net without a
     layer to decompose or without an accuracy.
+
+    >>> found = forcereg.sensitivity("net_iter_20.caffemodel.h5", solver="solver.prototxt", error=[0.1, 0.9])
+    >>> [(point.layer, point.bound) for point in found.points]
+    [('', 0.0), ('conv1', 0.1), ('conv1', 0.9), ('conv2', 0.1), ('conv2', 0.9)]
+    >>> found.write("sensitivity.csv")
     """
     for bound in error:
         check_share("the error bound", bound)

@@ -24,6 +24,12 @@ def split_groups(
     .caffemodel, also as .h5, or its solver state. model: the net's prototxt, None for the net that the snapshot holds.
     layers: just these, by names or patterns (conv*). observer: gets warnings. Raises UsageError for a name that is no
     such layer's, ForceregError for files that can't be read or don't fit, and for a net with nothing to split.
+
+    >>> made = forcereg.split_groups("grouped.caffemodel.h5", model="grouped.prototxt")
+    >>> [layer.name for layer in made.net.layer if layer.name.startswith("conv2")]
+    ['conv2_slice', 'conv2_group0', 'conv2_group1', 'conv2_concat']
+    >>> made.weights["conv2_group0"][0].shape
+    (8, 4, 3, 3)
     """
     tell = Tell(observer)
     read = read_net_of(snapshot, model, warn=tell.warn)
