@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from forcereg.version import __version__
     from forcereg.workflows.check import check
     from forcereg.workflows.configs import copy_configs, shipped_configs
+    from forcereg.workflows.confusion import confusion
     from forcereg.workflows.convert import convert
     from forcereg.workflows.data import convert_cifar10, convert_digits, convert_imageset, convert_mean, convert_mnist
     from forcereg.workflows.decompose import Decomposition, decompose
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
     from forcereg.workflows.finetune import finetune
+    from forcereg.workflows.frontier import frontier
     from forcereg.workflows.layers import layer_types
     from forcereg.workflows.merge_groups import merge_groups
     from forcereg.workflows.new import new
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.sensitivity import Sensitivity, sensitivity
     from forcereg.workflows.split_groups import split_groups
     from forcereg.workflows.summary import summary
+    from forcereg.workflows.sweep import sweep
     from forcereg.workflows.time import time
     from forcereg.workflows.train import train
 
@@ -80,6 +83,7 @@ _HOME = {
     "UsageError": "forcereg.errors",
     "__version__": "forcereg.version",
     "check": "forcereg.workflows.check",
+    "confusion": "forcereg.workflows.confusion",
     "convert": "forcereg.workflows.convert",
     "convert_cifar10": "forcereg.workflows.data",
     "convert_digits": "forcereg.workflows.data",
@@ -93,6 +97,7 @@ _HOME = {
     "draw": "forcereg.workflows.draw",
     "finetune": "forcereg.workflows.finetune",
     "force_gradient": "forcereg.solver.force",
+    "frontier": "forcereg.workflows.frontier",
     "layer": "forcereg.layers.module",
     "layer_types": "forcereg.workflows.layers",
     "load_net": "forcereg.net.load",
@@ -105,6 +110,7 @@ _HOME = {
     "shipped_configs": "forcereg.workflows.configs",
     "split_groups": "forcereg.workflows.split_groups",
     "summary": "forcereg.workflows.summary",
+    "sweep": "forcereg.workflows.sweep",
     "time": "forcereg.workflows.time",
     "train": "forcereg.workflows.train",
 }
@@ -132,6 +138,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "check",
+    "confusion",
     "convert",
     "convert_cifar10",
     "convert_digits",
@@ -146,6 +153,7 @@ __all__ = [
     "draw",
     "finetune",
     "force_gradient",
+    "frontier",
     "layer",
     "layer_types",
     "load_net",
@@ -159,6 +167,7 @@ __all__ = [
     "shipped_configs",
     "split_groups",
     "summary",
+    "sweep",
     "time",
     "train",
 ]

@@ -26,7 +26,8 @@ MODULES = ("cost", "lowrank")
 PLAIN = {"Observer", "__version__"}
 """Public values that have no docstring."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "convert_digits": "sklearn"}
+OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
+            "convert_digits": "sklearn"}  # fmt: skip
 """Public name -> what its example needs beside forcereg itself."""
 
 

@@ -1,23 +1,15 @@
-"""What frontier asks for: several nets, several methods, several rules for the ranks."""
+"""What frontier aims at: several rules for the ranks."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, fractions, gathered
+from forcereg.commands.lowrank_options import fractions, gathered
 from forcereg.commands.lowrank_rules import flag, rule_of
-from forcereg.errors import UsageError
 from forcereg.lowrank.rules import Rule
-
-if TYPE_CHECKING:
-    from forcereg.study.opened import Opened, Opening
 
 SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
 
@@ -58,72 +50,3 @@ aim_options = gathered("aims", Aims, [
 def shares(option: str, text: str | None) -> list[float]:
     """Numbers from 0 to 1 with commas, none if the option isn't given. Raises UsageError for anything else."""
     return [] if text is None else fractions(option, text, "numbers", "0.2,0.5")
-
-
-def labels_of(snapshots: Sequence[str], labels: str | None) -> list[str]:
-    """The nets' names: those given, or what their paths differ in. Raises UsageError."""
-    from forcereg.net.made import stem
-
-    paths = [Path(os.path.abspath(snapshot)) for snapshot in snapshots]
-    if twice := [given for at, given in enumerate(snapshots) if paths[at] in paths[:at]]:
-        raise UsageError(f"SNAPSHOT {twice[0]} is given twice")
-    if labels is not None:
-        names = [name.strip() for name in labels.split(",")]
-        if len(names) != len(snapshots) or len(set(names)) < len(names) or not all(names):
-            raise UsageError(f"--labels is '{labels}'; expected {len(snapshots)} different names with commas")
-        return names
-    parts = [(*path.parent.parts, stem(path)) for path in paths]
-    head = min(alike(parts), *(len(own) - 1 for own in parts))
-    tail = alike(own[::-1] for own in parts)
-    for end in (tail, 0):
-        names = ["/".join(own[head : len(own) - end]) for own in parts]
-        if all(names) and len(set(names)) == len(names):
-            return names
-    return list(snapshots)
-
-
-def alike(paths: Iterable[tuple[str, ...]]) -> int:
-    """How many parts all begin with."""
-    return len(list(takewhile(lambda same: len(set(same)) == 1, zip(*paths, strict=False))))
-
-
-def opened_nets(
-    snapshots: Sequence[str], labels: Sequence[str], layers: LayerOptions, tell: Callable[[str], None]
-) -> dict[tuple[str, str], Opened]:
-    """Every net by every method: label and method -> the net. What a method can't take is told.
-
-    Raises ForceregError, also for a net that no method can take.
-    """
-    from forcereg.study.opened import nothing
-
-    opened: dict[tuple[str, str], Opened] = {}
-    methods = by_method(layers, tell)
-    for label, snapshot in zip(labels, snapshots, strict=True):
-        read: Opened | None = None
-        for own in methods:
-            read = own.open(snapshot) if read is None else own.reopened(read)
-            for name, reason in read.prepared.skipped.items():
-                tell(f"{label}, {own.method}: {name} stays whole: {reason}")
-            if read.prepared.candidates:
-                opened[label, own.method] = read
-        if read is not None and not any(of == label for of, _ in opened):
-            raise nothing(snapshot, read.prepared.file, read.prepared.skipped)
-    return opened
-
-
-def by_method(layers: LayerOptions, tell: Callable[[str], None]) -> list[Opening]:
-    """The options once for each method of --method A,B; --data-aware for those only that can. Raises UsageError."""
-    from forcereg.lowrank.ladder import aware
-    from forcereg.study.opened import MIXED
-
-    methods = list(dict.fromkeys(method.strip() for method in layers.method.split(",")))
-    if MIXED in methods:
-        raise UsageError("--method mixed has one rank for each layer and so no curve; name methods, as in pca,vh")
-    able = [method for method in methods if method in aware()]
-    if layers.data_aware is None or not able:
-        return [replace(layers, method=method).opening() for method in methods]
-    for method in methods:
-        if method not in able:
-            tell(f"{method}: minimises the weights' error; --data-aware holds for {' and '.join(able)} only")
-    aims = {method: layers.data_aware if method in able else None for method in methods}
-    return [replace(layers, method=method, data_aware=batches).opening() for method, batches in aims.items()]

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from forcereg.commands.lowrank_options import LayerOptions, choice_options
-from forcereg.commands.lowrank_rules import RankOptions, flag, rank_options
-from forcereg.commands.options import code_options, data_options, device_options
-from forcereg.errors import ForceregError, UsageError
+from forcereg.commands.lowrank_rules import RankOptions, rank_options
+from forcereg.commands.options import code_options, data_options, device_options, names_in
+from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from forcereg.lowrank.ranks import Choice
-    from forcereg.schema.text import SolverFile
-    from forcereg.study.sweep_plan import Cut, Trained
-
-ERROR = 0.05
-"""Relative squared error at which ranks are told where --error says no other."""
+    from forcereg.system.events import Event
 
 
 @click.command(
@@ -68,87 +59,34 @@ def command(
     end the others. All scores are of the first test net, on the same records.
     """
     from forcereg.report.plot import figure_type
-    from forcereg.study.grid import grid
-    from forcereg.study.sweep import sweep
-    from forcereg.study.sweep_plan import Plan
-    from forcereg.study.sweep_report import as_csv, picture, table
-    from forcereg.system.files import write_bytes, write_text
+    from forcereg.study.sweep_report import table
+    from forcereg.workflows.sweep import ERROR, sweep
 
     figure_type()  # without matplotlib it ends here, not after hours
     given: dict[str, Any] = {field.name: None for field in fields(LayerOptions)} | LAYERS | options
-    layers = LayerOptions(**given | {"solver": solver})
-    running = {
-        "device": layers.on,
-        "budget": layers.data_budget << 20,
-        "workers": layers.workers,
-        "allow_python_layers": layers.allow_python_layers,
-    }
-    error = ERROR if ranks.values["error"] is None else ranks.values["error"]
-    cut = cut_by(ranks, error, layers)
-    models = [Path(name.strip()).resolve() for name in weights.split(",") if name.strip()]
-    plan = Plan(solver_of(solver, sets, max_iter), models, error, finetune, running, cut)
-    results = []
-    for result in sweep(plan, grid(sets, seeds), out, partial(echo, err=True)):
-        results.append(result)
-        write_text(out / "results.csv", as_csv(results))
-    table(results, plan).show()
-    write_bytes(out / "sweep.svg", picture(results, plan, "svg"))
-    echo(f"wrote {out / 'results.csv'} and {out / 'sweep.svg'}")
-    if failed := sum(bool(result.failed) for result in results):
-        raise ForceregError(f"{failed} of {len(results)} runs failed; {out / 'results.csv'} says why")
+    layers = {name: one for name, one in LayerOptions(**given).keywords.items() if name in KEYWORDS}
+    error = ranks.values["error"]
+    others = [name for name in ranks.given if name != "error"]
+    rule = replace(ranks, values={**ranks.values, "error": None}).rule() if others else None
+    found = sweep(
+        solver, set=sets, rule=rule, error=ERROR if error is None else error, seeds=seeds, max_iter=max_iter,
+        weights=names_in(weights), finetune=finetune, out=out, even_if_dearer=ranks.even_if_dearer, observer=tell,
+        **layers,
+    )  # fmt: skip
+    table(found.results, found.plan).show()
+    echo(f"wrote {found.csv} and {found.picture}")
+    if found.failed:
+        raise ForceregError(f"{found.failed} of {len(found.results)} runs failed; {found.csv} says why")
 
 
-def solver_of(path: str, sets: tuple[str, ...], max_iter: int | None) -> SolverFile:
-    """The file, with the length asked for. Raises UsageError if that is among the values to try."""
-    from forcereg.schema.settings import with_settings
-    from forcereg.schema.text import read_solver
-    from forcereg.study.grid import alternatives
-
-    file = read_solver(path)
-    if max_iter is None:
-        return file
-    if any(alternatives(text)[0] == "max_iter" for text in sets):
-        raise UsageError("--max-iter and --set max_iter are both given; use one")
-    return with_settings(file, [f"max_iter={max_iter}"])
+def tell(event: Event) -> None:
+    """Prints how it goes to stderr."""
+    if event.kind in ("note", "warning"):
+        echo(f"warning: {event.text}" if event.kind == "warning" else event.text, err=True)
 
 
 LAYERS = {"fold_bn": False, "seed": 0, "input_shape": ()}
 """Of the options of other commands what `sweep` lacks and isn't None."""
-
-
-def cut_by(ranks: RankOptions, error: float, layers: LayerOptions) -> Cut:
-    """The rule that the options give, at the `error` without another. Raises UsageError, ForceregError."""
-    from forcereg.lowrank.ranks import by_error
-    from forcereg.lowrank.rules import criterion_of
-    from forcereg.net.read import ReadNet
-    from forcereg.study.judged import Judged
-    from forcereg.study.opened import Opened
-    from forcereg.study.sweep_plan import Cut
-
-    by_error(error)  # its range
-    given = [name for name in ranks.given if name != "error"]
-    ranks = replace(ranks, values={**ranks.values, "error": None if given else error})
-    rule, opening = ranks.rule(), layers.opening()  # so that what is wrong with it is told now
-    rule.check(layers.method, has_data=True)
-
-    def choose(trained: Trained) -> Mapping[str, Choice]:
-        read = ReadNet(trained.model, trained.prepared.file, trained.accounts.root)
-        opened = Opened(read, trained.prepared, trained.accounts)
-        judged = Judged(opened, replace(opening, scorer=trained.evaluator))
-        return criterion_of(rule, judged, ranks.even_if_dearer)(trained.prepared.candidates)
-
-    asked = {name: text(ranks.values[name]) for name in ranks.given}
-    asked |= {"even_if_dearer": text(True)} if ranks.even_if_dearer else {}
-    name = given[0] if given else "error"
-    words = " ".join([f"{flag(name)[2:]} {asked[name]}", *([] if layers.method == "pca" else [f"by {layers.method}"])])
-    if ranks.values["rank_config"] is not None:
-        asked["rank_config"] = hashlib.sha256(Path(ranks.values["rank_config"]).read_bytes()).hexdigest()
-    for one in ("method", "fc", "only_layers", "except_layers", "multiple"):
-        if (value := getattr(layers, one)) not in (None, False, 1):
-            asked[one] = str(value)
-    return Cut(words, asked, choose, opening.selection(rule.layers), rule.scores)
-
-
-def text(value: Any) -> str:
-    """Of an option, floats in short."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+KEYWORDS = (
+    "method", "layers", "except_layers", "fc", "multiple", "device", "data_budget", "workers", "allow_python_layers",
+)  # fmt: skip

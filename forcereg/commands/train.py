@@ -16,7 +16,6 @@ from forcereg.commands.options import (
     device_options,
     flag,
     names_in,
-    stage_list,
 )
 from forcereg.errors import UsageError
 
@@ -111,7 +110,6 @@ def keywords(options: Mapping[str, Any], devices: Sequence[str | None]) -> dict[
         "set": options["settings"],
         "resume": options["resume"] is not None,
         "weights": None if options["weights"] is None else names_in(options["weights"]),
-        "stage": stage_list(options["stage"]),
         "cuda_graph": not options["no_cuda_graph"],
     }
 

@@ -21,7 +21,7 @@ from forcereg.net.module import Net
 from forcereg.net.scoring import unfed
 from forcereg.schema.scan import shown
 from forcereg.schema.spec import LayerSpec
-from forcereg.system.terminal import track
+from forcereg.system.events import Tell
 
 MOST = 20_000
 """Classes: their counts take 3 GiB."""
@@ -97,11 +97,12 @@ def _rank(spec: LayerSpec) -> tuple[bool, bool]:
     return spec.type == "Accuracy", spec.message.accuracy_param.top_k == 1
 
 
-def confusion(net: Net, iterations: int | None = None, layer: str | None = None) -> Confusion:
+def confusion(net: Net, iterations: int | None = None, layer: str | None = None, tell: Tell | None = None) -> Confusion:
     """Runs a net with data of its own over its set, once, or over `iterations` batches; see `compared` for `layer`.
 
     Of a last batch that goes round the set only the records count that are new. A tie counts as Accuracy has it:
-    against the label. Raises ForceregError for a net without data, and without `iterations` for data without an end.
+    against the label. `tell` hears of each batch. Raises ForceregError for a net without data, and without `iterations`
+    for data without an end.
     """
     if missing := unfed(net):
         raise ForceregError(
@@ -114,13 +115,14 @@ def confusion(net: Net, iterations: int | None = None, layer: str | None = None)
     records, batch = (None, 1) if iterations is not None else _records(net, spec, module.axis)
     batches = iterations if iterations is not None else -(-(records or 0) // batch)
     last = 1.0 if records is None else (records - (batches - 1) * batch) / batch
-    counter = _Counter(module)
+    counter, step = _Counter(module), (tell or Tell()).steps("batches", batches)
     handle = module.register_forward_pre_hook(lambda _, bottoms: counter.add(*bottoms[:2]))
     try:
         with torch.no_grad():
-            for index in track(range(batches), "batches", batches):
+            for index in range(batches):
                 counter.share = last if index == batches - 1 else 1.0
                 net.forward_loss()
+                step("")
     finally:
         handle.remove()
     counts, ignored = counter.found()

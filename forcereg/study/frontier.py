@@ -6,8 +6,11 @@ Rank at a fixed error alone misleads: what counts is the accuracy that a net kee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
+
+import torch
 
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
@@ -17,11 +20,16 @@ from forcereg.lowrank.ranks import Choice, Dearer, Whole
 from forcereg.lowrank.rewrite import Weights
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.solver.trouble import NotFinite
+from forcereg.study import latency
+from forcereg.study.accounting import Accounts
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.scores import origin
 
 WHOLE = "whole"
 """The target of a net that isn't decomposed."""
+
+PACE = 0.5
+"""Seconds of measuring for each net, so that many nets have as many rounds as few."""
 
 Tell = Callable[[str], None]
 
@@ -163,3 +171,27 @@ def _tuned(
     tested = evaluator.tested(prepared, aim.subject.weights)
     test = None if tested is prepared else net_from_message(tested.apply(aim.ranks).net, tested.file.name)
     return evaluator.finetune(net, weights, iterations, folder, test, origin(prepared, aim.ranks))[0].accuracy
+
+
+# -- times
+
+
+def timed(
+    made: Sequence[Made], accounts: Mapping[str, Accounts], device: torch.device, batch: int, tell: Tell
+) -> list[Point]:
+    """The points with each net's milliseconds, the median of all taking turns; nets of one structure are one.
+
+    `accounts`: of each net by its name. Raises ForceregError where nets can't run by themselves.
+    """
+    runs: dict[str, latency.Run] = {}
+    keys = []
+    for one in made:
+        own = accounts[one.point.net]
+        fed = latency.fed_shapes(one.net, own.fed or {}, batch)
+        keys.append(f"{fed} {one.net.message}")
+        if keys[-1] not in runs:
+            runs[keys[-1]] = latency.net_run(one.net, one.weights, fed, device, own.allow_python_layers)
+    tell(f"measuring {len(runs)} nets on {device}")
+    times = latency.interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
+    medians = dict(zip(runs, map(median, times), strict=True))
+    return [replace(one.point, milliseconds=medians[key]) for one, key in zip(made, keys, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,13 @@ def tune(file: SolverFile, weights: Weights, log: Path, heard: Observer, options
 
 
 def train(solver: Solver) -> None:
-    """To max_iter, from the newest snapshot if there is one, with Caffe's signals.
+    """To max_iter, from the newest snapshot if there is one, with Caffe's signals where Python may hear them.
 
     Raises ForceregError as `Solver.solve`; KeyboardInterrupt if told to stop, once saved.
     """
     resume_latest(solver)
-    with handled(solver):
+    hears = threading.current_thread() is threading.main_thread()
+    with handled(solver) if hears else contextlib.nullcontext():
         solver.solve()
     if solver.stop_requested:
         raise KeyboardInterrupt

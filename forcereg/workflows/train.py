@@ -73,15 +73,9 @@ def train(
     is returned and who observes are of this one. Returns the solver as it ended: `.net`, `.iter`, `.last_snapshot`.
     Raises ForceregError for anything wrong in solver, nets, data or weights, and for a loss that isn't finite.
 
-    >>> net = '''net_param {
-    ...   layer { name: "data" type: "DummyData" top: "x" top: "y" dummy_data_param {
-    ...     shape { dim: 4 dim: 3 } shape { dim: 4 dim: 1 } data_filler { type: "gaussian" } data_filler { } } }
-    ...   layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 1 } }
-    ...   layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" } }
-    ... base_lr: 0.1 lr_policy: "fixed" max_iter: 10 random_seed: 1 solver_mode: CPU snapshot_after_train: false'''
-    >>> solver = forcereg.train(net, max_iter=3)
-    >>> solver.iter, solver.net.params["ip"][0].shape
-    (3, torch.Size([1, 3]))
+    >>> solver = forcereg.train("solver.prototxt", max_iter=5, set={"base_lr": 0.01, "snapshot_prefix": "short"})
+    >>> solver.iter, solver.net.params["conv1"][0].shape, solver.last_snapshot.name
+    (5, torch.Size([8, 1, 3, 3]), 'short_iter_5.caffemodel.h5')
     """
     return Training(**locals()).run()
 
@@ -156,19 +150,12 @@ class Training:
     # -- steps
 
     def read(self) -> SolverFile:
-        """The solver with its settings. Only text and messages load torch: a file's mistakes are told before that."""
+        """The solver with its settings."""
         from forcereg.schema.settings import settings_of, with_settings
-        from forcereg.schema.text import read_solver
 
-        if isinstance(self.solver, os.PathLike) or (isinstance(self.solver, str) and "\n" not in self.solver):
-            file = read_solver(os.fspath(self.solver))
-        else:
-            from forcereg.solver.setup import solver_file
-
-            file = solver_file(self.solver)
         own = {"max_iter": self.max_iter, "random_seed": self.seed}
         named = settings_of({name: value for name, value in own.items() if value is not None})
-        return self.arranged(with_settings(file, [*settings_of(self.set), *named]))
+        return self.arranged(with_settings(read(self.solver), [*settings_of(self.set), *named]))
 
     def join(self, file: SolverFile) -> Group:
         """This process among those that train together."""
@@ -179,6 +166,7 @@ class Training:
 
     def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
         """The solver, its nets and data."""
+        from forcereg.schema.rules import stage_names
         from forcereg.solver.loop import Solver
         from forcereg.system.device import prepare
 
@@ -186,7 +174,7 @@ class Training:
             file,
             device=group.device,
             level=self.level,
-            stages=listed(self.stage),
+            stages=stage_names(self.stage),
             budget=self.data_budget << 20,
             workers=self.workers,
             keep=self.keep,
@@ -283,6 +271,17 @@ class Start:
         else:
             models = [os.fspath(path) for path in listed(asked.weights)]
         return cls([name.strip() for name in models if name.strip()], loaded, again)
+
+
+def read(solver: Any) -> SolverFile:
+    """A solver's file, text of several lines, or message. A file doesn't load torch: its mistakes are told before."""
+    from forcereg.schema.text import read_solver
+
+    if isinstance(solver, os.PathLike) or (isinstance(solver, str) and "\n" not in solver):
+        return read_solver(os.fspath(solver))
+    from forcereg.solver.setup import solver_file
+
+    return solver_file(solver)
 
 
 def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> None:

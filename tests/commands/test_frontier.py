@@ -14,10 +14,10 @@ from PIL import Image
 
 import forcereg.study.latency as latency
 import forcereg.study.tuning as tuning
-from forcereg.commands.frontier_options import labels_of
 from forcereg.errors import ForceregError, UsageError
 from forcereg.snapshot import read_model, write_model
 from forcereg.solver.loop import Solver
+from forcereg.study.several import labels_of
 from tests.commands.conftest import Cli, said
 from tests.conftest import RunCli
 from tests.nursery import Nursery

@@ -1,0 +1,45 @@
+"""Rules for ranks in words, as the command line has them: in tables, and in records of what was done by which rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from forcereg.lowrank.factor import rank_text
+from forcereg.lowrank.rules import Rule
+from forcereg.registry import rank_rule
+
+
+def named(rule: Rule) -> str:
+    """The rule's option and value: "max-macs 0.5", "ranks 4,6"."""
+    return f"{field_of(rule).replace('_', '-')} {value_text(rule)}"
+
+
+def field_of(rule: Rule) -> str:
+    """The rule's option as a name, max_macs; the name of its class if it has none."""
+    name = type(rule).__name__
+    option = rank_rule.options.get(name)
+    return name if option is None else option.field
+
+
+def value_text(rule: Rule) -> str:
+    """The rule's value: a number in short, ranks with commas, a path as it is given."""
+    value: Any = getattr(rule, fields(rule)[0].name)  # type: ignore[arg-type]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ",".join(map(rank_text, value))
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def record(rule: Rule) -> str:
+    """What tells the rule from others of its kind: its value, of a file a digest of what it holds."""
+    value: Any = getattr(rule, fields(rule)[0].name)  # type: ignore[arg-type]
+    if isinstance(value, Path) or (field_of(rule) == "rank_config" and isinstance(value, str | os.PathLike)):
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return value_text(rule)
