@@ -36,9 +36,11 @@ def begin(
     for problem in problems(param, file.name):
         raise problem
     specs = solver_specs(file, level, stages)
+    # behind the specs, which know the root that a prefix is relative to
     complete_prefix(file, specs.root)
     where = choose_device(device, param, tell.warn)
     prepare(where)
+    # drawn by rank 0 where none is given: data is shuffled alike, or ranks would share out different orders
     own = int(param.random_seed)
     seed = group.share(own if own >= 0 else int.from_bytes(os.urandom(4), "little"))
     torch.manual_seed(seed + group.rank)  # Dropout differs between ranks; weights are drawn by a generator of their own
@@ -56,9 +58,11 @@ def nets_of(run: Run, specs: SolverSpecs, budget: int, workers: int, allow_pytho
             return Net(spec, context, None, generator, allow_python_layers).place(run.device)
 
     context = FeedContext(root=run.root, device=run.device, seed=run.seed, budget=budget, workers=workers)
+    # each rank trains on its own part; tests are shared out by batches instead (Group.score)
     train = build(specs.train, replace(context, shard=run.group.shard))
     nets = Nets(train, [build(spec, context) for spec in specs.tests])
     nets.share()
+    # behind the sharing, so that no blob is sent twice
     run.group.begin(*nets)
     return nets
 

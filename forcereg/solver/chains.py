@@ -20,6 +20,7 @@ from forcereg.solver.regularizers.force import forced_layers
 def chains_of(net: Net) -> list[Chain]:
     """The chains of a net, longer ones first."""
     weights: Any = {name: dict(enumerate(blobs)) for name, blobs in net.params.items() if blobs}
+    # by the weights too: what only has the names of a chain, and other shapes, is none
     return find_chains(net_message(net.spec), weights)
 
 

@@ -79,6 +79,7 @@ class RankClipping:
         if run.param.snapshot_prefix:
             run.group.once(lambda: probe_prefix(run.prefix(), run.param, run.name))
             run.group.once(lambda: check_writable(self._written()))
+        # of the first net that this sees: a resumed run raises them to the snapshot's (see fitted)
         self.full = self.ranks
         self.last = -1
         self._tell_what_stays()
@@ -124,6 +125,7 @@ class RankClipping:
         values: Values = {}
         shares = {}
         for pair in self.pairs:
+            # the weight comes first in each, then its history: one projection is found from it and used on all
             first, second = self._held(pair.first), self._held(pair.second)
             reduced = cut(*pair.matrices(first[0][1], second[0][1]), self.share)
             if reduced is None:
@@ -143,6 +145,7 @@ class RankClipping:
     @torch.no_grad()
     def _install(self, values: Values) -> None:
         """Gives the layers named in `values` these weights and history, and all nets the ranks that they have."""
+        # shapes first: history of the new ones is made by the update, and filled below
         self._resize({layer: blobs[0] for layer, blobs in values.items()})
         for layer, arrays in values.items():
             for (_, tensor), array in zip(self._held(layer), arrays, strict=True):
@@ -153,6 +156,7 @@ class RankClipping:
         ranks = {pair.first: pair.rank(weights[pair.first]) for pair in self.pairs if pair.first in weights}
         for net in self._nets:
             net.adopt(_with_ranks(net.spec, ranks))
+        # adopting gave the test nets blobs of their own
         self._nets.share()
         self._steps.renew()
 
@@ -160,6 +164,7 @@ class RankClipping:
     def fitted(self, state: StateFile, model: ModelFile) -> Iterator[None]:
         """The nets get the ranks of a snapshot, and their own again if the block can't go on from it."""
         layers = [layer for pair in self.pairs for layer in (pair.first, pair.second)]
+        # copies on the host: the ranks that the snapshot brings take these tensors' place
         before = {layer: [to_array(tensor.clone()) for _, tensor in self._held(layer)] for layer in layers}
         saved = {
             pair.first: model.layers[pair.first][0]
@@ -214,12 +219,14 @@ def _kind(held: str) -> Kind:
     """What a solver type says that it `holds`, as one of the kinds that are projected differently."""
     if "squares" not in held:
         return Kind.GRADIENT
+    # AdaDelta also holds squares of steps, which change as weights do; all others are squares of gradients
     return Kind.SQUARED_STEP if "update" in held else Kind.SQUARED_GRADIENT
 
 
 def _common_pairs(nets: list[Net]) -> list[Pair]:
     """The pairs of the first net, the training net, that are so in each of the others that has the layers."""
     found = [{pair.name: pair for pair in _pairs(net)} for net in nets]
+    # a frozen layer's rank has to stay, so that its weight does
     learning = {one.layer for one in nets[0].learnable if one.index == 0 and one.lr_mult}
     return [
         pair
@@ -248,12 +255,14 @@ def _groups(net: Net, chain: Chain) -> int:
     if not isinstance(first, Convolution) or not isinstance(second, Convolution):
         return 1
     g = second.geometry
+    # with a window the second layer mixes positions, and its weight is no matrix C of C A x
     neutral = {*g.kernel, *g.stride} <= {1} and not any(g.pad) and first.axis == second.axis
     return first.group if neutral and first.group == second.group else 0
 
 
 def _with_ranks(spec: NetSpec, ranks: Mapping[str, int]) -> NetSpec:
     """The spec, and its text, with other num_outputs."""
+    # from the text and not from the layers, which are those of one phase only: the file written at the end holds all
     net = parse_net(spec.text, spec.filename).message
     for layer in net.layer:
         if layer.name in ranks:

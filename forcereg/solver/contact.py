@@ -51,6 +51,7 @@ class Contact:
         self.stops: Collection[int] = (signal.SIGINT, signal.SIGTERM)
         self._asked = self._insisted = self._broken = math.inf  # since when
         self._settled = self._working = self._finished = self._over = False
+        # NaN compares as neither more nor less: before an iteration has ended none is the longest
         self._longest, self._last = 0.0, math.nan  # of an iteration; when one ended
         self._parent: int | None = None
         self._group: Any = None
@@ -66,6 +67,7 @@ class Contact:
         if self._parent not in (None, os.getppid()):
             raise LostContact("the process that launched this one is gone")
         self._ear, self._mouth = os.pipe()
+        # a signal's handler writes there and must never wait
         os.set_blocking(self._mouth, False)
         _wake(self._mouth)
         self._thread = Worker("forcereg-contact", self._watch, (), self._end)
@@ -92,6 +94,7 @@ class Contact:
             yield
         finally:
             self._working = False
+            # what that took says nothing of how long iterations take
             self._last = math.nan
 
     def finish(self) -> None:
@@ -99,6 +102,7 @@ class Contact:
         self._finished = True
         if self._thread is None:
             return
+        # wakes the thread at once; a full pipe does so anyway
         with contextlib.suppress(BlockingIOError):
             os.write(self._mouth, b"\0")
         self._thread.join()
@@ -120,6 +124,7 @@ class Contact:
             if self._parent not in (None, os.getppid()):
                 self._parent = None
                 self._ask()
+                # as if it had been asked to stop: with a snapshot, if the others still come
                 os.kill(os.getpid(), signal.SIGTERM)
             through = self._come() or (self._finished and (self._group is None or self._broken < math.inf))
             self._judge(time.monotonic())
@@ -148,6 +153,7 @@ class Contact:
         try:
             if self._round is not None:
                 work, flags = self._round
+                # looked at, not waited for: the thread has signals and the parent to look after
                 if not work.is_completed():
                     return False
                 work.wait()
@@ -166,6 +172,7 @@ class Contact:
         except RuntimeError:
             if self._over:
                 return True
+            # told later by _judge: the main thread's own error says more, if it comes in time
             self._broken = time.monotonic()
         return False
 

@@ -79,6 +79,7 @@ class Watch:
         found, self._found, self._layers, self._seen = self._found, [], [], set()
         order = {top: place for place, top in enumerate(self._feeds)}  # data layers first, by their tops
         found.sort(key=lambda one: order[one[0]["blob"]] if one[0]["layer"] in self._net.feeds else len(order))
+        # one read of the device for all rows
         values = torch.stack([value for _, value in found]).tolist() if found else []
         return [{**row, "value": value} for (row, _), value in zip(found, values, strict=True)]
 

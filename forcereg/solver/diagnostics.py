@@ -21,6 +21,7 @@ def mean_cosine(weight: Tensor) -> Tensor:
     """Mean cosine over all pairs of different filters (rows) of `weight`, 0-d float64; 0 for a single filter."""
     rows = weight.detach().flatten(1).double()
     count = rows.shape[0]
+    # the sum over pairs is |sum of units|^2 less the units' own squares: no n x n matrix
     unit = torch.nn.functional.normalize(rows, dim=1)
     pairs = unit.sum(0).square().sum() - unit.square().sum()
     return pairs / max(1, count * (count - 1))
@@ -41,12 +42,14 @@ def force_norms(before: list[Tensor], after: list[Tensor]) -> Tensor:
 
     Without waiting for the device; a CUDA graph may hold it.
     """
+    # what was added, whatever it is added by: an adaptive force is only known then
     forces = torch._foreach_sub(after, before)
     return torch.stack([*torch._foreach_norm(before), *torch._foreach_norm(forces)]).reshape(2, -1)
 
 
 def ratios_of(layers: Iterable[str], norms: Tensor) -> tuple[list[dict[str, Any]], float]:
     """||force|| / ||gradient|| of each layer, and of all together, from their `force_norms`. Reads the device."""
+    # the only read; squares of float32 norms may overflow in float32
     gradients, forces = norms.double().tolist()
     rows = [
         {"layer": name, "ratio": force / max(gradient, SMALLEST)}

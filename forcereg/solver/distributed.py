@@ -70,6 +70,7 @@ class Group:
         """Starts on the mean of `value` over all ranks, which calling the result gives, without waiting for devices."""
         if self.size == 1:
             return lambda: value
+        # divided before the sum, which can't overflow then
         part = value / self.size
         work = dist.all_reduce(part, async_op=True)
 
@@ -105,6 +106,7 @@ class Group:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, by rank, on every rank."""
+        # by the hosts' group: pickled objects on a GPU would wait for its stream
         found: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(found, value, group=self._control)
@@ -126,6 +128,7 @@ class Group:
 
     def request(self, name: str) -> None:
         """Asks all ranks for one of `REQUESTS`; safe in a signal handler."""
+        # the first time counts: insisting is asking again later
         self._since.setdefault(name, time.monotonic())
         if self.size > 1:
             self._asked.add(name)
@@ -152,6 +155,7 @@ class Group:
             work, flags = self._sent
             work.wait()
             self.raised.update({name: True for name, flag in zip(REQUESTS, flags.tolist(), strict=True) if flag})
+        # the flags in flight are those of the last call: all ranks look at the same ones in the same iteration
         self.contact.passed(settled=self.raised["stop_requested"])
         asked, self._asked = self._asked, set()
         flags = torch.tensor([name in asked for name in REQUESTS], dtype=torch.uint8)
@@ -163,8 +167,10 @@ class Group:
         """Raises ForceregError if ranks hold different weights, by their norms. Reads the device."""
         if self.size == 1 or not weights:
             return
+        # norms, not weights: what differs at all differs there, and they are a few bytes
         norms = torch.stack([torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in weights])
         found = torch.stack(self.gather(norms.cpu()))
+        # kernels may differ in rounding from one GPU to the next; what has come apart is farther off than that
         far = ((found - found[0]).abs() > DRIFT * found[0]).any(1)
         if far.any():
             raise ForceregError(
@@ -176,6 +182,7 @@ class Group:
         """Adds to rank 0's state what the other ranks have of their own."""
         if self.size == 1:
             return extra
+        # rank 0's own stand where a single process has them, so that it can go on from the state alone
         _, *others = self.gather({name: extra[name] for name in ("random", "carried")})
         return {**extra, "ranks": {str(rank): state for rank, state in enumerate(others, 1)}}
 
@@ -191,6 +198,7 @@ class Group:
         if self.size == 1:
             return outputs
         every = self.gather({name: blob.detach().cpu() for name, blob in outputs.items()})
+        # blobs of a varying batch can't be averaged element by element
         same = [name for name in outputs if len({one[name].shape for one in every}) == 1]
         return {**outputs, **{name: torch.stack([one[name] for one in every]).float().mean(0) for name in same}}
 
@@ -207,6 +215,7 @@ class Group:
 
         All ranks run all batches of a net where one depends on the last (recurrent state, Python layers).
         """
+        # a part alone would start from another state than the whole run has there
         if self.size == 1 or any(layer and (layer.carried() or layer.runs_code) for _, layer in net.built):
             return means(net, [add_up(net, iterations, before, after, inputs, tally=tally)])
         start, stop = (iterations * rank // self.size for rank in (self.rank, self.rank + 1))
@@ -277,10 +286,12 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
             f"WORLD_SIZE is set but {', '.join(lacking)} is not; start with torchrun or unset WORLD_SIZE"
         )
     contact = Contact()
+    # before anything that may wait for others: signals are heard meanwhile
     contact.start()
     device = _local_device(devices, param)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun may have started these processes again
         if "TORCHELASTIC_RUN_ID" in os.environ:
             store = dist.PrefixStore(_meet(store, rank, size), store)
         options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": PATIENCE}
@@ -289,6 +300,7 @@ def join(devices: Sequence[str | None], param: Any, divide: bool = False) -> Gro
             dist.init_process_group("nccl", device_id=device, **options)
         else:
             dist.init_process_group("gloo", **options)
+        # gloo, also beside NCCL: a second group that no device waits for
         control = dist.new_group(timeout=PATIENCE, backend="gloo")
         contact.meet(PATIENCE)
     except (RuntimeError, ValueError) as error:

@@ -187,10 +187,12 @@ class ForceField:
         alike: dict[Hashable, list[int]] = {}
         for i, weight in enumerate(weights):
             if factors[i] and weight.dim() >= 2 and weight.shape[0] > 1:
+                # row counts and lengths alike: one batched product for all of them
                 alike.setdefault((len(weight), weight[0].numel(), weight.device), []).append(i)
         stacks = []
         for same in alike.values():
             chosen = [weights[i] for i in same]
+            # a fixed force takes its factor along where it is rounded to float32; others need it bare
             scales = [factors[i] if self._simple else 1.0 for i in same]
             stacks.append(_Stack(chosen, [torch.empty_like(weight) for weight in chosen], scales))
         self._works = _works(stacks, registry.get(force_type))
@@ -226,6 +228,7 @@ def _works(stacks: Sequence[_Stack], kernel_of: Kernel) -> list[_Sums] | list[_P
     if kernel_of is degradation:
         return [_Sums(stack) for stack in stacks]
     together: list[list[_Stack]] = []
+    # largest first: what joins a pass is padded to its first one's rows, never the other way round
     for stack in sorted(stacks, key=lambda stack: -stack.rows.shape[1]):
         for others in together:
             if others[0].rows.device == stack.rows.device and _padding([*others, stack]) <= WASTE[stack.kind]:
@@ -252,6 +255,7 @@ class _Stack:
         self.rows = first.new_empty((len(weights), n, first[0].numel()), dtype=torch.float64)
         self.factors = self.rows.new_tensor(factors)
         self._inputs = [_shaped_like(one, rows) for one, rows in zip(outputs, self.rows, strict=True)]
+        # all parts of a stack write to one buffer in turn, so that it stays in the cache
         step = min(n, BLOCK[self.kind])
         pulls = torch.empty_like(self.rows[:, :step])
         self.parts = [_Part(self, slice(start, min(start + step, n)), pulls) for start in range(0, n, step)]
@@ -288,7 +292,9 @@ class _Sums:
         stack, norm, inverse, along, total = self._stack, self._norm, self._inverse, self._along, self._sum
         stack.load()
         torch.linalg.vector_norm(stack.rows, dim=-1, keepdim=True, out=norm)
+        # 1 / inf = 0 takes short rows out without a mask or a branch on their number
         torch.threshold(norm, MIN_NORM, inf, out=inverse).reciprocal_()
+        # S, with the factor: the rows are never divided by their norms, which would be a pass over all
         torch.bmm(inverse.mT, stack.rows, out=total).mul_(self._scale)
         torch.bmm(stack.rows, total.mT, out=along).mul_(inverse)
         torch.threshold_(norm, MIN_NORM, 0)
@@ -305,8 +311,10 @@ class _Pairs:
         self.stacks, self.kernel_of = stacks, kernel_of
         self._minus = -torch.cat([stack.factors for stack in stacks]).unsqueeze(1)
         count, n = len(self._minus), stacks[0].rows.shape[1]  # the first has the most rows
+        # zeros, once: nothing ever writes the padding, whose rows then count as too short
         self.gram = self._minus.new_zeros((count, n, n))
         self.inverse, self.inverse_squared, self.minus_norm = self.gram.new_empty((3, count, n))
+        # a view: norms come with the products and cost no pass of their own
         self._squared_norm = self.gram.diagonal(dim1=-2, dim2=-1)
         spans = [part.span for part in stacks[0].parts]
         self.work = self.gram.new_empty((2, count, spans[0].stop, n))
@@ -335,6 +343,7 @@ class _Block:
         self._mix, self._spare = pairs.work[:, :, : span.stop - span.start]
         self._diagonal = self._mix.diagonal(span.start, dim1=-2, dim2=-1)
         self._radial = torch.empty_like(self._inverse_squared)
+        # a tensor, because addcmul takes no number in its place
         self._two = self._gram.new_tensor(2.0)
         self._mirror = (pairs.gram[:, span.stop :, span], self._gram[:, :, span.stop :].mT)
         self._grams: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -355,12 +364,14 @@ class _Block:
         for rows, others, gram in self._grams:
             torch.bmm(rows, others, out=gram)
         below, right = self._mirror
+        # the Gram matrix is symmetric: what lies left of the diagonal was computed by an earlier block
         if len(below[0]):
             below.copy_(right)
 
     def pull(self) -> None:
         """force = mix @ rows, where mix_ij = scale l_i (delta_ij sum_k K_ik u_i . u_k - K_ij) / l_j."""
         mix = torch.mul(self._inverse, self._inverse_row, out=self._mix)
+        # |u_i - u_j|^2 = 2 - 2 u_i . u_j, in the buffer that the cosines are in
         kernel = self._kernel_of(torch.addcmul(self._two, self._gram, mix, value=-2, out=mix))
         torch.mul(kernel, self._minus_norm, out=mix).mul_(self._inverse_row)
         torch.sum(torch.mul(mix, self._gram, out=self._spare), -1, out=self._radial)

@@ -51,6 +51,7 @@ class Graphed(Generic[T]):
             self._give_up("its batches change their shapes")
         if not self.active:
             return self._work(batches)
+        # as it is, but with the kept batches, whose memory the graph will read
         if self._runs < WARM_UP:
             self._runs += 1
             return self._recorder.run(lambda: self._work(self._slots))
@@ -58,6 +59,7 @@ class Graphed(Generic[T]):
             try:
                 self._graphs[key] = self._recorder.record(lambda: self._work(self._slots))
             except (RuntimeError, ForceregError) as error:
+                # nothing has happened to any tensor yet: a recording only notes what is to be done
                 self._give_up(str(error).partition("\n")[0])
                 return self._work(batches)
         replay, result = self._graphs[key]
@@ -73,6 +75,7 @@ class Graphed(Generic[T]):
     def _take(self, batches: Batches) -> bool:
         """Copies batches to the kept tensors; False if they don't fit these."""
         if not self._slots:
+            # empty_like keeps a channels_last layout, by which cuDNN chooses its kernels
             self._slots = [{name: torch.empty_like(blob) for name, blob in batch.items()} for batch in batches]
         kept, given = list[Tensor](), list[Tensor]()
         for slot, batch in zip(self._slots, batches, strict=True):
@@ -83,6 +86,7 @@ class Graphed(Generic[T]):
         if any(slot.shape != blob.shape or slot.dtype != blob.dtype for slot, blob in zip(kept, given, strict=True)):
             return False
         if kept:
+            # the stream orders copy and replay; the host needn't wait for either
             torch._foreach_copy_(kept, given, non_blocking=True)
         return True
 
@@ -97,6 +101,7 @@ def obstacle(net: Net) -> str | None:
     for spec, module in net.built:
         if module is not None and not module.capturable:
             return f"layer '{spec.name}' of type {spec.type} waits for the device or runs code of its own"
+    # a replay wouldn't call them
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return "hooks are registered on it"
     return None

@@ -36,6 +36,7 @@ class JsonLog:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
+        # a fresh run replaces the file and a resumed one goes on behind it: known only by its first events
         self._waiting: list[str] | None = []
         try:
             self._file = _opened(path)
@@ -65,6 +66,7 @@ class JsonLog:
     def _whole_lines(self) -> int:
         """Bytes up to the end of the last whole line: a killed run may have left a part of one."""
         start = self._file.seek(0, os.SEEK_END)
+        # from the end, in pieces: the log of a long run may be large, its last line isn't
         while start:
             end, start = start, max(0, start - PIECE)
             self._file.seek(start)
@@ -99,6 +101,7 @@ def _opened(path: str | Path) -> Any:
     if not (os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)):
         return open(path, "ab+", buffering=0)
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    # opened without waiting, to fail if nobody reads; written to like any file
     os.set_blocking(descriptor, True)
     return os.fdopen(descriptor, "wb", buffering=0)
 

@@ -83,6 +83,7 @@ def held(numbers: Collection[int], back: bool = True) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # a mask, not a handler: exec keeps it, so that a process is deaf until it says otherwise
     mask = signal.pthread_sigmask(signal.SIG_BLOCK if back else signal.SIG_UNBLOCK, numbers)
     try:
         yield
@@ -101,6 +102,7 @@ def launch(count: int, arguments: Sequence[str], meant: Mapping[int, str]) -> No
         # torchrun, whose only process this may be, keeps no store for these
         inherited = {name: value for name, value in os.environ.items() if name not in _AGENT}
         common = {**inherited, **environment(count, port), REPORTS: folder, LAUNCHER: str(os.getpid())}
+        # the launcher's own option, ahead of the command, isn't among its arguments
         debug = ["--debug"] if "--debug" in sys.argv else []
         command = [*python(), "-m", "forcereg", *debug, *arguments]
         processes: list[subprocess.Popen[bytes]] = []
@@ -128,6 +130,7 @@ def launch(count: int, arguments: Sequence[str], meant: Mapping[int, str]) -> No
 def free_port() -> Iterator[int]:
     """A port that no one else is given inside the block, though one process can listen there."""
     with socket.socket() as held:
+        # bound but not listening: nobody else is given the port, rank 0 may listen on it all the same
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -137,6 +140,7 @@ def environment(count: int, port: int) -> dict[str, str]:
     """What `count` processes on this machine find each other by, but for their ranks."""
     # what torch would find by the host's name may not be reachable
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.exists("/sys/class/net/lo") else {}
+    # as torchrun does not, which sets 1: ranks on one machine share its cores
     threads = str(max(1, (os.cpu_count() or 1) // count))
     defaults = {"OMP_NUM_THREADS": threads, **loopback}
     return {
@@ -163,6 +167,7 @@ def _forwarded(processes: Sequence[subprocess.Popen[bytes]], meant: Mapping[int,
             for process in processes:
                 process.send_signal(signal.SIGTERM)
             if since[-1] - since[0] > AGAIN:
+                # asked again: whoever asks doesn't want to wait for snapshots
                 raise KeyboardInterrupt
 
     before = {number: signal.signal(number, forward) for number in meant}
@@ -186,6 +191,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], told: Sequence[int] = ()
         guilty = [rank for rank in failed if codes[rank] != LOST]
         if guilty:
             return guilty[0]
+        # from the first end on: others may need a moment to notice
         since = since or (None if all(code is None for code in codes) else time.monotonic())
         if None not in codes or (since and time.monotonic() - since > (HASTE if told else GRACE)):
             return failed[0] if failed else None
@@ -205,6 +211,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
                 return
             for process in processes:
                 if process.poll() is None:
+                    # SIGTERM at half time, so that a rank can still flush; SIGKILL at its end
                     process.kill() if left < 0 else process.terminate() if left < grace / 2 else None
             time.sleep(PAUSE)
     finally:
@@ -218,6 +225,7 @@ def _failure(rank: int, code: int, folder: Path) -> Failed:
         said = (folder / str(rank)).read_text()
     except OSError:
         said = ""
+    # a process that was killed couldn't say why
     if code < 0 and not said:
         said = f"was killed by {signal.Signals(-code).name}"
     elif not said:

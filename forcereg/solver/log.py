@@ -49,6 +49,7 @@ class GlogWriter:
                 echo(f"forcereg: warning: standard error can't be written ({why.strerror}); going on without a log")
 
     def __call__(self, event: Event) -> None:
+        # a kind without a line of Caffe's has no method, and a new one needs none
         render = getattr(self, f"on_{event.kind}", None)
         if render is not None:
             render(event)
@@ -106,6 +107,7 @@ class GlogWriter:
             self.line(f"    [{row['direction']}] {where} {row['of']}: {row['value']:g}")
         if event.norms:
             norms = [f"{name} norm = ({data:g}, {diff:g})" for name, (data, diff) in event.norms.items()]
+            # an error's letter in the prefix, as Caffe has it (LOG(ERROR)), though none happened
             self.line(f"    [Backward] All net params (data, diff): {'; '.join(norms)}", "E")
 
     def on_batch(self, event: Event) -> None:
@@ -162,6 +164,7 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
+        # rich draws the bar anew below what its own console prints
         self._log.write = lambda line: self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         return self
 

@@ -92,6 +92,7 @@ class Solver:
         self._losses = self.steps.losses
         self._debugs = self.param.debug_info or specs.train.debug_info
         self._pace = Pace()
+        # kept for the advice behind a loss that isn't finite, which looks at the inputs again
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         if self.param.force_decay and (text := without_force(self.net, self.param)):
@@ -210,6 +211,7 @@ class Solver:
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.passes.precision.kind:
             self.emit("note", text=self.passes.precision.describe())
+        # before the first iteration: what would end the run at its first test or snapshot ends it now
         check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
@@ -223,6 +225,7 @@ class Solver:
         if self.stop_requested:
             self.emit("stopped")
             return
+        # Caffe's order at the end: snapshot, one more forward for the log, then the test
         self._final_display()
         if p.test_interval > 0 and self.iter % p.test_interval == 0:
             self.test_all()
@@ -239,6 +242,7 @@ class Solver:
         p, self._inputs = self.param, inputs
         self._pace.start(self.iter)
         for _ in range(n):
+            # before the tests, which then score the net that training goes on with
             if self.clipping is not None and self.clipping.due(self.iter):
                 with self._pace.paused():
                     self.check_finite()
@@ -251,7 +255,9 @@ class Solver:
             display = p.display > 0 and self.iter % p.display == 0
             self._iterate(display)
             self.iter += 1
+            # here and between test batches alone, where all ranks come by equally often
             self.group.agree()
+            # free on the host; a device is only read where something is shown or saved
             if self.updater.on_host:
                 self.check_finite()
             self.emit("progress", iteration=self.iter, max_iter=p.max_iter)
@@ -271,9 +277,11 @@ class Solver:
         p, before = self.param, self.current_step
         after = policy.advance(p, self.iter, before)
         rate = policy.rate(p, self.iter, after)
+        # as this iteration's loss was scaled, before the update moves it
         scale = self.scale.state_dict() if display and self.scale is not None else None
 
         def tell(outputs: Mapping[str, Tensor]) -> None:
+            # once the passes have gone well: Caffe moves it in the update
             self.current_step = after
             if display:
                 self._display(outputs, rate)
@@ -307,7 +315,9 @@ class Solver:
     def test_all(self) -> None:
         """Runs every test net over its test_iter batches; emits the mean of every output element."""
         self.check_finite()
+        # a snapshot among the tests is one from before them (see snapshot)
         self._before_tests = self._snapshots.extra()
+        # the ranks' BatchNorm statistics differ; rank 0's are saved, so they are tested, too
         self.group.spread(self.net, learned=False)
         for index in range(len(self.test_nets)):
             self.test(index)
@@ -362,6 +372,7 @@ class Solver:
         if not self.param.display or self.iter % self.param.display:
             return
         self.check_finite()
+        # Caffe's last forward is of the training net, and moves its statistics; ours must leave the snapshot's
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
         extra = self._snapshots.extra()

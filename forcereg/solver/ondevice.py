@@ -34,6 +34,7 @@ class Descent:
         self._rule, self._p, self._weights, self._history = rule, p, weights, history
         self._lr_mults = lr_mults
         groups = {mult: chosen for (mult,), chosen in grouped(lr_mults)}
+        # rate 0 times a gradient that isn't finite would be NaN: theirs are zeroed instead
         self._frozen = groups.pop(0.0, [])
         self._groups = list(groups.values())
         self._largest = max(map(abs, groups), default=0.0)
@@ -49,6 +50,7 @@ class Descent:
         if not abs(rate) * max(1.0, self._largest) <= LARGEST:
             raise OverflowError("a weight's learning rate overflows float32")
         told_rate, told_iteration = self._told
+        # filling launches a kernel: only where the number is another
         if rate != told_rate:
             self._rate.fill_(rate)
         if iteration != told_iteration:
@@ -60,11 +62,13 @@ class Descent:
 
         `bad` (0-d bool): whether this iteration's loss isn't finite. `skip` asks for no update in this step alone.
         """
+        # stays 1: a loss that is finite again comes from weights that should never have been
         self._dead.logical_or_(bad)
         self._iteration.sub_(self._dead).add_(1)
         stop = self._dead if skip is None else self._dead.logical_or(skip).to(torch.float32)
         if type(self._rule) in (SGD, Nesterov) and self._p.momentum >= 0:
             return self._descend(grads, stop)
+        # the other types have no fused kernel that looks at a flag: they run, and a copy takes it back
         before = [list(torch._foreach_mul(slot, 1.0)) for slot in self._history]
         values = self._rule(self._p, grads, self._history, self._rate, self._lr_mults)
         _fused_sgd(self._weights, values, [], stop)
@@ -79,6 +83,7 @@ class Descent:
             torch._foreach_mul_([grads[i] for i in chosen], rate)
         if self._frozen:
             torch._foreach_zero_([grads[i] for i in self._frozen])
+        # without momentum torch's kernel keeps no velocity, but Caffe's history is the last update
         if not momentum:
             _fused_sgd(self._weights, grads, velocity, stop, momentum=1.0, first=True)
             return velocity
@@ -139,6 +144,7 @@ class Beside:
         self._under_way = True
         if self._stream is None:
             return work()
+        # behind the last update of the weights that the work reads
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()

@@ -41,6 +41,7 @@ class Passes:
             with contextlib.ExitStack() as stack:
                 watch = None if watched is None else stack.enter_context(Watch(self._net))
                 loss, outputs = self._replica.forward_loss(inputs(sub), sub == self._iter_size - 1)
+                # without its graph, whose memory the backward is to free
                 losses.append(loss.detach())
                 if len(losses) == self._iter_size:  # other ranks' losses come while backward runs
                     total = sum(losses[1:], losses[0])
@@ -58,6 +59,7 @@ def fed(
     """The user's inputs for one batch of `net`, as float32 on the device; None if its data layers supply all."""
     if given is None:
         return None
+    # Input layers beside data layers: in a test the program's blobs are for the former alone
     supplied = {top for feed in net.feeds.values() for top in feed.tops}
     if not training and supplied.issuperset(net.inputs):
         return None

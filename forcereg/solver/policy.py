@@ -67,6 +67,7 @@ def reached(p: Any, iteration: int, current_step: int = 0) -> int:
     """current_step as of `iteration` in a run from the start, or from that `current_step` on, by `advance`."""
     if p.lr_policy != "multistep":
         return advance(p, iteration, current_step)
+    # from one stepvalue to the next, not iteration by iteration: there may be millions
     at = 0
     while current_step < len(p.stepvalue) and (at := max(at, p.stepvalue[current_step])) <= iteration:
         current_step = advance(p, at, current_step)
@@ -79,6 +80,7 @@ def catch_up(p: Any, iteration: int, current_step: int) -> int:
 
     So a state without it, or edited stepvalues, don't catch up one step per iteration at too high a rate.
     """
+    # Caffe's states have it, too; it may be ahead where stepvalues have been moved back, and then stays
     return max(current_step, reached(p, iteration - 1)) if p.lr_policy == "multistep" else current_step
 
 

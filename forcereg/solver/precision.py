@@ -45,8 +45,10 @@ class LossScale:
     def unscale(self, grads: list[Tensor], loss: Tensor) -> tuple[Tensor, Tensor]:
         """Divides `grads` by the scale and moves it; (whether to leave this step out, whether the run has diverged)."""
         found = (~loss.isfinite()).to(torch.float32)
+        # the kernels of torch's GradScaler, without the class: that would read the device in each step
         torch._amp_foreach_non_finite_check_and_unscale_(grads, found, self.value.reciprocal())
         skip = found > 0
+        # asked before the scale moves: at 1 nothing is left to halve
         diverged = skip & (self.value <= 1)
         torch._amp_update_scale_(self.value, self.good, found, 2.0, 0.5, self.INTERVAL)
         self.skipped += skip
@@ -79,6 +81,7 @@ class Precision:
             warn("this GPU has no bfloat16 arithmetic and imitates it slowly; use --amp fp16")
         self._dtype = DTYPES[kind] if kind else None
         self.scale = LossScale(device) if kind == "fp16" else None
+        # a net in float32 runs its layers directly, and may run them fused
         if kind:
             net.around = self._run
 

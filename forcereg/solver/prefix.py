@@ -21,6 +21,7 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
     `p` is the SolverParameter, `name` its file. Looked at are the longest names, and what lies in the place of others.
     """
     binary = writes_binary(p)
+    # the largest number makes the longest name, which a file system may refuse
     last = max(start, p.max_iter)
     planned = {path(prefix, last, binary) for path in (snapshot.model_path, snapshot.state_path)}
     for path in [*planned, *_in_the_way(prefix, p, start)]:

@@ -26,6 +26,7 @@ def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool) -
         check_saving(p, nets, slots, name)
         run.group.once(lambda: probe_prefix(prefix, p, name, iteration))
         run.group.once(lambda: check_room(p, nets.train, slots, prefix, name))
+    # a test net that never runs needs no inputs and may name files that can't be written
     tested = [net for index, net in enumerate(nets.tests) if _is_tested(p, index, iteration)]
     for net in (nets.train, *tested):
         check_outputs(net)

@@ -20,11 +20,13 @@ class _Loss(nn.Module):
 
     def __init__(self, net: Net, forward_loss: Callable[[Any], Result]) -> None:
         super().__init__()
+        # frozen weights have nothing to average
         self.weights = nn.ParameterList(weight for weight in net.parameters() if weight.requires_grad)
         self._forward_loss = forward_loss
 
     def forward(self, inputs: Any) -> Result:
         loss, outputs = self._forward_loss(inputs)
+        # DDP looks for gradients through all that a forward returns
         return loss, {name: blob.detach() for name, blob in outputs.items()}
 
 
@@ -40,6 +42,7 @@ class Replica:
         self._wrapped: DistributedDataParallel | None = None
         self._sampled = False
         if group.size > 1 and any(weight.requires_grad for weight in net.parameters()):
+            # begin() has made the ranks equal; gradients that are views of the buckets spare a copy
             self._wrapped = DistributedDataParallel(
                 _Loss(net, forward_loss), init_sync=False, gradient_as_bucket_view=True, static_graph=True
             )

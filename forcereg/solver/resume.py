@@ -20,6 +20,7 @@ def resume_latest(solver: Solver) -> Path | None:
     A newer one that is incomplete, damaged or no pair is warned of and passed over. Returns the state's path, None if
     there is nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if it is of another net.
     """
+    # one rank looks and restores, and the others read what it chose: folders may change meanwhile
     path, misfit = solver.group.share(_newest(solver) if solver.group.rank == 0 else None)
     if misfit is not None:  # on all ranks
         raise misfit
@@ -41,6 +42,7 @@ def _newest(solver: Solver) -> tuple[Path | None, ForceregError | None]:
                 continue
             try:
                 solver.go_on_from(*pair)
+            # damage is passed over; what is whole and another net's is an error, or training would begin anew unasked
             except Damaged as error:
                 solver.warn(f"snapshot {iteration} is passed over: {error}")
             except ForceregError as error:

@@ -28,6 +28,7 @@ class Teller:
         """Tells the observers."""
         if self._rank:
             return
+        # made once: all observers see the same record
         event = Event(kind, fields)
         for observer in self.observers:
             observer(event)

@@ -82,6 +82,7 @@ def check_extra(path: Path, extra: Mapping[str, Any] | None, nets: Mapping[str, 
     if extra is None:
         return
     _compare(path, extra, _EXTRA)
+    # their form is what the layer itself has now, by types and shapes
     known = feeds(nets)
     for number, entry in extra["feeds"].items():
         if (feed := known.get(entry["name"])) is not None:
@@ -111,6 +112,7 @@ def _like(key: str, own: Any) -> Any:
         return {f"?{name}": _like(name, value) for name, value in own.items()}
     if isinstance(own, str):
         return TEXT
+    # bool before int, of which it is a kind
     if isinstance(own, bool | float):
         return Form(f"a {type(own).__name__}", lambda value: type(value) is type(own) and math.isfinite(value))
     if isinstance(own, int):

@@ -37,6 +37,7 @@ def check_saving(p: Any, nets: Iterable[Net], slots: int, name: str) -> None:
         if "\0" in layer:  # a state names its data layers
             raise ForceregError(f"{name}: snapshots can't hold the name of data layer {layer!r}; choose a plain name")
     if not writes_binary(p):
+        # diffs are written for borrowers, too, and need their names
         shared = {} if p.snapshot_diff else train.shared
         blobs = {
             layer: [index for index in range(len(blobs)) if f"{layer}/{index}" not in shared]
@@ -63,6 +64,7 @@ def pair_size(p: Any, net: Net, slots: int) -> tuple[int, int]:
 def check_room(p: Any, net: Net, slots: int, prefix: Path, name: str) -> None:
     """Raises ForceregError, opened by `name`, if the disk can't take the first snapshot, or no file may be so large."""
     sizes = pair_size(p, net, slots)
+    # with --keep, too, old ones stay until the new pair is written
     free = shutil.disk_usage(prefix.parent).free
     if sum(sizes) > free:
         raise ForceregError(

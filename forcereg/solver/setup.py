@@ -50,6 +50,7 @@ def solver_file(solver: Any) -> SolverFile:
     """A path, prototxt text (anything with a line break, or a colon if no such file exists) or message, read."""
     if isinstance(solver, SolverFile):
         return solver
+    # through its text: the message stays the caller's, and errors name lines as for a file
     if isinstance(solver, SolverParameter):
         return parse_solver(to_text(solver), "<SolverParameter>")
     if isinstance(solver, str) and ("\n" in solver or ":" in solver) and not os.path.exists(solver):
@@ -174,6 +175,7 @@ def tested_nets(file: SolverFile, root: Path, train_file: NetFile, tell: Tell | 
         if not os.path.exists(path):
             raise ForceregError(f"{file.name}: test_net '{value}' does not exist under {root}; correct the path")
         files.append(read_net(value if root == Path.cwd() else path, tell))
+    # Caffe's order: messages, then files of their own, then the solver's net for each test_iter that is left
     generic = train_file if p.HasField("net") or p.HasField("net_param") else None
     left = len(p.test_iter) - len(files)
     if left < 0 or (left > 0 and generic is None):
@@ -188,6 +190,7 @@ def tested_nets(file: SolverFile, root: Path, train_file: NetFile, tell: Tell | 
         raise ForceregError(
             f"{file.name}: has {len(p.test_state)} test_state entries for {len(files)} test nets; give none or one each"
         )
+    # none, or one each: Caffe takes no other count
     states = list(p.test_state) or [None] * len(files)
     return tuple(
         NetChoice(

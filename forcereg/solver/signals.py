@@ -20,6 +20,7 @@ def handled(solver: Solver, sigint: str = "stop", sighup: str = "snapshot") -> I
     """
 
     def stop(*_: Any) -> None:
+        # not told by counting: one signal may come twice at once
         if solver.group.insists("stop_requested"):
             raise KeyboardInterrupt
         solver.stop_requested = True
@@ -31,9 +32,11 @@ def handled(solver: Solver, sigint: str = "stop", sighup: str = "snapshot") -> I
         "stop": stop, "snapshot": save, "none": signal.SIG_IGN,
     }  # fmt: skip
     meant = effects(sigint, sighup)
+    # the contact's thread hears signals that the main thread can't answer yet
     solver.group.contact.stops = [number for number, effect in meant.items() if effect == "stop"]
     before = {number: signal.signal(number, actions[effect]) for number, effect in meant.items()}
     try:
+        # held until now by the command, so that none comes before there is a solver to ask
         with held(meant, back=False):
             yield
     finally:

@@ -60,6 +60,7 @@ class Snapshots:
 
         def work() -> Path:
             path = write_pair(run, self._nets.train, self._steps.updater, iteration, current_step, extra, clipped)
+            # behind the new pair, so that there is always one that is whole
             if self._keep:
                 snapshot.prune(run.prefix(), self._keep, iteration, writes_binary(run.param))
             return path
@@ -73,12 +74,14 @@ class Snapshots:
         Raises ForceregError, with nothing taken over, if it doesn't fit.
         """
         run, train, updater = self._run, self._nets.train, self._steps.updater
+        # all looks before the first change: what doesn't fit leaves the run as it was
         check_extra(path := state.path, state.extra, self._nets.named)
         with fitted(clipping, state, model):
             history = updater.matched(state, model)
             weights, report = snapshot.matched(train.params, model, train.shared)
             text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
         run.tell.emit("restore", state=str(path), iteration=state.iteration)
+        # weights and history in one go, and only now
         updater.go_on(weights + history)
         lacking = f"{model.path}: lacks layers {', '.join(report.fresh)}; they keep their initial weights"
         if text or report.fresh:

@@ -38,6 +38,7 @@ def _owner(shared: Mapping[str, str], name: str, index: int) -> tuple[str, int]:
 
 def to_array(tensor: Tensor) -> np.ndarray:
     """A tensor of any device and layout as a contiguous array."""
+    # contiguous: files have Caffe's order of axes, whatever the layout here
     return tensor.detach().cpu().contiguous().numpy()
 
 
@@ -54,6 +55,7 @@ def _carried(nets: Mapping[str, Net]) -> dict[str, dict[str, Tensor]]:
 
 def extra_state(nets: Mapping[str, Net], losses: LossWindow, device: torch.device) -> dict[str, Any]:
     """Everything that an exact resume needs beyond weights and history; a copy. `nets` by the names used in it."""
+    # Dropout's masks come from these; data has generators of its own, in the feeds' states
     random = {"cpu": torch.get_rng_state().numpy()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(device).numpy()

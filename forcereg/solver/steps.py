@@ -44,6 +44,7 @@ class Steps:
         self._me: Steps = weakref.proxy(self)
         self._net, self._iter_size = nets.train, run.param.iter_size
         self._name, self._tell, self._recorder = run.name, run.tell, recorder
+        # as the precision left it: who sets another one later wants to see layers one by one
         self._around = {id(net): net.around for net in nets}
         self._graphed: dict[int, Graphed[Any]] = {}
         self._tallies: dict[int, _Tally] = {}
@@ -95,6 +96,7 @@ class Steps:
         self._grads = None
         self.updater.begin(self._at)
         passes = functools.partial(self.passes.accumulate, inputs, watched)
+        # on the recorder's stream even without a graph: autograd's nodes stay with the stream that they first ran on
         loss, outputs = passes() if self._recorder is None else self._recorder.run(passes)
         self.losses.add(loss)
         tell(outputs)
@@ -104,9 +106,11 @@ class Steps:
     def _replay(self, graphed: Graphed[Any], rate: float, inputs: Fed) -> tuple[Outputs, dict[str, Tensor]]:
         """An iteration by a graph, whose outputs and norms these are."""
         batches = [gathered(self._net, inputs(sub)) for sub in range(self._iter_size)]
+        # on the host, in front of the replay: what counts losses isn't in the graph
         self.losses.advance()
         with self._explained(rate):
             self.updater.set(self._at, rate)  # what differs between iterations is in tensors before the replay
+            # what else may change the operations or the tensors of an iteration
             key = self.updater.feeling(self._at), len(self.losses.values), self._measured
             outputs, grads, norms = graphed(batches, key)
         if grads is not self._grads:  # the graph is another than that of the last iteration
@@ -197,6 +201,7 @@ class _Tally(Tally):
     def add(self, batches: Batches) -> list[dict[str, Tensor]]:
         """See Tally; what it returns is valid until the next pass."""
         graphed = self._steps.graphed(self.net, super().add)
+        # a last pass of fewer batches runs as it is: recording it would cost more than it saves
         self._size = self._size or len(batches)
         return super().add(batches) if graphed is None or len(batches) != self._size else graphed(batches)
 

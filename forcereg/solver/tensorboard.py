@@ -26,6 +26,7 @@ class TensorBoard:
             ) from None
         name = storable(folder)
         self._folder, self._hook = folder, threading.excepthook
+        # SummaryWriter writes in a thread, whose error would be a traceback between the log's lines
         threading.excepthook = self._on_thread_error
         try:
             self._writer = SummaryWriter(name)
@@ -59,6 +60,7 @@ class TensorBoard:
     def _outputs(self, group: str, outputs: list[Output], iteration: int) -> None:
         names = [output.name for output in outputs]
         for index, output in enumerate(outputs):
+            # a blob of several elements has as many outputs of its name
             suffix = f"_{index}" if names.count(output.name) > 1 else ""
             self._scalar(f"{group}/{output.name}{suffix}", output.value, iteration)
 

@@ -51,6 +51,7 @@ def advice(run: Run, net: Net, inputs: Inputs, bad: int, force: Pull | None) -> 
         first = _in_layers(run, net, inputs, bad)
         look = f"{first}; look at what it is given, " if first else "look at "
         return f"no update came before, so it isn't base_lr or a force: {look}the data's scale and the fillers"
+    # settings by which weights grow whatever the gradients are explain it before the rate does
     if own := next(policy.runaways(p), None):
         return own
     clip = "clip_gradients" if p.clip_gradients > 0 else "set clip_gradients"
@@ -75,6 +76,7 @@ def _in_data(run: Run, net: Net, inputs: Inputs, bad: int) -> str | None:
                     return f"input '{shown(name)}' of iteration {bad}"
     for name, feed in net.feeds.items():
         batch = feed.shapes[0][0] if feed.shapes and feed.shapes[0] else 1
+        # all ranks' records up to then, each read once and in order
         used = (bad + 1) * batch * p.iter_size * run.group.size
         try:
             if found := feed.find_nonfinite(max(used, LOOKED_AT)) or _in_batch(name, feed):
@@ -95,6 +97,7 @@ def _in_layers(run: Run, net: Net, inputs: Inputs, bad: int) -> str:
                 found.append(f"blob '{shown(name)}' of layer '{shown(spec.name)}' ({spec.type}) is the first")
         return tops
 
+    # layer by layer, and the data goes back to where it stood: the error may be caught and the run go on
     around, net.around = net.around, watched
     states = {name: feed.state_dict() for name, feed in net.feeds.items()}
     try:

@@ -55,6 +55,7 @@ def clip(grads: Tensors, threshold: float) -> None:
     """Scales all gradients so that their common L2 norm is at most `threshold`; < 0 means no limit."""
     if threshold < 0:
         return
+    # by torch.where and not `if`: the host would have to wait for the norm
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     torch._foreach_mul_(grads, torch.where(norm > threshold, threshold / norm, 1.0))
 
@@ -84,6 +85,7 @@ class SGD(Rule):
         self, p: Any, grads: Tensors, history: Sequence[Tensors], rate: float | Tensor, lr_mults: Sequence[float]
     ) -> Tensors:
         (velocity,) = history
+        # also that of frozen blobs, of which it stays 0
         torch._foreach_mul_(velocity, p.momentum)
         if isinstance(rate, Tensor):
             torch._foreach_mul_(grads, rate)
@@ -115,6 +117,7 @@ def descend(
     Raises OverflowError for factors beyond float32.
     """
     for (lr_mult, decay), chosen in groups:
+        # foreach kernels refuse such factors by themselves; this one would go on with inf
         if not max(abs(rate * lr_mult), abs(decay)) <= LARGEST:
             raise OverflowError("rate or decay overflows float32")
         torch._fused_sgd_(
@@ -159,6 +162,7 @@ class _WithoutMomentum(_Adaptive):
 
 def _rooted(squares: Tensors, delta: float) -> Tensors:
     """sqrt(squares) + delta."""
+    # delta behind the root, as in Caffe, and not under it
     roots = list(torch._foreach_sqrt(squares))
     torch._foreach_add_(roots, delta)
     return roots

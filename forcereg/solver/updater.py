@@ -49,6 +49,7 @@ class Updater:
         # under force_backward frozen weights have gradients too, which count in the clipped norm
         live = [i for i, one in enumerate(every) if one.blob.requires_grad]
         if self._rule.adaptive and p.weight_decay:
+            # Caffe gathers history of their weight decay, though they never move
             live += [i for i, one in enumerate(every) if one.decay_mult and not (one.lr_mult or one.blob.requires_grad)]
             live.sort()
         learning = [every[i] for i in live]
@@ -63,6 +64,7 @@ class Updater:
         self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         if self._device.type == "cpu":  # looked at before the first of it is allocated
             copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
+            # told by the layer that is too large, before the system ends the process for it
             layers = {spec.name: spec for spec in net.spec.layers}
             needed = [(layers[one.layer], copies * one.blob.nbytes) for one in learning]
             check_room(needed, "gradients, updates and history")
@@ -111,6 +113,7 @@ class Updater:
     def begin(self, iteration: int) -> None:
         """Forgets the gradients of the last iteration; a device starts on what it can beside the passes to come."""
         for weight in self.weights:
+            # not zeroed: autograd's first gradient then becomes .grad itself, which spares a pass over memory
             weight.grad = None
         if not self.on_host:
             for name in self.feeling(iteration):
@@ -145,6 +148,7 @@ class Updater:
         self._regularize(grads, iteration, measures)
         values = self._descent.step(grads, bad, skip)
         if self.p.snapshot_diff:
+            # copied: `values` may be the graph's memory, or the history that goes on changing
             torch._foreach_copy_(self._values, values)
         self._project(iteration)
 
@@ -153,11 +157,13 @@ class Updater:
         for weight in self.weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
+            # cuDNN may give a gradient in another layout; foreach kernels are slow on mixed ones
             elif weight.grad.stride() != weight.stride():
                 weight.grad = torch.empty_like(weight).copy_(weight.grad)
         return [weight.grad for weight in self.weights if weight.grad is not None]
 
     def _apply_on_host(self, iteration: int, rate: float, loss: Tensor, measures: Measures) -> None:
+        # with a loss scale a loss that isn't finite first only lowers that (below)
         if self._host_bad < 0 and self._scale is None and not math.isfinite(loss.item()):
             self._host_bad = iteration
         if self._host_bad >= 0 or not self.weights:
@@ -214,6 +220,7 @@ class Updater:
 
     def all_finite(self) -> bool:
         """Whether every weight, statistic and history value is finite. Reads the device."""
+        # stacked, so that the device is read once
         tensors = [*self._blobs, *(tensor for slot in self.history for tensor in slot)]
         return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
@@ -252,6 +259,7 @@ class Updater:
         saved = (state.extra or {}).get(HISTORY, self.holds)
         if saved != self.holds:
             raise ForceregError(self._misfit(state, f"its history is {saved}, type {self.p.type} keeps {self.holds}"))
+        # the model tells the net: where that is this one only damage explains a misfit
         same = HISTORY in (state.extra or {}) and model.attrs.get(NET) == self._net.spec.text
         unfit = Damaged if same else ForceregError
         if found != needed:

@@ -29,6 +29,7 @@ class LossWindow:
 
     def advance(self) -> None:
         """Counts a loss that `put` is given next, and makes room for it."""
+        # doubled as it fills: average_loss may be any number, and memory for it hardly ever needed
         if self.count == len(self.values) < self.size:
             more = min(self.size, 2 * self.count) - self.count
             self.values = torch.cat((self.values, self.values.new_zeros(more)))
@@ -52,6 +53,7 @@ class LossWindow:
 
     def load(self, values: np.ndarray, count: int) -> None:
         """Takes over another window's `values` and `count`; begins anew if that one's size was another."""
+        # a window that hasn't reached its size yet is as long as the losses that came
         growing = FIRST <= len(values) < self.size and count <= len(values)
         self.count = count if len(values) == self.size or growing else 0
         if self.count:

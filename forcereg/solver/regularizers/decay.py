@@ -29,6 +29,7 @@ def l2(weights: Tensors) -> Tensors:
 def decay(grads: Tensors, weights: Tensors, factors: Sequence[float], kind: str) -> None:
     """Adds factor * w (L2) or factor * sign(w) (L1) to each gradient; factor = weight_decay * decay_mult."""
     for factor, (some_grads, some_weights) in by_value(factors, grads, weights):
+        # one call for each multiplier, of which a net has one or two
         torch._foreach_add_(some_grads, registry.get(kind)(some_weights), alpha=factor)
 
 
