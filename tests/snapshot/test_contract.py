@@ -17,7 +17,7 @@ from forcereg.report import series
 from forcereg.snapshot import binary, container
 from forcereg.solver import saved
 from forcereg.study import frontier_report, sweep_report
-from forcereg.study.sweep import Asked, Kept, Run
+from forcereg.study.sweep_plan import Asked, Kept, Run
 from tests.snapshot.frozen.make import HERE, schema
 
 TOP = Path(__file__).resolve().parents[2]
