@@ -221,10 +221,7 @@ def _state(state: StateFile, path: Path, binary: bool) -> Converted:
             "let that write the next one"
         )
     learned = _learned(state, binary)
-    try:
-        write_state(path, state.iteration, state.current_step, learned, state.history, state.extra, binary)
-    except (TypeError, ValueError) as error:  # names and texts that only damage leaves
-        raise ForceregError(f"{state.path}: holds what {path} can't ({error}); is it damaged?") from error
+    write_state(path, state.iteration, state.current_step, learned, state.history, state.extra, binary)
     sizes = [values.size for values in state.history]
     return Converted("solver state", binary, len(sizes), sum(sizes), (f"its weights are {learned}",))
 

@@ -100,7 +100,7 @@ def state_pieces(state: StateFile) -> list[wire.Piece]:
     if state.extra is not None:
         from forcereg.snapshot.hdf5 import pack_extra
 
-        pieces += wire.message(_EXTRA, [pack_extra(state.extra)])
+        pieces += wire.message(_EXTRA, [pack_extra(state.extra, state.path)])
     return _closed(state.path, pieces)
 
 

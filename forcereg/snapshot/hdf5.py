@@ -27,38 +27,40 @@ from forcereg.snapshot.content import Blobs, ModelFile, StateFile, as_floats, ch
 from forcereg.system.hdf5 import DAMAGE, Member, Reader, Refused, is_text
 
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
+_NUMBERS = "biuf"  # kinds of dtypes
 _STATE = ("iter", "current_step", "learned_net", "history")
 
 
 def model_image(model: ModelFile) -> bytes:
-    """A model as the content of a file. Raises ForceregError for the name of a layer or a text that can't be stored."""
+    """A model as the content of a file. Raises ForceregError for a name or text that can't be stored."""
 
-    def fill(file: h5py.File) -> None:
-        _put_blobs(file.create_group("data"), model.layers, str(model.path))
+    def fill(file: h5py.File) -> Iterator[str]:
+        yield from _put_blobs(file.create_group("data"), model.layers, str(model.path))
         if model.diffs:
-            _put_blobs(file.create_group("diff"), model.diffs, str(model.path))
+            yield from _put_blobs(file.create_group("diff"), model.diffs, str(model.path))
         for key, text in model.attrs.items():
-            if not key or "\0" in key + text:
-                raise ForceregError(f"{model.path}: '{key}' holds a NUL character or no name; is the file damaged?")
+            yield key
             file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8"))
 
-    return _image(fill)
+    return _image(fill, model.path)
 
 
 def state_image(state: StateFile) -> bytes:
-    """A state as the content of a file. Raises TypeError for what its `extra` cannot hold."""
+    """A state as the content of a file. Raises TypeError for what its `extra` cannot hold, ForceregError as a model."""
+    extra = None if state.extra is None else _arrays(state.extra)
 
-    def fill(file: h5py.File) -> None:
+    def fill(file: h5py.File) -> Iterator[str]:
+        yield "learned_net"
         file["iter"] = np.array([state.iteration], np.int32)
         file["current_step"] = np.array([state.current_step], np.int32)
         _put_c_string(file, "learned_net", os.fsencode(state.learned_net))
         group = file.create_group("history")
         for index, values in enumerate(state.history):
             group[str(index)] = np.asarray(values, np.float32)
-        if state.extra is not None:
-            _put_extra(file.create_group("forcereg"), state.extra)
+        if extra is not None:
+            yield from _put_extra(file.create_group("forcereg"), extra)
 
-    return _image(fill)
+    return _image(fill, state.path)
 
 
 def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
@@ -75,9 +77,10 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
     raise ForceregError(f"{path}: holds neither a model (group 'data') nor a solver state ('iter', 'history', ...)")
 
 
-def pack_extra(extra: Mapping[str, object]) -> bytes:
-    """`extra` as the image of an HDF5 file, for a state of another format. Raises TypeError as `state_image`."""
-    return _image(lambda file: _put_extra(file, extra))
+def pack_extra(extra: Mapping[str, object], path: Path) -> bytes:
+    """`extra` as the image of an HDF5 file, for a state of another format. Raises as `state_image`."""
+    arrays = _arrays(extra)
+    return _image(lambda file: _put_extra(file, arrays), path)
 
 
 def unpack_extra(image: bytes, path: Path) -> dict[str, Any]:
@@ -111,14 +114,22 @@ def _read_state(reader: Reader, path: Path) -> StateFile:
     )
 
 
-def _image(fill: Callable[[h5py.File], None]) -> bytes:
-    """The bytes of the HDF5 file that `fill` composes.
+def _image(fill: Callable[[h5py.File], Iterator[str]], path: Path) -> bytes:
+    """The bytes of the HDF5 file that `fill` composes, which names each thing before it stores it.
 
-    In memory (once its size): h5py would tell of a full disk only while closing.
+    Raises ForceregError, opened by `path`, for a name or text that HDF5 can't hold.
     """
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
-        fill(file)
+    # in memory (once its size): h5py would tell of a full disk only while closing
+    image, what = io.BytesIO(), ""
+    try:
+        with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
+            for what in fill(file):
+                if not what or "\0" in what:  # h5py would cut the name there
+                    raise ValueError("no name")
+    except (ValueError, RuntimeError) as error:  # what h5py raises for a NUL, a surrogate, an empty name
+        raise ForceregError(
+            f"{path}: {what!r} holds a NUL character or what else HDF5 can't store ({error}); is the file damaged?"
+        ) from error
     return image.getvalue()
 
 
@@ -149,9 +160,10 @@ def _opened(image: BinaryIO, path: Path) -> Iterator[Reader]:
         raise container.damaged(path, exc) from exc
 
 
-def _put_blobs(root: h5py.Group, layers: Blobs, where: str) -> None:
+def _put_blobs(root: h5py.Group, layers: Blobs, where: str) -> Iterator[str]:
     check_names(layers, where)
     for layer, blobs in layers.items():
+        yield layer
         group = root.require_group(layer)
         for index, values in blobs.items():
             group[str(index)] = np.asarray(values, np.float32)
@@ -167,18 +179,32 @@ def _put_c_string(file: h5py.File, name: str, text: bytes) -> None:
     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(text, f"S{len(text) + 1}"), mtype=kind)
 
 
-def _put_extra(group: h5py.Group, extra: Mapping[str, object]) -> None:
+def _arrays(extra: Mapping[str, object]) -> dict[str, Any]:
+    """`extra` with arrays for its numbers and tensors. Raises TypeError for anything but those and text."""
+    # before h5py sees any of it: an error of the device must not pass for one of the file
+    found: dict[str, Any] = {}
+    for key, value in extra.items():
+        if isinstance(value, Mapping):
+            found[key] = _arrays(value)
+        elif isinstance(value, str):
+            found[key] = value
+        else:
+            found[key] = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            if found[key].dtype.kind not in _NUMBERS:
+                raise TypeError(f"a solver state cannot hold {key!r} of type {type(value).__name__}")
+    return found
+
+
+def _put_extra(group: h5py.Group, extra: Mapping[str, Any]) -> Iterator[str]:
     for key, value in extra.items():
         name = quote(key, safe=" ").replace(".", "%2E")  # keys may be layer names with `/`
+        yield name
         if isinstance(value, Mapping):
-            _put_extra(group.create_group(name), value)
+            yield from _put_extra(group.create_group(name), value)
         elif isinstance(value, str):
             group.create_dataset(name, data=value, dtype=h5py.string_dtype("utf-8"))
         else:
-            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-            if array.dtype.kind not in "biuf":
-                raise TypeError(f"a solver state cannot hold {key!r} of type {type(value).__name__}")
-            group.create_dataset(name, data=array)
+            group.create_dataset(name, data=value)
 
 
 def _get_extra(reader: Reader, group: h5py.Group) -> dict[str, Any]:
@@ -191,6 +217,8 @@ def _get_value(reader: Reader, member: Member) -> Any:
     if is_text(member):
         return reader.text(member).decode()
     values = reader.values(member)
+    if values.dtype.kind not in _NUMBERS:
+        raise Refused(f"{member.name!r} holds values of type {values.dtype}; expected numbers")
     return values if member.shape else values.item()
 
 

@@ -47,7 +47,7 @@ def write_state(
     """Write a solver state that Caffe can read, HDF5 or binary.
 
     `extra` is a nested dict of numbers, text, arrays and CPU or GPU tensors. Raises ForceregError if the file
-    cannot be written (the old one stays), TypeError for anything else in `extra`.
+    cannot be written (the old one stays) or hold a text, TypeError for anything else in `extra`.
     """
     state = StateFile(Path(path), iteration, current_step, learned_net, history, extra)
     if binary:

@@ -81,7 +81,7 @@ def test_threads_never_get_the_same_memory_at_once() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_pinned_memory_is_not_given_again_while_its_copy_is_under_way() -> None:
+def test_pinned_memory_is_not_given_again_while_its_copy_to_the_gpu_is_under_way() -> None:
     pinned = Pinned((1 << 22,), torch.uint8, 2)
     copies = []
     for number in range(20):

@@ -18,13 +18,13 @@ import torch
 from forcereg.data.feed import FeedContext
 from forcereg.data.hdf5_data import HDF5Feed
 from forcereg.errors import ForceregError
+from forcereg.net.convert import convert
 from forcereg.net.load import load_net, net_shapes, net_spec
 from forcereg.net.read import asked_net
 from forcereg.schema.text import parse_net
 from forcereg.snapshot import (
     ModelFile,
     StateFile,
-    convert,
     load_into,
     modern,
     net_message,

@@ -92,7 +92,7 @@ def edited(path: Path, chance: random.Random) -> list[str]:
         with h5py.File(path, "r+") as file:
             return edits(file, count, chance, chance.choice(("/", "/", "/forcereg")))
     state = read_state(path)
-    image = io.BytesIO(pack_extra(state.extra or {}))
+    image = io.BytesIO(pack_extra(state.extra or {}, state.path))
     with h5py.File(image, "r+") as file:
         done = edits(file, count, chance)
     rewrite(path, state, image.getvalue(), chance)

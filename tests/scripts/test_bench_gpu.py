@@ -38,6 +38,12 @@ sys.path.append(packages)
 import pytest
 sys.exit(pytest.main(arguments))
 """
+NAMED = [
+    *(f"tests/solver/test_{name}.py" for name in ("graph_cuda", "lenet")),
+    *(f"tests/data/test_{name}.py" for name in ("stream", "buffers", "image_data", "window_data")),
+    "tests/test_timing.py",
+]
+"""Where scripts for a machine with a GPU look for its tests: these files don't move."""
 WANTS_GPU = re.compile(r"skipif\(not torch\.cuda\.is_available")
 
 
@@ -149,6 +155,12 @@ def five_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packages(tmp_path_factory.mktemp("packages"), *FIVE)
 
 
+@pytest.fixture(scope="module")
+def with_pytest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages: the five, pytest, and what they require; no lmdb, plyvel, Pillow and hypothesis."""
+    return packages(tmp_path_factory.mktemp("packages"), *FIVE, "pytest")
+
+
 Gpu = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
 
 
@@ -187,16 +199,32 @@ def test_five_packages_and_an_unpacked_checkout_do(gpu: Gpu) -> None:
     assert "lenet: >= 5x the better plain loop" in done.stdout
 
 
-def test_the_tests_that_want_a_gpu_are_collected_with_those_and_pytest(
-    checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Without lmdb, plyvel, Pillow and hypothesis: what needs them is skipped when it runs."""
-    files = [str(path) for path in (checkout / "tests").rglob("test_*.py") if WANTS_GPU.search(path.read_text())]
-    assert len(files) > 5
-    there = packages(tmp_path_factory.mktemp("packages"), *FIVE, "pytest")
-    command = [sys.executable, "-I", "-S", "-c", RUN_TESTS, str(there), "-q", "-p", "no:cacheprovider", *files]
+def pytest_there(checkout: Path, there: Path, *arguments: str) -> str:
+    """What pytest prints of the tests for CUDA, in a process with those packages only; it must end well."""
+    command = [sys.executable, "-I", "-S", "-c", RUN_TESTS, str(there), "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run([*command, "-k", "cuda or gpu"], cwd=checkout, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_tests_that_want_a_gpu_are_collected_with_those_and_pytest(checkout: Path, with_pytest: Path) -> None:
+    """What needs more packages is skipped when it runs."""
+    files = [str(path) for path in (checkout / "tests").rglob("test_*.py") if WANTS_GPU.search(path.read_text())]
+    assert len(files) > 5
+    pytest_there(checkout, with_pytest, *files)
+
+
+def test_files_that_scripts_name_hold_tests_for_a_gpu(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With what such a machine has beside: no lmdb and plyvel."""
+    there = packages(tmp_path_factory.mktemp("packages"), *FIVE, "pytest", "hypothesis", "matplotlib")
+    collected = pytest_there(checkout, there, "--collect-only", *NAMED).splitlines()
+    assert {line.split("::")[0] for line in collected if "::" in line} == set(NAMED)
+
+
+def test_sections_are_told_where_there_is_little_else(checkout: Path, five_packages: Path) -> None:
+    command = [sys.executable, "-I", "-S", "-c", RUN, str(five_packages), "scripts/bench/gpu.py", "--help"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "resnet20" in done.stdout, done.stdout + done.stderr
 
 
 def test_auxiliary_classifiers_and_crops_run_too(gpu: Gpu) -> None:

@@ -281,3 +281,11 @@ def test_a_text_with_a_nul_is_one_line_in_hdf5(tmp_path: Path) -> None:
     with pytest.raises(ForceregError, match="'forcereg_net' holds a NUL character"):
         write_model(path, {"a": {0: np.zeros(1, np.float32)}}, attrs={"forcereg_net": "na\0me"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("extra", [{"type": "S\0GD"}, {"": 1.0}], ids=["text", "name"])
+def test_what_only_damage_leaves_in_a_state_is_one_line(extra: dict[str, object], binary: bool, tmp_path: Path) -> None:
+    with pytest.raises(ForceregError, match="holds a NUL character or what else HDF5 can't store"):
+        write_state(tmp_path / "s.solverstate", 1, 0, "m.caffemodel", [], {"solver": extra}, binary)
+    assert not list(tmp_path.iterdir())
