@@ -119,7 +119,7 @@ def fingerprint(solver: Solver) -> list[Any]:
     """All that going on from a state changes."""
     tensors = [blob.detach() for blobs in solver.net.params.values() for blob in blobs]
     tensors += [tensor for slot in solver.updater.history for tensor in slot]
-    return [solver.iter, solver.current_step, solver.last_snapshot, plain([*tensors, solver._extra_state()])]
+    return [solver.iter, solver.current_step, solver.last_snapshot, plain([*tensors, solver._snapshots.extra()])]
 
 
 def plain(value: Any) -> Any:

@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from forcereg.commands.decompose import provenance
 from forcereg.errors import ForceregError
+from forcereg.lowrank.account import provenance
 from forcereg.lowrank.config import read_config
 from forcereg.schema.text import parse_net, parse_solver
 from forcereg.snapshot import ModelFile
@@ -80,7 +79,7 @@ def use_shapes(path: Path) -> None:
 
 def use_decomposed(path: Path) -> None:
     model = ModelFile(path, {}, {"forcereg_decomposed": path.read_text(errors="replace")})
-    *before, last = provenance(SimpleNamespace(layers=[]), model)  # type: ignore[arg-type]
+    *before, last = provenance([], path.name, model.attrs)
     assert all(isinstance(one, dict) for one in before) and last["layers"] == []
     json.dumps(before)
 
