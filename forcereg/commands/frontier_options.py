@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from forcereg.commands.lowrank_options import fractions, gathered
-from forcereg.commands.lowrank_rules import flag, rule_of
+from forcereg.commands.lowrank_rules import rule_of
+from forcereg.commands.options import flag
 from forcereg.lowrank.rules import Rule
 
 SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from forcereg.commands.options import flag
 from forcereg.errors import UsageError
 from forcereg.lowrank.rules import Rule
 from forcereg.registry import Option, rank_rule
@@ -47,11 +48,6 @@ def rule_of(field: str, value: Any) -> Rule:
     except ValueError as error:
         raise UsageError(f"{flag(field)} is '{value}'; expected {error}") from None
     return made
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return RULES[name][1].flag
 
 
 def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:

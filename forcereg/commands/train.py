@@ -131,7 +131,7 @@ class Views:
         if self._log_json:
             from forcereg.solver.jsonlog import JsonLog
 
-            self._add(self._open.enter_context(contextlib.closing(JsonLog(self._log_json))))
+            self._add(self._open.enter_context(JsonLog(self._log_json)))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -151,7 +151,7 @@ class Views:
         if self._log_dir:
             from forcereg.solver.tensorboard import TensorBoard
 
-            self._add(self._open.enter_context(contextlib.closing(TensorBoard(self._log_dir))))
+            self._add(self._open.enter_context(TensorBoard(self._log_dir)))
         if on_terminal():
             self._add(self._open.enter_context(ProgressBar(self.log)))
 

@@ -30,6 +30,7 @@ PIECE = 1 << 16
 class JsonLog:
     """Observer that writes to `path`, line by line; a resumed run goes on behind what is there.
 
+    As a context manager it is closed behind the run: `forcereg.train("solver.prototxt", observer=JsonLog("log.json"))`.
     What comes before the run starts or is restored waits until it is known which. Raises ForceregError if the file
     cannot be written, also later.
     """
@@ -42,6 +43,12 @@ class JsonLog:
             self._file = _opened(path)
         except OSError as error:
             raise self._refused(error) from None
+
+    def __enter__(self) -> JsonLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __call__(self, event: Event) -> None:
         if event.kind == "progress":

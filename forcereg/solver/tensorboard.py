@@ -34,6 +34,12 @@ class TensorBoard:
             threading.excepthook = self._hook
             raise self._refused(error) from None
 
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __call__(self, event: Event) -> None:
         try:
             self._write(event)

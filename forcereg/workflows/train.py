@@ -58,15 +58,17 @@ def train(
     file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter` and `seed` are two of
     them. `level`, `stage`: of the training net's state.
 
-    `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16".
-    `rank_clipping`: the share of its squared norm, in (0, 1], that each chain of a decomposed net keeps when its rank
-    is reduced at each test interval, before iteration `clip_until`. `data_budget`: MiB that a decoded data set may
-    take; `workers`: threads that decode for each data layer, 0 for as many as cores; `keep` only so many snapshots.
+    `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16" for mixed
+    precision. `deterministic`: also on a GPU. `tf32`: in its float32 products. `cuda_graph`: whole iterations at once
+    there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain of a decomposed net keeps
+    when its rank is reduced at each test interval, before iteration `clip_until`. `keep`: only so many snapshots.
+    `data_budget`: MiB that a decoded data set may take; `workers`: threads that decode for each data layer, 0 for as
+    many as cores. `allow_python_layers`: run code that the nets name.
 
-    `observer` is called with every `Event` of the run; one that is a context manager is entered once the nets are to be
-    built. `measure_force`: also the ratio of force and gradient, which costs time. `sigint_effect`, `sighup_effect`:
-    "stop" (after a snapshot), "snapshot" or "none"; while both are None, signals do what they did before. A stopped
-    run's solver has `stop_requested`.
+    `observer` is called with every `Event` of the run; one that is a context manager is open meanwhile.
+    `measure_force`: tell also the ratio of force and gradient, which costs time. `sigint_effect`, `sighup_effect`:
+    "stop" (after a snapshot), "snapshot" or "none"; while both are None, signals do what they did before. The solver
+    of a run that was stopped has `stop_requested`.
 
     In a script under torchrun this process is one of those that train together, each on its part of the data
     (`global_batch`: of the net's batch); `device` may name one for each. There is no keyword to start processes: what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from forcereg import snapshot
 from forcereg.errors import ForceregError, UsageError
+from forcereg.solver.jsonlog import JsonLog
 from forcereg.system.events import Event
 from forcereg.workflows.finetune import finetune
 from forcereg.workflows.train import train
@@ -168,3 +170,14 @@ def test_keywords_of_both_are_alike() -> None:
         name: one for name, one in inspect.signature(finetune).parameters.items()
         if name not in ("model", "test_model", "keep_force")
     }  # fmt: skip
+
+
+def test_records_of_a_run(folder: Path, cli: Cli) -> None:
+    """The log that --log-json writes is an observer for Python, too."""
+    train("solver.prototxt", max_iter=2, measure_force=True, observer=JsonLog("own.json"))
+    assert cli("train", "--solver", "solver.prototxt", "--max-iter", "2", "--log-json", "theirs.json")[0] == 0
+    own, theirs = (
+        [json.loads(line) for line in Path(f"{name}.json").read_text().splitlines()] for name in ("own", "theirs")
+    )
+    assert [one["event"] for one in own] == [one["event"] for one in theirs]
+    assert [one["loss"] for one in own if "loss" in one] == [one["loss"] for one in theirs if "loss" in one]
