@@ -138,7 +138,7 @@ class Views:
         self._open.__exit__(*error)
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "start":
+        if event.kind == "start":  # before Caffe's first lines, which go above the bar
             self._start()
         for view in self._views:
             view(event)

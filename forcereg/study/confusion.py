@@ -116,6 +116,7 @@ def confusion(net: Net, iterations: int | None = None, layer: str | None = None,
     batches = iterations if iterations is not None else -(-(records or 0) // batch)
     last = 1.0 if records is None else (records - (batches - 1) * batch) / batch
     counter, step = _Counter(module), (tell or Tell()).steps("batches", batches)
+    # before the layer, since it gives means only
     handle = module.register_forward_pre_hook(lambda _, bottoms: counter.add(*bottoms[:2]))
     try:
         with torch.no_grad():
@@ -166,6 +167,7 @@ class _Counter:
             valid = target != module.ignore_label
             target = torch.where(valid, target, 0)
         true = aligned.gather(1, target.unsqueeze(1))
+        # Accuracy counts a tie against the label, so the best of the others is looked for
         others = aligned.scatter(1, target.unsqueeze(1), -torch.inf)
         most, best = others.max(1)
         taken = torch.where(most < true.squeeze(1), target, best)

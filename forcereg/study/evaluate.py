@@ -65,6 +65,7 @@ class Evaluator:
         """The test net, where it is another file than the one that is trained."""
         self._told, self._tell = set[str](), tell
         self.device = choose_device(device, solver.message, self._warn)
+        # without a seed nets on random data couldn't be compared, nor their scores kept
         seed = solver.message.random_seed
         self.seed = int(seed) if seed >= 0 else 1
         self._allow = allow_python_layers
@@ -122,7 +123,7 @@ class Evaluator:
             self._warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
         check_blobs(net, self.device)
         means = score(net, self.solver.message.test_iter[0])
-        for feed in self._feeds:
+        for feed in self._feeds:  # not before the new net has taken over what they decoded
             feed.close()
         self._feeds = list(net.feeds.values())
         return Evaluation(accuracy_among(net, means), means.loss)
@@ -142,7 +143,7 @@ class Evaluator:
         file = self.test_file
         if file is None:
             return prepared
-        if prepared.folded:
+        if prepared.folded:  # with the trained net's statistics, as the net that is decomposed was
             file = net_from_message(fold_bn(file.message, weights)[0], file.name)
         known = {layer.name for layer in file.message.layer}
         firsts = {name: chain.parts[0] for name, chain in prepared.chains.items()}
@@ -188,6 +189,7 @@ class Evaluator:
         param = tuning(self.solver, net_file(net), test and net_file(test), iterations, self.seed)
         prefix = folder.resolve() / f"tuned_{digest([to_text(param), made_of or digest(None, weights)])[:12]}"
         param.snapshot_prefix = storable(prefix)
+        # named by content, so that another net, rate or length never goes on from this one's snapshots
         done = snapshot.model_path(prefix, iterations, writes_binary(param))
         if not done.is_file():
             make_folder(folder)

@@ -102,7 +102,7 @@ def planned(subjects: Sequence[Subject], targets: Sequence[Target], tell: Tell) 
     for subject in subjects:
         if all(aim.subject.name != subject.name for aim in aims):
             aims.append(Aim(subject, WHOLE, {}))
-        had: list[Mapping[str, Rank]] = [{}]
+        had: list[Mapping[str, Rank]] = [{}]  # the whole net among them
         for target in targets:
             try:
                 ranks = _reached(subject, target)
@@ -129,6 +129,7 @@ def _reached(subject: Subject, target: Target) -> dict[str, Rank]:
         choice = choices.get(one.name, Whole(""))
         if not isinstance(choice, Whole):
             try:
+                # as the layer takes it: two targets may come to one net
                 ranks[one.name] = one.ladder.rounded(choice)
             except ValueError as error:
                 raise UsageError(f"{one.name}: {error}") from error
@@ -191,6 +192,7 @@ def timed(
         keys.append(f"{fed} {one.net.message}")
         if keys[-1] not in runs:
             runs[keys[-1]] = latency.net_run(one.net, one.weights, fed, device, own.allow_python_layers)
+    # all in turns, so that a machine that warms up or is shared slows every net alike
     tell(f"measuring {len(runs)} nets on {device}")
     times = latency.interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
     medians = dict(zip(runs, map(median, times), strict=True))

@@ -80,7 +80,7 @@ def grid(sets: Sequence[str], seeds: int) -> list[Setting]:
             chosen = {name: value for name, value in chosen.items() if name == "force_decay" or "force" not in name}
         for seed in range(1, seeds + 1):
             setting = Setting(chosen, seed)
-            settings.setdefault(setting.folder, setting)
+            settings.setdefault(setting.folder, setting)  # without force several combinations are one
     return list(settings.values())
 
 

@@ -58,6 +58,7 @@ class Cache:
 
     def put(self, key: str, value: Evaluation) -> None:
         """Keep a value. Raises ForceregError if the file can't be written."""
+        # read anew: another process may have put some meanwhile
         self._known = {**self._read(), **self._known, key: value}
         if self.path is not None:
             plain = {key: asdict(value) for key, value in self._known.items()}

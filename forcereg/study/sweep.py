@@ -52,7 +52,7 @@ def sweep(
     runs = runs_of(plan, settings, out)
     heard = _Warnings(warn or (lambda text: tell(f"warning: {text}")))
     asked = Asked(plan.error, plan.finetune, plan.rule.key)
-    untried = not plan.rule.scores
+    untried = not plan.rule.scores  # a cut that can't be is told by the first net, before hours of training
     for number, (setting, run) in enumerate(zip(settings, runs, strict=True), 1):
         folder = out / setting.folder
         known = sidefiles.known(folder / RESULT, Kept)
@@ -63,6 +63,7 @@ def sweep(
         tell(f"{number} of {len(settings)}: {setting.folder}")
         started = time.perf_counter()
         make_folder(folder)
+        # before it trains: an interrupted run is known by what it is
         write_text(folder / RUN, json.dumps(asdict(run), indent=1) + "\n")
         result, solver = _trained(plan, setting, folder, heard, untried)
         untried = False
@@ -71,7 +72,7 @@ def sweep(
         result = replace(result, seconds=round(time.perf_counter() - started, 1))
         if result.failed:
             tell(f"failed: {result.failed}")
-        else:
+        else:  # a failed run leaves no result, so that it is tried again
             write_text(folder / RESULT, json.dumps(asdict(Kept(asked, result)), indent=1) + "\n")
         yield result
 

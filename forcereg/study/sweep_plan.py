@@ -151,7 +151,7 @@ def runs_of(plan: Plan, settings: Sequence[Setting], out: Path) -> list[Run]:
     """What decides how each run trains. Raises ForceregError if a folder holds a run of something else."""
     weights = []
     for path in plan.weights:
-        snapshot.read_model(path)
+        snapshot.read_model(path)  # that it is one is told before anything trains
         with open(path, "rb") as file:
             weights.append(hashlib.file_digest(file, "sha256").hexdigest())
     runs = []
@@ -166,6 +166,7 @@ def runs_of(plan: Plan, settings: Sequence[Setting], out: Path) -> list[Run]:
             raise ForceregError(
                 f"{solver.name}: has no test net, so a sweep can't compare; set test_iter and test_interval"
             )
+        # the nets' text, not their names: an edited net is another run
         nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (own, *tests)]
         runs.append(Run(to_text(solver.message), nets, weights))
         check_same(out / setting.folder, runs[-1])
@@ -206,7 +207,7 @@ def solver_of(plan: Plan, setting: Setting) -> SolverFile:
         raise UsageError("--weights and --set weights are both given; use one")
     file = with_settings(plan.solver, [f"{name}={value}" for name, value in setting.fields.items()])
     file.message.random_seed, file.message.snapshot_after_train = setting.seed, True
-    file.message.ClearField("snapshot_prefix")
+    file.message.ClearField("snapshot_prefix")  # the run's folder, which may move: no part of what the run is
     if plan.weights:
         file.message.ClearField("weights")
     return file

@@ -28,12 +28,14 @@ def tuning(solver: SolverFile, net: NetFile, test: NetFile | None, iterations: i
     """The SolverParameter that fine-tunes `net`: with the first test net only, or `test` in its place."""
     param = SolverParameter()
     param.CopyFrom(solver.message)
+    # weights and prefix, too: the caller loads the one, and knows what is done by the other
     for name in (*TRAIN_FIELDS, "test_net", "test_net_param", "weights", "snapshot_prefix"):
         param.ClearField(name)
     param.net_param.CopyFrom(net.message)
     if test is not None:
         param.test_net_param.append(test.message)
     del param.test_iter[1:], param.test_state[1:]
+    # no force, which would lower the ranks further; no schedule, whose first rate would undo what was learned
     param.force_decay, param.lr_policy, param.base_lr, param.max_iter = 0, "fixed", param.base_lr / 10, iterations
     param.random_seed, param.snapshot_after_train = seed, True
     return param
@@ -46,7 +48,7 @@ def tune(file: SolverFile, weights: Weights, log: Path, heard: Observer, options
     """
     with append_text(log) as stream:
         solver = Solver(file, observers=[GlogWriter(stream), heard], keep=1, **options)
-        for one in (solver.net, *solver.test_nets):
+        for one in (solver.net, *solver.test_nets):  # a test net of its own has layers of its own
             load(one, weights)
         train(solver)
 
@@ -57,10 +59,11 @@ def train(solver: Solver) -> None:
     Raises ForceregError as `Solver.solve`; KeyboardInterrupt if told to stop, once saved.
     """
     resume_latest(solver)
+    # Python lets the main thread alone set handlers; elsewhere signals stay the program's
     hears = threading.current_thread() is threading.main_thread()
     with handled(solver) if hears else contextlib.nullcontext():
         solver.solve()
-    if solver.stop_requested:
+    if solver.stop_requested:  # saved: but what comes next needs a run that has ended
         raise KeyboardInterrupt
 
 

@@ -85,6 +85,7 @@ class Finetuning(Training):
         from forcereg.schema.settings import settings_of
         from forcereg.solver.replaced import spared, with_net
 
+        # the original's snapshots stay, unless the caller says where these go
         own_prefix = any(one.partition("=")[0].strip() == "snapshot_prefix" for one in settings_of(self.set))
         made = with_net(file, self.model, self.test_model, None if own_prefix else ENDING)
         if self.keep_force:

@@ -202,7 +202,7 @@ class Training:
         wanted = self.resume or (start.again and solver.param.snapshot_prefix)
         resumed = bool(wanted and resume_latest(solver))
         if self.snapshot:
-            if not resumed:
+            if not resumed:  # torchrun has started this one again, behind newer snapshots
                 solver.restore(os.fspath(self.snapshot))
             return
         if start.models and not (start.loaded or resumed):
@@ -266,7 +266,7 @@ class Start:
         again = any(group.gather(restarted()))  # of several machines not all may know
         own = list(file.message.weights)
         loaded = not (asked.snapshot or asked.resume or again or asked.weights is not None)
-        if not loaded:
+        if not loaded:  # or the solver would load them first, and fail where they are gone
             del file.message.weights[:]
         if asked.weights is None:
             models = ",".join(own).split(",")
