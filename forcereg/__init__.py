@@ -1,6 +1,15 @@
 """Caffe-compatible training with Force Regularization and low-rank decomposition, on PyTorch.
 
-    solver = forcereg.Solver("solver.prototxt"); solver.solve()
+    solver = forcereg.train("solver.prototxt")
+    made = forcereg.decompose("net_iter_10000.caffemodel.h5", rule=forcereg.MaxError(0.05))
+    low = made.write("low")
+    forcereg.finetune("solver.prototxt", model=low["model"], weights=low["weights"])
+    forcereg.score(low["model"], low["weights"]).mean("accuracy")
+
+Every command of the command line is a function here, with the command's options as keywords; it prints nothing,
+returns what it found, and tells its `observer` how it goes. Beside them:
+
+    solver = forcereg.Solver("solver.prototxt"); solver.step(100)
     net = forcereg.load_net("deploy.prototxt", "net_iter_10000.caffemodel.h5"); net(data=images)["prob"]
     factors = forcereg.lowrank.pca(weight, error=0.05)
     grad += force_decay * forcereg.force_gradient(weight, "Constant")
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.convert import convert
     from forcereg.workflows.data import convert_cifar10, convert_digits, convert_imageset, convert_mean, convert_mnist
     from forcereg.workflows.decompose import Decomposition, decompose
+    from forcereg.workflows.deploy import deploy
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
     from forcereg.workflows.finetune import finetune
@@ -59,7 +69,6 @@ if TYPE_CHECKING:
     from forcereg.workflows.sweep import sweep
     from forcereg.workflows.time import time
     from forcereg.workflows.train import train
-
 
 _HOME = {
     "Decomposition": "forcereg.workflows.decompose",
@@ -93,6 +102,7 @@ _HOME = {
     "copy_configs": "forcereg.workflows.configs",
     "decode_budget": "forcereg.data.budget",
     "decompose": "forcereg.workflows.decompose",
+    "deploy": "forcereg.workflows.deploy",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
     "finetune": "forcereg.workflows.finetune",
@@ -149,6 +159,7 @@ __all__ = [
     "cost",
     "decode_budget",
     "decompose",
+    "deploy",
     "devices",
     "draw",
     "finetune",

@@ -168,6 +168,32 @@ def test_circles_are_found(graph: dict[str, set[str]], found: list[str]) -> None
     assert circle(graph) == found
 
 
+@pytest.mark.parametrize(
+    ("wanted", "users"),
+    [
+        pytest.param("click", ("commands", "__main__"), id="options"),
+        pytest.param("forcereg.system.terminal", ("commands", "__main__", "report", "solver.log"), id="printing"),
+    ],
+)
+def test_who_talks_to_people(wanted: str, users: tuple[str, ...]) -> None:
+    """All others return results and tell observers."""
+    for path in MODULES:
+        where = module_name(path).removeprefix("forcereg.")
+        if not f"{where}.".startswith(tuple(f"{user}." for user in users)):
+            assert wanted not in imported(path.read_text(encoding="utf-8")), f"{where} imports {wanted}"
+
+
+def imported(source: str) -> set[str]:
+    """All modules that import statements name, with what encloses them and what may be one inside."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found | {name.partition(".")[0] for name in found}
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_mathematics_stays_pure(name: str) -> None:
     path = PACKAGE / name

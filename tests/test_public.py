@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
 import forcereg
 from forcereg import registry
+from forcereg.__main__ import COMMANDS
 from forcereg.data.budget import DECODING
 from tests.conftest import TOP
 from tests.nursery import Nursery
@@ -25,6 +30,7 @@ MODULES = ("cost", "lowrank")
 """Public names that are modules; all others are functions, classes and values."""
 PLAIN = {"Observer", "__version__"}
 """Public values that have no docstring."""
+TYPED = "tests/typed/user.py"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
             "convert_digits": "sklearn"}  # fmt: skip
@@ -133,3 +139,123 @@ def test_the_docstring_s_example_runs(name: str, scratch: Path) -> None:
     for test in tests:
         runner.run(test, out=said.append)
     assert not said, "".join(said)
+
+
+# -- every command has its call
+
+CALLS = {
+    "test": ("score",),
+    "layers": ("layer_types",),
+    "device_query": ("devices",),
+    "configs": ("shipped_configs", "copy_configs"),
+    "data": ("convert_mnist", "convert_digits", "convert_cifar10", "convert_imageset", "convert_mean"),
+}
+"""Command -> its public functions, where they aren't one of its own name."""
+SUBCOMMANDS = {"images": "convert_imageset", "copy": "copy_configs"}
+"""Subcommand -> its function, where that isn't convert_<its name>."""
+FILES = {"test": "score"}
+"""Command -> its file in workflows/, where that isn't of its own name."""
+RULE = (
+    "error", "energy", "fork_svd_ratio", "ranks", "rank_config", "max_macs", "max_params", "max_accuracy_drop",
+)  # fmt: skip
+KEYWORDS = {
+    **dict.fromkeys(RULE, "rule"),
+    "input_shape": "input_shapes",
+    "no_cuda_graph": "cuda_graph",
+    "only_layers": "layers",
+    "solver": "data",
+}
+"""Option -> its keyword, of functions that have none of the option's own name."""
+LEFT = {
+    "json": "a way to print; results have the same as attributes",
+    "markdown": "a way to print",
+    "pairs": "how many to print; the result's `pairs` takes it",
+    "out": "where to write is for the result's `write`",
+    "format": "the format is for the result's `write`",
+    "gpu": "device names it; `devices` takes numbers",
+    "nproc": "a call doesn't start processes; a script under torchrun is one",
+    "log_json": "an observer, forcereg.solver.jsonlog.JsonLog",
+    "log_dir": "an observer, forcereg.solver.log.GlogWriter",
+}
+"""Options that no function has, and why. (Nor those that aren't handed on: Python imports modules itself, for --import,
+and `decode_budget` holds for the process.)"""
+OTHER_DEFAULT = {
+    "error": "of sweep, where no rule is given",
+    "sigint_effect": "signals are the script's own",
+    "sighup_effect": "signals are the script's own",
+}
+"""Options whose keyword has another default, and why."""
+
+
+def calls() -> list[tuple[str, str, Any]]:
+    """(command, public function, click's command) of every command and subcommand."""
+    found = []
+    for name in COMMANDS:
+        command = importlib.import_module(f"forcereg.commands.{name.replace('-', '_')}").command
+        functions = CALLS.get(name, (name.replace("-", "_"),))
+        subcommands = {
+            SUBCOMMANDS.get(sub, f"convert_{sub}"): one for sub, one in getattr(command, "commands", {}).items()
+        }
+        assert {*subcommands} <= {*functions}, f"of {name}"
+        found += [(name, function, subcommands.get(function, command)) for function in functions]
+    return found
+
+
+EVERY_CALL = calls()
+
+
+@pytest.mark.parametrize(("name", "function", "command"), EVERY_CALL, ids=[f"{one[0]}-{one[1]}" for one in EVERY_CALL])
+def test_every_command_has_its_call(name: str, function: str, command: click.Command) -> None:
+    """Which has a keyword for each option, with the same default."""
+    home = f"forcereg.workflows.{FILES.get(name, name.replace('-', '_'))}"
+    assert forcereg._HOME.get(function) == home, f"{name} has no forcereg.{function} in {home}"
+    keywords = inspect.signature(getattr(forcereg, function)).parameters
+    for option in command.params:
+        if not isinstance(option, click.Option) or not option.expose_value:
+            continue
+        asked = option_name(option)
+        known = asked if asked in keywords else KEYWORDS.get(asked)
+        if known in keywords:
+            assert known == "rule" or same_default(option, keywords[known].default), f"default of {asked}"
+        else:
+            assert asked in LEFT, f"{function} has no keyword for {asked}"
+
+
+def option_name(option: click.Parameter) -> str:
+    """--max-iter as max_iter."""
+    return max(option.opts, key=len).removeprefix("--").replace("-", "_")
+
+
+def same_default(option: click.Option, own: Any) -> bool:
+    """Whether a keyword's default is the option's; one without any has to be given."""
+    name = option_name(option)
+    if own is inspect.Parameter.empty or name in OTHER_DEFAULT:
+        return True
+    default = option.default if isinstance(option.default, bool | int | float | str) else None
+    if name.startswith("no_"):
+        return bool(own) is not bool(default)
+    if isinstance(own, tuple) and isinstance(default, str):
+        return [str(one) for one in own] == list(filter(None, default.split(",")))
+    return (own or None) == (default or None)
+
+
+def test_every_workflow_is_a_command_s() -> None:
+    """And what several share lies in the rooms below."""
+    known = {FILES.get(name, name.replace("-", "_")) for name in COMMANDS}
+    assert {path.stem for path in (PACKAGE / "workflows").glob("*.py")} - {"__init__"} == known
+
+
+def test_exceptions_are_options() -> None:
+    options = {option_name(option) for _, _, command in EVERY_CALL for option in command.params}
+    assert {*KEYWORDS, *LEFT, *OTHER_DEFAULT} <= options
+
+
+# -- what type checkers see
+
+
+def test_a_user_s_script_type_checks(tmp_path: Path) -> None:
+    """Under mypy --strict, with nothing known but what the package says of itself."""
+    pytest.importorskip("mypy")
+    call = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", TYPED]
+    done = subprocess.run(call, cwd=TOP, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

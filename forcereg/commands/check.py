@@ -35,7 +35,7 @@ def command(
     from forcereg.workflows.check import check
 
     report = check(
-        file, records=records, level=level, stage=stage, input_shape=given_shapes(input_shape),
+        file, records=records, level=level, stage=stage, input_shapes=given_shapes(input_shape),
         allow_python_layers=allow_python_layers,
     )  # fmt: skip
     width = max(map(len, report.facts), default=0)

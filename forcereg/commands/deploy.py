@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import click
 
-from forcereg.commands.options import code_options, given_shapes, input_shape_option, stage_list
-from forcereg.errors import UsageError, printable
+from forcereg.commands.options import code_options, given_shapes, input_shape_option
+from forcereg.errors import UsageError
 from forcereg.system.terminal import echo
-
-if TYPE_CHECKING:
-    from forcereg.net.deploy import Deployed
-    from forcereg.schema.text import NetFile
-    from forcereg.snapshot import ModelFile
 
 ENDING = ".prototxt"
 
@@ -49,24 +41,21 @@ def command(
     the weights that are left is written beside it, in the same format. What data layers did to images (mean, scale,
     crop) is up to the caller: it is said, and in a comment of the net.
     """
-    from forcereg.net.deploy import deploy
+    from forcereg.workflows.deploy import deploy
 
-    file, model = opened(net, weights)
     if out is not None and not out.endswith(ENDING):
         raise UsageError(f"--out is '{out}'; expected a name that ends in {ENDING}")
-    prefix = Path(out.removesuffix(ENDING)) if out is not None else default(net)
     done = deploy(
-        file,
+        net,
+        weights=weights,
         batch=batch,
-        outputs=tuple(name for name in (outputs or "").split(",") if name),
+        outputs=[name for name in (outputs or "").split(",") if name],
         input_shapes=given_shapes(input_shape),
-        known_shapes=model.input_shapes if model else None,
-        weighted=[name for name, blobs in model.layers.items() if blobs] if model else (),
         level=level,
-        stages=stage_list(stage),
+        stage=stage,
         allow_python_layers=allow_python_layers,
     )
-    written = write(prefix, done, file, model, [net, *filter(None, [weights])])
+    written = done.write(None if out is None else out.removesuffix(ENDING))
     for name, shape in done.inputs.items():
         echo(
             f"input {name} {'x'.join(map(str, shape))}" + (f": {text}" if (text := done.preparation.get(name)) else "")
@@ -75,49 +64,4 @@ def command(
         echo(f"output {name}" + (f" {'x'.join(map(str, found)) or 'scalar'}" if found is not None else ""))
     if done.auxiliary:
         echo(f"auxiliary, left out: {', '.join(done.auxiliary)}; --outputs names blobs to end in instead")
-    echo(f"wrote {' and '.join(written)}")
-
-
-def opened(net: str, weights: str | None) -> tuple[NetFile, ModelFile | None]:
-    """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
-    from forcereg.net.read import read_net_of
-    from forcereg.schema.text import is_text, read_net
-
-    if is_text(net):
-        if weights is None:
-            return read_net(net), None
-        found = read_net_of(weights, net)
-    elif weights is not None:
-        raise UsageError(f"{net} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
-    else:
-        found = read_net_of(net)
-    return found.file, found.model
-
-
-def default(net: str) -> Path:
-    """`<name>_deploy` beside the net or snapshot, without its endings."""
-    from forcereg.net.made import default_prefix
-
-    return default_prefix(net.removesuffix(ENDING), "deploy")
-
-
-def write(prefix: Path, done: Deployed, file: NetFile, model: ModelFile | None, read: list[Any]) -> list[str]:
-    """Writes the net and, with `model`, its weights; their paths. Raises UsageError for one that was `read`."""
-    from forcereg.net.deploy.weights import write_weights
-    from forcereg.schema.text import to_text
-    from forcereg.snapshot import is_binary
-    from forcereg.system.files import write_text
-
-    binary = model is not None and is_binary(model.path)
-    paths = [Path(f"{prefix}{ENDING}")]
-    paths += [] if model is None else [Path(f"{prefix}.caffemodel{'' if binary else '.h5'}")]
-    for path in paths:
-        if any(path.resolve() == Path(one).resolve() for one in [*read, *([model.path] if model else [])]):
-            raise UsageError(f"{path} is what was read; give another name by --out")
-    heads = [f"{Path(read[0]).name}: for use, by forcereg deploy"]
-    heads += [f"{name}: {text}" for name, text in done.preparation.items()]
-    text = "".join(f"# {printable(head)}\n" for head in heads) + to_text(done.net)
-    if model is not None:
-        write_weights(paths[1], text, done.inputs, model, file, binary)
-    write_text(paths[0], text)
-    return list(map(str, paths))
+    echo(f"wrote {' and '.join(written.values())}")

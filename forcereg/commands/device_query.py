@@ -37,7 +37,7 @@ def command(gpu: str) -> None:
     log.line(f"Querying GPUs {gpu}")
     log.line(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     numbers = [number for device in asked if (number := str(device).partition(":")[2])]
-    found = devices([int(number) for number in numbers] or None)
+    found = devices([int(number) for number in numbers] or "all")
     if not found:
         log.line("no CUDA device")
     for device in found:

@@ -32,7 +32,7 @@ def command(
     from forcereg.workflows.draw import draw
 
     written = draw(
-        net, out, phase=phase, level=level, stage=stage, input_shape=given_shapes(input_shape),
+        net, out, phase=phase, level=level, stage=stage, input_shapes=given_shapes(input_shape),
         allow_python_layers=allow_python_layers, observer=lines,
     )  # fmt: skip
     echo(f"wrote {written}")

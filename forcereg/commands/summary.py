@@ -26,7 +26,7 @@ def command(
     from forcereg.workflows.summary import summary
 
     found = summary(
-        net, phase=phase, level=level, stage=stage, input_shape=given_shapes(input_shape),
+        net, phase=phase, level=level, stage=stage, input_shapes=given_shapes(input_shape),
         allow_python_layers=allow_python_layers,
     )  # fmt: skip
     echo(json.dumps(found.report())) if as_json else show(found)

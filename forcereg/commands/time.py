@@ -64,7 +64,7 @@ def command(**options: Any) -> None:
         phase=given.phase or "TRAIN",
         level=given.level,
         stage=given.stage,
-        input_shape=given_shapes(given.input_shape),
+        input_shapes=given_shapes(given.input_shape),
         device=asked_devices(given.gpu, given.device)[0],
         data_budget=given.data_budget,
         workers=given.workers,

@@ -16,16 +16,16 @@ def check(
     records: int = 1000,
     level: int | None = None,
     stage: str | Sequence[str] = (),
-    input_shape: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     allow_python_layers: bool = False,
 ) -> Report:
     """Everything that would go wrong in a run of a solver, or with a net in either phase, without running it.
 
     Looks at paths, layers and shapes, the first `records` of each data source and their labels, weights, the schedule,
-    room for snapshots, and memory. `level`, `stage`: of the training net's state, None for the solver's. `input_shape`:
-    blob -> shape, of data layers' tops, whose sources are then not opened. The result has `.errors`, at which a run
-    would stop, `.warnings`, both lists of lines, and `.facts`, name -> text. Nothing is raised for a bad file, not even
-    for one that isn't there: that is an error found.
+    room for snapshots, and memory. `level`, `stage`: of the training net's state, None for the solver's.
+    `input_shapes`: blob -> shape, of data layers' tops, whose sources are then not opened. The result has `.errors`, at
+    which a run would stop, `.warnings`, both lists of lines, and `.facts`, name -> text. Nothing is raised for a bad
+    file, not even for one that isn't there: that is an error found.
 
     >>> found = forcereg.check("solver.prototxt")
     >>> found.errors
@@ -33,5 +33,5 @@ def check(
     >>> forcereg.check("examples/mnist/lenet_force_solver.prototxt").errors[0]
     "...lenet_train_test_force.prototxt:...: layer 'mnist': ..."
     """
-    options = Options(records, input_shape or {}, level, stage_names(stage), allow_python_layers)
+    options = Options(records, input_shapes or {}, level, stage_names(stage), allow_python_layers)
     return check_file(os.fspath(path), options)

@@ -24,7 +24,7 @@ def draw(
     phase: str = "TEST",
     level: int = 0,
     stage: str | Sequence[str] = (),
-    input_shape: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     allow_python_layers: bool = False,
     observer: Observer | None = None,
 ) -> Path:
@@ -32,7 +32,7 @@ def draw(
 
     `model`: a path, prototxt text or NetParameter. `out` ends in .svg, .png or .pdf, which need graphviz (its command
     `dot`; without it a text tree is written, to .txt, with a warning), .dot or .txt. `phase`, `level`, `stage` and
-    `input_shape` as for `summary`; where shapes can't be known it is drawn without them, with a warning. Raises
+    `input_shapes` as for `summary`; where shapes can't be known it is drawn without them, with a warning. Raises
     UsageError for another ending, ForceregError for anything wrong in the net and where `out` can't be written.
 
     >>> print(forcereg.draw("deploy.prototxt", "net.txt").read_text())
@@ -52,7 +52,7 @@ def draw(
     file, stages = net_file(model), stage_names(stage)
     spec = net_spec(file, phase, level, stages)
     try:
-        net = shape_net(file, phase, level, stages, input_shapes=input_shape, allow_python_layers=allow_python_layers)
+        net = shape_net(file, phase, level, stages, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
         shapes = net.shapes
     except ForceregError as error:
         tell.warn(f"drawn without shapes: {error}")

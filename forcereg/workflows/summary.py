@@ -17,13 +17,13 @@ def summary(
     phase: str = "TEST",
     level: int = 0,
     stage: str | Sequence[str] = (),
-    input_shape: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     allow_python_layers: bool = False,
 ) -> Summary:
     """A net's layers: output shapes, parameters, multiply-accumulates (MACs) for one item, bytes of the outputs.
 
     `model`: a path, prototxt text or NetParameter; no values are made. `phase`, `level`, `stage`: which layers.
-    `input_shape`: blob -> shape, of inputs, and of data layers' tops, whose sources are then not opened. The result
+    `input_shapes`: blob -> shape, of inputs, and of data layers' tops, whose sources are then not opened. The result
     has `.rows`, one a layer, the totals `.params`, `.statistics`, `.macs` and `.memory`, and `.report()`, all of it for
     JSON. Raises ForceregError for anything wrong in the net.
 
@@ -34,5 +34,5 @@ def summary(
     [('conv1', 2592), ('conv2', 18432), ('ip', 768)]
     """
     stages = stage_names(stage)
-    net = shape_net(model, phase, level, stages, input_shapes=input_shape, allow_python_layers=allow_python_layers)
+    net = shape_net(model, phase, level, stages, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
     return summarize(net)

@@ -21,7 +21,7 @@ def time(
     phase: str = "TRAIN",
     level: int = 0,
     stage: str | Sequence[str] = (),
-    input_shape: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     device: str | None = None,
     data_budget: int = 2048,
     workers: int = 0,
@@ -31,10 +31,10 @@ def time(
     """How long each layer's forward and backward pass takes, in milliseconds: means of `iterations` behind one.
 
     `model`: a path, prototxt text or NetParameter; how long a layer takes rarely depends on `weights`. `phase`,
-    `level`, `stage`: which layers. `input_shape`: blob -> shape, of inputs, and of data layers' tops, whose sources are
-    then not opened. What no data layer gives is zeros. On a GPU the times are the device's own; `device`, `data_budget`
-    (MiB) and `workers` as for `score`. The result has `.layers`, each with `.name`, `.type`, `.forward` and
-    `.backward`, and of whole passes `.forward`, `.backward`, `.both`, `.total`. Raises ForceregError for anything
+    `level`, `stage`: which layers. `input_shapes`: blob -> shape, of inputs, and of data layers' tops, whose sources
+    are then not opened. What no data layer gives is zeros. On a GPU the times are the device's own; `device`,
+    `data_budget` (MiB) and `workers` as for `score`. The result has `.layers`, each with `.name`, `.type`, `.forward`
+    and `.backward`, and of whole passes `.forward`, `.backward`, `.both`, `.total`. Raises ForceregError for anything
     wrong in the files.
 
     >>> timing = forcereg.time("deploy.prototxt", iterations=2, device="cpu")
@@ -46,7 +46,7 @@ def time(
     tell = Tell(observer)
     where = choose_device(device, None, tell.warn)
     net = load_net(
-        model, weights, phase, level, stage_names(stage), input_shapes=input_shape, device=where,
+        model, weights, phase, level, stage_names(stage), input_shapes=input_shapes, device=where,
         budget=data_budget << 20, workers=workers, allow_python_layers=allow_python_layers,
     )  # fmt: skip
     tell.progress("iteration", 0, iterations)

@@ -1,0 +1,50 @@
+"""A net for use, to be written beside what it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from forcereg.errors import UsageError, printable
+from forcereg.net.deploy import Deployed
+from forcereg.net.deploy.weights import write_weights
+from forcereg.net.made import default_prefix
+from forcereg.schema.text import NetFile, to_text
+from forcereg.snapshot import ModelFile, is_binary
+from forcereg.system.files import write_text
+from forcereg.system.paths import StrPath
+
+ENDING = ".prototxt"
+
+
+@dataclass(frozen=True)
+class DeployedNet(Deployed):
+    """A net for use (see `Deployed`), of `file` and, where there were weights, of `model`; `read`: what was named."""
+
+    file: NetFile
+    model: ModelFile | None
+    read: tuple[Path, ...]
+
+    def write(self, prefix: StrPath | None = None) -> dict[str, str]:
+        """Writes PREFIX.prototxt and, where weights were read, those that are left, in their format; the paths.
+
+        prefix: None for `<name>_deploy` beside what was read. Raises UsageError where that would be overwritten,
+        ForceregError if the system refuses.
+        """
+        prefix = default_prefix(str(self.read[0]).removesuffix(ENDING), "deploy") if prefix is None else prefix
+        paths = {"model": Path(f"{prefix}{ENDING}")}
+        if self.model is not None:
+            paths["weights"] = Path(f"{prefix}.caffemodel{'' if is_binary(self.model.path) else '.h5'}")
+        for path in paths.values():
+            if path.resolve() in self._sources():
+                raise UsageError(f"{path} is what was read; give another name by --out")
+        heads = [f"{self.read[0].name}: for use, by forcereg deploy"]
+        heads += [f"{name}: {text}" for name, text in self.preparation.items()]
+        text = "".join(f"# {printable(head)}\n" for head in heads) + to_text(self.net)
+        if self.model is not None:
+            write_weights(paths["weights"], text, self.inputs, self.model, self.file, is_binary(self.model.path))
+        write_text(paths["model"], text)
+        return {name: str(path) for name, path in paths.items()}
+
+    def _sources(self) -> set[Path]:
+        return {path.resolve() for path in (*self.read, *([self.model.path] if self.model else []))}
