@@ -48,6 +48,13 @@ def test_examples(page: Path, session: Session) -> None:
         session.run(block)
 
 
+def test_what_needs_no_data_has_an_example() -> None:
+    text = "".join(page.read_text(encoding="utf-8") + "\n" for page in WITH_EXAMPLES)
+    commands = [step.command.split() for block in examples(text) if block.language == "sh" for step in steps(block)]
+    shown = {words[1] for words in commands if words[:1] == ["forcereg"]}
+    assert {"--help", "new", "summary", "check", "draw", "decompose", "ranks", "deploy", "convert"} <= shown
+
+
 def page_of(folder: Path, text: str) -> Path:
     page = folder / "page.md"
     page.write_text(text)
