@@ -1,0 +1,12 @@
+"""Training. From the bottom up, each knows those before it alone:
+
+update, force, regularizers/   one update of weights, as functions; what may be added to gradients
+updater, passes, replica       that with its kept state; forward and backward, also among several processes
+run                            what all parts are handed: a run's settings, its nets, whom to tell
+steps                          iterations on the device, as CUDA graphs where that is possible
+pull, trouble, ready, saving   what measures, explains, checks and writes
+clipping, snapshots            ranks that sink while training; what a run leaves and goes on from
+build                          from a solver file to run, nets and steps
+loop                           the Solver: owns these parts, and has Caffe's order of iterations, tests and snapshots
+resume, signals                what asks a Solver for something
+"""
