@@ -46,6 +46,7 @@ class DummyFeed(Feed):
         """The tops, float32 on the device. Raises ForceregError if they don't fit in memory."""
         generator = None
         if self.random:
+            # by name, too: two such layers of one net must not give the same values
             name = zlib.crc32(self.spec.name.encode())
             generator = seeded(self.device, self.seed + self.shard.rank, name, self.spec.phase, self.forwards)
             self.forwards += 1
@@ -74,6 +75,7 @@ class DummyFeed(Feed):
         if kind == "constant":
             ends = [0.0 if filler is None else filler.value]
         elif kind == "uniform":
+            # the largest float32 below max: uniform_ never reaches it
             ends = [filler.min, max(filler.min, float(np.nextafter(np.float32(filler.max), -np.float32(np.inf))))]
         else:
             raise self.spec.fail(f"top '{top}' holds labels, but its filler is {kind}; use constant or uniform")

@@ -25,6 +25,7 @@ def fill(message: Any, shape: Shape, generator: Generator | None, spec: LayerSpe
     make = filler.get(message.type, spec.where)
     if message.sparse >= 0 and message.type != "gaussian":
         raise spec.fail(f"filler '{message.type}' takes no `sparse`; only gaussian does")
+    # fan-in and rows of nothing would be divisions by zero
     if not prod(shape):
         return torch.empty(shape)
     return make(message, shape, generator, spec)
@@ -79,6 +80,7 @@ def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: Laye
         rows = _rows(shape)
         if message.sparse > rows:
             raise spec.fail(f"gaussian filler has sparse {message.sparse}, more than the {rows} outputs")
+        # drawn behind the values, as in Caffe
         values *= torch.empty(shape).bernoulli_(message.sparse / rows, generator=generator)
     return values
 

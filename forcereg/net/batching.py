@@ -85,6 +85,7 @@ def forward_batches(net: Net, batches: Sequence[Mapping[str, Tensor]]) -> tuple[
         loss, outputs = net.forward_loss(inputs)
     finally:
         net.batches = 1
+    # losses, without axes of their own, came as one value per batch
     parts = {name: blob.chunk(len(batches)) if net.shapes[name] else blob.unbind() for name, blob in outputs.items()}
     return loss, [{name: part[index] for name, part in parts.items()} for index in range(len(batches))]
 

@@ -91,6 +91,7 @@ def build(
     parts, given = Parts(allow_python_layers), given or {}
     for layer in spec.layers:
         is_given = layer.tops and all(top in given for top in layer.tops)
+        # an Input whose shapes are given is a data layer without a source: what it says itself no longer counts
         if layer.type in registry.source or (layer.type == "Input" and is_given):
             _add_source(parts, spec, layer, context, given)
         else:
@@ -115,9 +116,11 @@ def _add_source(
     elif len(lacking) < len(spec.tops):
         raise spec.fail(f"input_shapes lacks {', '.join(lacking)}; give the shapes of all its tops or of none")
     else:
+        # nets without values (`load.meta_net`) ask a source for its shapes only
         if context is None:
             context = FeedContext(root=net.root, device=torch.device("cpu"), seed=None)
         feed = parts.feeds[spec.name] = open_source(spec, context)
+        # as opened: a crop or the file decides them, not the prototxt
         shapes = list(feed.shapes)
     for top, shape in zip(spec.tops, shapes, strict=True):
         spec.check_size(f"top '{top}'", shape)
@@ -133,6 +136,7 @@ def spec_of(net: NetSpec, name: str) -> LayerSpec:
 def _fill(parts: Parts, generator: Generator | None) -> None:
     """Draws the initial values of every owned blob, once all shapes are known to be right and to fit in memory."""
     owned = {id(blob): (spec, blob) for spec, module in parts.modules for blob in module.blobs}
+    # reserved memory is taken only when it is written, so this is the last moment to refuse a net for its size
     check_room(((spec, blob.nbytes) for spec, blob in owned.values() if not blob.is_meta), "the net's weights")
     borrowed = parts.owners.borrowed
     # in net order, whoever owns what: a seed draws the same values for a layer whatever comes behind it
@@ -160,6 +164,7 @@ def fill_blobs(spec: LayerSpec, module: Layer, borrowed: Container[int], generat
         elif message is not None and not given:
             # on the meta device, where nothing is drawn, it checks the filler's settings
             blob.copy_(_fitting(message, tuple(blob.shape), None if blob.is_meta else generator, spec))
+    # they are done with; a copied or pickled net needn't carry them
     module.fillers = []
 
 
@@ -185,6 +190,7 @@ def limit_labels(built: Sequence[tuple[LayerSpec, Layer]], feeds: Mapping[str, F
     for spec, _ in built:
         if spec.type == "Split" and spec.bottoms[0] in origin:
             origin.update(dict.fromkeys(spec.tops, origin[spec.bottoms[0]]))
+    # several may read the same labels; the first of these that does is named in errors
     readers = [(spec, module) for spec, module in built if isinstance(module, ClassScores)]
     limited: set[tuple[str, str]] = set()
     for spec, module in sorted(readers, key=lambda reader: not is_loss(reader[0].type)):
@@ -200,6 +206,7 @@ def rebuild(parts: Parts, old: NetSpec, new: NetSpec) -> None:
 
     All else stays the same object. Raises ForceregError if settings and shapes don't fit together.
     """
+    # by identity: two layers may be equal, and what hasn't changed is the very same object
     keys, before, built = {id(spec): key for spec, key in parts.built}, dict(parts.shapes), []
     for was, spec in zip(old.layers, new.layers, strict=True):
         if (key := keys.get(id(was))) is None:
@@ -215,11 +222,13 @@ def rebuild(parts: Parts, old: NetSpec, new: NetSpec) -> None:
 def _remade(parts: Parts, spec: LayerSpec, old: Layer) -> Layer:
     """The layer of `spec`, with those blobs of `old` whose shape it has kept; others aren't filled yet."""
     module = make_layer(spec, [parts.shapes[bottom] for bottom in spec.bottoms], parts.allow_python_layers)
+    # all blobs of a layer are on one device and of one type; without blobs there is nothing to move
     for blob in old.blobs[:1]:
         module.to(blob.device, blob.dtype).lay_out(blob.device)
     for index, (mine, blob) in enumerate(zip(module.blobs, old.blobs, strict=True)):
         if mine.shape == blob.shape:
             module.share_blob(index, blob)
         else:
+            # what was frozen (lr_mult 0) stays so
             mine.requires_grad_(blob.requires_grad)
     return module.train(old.training)

@@ -40,6 +40,7 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
     nodes = []
     for spec in layers:
         if spec.type == "Split":
+            # Splits are ours and Caffe's, not the author's: who reads one reads what is in front of it
             writer.update(dict.fromkeys(spec.tops, writer[spec.bottoms[0]]))
             continue
         sizes = tuple("x".join(map(str, shapes[top])) or "scalar" for top in spec.tops if top in shapes)
@@ -65,6 +66,7 @@ def text_tree(nodes: Sequence[Node]) -> str:
     walk = _Walk({node: len(node.sources) for node in nodes})
     try:
         lines = list(walk.run([node for node in nodes if not node.sources], "", "", None))
+    # one level of Python's stack, or more, for each branch within a branch
     except RecursionError:
         raise ForceregError("the net branches too deep for a text tree; draw it as .dot, .svg or .png") from None
     width = max((len(indent + node.name) for indent, node in lines), default=0)
@@ -153,6 +155,7 @@ def _color(node: Node) -> str:
 
 
 def _escaped(text: str) -> str:
+    # graphviz reads &name; in a label as a character of HTML
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
 
 

@@ -23,6 +23,7 @@ def explained(
     `module`: the layer, if it ran by itself; then what it says of such bottoms when it is made counts. `more` is said
     behind the line.
     """
+    # a GPU's shortage says itself how much is lacking, and where
     if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, ForceregError) and not more):
         return error
     shapes = ", ".join(str(list(b.shape)) for b in bottoms)
@@ -32,12 +33,14 @@ def explained(
         told = spec.fail(f"not enough memory to run it on bottoms {shapes}; use a smaller batch or smaller layers")
     else:
         refused = None if module is None else _refused(spec, module, [tuple(bottom.shape) for bottom in bottoms])
+        # the first line: torch goes on with C++ frames
         told = refused or spec.fail(f"cannot run on bottoms {shapes}: {str(error).splitlines()[0]}")
     return ForceregError(f"{told}{more}") if more else told
 
 
 def _refused(spec: LayerSpec, module: Layer, shapes: Sequence[Shape]) -> ForceregError | None:
     """What is wrong with bottoms of these shapes, as making one of our layers for them tells; None if nothing is."""
+    # other people's code isn't run a second time just for a better message
     if not type(module).__module__.startswith("forcereg.layers"):
         return None
     try:
@@ -53,6 +56,7 @@ def misfit(spec: LayerSpec, module: Layer, fresh: Layer, bottom: Shape) -> Force
     for name, mine, needed in zip(module.blob_names, module.shaped_blobs, fresh.blobs, strict=True):
         if mine.shape != needed.shape:
             fix = "give it what the net was made for"
+            # the usual cause: images of several sizes in front of a classifier
             if spec.type == "InnerProduct" and len(bottom) > 2:
                 fix = (
                     "give all images one size (crop_size, new_height and new_width), or pool over all positions in "

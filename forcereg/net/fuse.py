@@ -42,6 +42,7 @@ def fuse(runs: Sequence[Run]) -> list[Run]:
     writer: dict[str, int] = {}
     reader: dict[int, int] = {}
     for index, run in enumerate(runs):
+        # a later reader of the same blob replaces an earlier one: there is none, Splits see to that
         reader.update({writer[bottom]: index for bottom in run.spec.bottoms if bottom in writer})
         writer.update(dict.fromkeys(run.spec.tops, index))
     left, joint = dict(enumerate(runs)), dict[int, Run]()
@@ -88,6 +89,7 @@ def run_fused(modules: Sequence[Layer], bottoms: Sequence[Tensor]) -> Tensor:
         return y
     scale = followers[0]
     affine = (scale.weight_blob(), scale.blob("bias")) if isinstance(scale, Scale) else ()
+    # from here on in place: nobody else has y, and normalise's backward pass reads x, not y
     y = norm.normalise(x, *affine)
     for module in followers:
         if isinstance(module, Eltwise):

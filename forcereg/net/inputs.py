@@ -40,6 +40,7 @@ def checked(given: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], net: 
             value = value if isinstance(value, Tensor) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise ForceregError(f"input '{name}' is a {type(value).__name__}; expected a tensor") from None
+        # axes only: other batch and image sizes than declared are a net's own affair, layer by layer
         if value.dim() != len(shapes[name]):
             raise ForceregError(
                 f"input '{name}' has shape {list(value.shape)}; expected {len(shapes[name])} axes "

@@ -58,8 +58,10 @@ def load_net(
     for text in spec.warnings:
         warnings.warn(text, stacklevel=2)
     prepare(device)
+    # on the CPU always: one seed gives the same weights on every device
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     context = FeedContext(root=spec.root, device=device, seed=seed, budget=budget, workers=workers)
+    # built on the CPU, moved as a whole: sizes are refused before they take a device's memory
     net = Net(spec, context, input_shapes, generator, allow_python_layers).place(device)
     _check_given(net, input_shapes)
     if weights is None:
@@ -118,6 +120,7 @@ def net_spec(file: NetFile, phase: str | int, level: int = 0, stages: Sequence[s
     """The layers that `phase`, `level` and `stages` keep, and the root of the net's relative paths."""
     number = phase_number(phase)
     state = net_state(number, file.message.state, NetState(phase=number, stage=list(stages)))
+    # 0, the default, leaves the level that the file says
     if level:
         state.level = level
     return build_spec(file, state, net_root(file))
@@ -128,6 +131,7 @@ def net_root(file: NetFile) -> Path:
     for layer in file.message.layer:
         for field in ("data_param", "image_data_param", "hdf5_data_param", "window_data_param"):
             if layer.HasField(field) and getattr(layer, field).source:
+                # a text or message lies nowhere, so nothing is looked for beside it
                 naming = None if file.name.startswith("<") else file.name
                 return find_root(getattr(layer, field).source, naming)
     return Path.cwd()
@@ -181,6 +185,7 @@ def phase_net(
     except ForceregError:
         if not known:
             raise
+        # not at once: what the net's own sources say is truer than what a snapshot remembers
         return _shaped(spec, {**known, **(given or {})}, allow_python_layers)
 
 

@@ -70,6 +70,7 @@ class Net(nn.Module):
         super().__init__()
         self._parts = parts = build(spec, context, input_shapes, generator, allow_python_layers)
         self.spec = spec
+        # the name is in every key of a state_dict: layers.<key>.<blob>
         self.layers = parts.layers
         self.shapes, self.feeds, self.inputs = parts.shapes, parts.feeds, parts.inputs
         self.around: Around | None = None
@@ -80,6 +81,7 @@ class Net(nn.Module):
     def _make_plan(self) -> None:
         runs = [Run(spec, (key,), getattr(self.layers, key)) for spec, key in self._parts.built if spec.type != "Input"]
         self._plan = plan_net(self.spec, runs)
+        # anew with the plan: it holds modules, and adopt replaces some
         self.sums = RunningSums(run.module for run in runs)
 
     def adopt(self, spec: NetSpec) -> None:
@@ -157,6 +159,7 @@ class Net(nn.Module):
 
     def place(self, device: torch.device) -> Net:
         """Moves the net to `device` and its weights into the memory layout that is fastest there."""
+        # first: which layout is fastest is a matter of the device
         self.to(device)
         for name in self._parts.keys:
             self.module(name).lay_out(device)
@@ -171,6 +174,7 @@ class Net(nn.Module):
 
     def train(self, mode: bool = True) -> Net:
         """As torch's, but a layer whose `phase` is written in the file stays in that phase."""
+        # of all first; the file then has the last word on single layers
         super().train(mode)
         for spec, module in self._parts.modules:
             if spec.message.HasField("phase"):
@@ -194,6 +198,7 @@ class Net(nn.Module):
         extra = (blobs,) if isinstance(blobs, str) else tuple(blobs)
         given = by_name(inputs, named, self.inputs, self.spec.name)
         with self.sums.behind():
+            # inside `behind`: statistics move when the whole pass is through, not of one that failed half way
             return self._select(self._run(given, extra), extra)
 
     def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,6 +214,7 @@ class Net(nn.Module):
             if name not in env:
                 raise ForceregError(f"total_loss needs blob '{name}', not an output; add it by blobs=['{name}']")
             blob = env[name]
+            # an addition or product that changes nothing would be a launch all the same
             term = blob if blob.dim() == 0 else blob.sum()
             term = term if weight == 1 else term * weight
             total = term if total is None else total + term
@@ -233,9 +239,11 @@ class Net(nn.Module):
             needed = f"net '{self.spec.name}' needs input blobs {', '.join(missing)}"
             raise ForceregError(f"{needed}; give one tensor each or a data layer")
         around, sizes = self.around, {name: env[name].shape for name in self.inputs}
+        # one by one where somebody sees what is in between, or torch records it, which wants a layer as a layer
         for step in self._plan.fused if around is None and not keep and not recording() else self._plan.steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
+            # labels, and bottoms for which the file says propagate_down: false
             for index in step.cut:
                 bottoms[index] = bottoms[index].detach()
             module, *rest = (getattr(self.layers, key) for key in step.keys)
@@ -243,12 +251,14 @@ class Net(nn.Module):
                 if rest:
                     tops = run_fused((module, *rest), bottoms)
                 elif self.batches > 1 and module.per_batch:
+                    # a loss is of its own batch: a mean over all would be another number
                     tops = module.each(self.batches, *bottoms)
                 else:
                     tops = module(*bottoms) if around is None else around(spec, module, bottoms)
             except (RuntimeError, IndexError, MemoryError, ForceregError) as error:
                 more = resized(sizes, self.shapes, self.feeds)
                 told = explained(error, spec, bottoms, None if rest else module, more)
+                # so that it keeps its own traceback
                 if told is error:
                     raise
                 raise told from error
@@ -257,6 +267,7 @@ class Net(nn.Module):
             else:
                 env.update(zip(spec.tops, tops, strict=True))
             if not keep:
+                # what nobody reads any more makes room during the pass; nothing goes where blobs are asked for
                 for name in step.dead:
                     del env[name]
         return env

@@ -54,6 +54,7 @@ def read_outputs(blobs: Mapping[str, Tensor], weights: Mapping[str, float]) -> l
     """Every element of the output blobs in order, fetched from the device in one transfer."""
     if not blobs:
         return []
+    # each .item() would wait for the device by itself
     values = iter(torch.cat([blob.detach().flatten().float() for blob in blobs.values()]).tolist())
     return [
         Output(name, next(values), weights.get(name, 0.0)) for name, blob in blobs.items() for _ in range(blob.numel())
@@ -68,6 +69,7 @@ def unfed(net: Net) -> list[str]:
 
 def check_blobs(net: Net, device: torch.device) -> None:
     """Raises ForceregError if memory can't hold the largest blob of a net that its own data feeds, before it runs."""
+    # a GPU's allocator refuses at once; the CPU's hands out what isn't there and the process is killed
     if device.type == "cpu" and not unfed(net):
         sizes = [(spec, 4 * prod(net.shapes[top])) for spec in net.spec.layers for top in spec.tops]
         check_room([max(sizes, key=lambda layer: layer[1])] if sizes else [], "its top")
@@ -115,6 +117,7 @@ class Tally:
         if self._outputs is None:
             self._loss = torch.zeros_like(loss)
             self._outputs = {name: torch.zeros_like(blob) for name, blob in outputs[0].items()}
+        # the loss of all batches comes once, so it goes with the first of them
         sums, terms = [self._loss], [loss]
         for one in outputs:  # in turn, as they are added where they run one by one
             self._done += 1
@@ -123,6 +126,7 @@ class Tally:
                 sums.append(total)
                 terms.append(one[name])
             if sums:
+                # one launch, however many outputs there are
                 torch._foreach_add_(sums, terms)
             sums, terms = [], []
         return outputs
@@ -169,10 +173,12 @@ def add_up(
     Raises ForceregError if an output changes its shape.
     """
     tally, done = tally or Tally(net), 0
+    # one that has been used by a graph keeps its memory, and with it what the graph writes to
     tally.clear()
     most = batches_at_once(net) if at_once is None else at_once if joinable(net) else 1
     while done < iterations and before(done):
         batches = [gathered(net, inputs(index)) for index in range(done, min(done + most, iterations))]
+        # images that each have their own size can't be put together
         if not same_size(net, batches):
             most = 1  # from here on: the next ones will be of other sizes too
         for part in [[batch] for batch in batches] if most == 1 else [batches]:

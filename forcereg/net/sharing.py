@@ -21,6 +21,7 @@ class Multipliers:
     explicit: dict[str, float]
 
     def value(self, field: str) -> float:
+        # a net that doesn't speak of forces feels none
         default = 0.0 if field == "force_mult" else 1.0
         return self.explicit.get(field, default)
 
@@ -61,6 +62,7 @@ class Owners:
         for index, blob in enumerate(blobs):
             param = params[index] if index < len(params) else ParamSpec()
             explicit = {field: getattr(param, field) for field in FIELDS if param.HasField(field)}
+            # BatchNorm's statistics: no solver moves them
             if not isinstance(blob, nn.Parameter):
                 self._warn_fixed(spec, index, param, index < len(params))
                 explicit = {"lr_mult": 0.0}
@@ -76,6 +78,7 @@ class Owners:
         """Every sharer has spoken: what nobody may learn (lr_mult 0) gets no gradient from here on, if `freeze`."""
         for (name, index), multipliers in self.multipliers.items():
             blob = module(name).blobs[index]
+            # without gradients for them a frozen front costs no backward pass; force_backward asks for all
             if freeze and isinstance(blob, nn.Parameter) and multipliers.lr_mult == 0:
                 blob.requires_grad_(False)
         self._modules = {}
@@ -95,6 +98,7 @@ class Owners:
         self._check_shape(spec, index, param, self._modules[spec.name].blobs[index], owned, owner)
         merged = self.multipliers[owner].explicit
         for field, value in explicit.items():
+            # whoever speaks first speaks for all sharers; the others may only agree, as in Caffe
             if merged.setdefault(field, value) != value:
                 raise spec.fail(
                     f"shared param '{param.name}' has {field} {value:g}, layer '{owner[0]}' gives "
@@ -107,6 +111,7 @@ class Owners:
     def _check_shape(
         spec: LayerSpec, index: int, param: Any, blob: Tensor, owned: Tensor, owner: tuple[str, int]
     ) -> None:
+        # each borrower decides for itself, its owner isn't asked
         permissive = param.share_mode == ParamSpec.DimCheckMode.Value("PERMISSIVE")
         fits = blob.numel() == owned.numel() if permissive else blob.shape == owned.shape
         if not fits:

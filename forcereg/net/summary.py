@@ -81,7 +81,9 @@ def summarize(net: Net) -> Summary:
         learned = sum(blob.numel() for blob in owned if isinstance(blob, nn.Parameter))
         fixed = sum(blob.numel() for blob in owned) - learned
         tops = {top: net.shapes[top] for top in spec.tops}
+        # as papers count, whatever batch the file happens to say
         macs = module.macs // batch if module is not None else 0
+        # an in-place layer's top is its bottom's memory
         memory = FLOAT * sum(prod(shape) for top, shape in tops.items() if top not in spec.bottoms)
         borrowed = sum(blob.numel() for blob in blobs) - learned - fixed
         rows.append(Row(spec.name, spec.type, tops, learned, fixed, borrowed, macs, memory))
@@ -96,6 +98,7 @@ def cost_of(net: Net) -> Cost:
 
 def batch_size(net: Net) -> int:
     """Size of axis 0 of the first blob that the net is fed, be it by a Python layer; at least 1."""
+    # Python layers without bottoms feed a net too, but aren't among its inputs
     made = (top for spec in net.spec.layers if not spec.bottoms and spec.type == "Python" for top in spec.tops)
     shapes = [net.shapes[name] for name in (*net.inputs, *made)]
     return next((shape[0] for shape in shapes if shape and shape[0]), 1)

@@ -65,6 +65,7 @@ class Stopwatch:
         """This moment."""
         if not self._on_gpu:
             return time.perf_counter()
+        # waiting for the device at every layer would be measured too
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -119,6 +120,7 @@ class _Iteration:
             self._net.around = before
 
     def _layer(self, spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+        # cut off, so that a layer's backward ends at its bottoms and can be timed alone
         leaves = [bottom.detach().requires_grad_(bottom.requires_grad) for bottom in bottoms]
         # a leaf that learns can't be overwritten, its copy can
         given = [leaf.clone() for leaf in leaves] if getattr(module, "overwrite", False) else leaves
@@ -139,6 +141,7 @@ class _Iteration:
                 continue
             given = [diffs.pop(id(top), None) for _, top in tops]
             diff = [
+                # nobody has given it a diff: a loss's weight, or some number for a top that leads nowhere
                 torch.full_like(top, run.spec.loss_weights[i] or 1.0) if known is None else known
                 for known, (i, top) in zip(given, tops, strict=True)
             ]
@@ -147,6 +150,7 @@ class _Iteration:
                 run.spec.name, False, partial(torch.autograd.grad, outputs, wanted, diff, allow_unused=True)
             )
             readers = [bottom for bottom in run.bottoms if bottom.requires_grad]
+            # the blobs' gradients, further on in `found`, go nowhere
             for bottom, value in zip(readers, found, strict=False):
                 if value is not None:
                     diffs[id(bottom)] = diffs[id(bottom)] + value if id(bottom) in diffs else value
@@ -164,6 +168,7 @@ def measure(
     inputs = {name: torch.zeros(net.shapes[name], device=device) for name in net.inputs if name not in fed}
     sums: dict[tuple[str, bool], float] = {}
     wall: list[float] = []
+    # the first pass decodes, allocates and chooses kernels
     _Iteration(net, watch).run(inputs)
     watch.wait()
     for index in range(iterations):

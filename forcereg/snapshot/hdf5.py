@@ -25,6 +25,7 @@ from forcereg.errors import ForceregError
 from forcereg.snapshot import container
 from forcereg.snapshot.content import Blobs, ModelFile, StateFile, as_floats, check_names
 from forcereg.system.hdf5 import DAMAGE, Member, Reader, Refused, is_text
+from forcereg.system.memory import is_shortage
 
 _END_OF_CONTENTS = 40  # where the oldest superblock holds it, 8 bytes little-endian
 _NUMBERS = "biuf"  # kinds of dtypes
@@ -127,6 +128,8 @@ def _image(fill: Callable[[h5py.File], Iterator[str]], path: Path) -> bytes:
                 if not what or "\0" in what:  # h5py would cut the name there
                     raise ValueError("no name")
     except (ValueError, RuntimeError) as error:  # what h5py raises for a NUL, a surrogate, an empty name
+        if is_shortage(error):
+            raise
         raise ForceregError(
             f"{path}: {what!r} holds a NUL character or what else HDF5 can't store ({error}); is the file damaged?"
         ) from error
