@@ -51,9 +51,11 @@ def database_feed(spec: LayerSpec, ctx: FeedContext) -> DatabaseFeed:
     if transform_param.force_color and transform_param.force_gray:
         raise spec.fail("has force_color and force_gray; give one")
     warn_of_old_fields(spec, "data_param")
+    # unset both mean the record's own channels, as in Caffe
     color: Color = "color" if transform_param.force_color else "gray" if transform_param.force_gray else "native"
     try:
         path = resolve(ctx.root, param.source)
+        # the first record tells the shape, as Caffe takes it
         key, value = next(open_records(path, param.source).read())
         layout = Layout.of(param.source, key, value, color)
         if color != "native" and not layout.encoded:
@@ -88,6 +90,7 @@ class DatabaseFeed(Feed):
         self.ahead = batches_ahead(param.prefetch, images, ctx.budget)
         self._generator = torch.Generator()
         if ctx.seed is None:
+            # without a seed from the system: two runs shall differ
             self._generator.seed()
         else:
             self._generator.manual_seed(ctx.seed)
@@ -111,17 +114,20 @@ class DatabaseFeed(Feed):
             if not self.layout.least:
                 raise ForceregError(f"{error}, or {self.transform.one_size}") from error
         # such a set cannot become one tensor
+        # no way back: the records don't change
         self._several_sizes = True
         self.close()
         return self._take()
 
     def _start(self) -> Source:
         records = open_records(self.path)
+        # counting stops at what fits: a LevelDB has to be walked through for it
         count = None if self._several_sizes else records.count(self.budget // self.layout.record_bytes)
         if count is None or count * self.layout.record_bytes > self.budget:
             out, ahead = self._outputs(), self.ahead
             workers, device = self.workers, self.device
             return Stream(records, self.layout, self.transform, self.batch, ahead, workers, device, out, self.shard)
+        # whole images, from which each feed crops its own: so one set serves them all
         shared = shared_set(records, count, replace(self.layout, least=0), self.device, self.workers)
         return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path), self.shard)
 
@@ -134,6 +140,7 @@ class DatabaseFeed(Feed):
     def skip(self, batches: int) -> None:
         """See Feed; nothing is read."""
         records = batches * self.batch * self.shard.size
+        # draws as training would have, so that the crops behind are the same
         self.transform.draw(records, self._generator)
         self.cursor += records
         count = open_records(self.path).count(0)
@@ -191,6 +198,7 @@ class DatabaseFeed(Feed):
             self._source = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # threads and handles can't be copied; a torch.Generator can't be pickled
         return {**self.__dict__, "_source": None, "_generator": self._generator.get_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -69,6 +69,7 @@ class Decoder:
         """Raises ForceregError naming a damaged record."""
         rows, span = item
         part = slice(span.start, span.stop)
+        # records without image files inside, all alike: one pass over all of them
         if self.transform is None and (alike := self.layout.decode_alike([value for _, value in rows.records[part]])):
             rows.images[part], rows.labels[part] = alike
             return
@@ -79,6 +80,7 @@ class Decoder:
                 top, left, mirrored = self.transform.place(rows.draws[row], *image.shape[1:])
                 image = crop_view(image, top, left, mirrored, *self.transform.shape(image.shape)[1:])
             rows.images = put(rows.images, row, image)
+            # its bytes are done with, its key may be wanted for an error
             rows.records[row] = (key, b"")
 
 
@@ -134,6 +136,7 @@ class DecodedSet:
     def rows(self, start: int, end: int, step: int) -> tuple[Tensor, Tensor]:
         """Images and float32 labels of decoded records start, start+step .. end-1, wrapping; on the device."""
         rows = slice(start, end, step)
+        # a view where it needn't wrap, else a copy
         if self.complete and end <= self.count:
             return self.images[rows], self.float_labels[rows]
         if self.complete:
@@ -191,10 +194,12 @@ class Resident:
             shared.wait(min(start + self._records, shared.count))
         if self._checked < shared.count:
             ready, first = shared.ready, self._checked
+            # whatever has been decoded by now, not only this batch: each label is looked at once
             check(shared.labels[first:ready], lambda row: self._key(first + row))
             self._checked = ready
         images, labels = shared.rows(start + self._shard.rank, start + self._records, self._shard.size)
         images = self._transform(images, generator, self._out(), self._shard)
+        # the set's own labels stay as they are, whatever a layer does to its bottom
         return images, labels.clone(), (start + self._records) % shared.count
 
     def close(self) -> None:
@@ -205,6 +210,7 @@ def to_device(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Ten
     """Both tensors on `device`; to a GPU by page-locked memory, without waiting for the copy."""
     if device.type != "cuda":
         return images.to(device), labels.to(device)
+    # from other memory the copy would wait for the device
     images, labels = (x if x.is_pinned() else x.pin_memory() for x in (images, labels))
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
@@ -215,9 +221,11 @@ _shared_lock = threading.Lock()
 
 def shared_set(records: Records, count: int, layout: Layout, device: torch.device, workers: int) -> DecodedSet:
     """The decoded set of these records; feeds over the same records, colours and device get the same one."""
+    # by content, not by path: TRAIN and TEST nets over one set decode it once
     key = (records.identity, layout.color, str(device))
     with _shared_lock:
         found = _shared.get(key)
+        # one that failed is tried again: the file may be whole by now
         if found is None or found.error:
             found = _shared[key] = DecodedSet(records, count, layout, device, workers)
         return found

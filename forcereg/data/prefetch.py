@@ -156,6 +156,7 @@ def _work(line: _Line, work: Callable[[Any], None]) -> None:
         batch, index = picked
         error: BaseException | None = None
         assert batch.job is not None
+        # items in front of a bad one still count: which error is told must not depend on who was first
         if batch.error is None or index < batch.worst:
             try:
                 work(batch.job.items[index])

@@ -71,6 +71,7 @@ class Stream:
     def take(self, cursor: int, generator: torch.Generator, check: Check) -> tuple[Tensor, Tensor, int]:
         """See Source."""
         at = Position.of(cursor, generator, self._transform.random)
+        # by cursor and generator, so that a restored feed, or one that has skipped, throws away what was read ahead
         if self._prefetch is None or at != self._at:
             self._prefetch = self._start(at)
         self._at = None
@@ -82,7 +83,9 @@ class Stream:
             self.close()
             raise
         batch: _Batch = job.result
+        # here, not in the threads: errors come with the batch that they are in, in order
         check(batch.rows.labels, lambda row: batch.rows.records[row][0])
+        # only now: what fails is asked for again from where it was
         self._at = job.after
         job.after.put(generator)
         images = tensor_of(batch.rows.images, batch.memory)
@@ -143,13 +146,16 @@ class _Plan:
 
     def jobs(self, at: Position, empty: Callable[[], Tensor]) -> Iterator[Job]:
         """Batches from `at` on for ever; `empty` gives the memory for the crops of one."""
+        # one of its own: it runs ahead of the feed's, by as many batches as are prepared
         generator = at.put(torch.Generator())
         reader = self._numbered(at.cursor)
         while True:
+            # of all processes, of which each takes its own records: so their cursors agree
             numbered = list(islice(reader, self.batch * self.shard.size))
             yield self._job(self.shard.of(numbered), numbered[-1][0], empty(), generator)
 
     def _job(self, numbered: list[tuple[int, Record]], cursor: int, images: Tensor, generator: torch.Generator) -> Job:
+        # drawn for all processes, too, so that their number changes no crop
         draws = self.shard.of(self.transform.draw(self.batch * self.shard.size, generator))
         records = [record for _, record in numbered]
         rows = Rows(images.numpy(), np.empty(self.batch, np.int64), records, draws.tolist())

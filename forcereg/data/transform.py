@@ -105,6 +105,7 @@ class Transform:
         if self.random_crop:
             top, left = top % (height - rows + 1), left % (width - columns + 1)
         else:
+            # % 1: zero, but of the draw's kind, an int or a tensor
             top, left = top % 1 + (height - rows) // 2, left % 1 + (width - columns) // 2
         return top, left, mirrored % (2 if self.mirror else 1)
 
@@ -115,6 +116,7 @@ class Transform:
         """
         mean = self.mean
         if mean is None and out is None:
+            # new and float32 also where the scale is 1 and images are bytes
             return images * self.scale
         if images is not out:
             # A subtraction of mixed types would be thirty times slower on the CPU.

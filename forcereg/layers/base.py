@@ -66,6 +66,7 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # a class of the users' own may inherit from ours, but what ours promise may not hold for it
         if not cls.__module__.startswith(__package__):
             for promise in {"capturable", "per_item", "per_batch"} - vars(cls).keys():
                 setattr(cls, promise, False)

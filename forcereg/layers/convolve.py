@@ -75,6 +75,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any
 
 def _is_split(shape: Shape) -> bool:
     """Whether two halves of the channels are worth adding separately, for a weight (out, C, kh, kw)."""
+    # an odd number of channels has no two halves of one size, as groups must be
     _, channels, height, width = shape
     return channels % 2 == 0 and channels % BLOCK != 0 and channels * height * width > LONG_SUM
 
@@ -166,10 +167,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
     """Cross-correlation of x (N, C, ...) with weight (out, C/group, kernel...), any number of spatial axes."""
     spatial, g = len(geometry.kernel), geometry
     if spatial == 0:
+        # one axis of length 1 in place of none, for the groups' sake
         return F.conv1d(x[..., None], weight[..., None], bias, groups=group)[..., 0]
     if spatial <= 3:
         run = (F.conv1d, conv2d, F.conv3d)[spatial - 1]
         return run(x, weight, bias, g.stride, g.pad, g.dilation, group)
+    # torch ends at 3 axes: positions along the first become images, values under the kernel there channels
     x = _pad_axis(x, 2, g.pad[0], g.pad[0])
     steps = taps(x, 2, g.extent[0], g.stride[0], g.dilation[0])
     return _over_first_axis(convolve, steps, weight.flatten(1, 2), bias, g, group)
@@ -210,6 +213,7 @@ def _over_first_axis(run: Any, steps: Tensor, weight: Tensor, bias: Tensor | Non
 def columns(x: Tensor, axis: int, geometry: Geometry) -> Tensor:
     """im2col: channel axis `axis` times all kernel positions, then the output positions."""
     spatial = len(geometry.kernel)
+    # F.pad counts axes from the last
     x = F.pad(x, [p for pad in reversed(geometry.pad) for p in (pad, pad)])
     for i in range(spatial):
         x = taps(x, axis + 1 + i, geometry.extent[i], geometry.stride[i], geometry.dilation[i])

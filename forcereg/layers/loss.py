@@ -165,6 +165,7 @@ class Accuracy(ClassScores):
         if not self.per_class:
             return total
         flat = target.flatten()
+        # both sums in one tensor: one launch to clear them
         per_class = scores.new_zeros(2, scores.shape[self.axis])
         per_class[0].scatter_add_(0, flat, correct.flatten())
         per_class[1].scatter_add_(0, flat, valid.flatten().to(scores.dtype))
@@ -183,7 +184,9 @@ class Accuracy(ClassScores):
         valid = torch.ones_like(target, dtype=torch.bool)
         if self.ignore_label is not None:
             valid = target != self.ignore_label
+            # gather takes no index outside, whatever ignore_label is
             target = torch.where(valid, target, 0)
         true = aligned.gather(1, target.unsqueeze(1))
+        # not `>=`: a NaN beside the label must count against it, too; 1 is the label itself
         not_below = (~(aligned < true)).sum(1) - 1
         return ((not_below < self.top_k) & ~true.isnan().squeeze(1) & valid).to(scores.dtype), valid, target

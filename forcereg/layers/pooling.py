@@ -91,6 +91,7 @@ class Pooling(Layer):
 
     def forward(self, x: Tensor) -> Any:
         if self.is_global and self.method == "AVE":
+            # one window over all there is, whatever its size now
             return x.mean((2, 3), keepdim=True)
         height, width = sizes(x)[2:]
         windows = Windows((height, width), (1, 1), (0, 0), True) if self.is_global else self.windows
@@ -105,6 +106,7 @@ def pool(x: Tensor, windows: Windows, method: str, training: bool, mask: bool = 
     size, origin = (height, width), (0, 0)
     if not windows.torch_pads:
         origin, pad = pad, (0, 0)
+        # -inf never is the maximum; zeros count in an average, as in Caffe
         x = F.pad(x, (origin[1],) * 2 + (origin[0],) * 2, value=-math.inf if method == "MAX" else 0.0)
     # torch leaves out a last window beyond the input, and gives more windows where the padding is done here
     out = windows.out(size)
@@ -141,6 +143,7 @@ def _must_repeat(x: Tensor) -> bool:
 def _draw(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> Tensor:
     """One element of each window, drawn with probability proportional to its value; the first if all are 0."""
     size = (x.shape[2], x.shape[3])
+    # unfold takes no window that is larger than its input
     kernel = (min(kernel[0], size[0]), min(kernel[1], size[1]))
     if ceil:  # zeros complete the last windows: they are never drawn
         height, width = (-(n - k) % s for n, k, s in zip(size, kernel, stride, strict=True))
@@ -148,10 +151,13 @@ def _draw(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil: boo
     values = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(-2)
     with torch.no_grad():
         if _must_repeat(values):
+            # cumsum on a GPU promises no order
             sums = torch.stack(list(itertools.accumulate(values.unbind(-1))), -1)
         else:
             sums = values.cumsum(-1)
+        # in (0, 1]: a goal of 0 would be met by a zero in front of all else
         goal = (1 - torch.rand_like(sums[..., :1])) * sums[..., -1:]
+        # the first that reaches it: argmax gives that one of equal maxima, but takes no bools
         place = (sums >= goal).byte().argmax(-1, keepdim=True)
     return values.gather(-1, place)[..., 0]
 

@@ -77,6 +77,7 @@ def model_pieces(model: ModelFile, net: Any) -> list[wire.Piece]:
     head = NetParameter()
     head.CopyFrom(net)
     head.ClearField("layer")
+    # in front: cut anywhere behind it, a file is known as ours and misses its checksum
     pieces = wire.message(_OPENING, [b"forcereg model"])
     for key, text in model.attrs.items():
         pieces += wire.message(_ATTRIBUTE, wire.message(1, [key.encode()]) + wire.message(2, [text.encode()]))
@@ -143,6 +144,7 @@ def read_net(raw: BinaryIO, path: Path) -> bytes:
 
 def _closed(path: Path, pieces: list[wire.Piece]) -> list[wire.Piece]:
     """The pieces, and the tag of the checksum that comes behind them."""
+    # a field around the footer, or other programs would stumble over bytes that belong to none
     pieces.append(wire.varint(_CHECKSUM << 3 | wire.COUNTED) + wire.varint(container.FOOTER))
     size = sum(map(len, pieces)) + container.FOOTER
     check_size(f"cannot write {path}", size, size)
@@ -178,6 +180,7 @@ def _whole(raw: BinaryIO) -> list[wire.Field]:
     top = list(wire.fields(raw, 0, container.size(raw)))
     fits = container.checksum_fits(raw)
     numbers = [field.number for field in top]
+    # by another program, which puts unknown fields behind those it knows: the checksum was of the old bytes
     written_anew = numbers[0] != _OPENING and _OPENING in numbers
     if fits is False and not written_anew:
         raise wire.Damage("its checksum is wrong")
@@ -286,6 +289,7 @@ def _get_blob(raw: BinaryIO, field: wire.Field, where: str) -> _Blob:
     if (parts[-1].end if parts else field.start) < field.end:  # a field for each number: protobuf reads these faster
         parts = [field._replace(number=0, begin=field.start)]
     rest = BlobProto.FromString(_joined(raw, (part for part in parts if part.number not in (*_PACKED, *_RAW))))
+    # as in Caffe these four count where any of them is set, and `shape` doesn't
     legacy = any(rest.HasField(name) for name in LEGACY)
     shape = tuple(getattr(rest, name) for name in LEGACY) if legacy else tuple(rest.shape.dim)
     data, diff = (_numbers(raw, parts, rest, fields) for fields in (_DATA, _DIFF))

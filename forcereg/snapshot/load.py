@@ -101,6 +101,7 @@ def take_over(copies: Copies) -> None:
     """Copy all of it, in place."""
     with torch.no_grad():
         for target, values in copies:
+            # a copy of the values: those of a file may be read-only, which from_numpy warns of
             target.copy_(torch.from_numpy(np.array(values, np.float32)))
 
 
@@ -120,6 +121,7 @@ def matched(
         if blobs:
             copies += _of_layer(name, targets, blobs, model, shared)
             loaded.append(name)
+        # a layer that only borrows gets its weights with their owner
         elif any(f"{name}/{i}" not in shared for i in range(len(targets))):
             fresh.append(name)
     ignored = tuple(name for name in model.layers if name not in params)
@@ -140,6 +142,7 @@ def _of_layer(
             "a BatchNorm of 5 blobs is NVCaffe's, with scale and shift inside (scale_bias: true); one of 3 has a Scale "
             "layer behind it; give the net that the file is of"
         )
+    # before shapes: too many blobs are another kind of layer, and the better hint
     if max(blobs) >= len(targets):
         raise ForceregError(
             f"{model.path}: layer {layer!r} has a blob {max(blobs)} in the file, "
@@ -165,6 +168,7 @@ def modern(model: ModelFile, types: Mapping[str, str]) -> ModelFile:
     """
     if not model.legacy:
         return model
+    # files of those days say 1 x 1 x ... for what has fewer axes today
     axes = {"Convolution": 4, "Deconvolution": 4, "InnerProduct": 2}
     layers = {
         name: {
@@ -179,6 +183,7 @@ def modern(model: ModelFile, types: Mapping[str, str]) -> ModelFile:
 def _without_ones(values: np.ndarray, axes: int) -> np.ndarray:
     """The values without leading axes of length 1, as long as there are more than `axes`."""
     surplus = 0
+    # leading ones only: a 1 further on may be an input channel
     while values.ndim - surplus > axes and values.shape[surplus] == 1:
         surplus += 1
     return values.reshape(values.shape[surplus:])
