@@ -57,6 +57,7 @@ def command(
     from forcereg.workflows.decompose import decompose
 
     rule = ranks.rule()
+    # known before: scores of a search are kept beside what will be written
     prefix = Path(out) if out else default_prefix(snapshot)
     with Shown() as observer:
         made = decompose(

@@ -63,6 +63,7 @@ def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Decompose layers by --error, --energy or their like even where the chain costs no less than the "
              "layer; else these stay whole. What --ranks says always holds.",
     )(call)  # fmt: skip
+    # decorators apply from the inside out: the last one is the first in --help
     for _, option in reversed(RULES.values()):
         made = click.option(option.flag, type=kind_of(option), metavar=option.metavar, help=option.help)(made)
     return made

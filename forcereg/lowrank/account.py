@@ -104,6 +104,7 @@ def provenance(layers: Sequence[LayerReport], source: str, attrs: Mapping[str, s
     """
     try:
         before = of_form(parse_json(attrs.get(PROVENANCE, "[]")), list[dict[str, Any]])
+    # damaged, or somebody else's: what was done before is unknown, which is no reason not to go on
     except ValueError:
         before = []
     keys = ("name", "method", "full_rank", "rank", "ranks", "widths", "error")

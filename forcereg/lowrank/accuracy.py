@@ -58,10 +58,13 @@ def by_accuracy(
         best: Mapping[str, Choice] = {one.name: Whole(reason) for one in candidates}
         low, high = scores.lowest(), 1.0
         while scores.count < MOST and high > NEAR * low:
+            # halfway on a logarithmic scale: from 10 % to 20 % is as far as from 50 % to 100 %
             share = sqrt(low * high)
+            # not filled: a cheaper net that loses nothing is as welcome as one at the budget
             choices = by_budget(scores.measure, share, whole, fill=False)(candidates)
             trial = scores.get(choices, least)
             if trial.kept:
+                # what it really costs, which may be well below the budget that it came of
                 best, high = choices, trial.share
             else:
                 low = share
@@ -89,6 +92,7 @@ class Scores:
 
     def get(self, choices: Mapping[str, Choice], least: float) -> Trial:
         """The net's score; `kept` if it is at least `least`."""
+        # compared one by one: mappings can't be hashed, and there are ten at most
         for known, trial in self._known:
             if known == choices:
                 return trial

@@ -73,6 +73,7 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
         unit, slack = finest(offers), int(MET * share * total) if fill else room
         plans = [best(options, room, unit, slack)]
         if any(one.ladder.several for one in candidates):  # whose errors may be estimates
+            # a search by estimates may come out worse than equal shares would: then those are taken
             alike = [of.only(set(one.ranks)) for one, of in zip(candidates, options, strict=True)]
             plans += [best(alike, room, unit, slack)] if all(of.choices for of in alike) else []
         plans = [plan for plan in plans if plan]
@@ -91,6 +92,7 @@ def lost(candidates: Sequence[Candidate], plan: Sequence[Choice], measure: Measu
 def offered(one: Candidate, measure: Measure) -> list[tuple[Choice, int]]:
     """The ranks that cost less than the whole layer, then that itself, and what each costs."""
     ranks = one.worthwhile(measure)
+    # always on offer, and last: it is the dearest, and costs no accuracy
     reason = "the budget leaves room for it" if ranks else "no rank of it costs less than the whole layer"
     choices: list[Choice] = [*ranks, Whole(reason)]
     return [(choice, getattr(one.cost(choice), measure)) for choice in choices]
@@ -129,14 +131,17 @@ def best(options: Sequence[Options], room: int, unit: int, slack: int) -> list[C
     for of in options:
         found, pick = np.full(cells + 1, inf), np.zeros(cells + 1, np.int32)
         for at, (cost, lost) in enumerate(zip(of.costs, of.losses, strict=True)):
+            # rounded up, so that what is found never exceeds the room
             units = -((of.costs[0] - cost) // unit)
             if units > cells:
                 break
             trial = reached[: cells + 1 - units] + lost
             wins = trial < found[units:]
+            # ties go to the cheaper choice, which comes first
             found[units:][wins], pick[units:][wins] = trial[wins], at
         reached = found
         picks.append(pick)
+    # cells that leave more of the room than the slack don't count as having met the budget
     low = max(0, -((slack - spare) // unit))
     if not np.isfinite(reached[low:]).any():
         low = 0

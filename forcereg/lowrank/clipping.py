@@ -78,9 +78,11 @@ def cut(first: Tensor, second: Tensor, share: float) -> Cut | None:
         return None
     left, values, right = torch.linalg.svd(core, full_matrices=False)
     energies = values.square()
+    # one rank for all groups: a grouped convolution has as many filters in each
     rank = smallest_rank(energies, 1 - share)
     if rank >= first.shape[1]:
         return None
+    # directions below the rounding of the weights' dtype are noise: 1 / noise would blow them up
     scale = torch.where(values > noise * values[..., :1], 1 / values, 0.0)[..., None, :rank]
     orthonormal, triangle = torch.linalg.qr(inner.mT @ right.mT[..., :rank] * scale)
     kept = float(energies[..., :rank].sum() / energies.sum())

@@ -37,6 +37,7 @@ class LayerRule:
         if self.rank is None:
             return one.smallest_rank(self.error)
         try:
+            # only whether it is in range: which rank is taken for it is told when it is applied
             one.ladder.rounded(self.rank)
             return self.rank
         except ValueError as error:
@@ -107,6 +108,7 @@ def rule_of(value: Any, where: str) -> LayerRule:
     if given == ["rank"]:
         return LayerRule(where, method, rank_of(fields["rank"], where))
     share = fields[given[0]]
+    # to Python True is a number, to whoever wrote it it isn't
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise ForceregError(f"{where}: {given[0]} is {shown(share)}; expected a number from 0 to 1")
     return LayerRule(where, method, error=share if given == ["error"] else 1 - share)

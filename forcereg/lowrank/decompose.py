@@ -156,6 +156,7 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
         found = described_layer(layer, where[layer.name], whole[layer.name], shapes)
         return of_chain(found, chains[layer.name], layer, weights, shapes) if layer.name in chains else found
 
+    # on the merged net: names in the selection are of whole layers, not of a chain's parts
     chosen, skipped = choose_layers(file.name, merged, whole, replace(selection, state=state), described)
     candidates = [
         candidate(
@@ -175,6 +176,7 @@ def places_of(file: NetFile, chains: Mapping[str, Chain]) -> dict[str, str]:
     first = {chain.parts[0]: name for name, chain in chains.items()}
     where: dict[str, str] = {}
     for index, layer in enumerate(file.message.layer):
+        # the first of two for different phases
         where.setdefault(first.get(layer.name, layer.name), file.where(index))
     return where
 
@@ -188,6 +190,7 @@ def described_layer(layer: Any, where: str, blobs: Mapping[int, np.ndarray], sha
     fully_connected = layer.type == "InnerProduct"
     param = layer.inner_product_param if fully_connected else layer.convolution_param
     if fully_connected and param.transpose:
+        # Caffe's transpose keeps inputs in rows; the engine's rows are outputs
         weight = weight.T
     if weight.ndim < (2 if fully_connected else 3) or len(weight) != param.num_output:
         found = f"the snapshot's weights have shape {weight.shape}"
@@ -233,11 +236,13 @@ def choose_layers(
     skipped: dict[str, str] = {}
     for layer in net.layer:
         name = layer.name
+        # only where all layers were meant: who names layers isn't told of others
         if layer.type == "Deconvolution" and only is None and name not in without:
             if weights.get(name):
                 skipped[name] = "it is a Deconvolution; Convolution and InnerProduct layers are decomposed"
             continue
         asked = layer.type in types or (layer.type in FC_TYPES and name in (only or selection.methods))
+        # a name may stand twice, once for each phase: the first says it for both
         if not asked or name in chosen or name in skipped or name in without:
             continue
         if only is not None and name not in only:

@@ -118,6 +118,7 @@ class Method(ABC):
             return self.full_rank
         bound = error * (1 + NOISE) * self.scale
         low, high = 0, 1
+        # doubling, since most ranks are far below the full one; one by one where a rank comes only after all lower ones
         while high < self.full_rank and self.squared_error(high) > bound:
             low, high = high, min(high + 1 if self.chained else 2 * high, self.full_rank)
         while high - low > 1:
@@ -194,6 +195,7 @@ def compose(tensors: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
         dims = outer.dim() - 2
         product = outer.movedim(1, -1).reshape(-1, outer.shape[1]) @ whole.flatten(1)
         product = product.reshape(len(outer), *outer.shape[2:], *whole.shape[1:])
+        # the product has outer axes, then inner ones; a kernel's two halves have to lie side by side to be one axis
         order = [0, dims + 1]  # then each axis of the outer kernel beside the same of the inner one
         order += [axis for spatial in range(dims) for axis in (1 + spatial, dims + 2 + spatial)]
         kernel = [a * b for a, b in zip(outer.shape[2:], whole.shape[2:], strict=True)]

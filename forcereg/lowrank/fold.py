@@ -82,6 +82,7 @@ def _only_reader(net: Any, name: str) -> Any | None:
     own = [layer for layer in net.layer if layer.name == name]
     readers: dict[str, Any] = {}
     for layer in own:
+        # order counts: who reads the blob before another works on it in place sees another value
         behind = list(net.layer)[list(net.layer).index(layer) + 1 :]
         for other in behind:
             if layer.top[0] in other.bottom and other.name != name:
@@ -108,6 +109,7 @@ def _take_bias(layer: Any, specs: Sequence[Any]) -> None:
     """The layer has a bias from now on; its multipliers are the Scale's bias's where it had none itself."""
     param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
     if not param.bias_term:
+        # true is the default, and shorter in the text
         param.ClearField("bias_term")
         del layer.param[1:]
         if len(specs) > 1 and layer.param:
@@ -120,7 +122,9 @@ def _folded(
 ) -> dict[int, np.ndarray]:
     """The weight and bias that do what the layer, its BatchNorm and its Scale do. (N, ...) and (N,), float32."""
     norm, *scales = behind
+    # float64, so that folding adds nothing but the rounding of what is written
     mean, variance, count = (np.asarray(weights[norm.name][index], np.float64).reshape(-1) for index in range(3))
+    # Caffe keeps moving sums and what to divide them by, which is 0 before any batch
     factor = 0.0 if count[0] == 0 else 1 / count[0]
     gain = 1 / np.sqrt(variance * factor + norm.batch_norm_param.eps)
     shift = -mean * factor * gain

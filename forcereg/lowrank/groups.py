@@ -74,6 +74,7 @@ def _parallel(layer: Any) -> list[Any]:
             part.ClearField(field)
         part.name, part.bottom[:], part.top[:] = name, [piece], [name]
         part.convolution_param.num_output //= groups
+        # 1 is the default
         part.convolution_param.ClearField("group")
         parts.append(part)
     for other in (slicing, joining):
@@ -135,6 +136,7 @@ def _fans(net: Any, weights: Weights) -> list[list[str]]:
 def _alike(first: Any, parts: list[Any], last: Any, weights: Weights, shared: Collection[str]) -> bool:
     """Whether the parts differ in names and weights only, and keep the order from Slice to Concat."""
     axis = parts[0].convolution_param.axis
+    # a Slice of another axis than the channels makes no groups
     if any(one not in (axis, 1) for one in (first.slice_param.axis, last.concat_param.axis)) or axis != 1:
         return False
     if [part.top[0] for part in parts] != list(last.bottom) or [list(p.bottom) for p in parts] != [
@@ -161,10 +163,12 @@ def _whole(net: Any, names: list[str]) -> Any:
     whole.ClearField("blobs")
     base, grouped, _ = part.name.rpartition("_group0")
     others = set(layers).difference(names)
+    # the name that split-groups took apart, unless somebody else has it by now
     whole.name = base if grouped and base not in others else last.top[0] if last.top[0] not in others else last.name
     whole.bottom[:], whole.top[:] = first.bottom, last.top
     whole.propagate_down[:], whole.loss_weight[:] = first.propagate_down, last.loss_weight
     param, count = whole.convolution_param, len(names) - 2
+    # parts may have groups of their own: then these multiply
     param.num_output, param.group = param.num_output * count, param.group * count
     return whole
 

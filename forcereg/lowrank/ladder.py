@@ -56,6 +56,7 @@ class Ladder:
         self._methods = [kind(block, metric, seed) for block, metric in zip(blocks, metrics, strict=True)]
         each: tuple[int, ...] = self._methods[0].full_ranks
         if limit is not None and kind.matrix_rank:
+            # a chain of rank 8 composed has no rank 9: beyond it there is only float64's rounding
             each = (min(each[0], max(1, limit // groups)),)
         self.full_ranks = tuple(groups * one for one in each)
         self.steps = tuple(_steps(one, groups, multiple) for one in each)
@@ -91,6 +92,7 @@ class Ladder:
         else:
             if not 1 <= operator.index(rank) <= self.full_rank:
                 raise ValueError(f"rank is {rank}; expected 1 to {self.full_rank}")
+            # down, so that the groups' total isn't above what was asked for; a step may take it up again
             first = max(1, rank // groups)
             each = [first, *(-(-first * one // full[0]) for one in full[1:])]
         taken = tuple(steps[bisect_left(steps, one * groups)] for steps, one in zip(self.steps, each, strict=True))
@@ -137,6 +139,7 @@ class Ladder:
             return self.rounded(rank)
         if error == 0:  # full, even if float64 sees lower ranks
             return self.full_ranks
+        # bounds decide most combinations; the search asks for exact errors only where they leave it open
         lower, upper = self._bounds
         costs = self.costs(places or [1] * len(self.slots)).ravel()
         first = [self._place(rank) for rank in self.alike]
@@ -206,6 +209,7 @@ class Ladder:
     def factors(self, rank: Rank) -> Factors:
         """The approximation at a rank. Raises ValueError for a rank out of range."""
         each = self._each(rank)
+        # parts of all groups behind each other: what a grouped convolution's weight is
         blocks = zip(*(one.tensors(each) for one in self._methods), strict=True)
         return self._chain(rank, [torch.cat(same).to(self.dtype) for same in blocks], self.error(rank))
 
@@ -233,6 +237,7 @@ class Watched(Ladder):
     """A ladder that says when the work is done that takes long: what is known of all ranks, and each chain."""
 
     def __init__(self, ladder: Ladder, tell: Callable[[str], None]) -> None:
+        # the same methods: nothing is computed twice for being watched
         self.__dict__.update(ladder.__dict__)
         self._tell: Callable[[str], None] | None = tell
         self._chains = tell

@@ -52,6 +52,7 @@ def find_chains(net: Any, weights: Weights) -> list[Chain]:
             layer.name.removesuffix(ending) for layer in net.layer if layer.name.endswith(ending)
         ):
             chain = Chain(name, tuple(part_name(name, slot) for slot in slots), slots)
+            # longer ones came first: the last two parts of a tucker2 aren't a pair besides
             taken = {part for known in chains for part in known.parts}
             if not taken.intersection(chain.parts) and is_chain(net, weights, chain):
                 chains.append(chain)
@@ -119,6 +120,7 @@ def _one_window(parts: Sequence[Any], weights: Weights) -> bool:
     dims = weights[parts[0].name][0].ndim - 2
     windows = [windows_of(part.convolution_param, dims) for part in parts]
     neutral = tuple(NEUTRAL.values())
+    # two windows on one axis would make a larger kernel, which `compose` doesn't do
     return all(sum(window[axis] != neutral for window in windows) <= 1 for axis in range(dims))
 
 
@@ -164,6 +166,7 @@ def whole(chain: Chain, parts: Sequence[Any], weights: Weights) -> Any:
     new.CopyFrom(last)
     new.name, new.bottom[:] = chain.name, list(first.bottom)
     new.propagate_down[:] = list(first.propagate_down)
+    # multipliers were the first part's where the last has none
     if not new.param:
         new.param.extend(first.param)
     if first.type == "InnerProduct":
@@ -188,6 +191,7 @@ def outer_groups(parts: Sequence[Any]) -> int:
 
 def whole_weight(parts: Sequence[Any], weights: Mapping[str, Mapping[int, np.ndarray]]) -> np.ndarray:
     """The composed weight of a chain, float64, as the one layer's blob (a transposed InnerProduct's is too)."""
+    # float64: the composed weight is decomposed again, and rounding would count as error
     tensors = [torch.from_numpy(np.asarray(weights[part.name][0])).double() for part in parts]
     if parts[0].type == "InnerProduct":
         transposed = parts[0].inner_product_param.transpose

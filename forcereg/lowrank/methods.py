@@ -51,6 +51,7 @@ class Pca(Spectral):
         super().__init__(weight, moments, seed)
         rows = weight.flatten(1)
         if moments is not None:
+            # L = V sqrt(values): ||W L|| is the size of the responses W x
             values, vectors = torch.linalg.eigh(moments)
             floor = RIDGE * values.clamp(min=0).mean()
             rows = rows @ (vectors * (values.clamp(min=0) + floor).sqrt())
@@ -116,6 +117,7 @@ class Vh(Spectral):
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, C, kh, 1) and (N, R, 1, kw), the singular values' roots in both."""
         count, channels, height, width = self.weight.shape
+        # only the shorter side's axes are computed; the other side follows from them
         matrix, axes = self._matrix(), self._axes[0][:, : single(rank)]
         wide = len(matrix) <= matrix.shape[1]
         others = (matrix.T if wide else matrix) @ axes
@@ -180,11 +182,13 @@ class Kmeans(Method):
         error, labels = self._chain[-1]
         centres = means(self._rows, labels, count)
         distances = np.square(self._rows - centres[labels]).sum(1)
+        # k-means would warn of empty clusters, and there is nothing left to gain
         if error == 0 or not distances.any():
             return 0.0, labels  # fewer filters differ than clusters are asked for
         farthest = int(distances.argmax())
         split = labels.copy()
         split[farthest] = count
+        # the split alone never raises the error; Lloyd's algorithm mostly gets below it
         candidates = [split, lloyd(self._rows, np.vstack([centres, self._rows[farthest]]), self.seed)]
         return min(((spread(self._rows, one, count + 1), one) for one in candidates), key=lambda pair: pair[0])
 

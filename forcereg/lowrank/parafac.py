@@ -61,6 +61,7 @@ class Cp(Method):
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, C, 1, 1), (R, 1, kh, 1), (R, 1, 1, kw), (N, R, 1, 1)."""
+        # never grown: it would take every rank below
         matrices = self._exact() if single(rank) == self.full_rank else self._grown(single(rank))[1]
         out, into, vertical, horizontal = (torch.from_numpy(np.ascontiguousarray(one)) for one in matrices)
         return (
@@ -77,6 +78,7 @@ class Cp(Method):
 
     def _exact(self) -> list[np.ndarray]:
         """One product for every place on all axes but the longest."""
+        # the longest axis holds the values, all others unit vectors: the fewest products that are exact
         longest = int(np.argmax(self._whole.shape))
         others = [size for axis, size in enumerate(self._whole.shape) if axis != longest]
         places = iter(np.indices(others).reshape(len(others), -1))
@@ -116,6 +118,7 @@ class Cp(Method):
             except np.linalg.LinAlgError:
                 return None
         tuned = [np.asarray(one) for one in tuned]
+        # tensorly keeps lengths apart; `balanced` shares them out anew
         tuned[0] = tuned[0] * weights
         return balanced(tuned) if all(np.isfinite(one).all() for one in tuned) else None
 

@@ -60,6 +60,7 @@ class Candidate:
     def work(self, choice: Choice) -> int:
         """What a choice costs to compute: MACs, or the learned values where shapes are unknown."""
         cost = self.cost(choice)
+        # one unit for both sides of a comparison, also where shapes are known for one of them only
         return cost.params if cost.macs is None or self.dense.macs is None else cost.macs
 
     def kept(self, choice: Choice) -> Choice:
@@ -91,6 +92,7 @@ class Candidate:
         """
         measure = measure or ("params" if self.dense.macs is None else "macs")
         whole, ranks = getattr(self.dense, measure), self.ranks
+        # costs rise with the rank, so that the first that isn't cheaper ends it
         return ranks[: bisect_left(ranks, whole, key=lambda rank: getattr(self.cost(rank), measure))]
 
     @property
@@ -113,6 +115,7 @@ class Candidate:
 
         By MACs, by learned values where shapes are unknown.
         """
+        # a place that is unknown would count as free
         known = self.dense.macs is not None and None not in self.positions
         return self.ladder.smallest_rank(error, self._places("macs" if known else "params"))
 

@@ -41,8 +41,10 @@ def rewrite(net: Any, weights: Weights, factors: Mapping[str, Factors]) -> tuple
     blobs: dict[str, dict[int, np.ndarray]] = {}
     for name, values in weights.items():
         if name in factors:
+            # the chain keeps the flag, so that its weights have to lie like the layer's
             transposed = any(layer.name == name and layer.inner_product_param.transpose for layer in net.layer)
             blobs.update(split_weights(name, values, factors[name], transposed))
+        # Caffe and forcereg write layers without blobs, too: those of layers that are gone would be told as unknown
         elif values or name in names:
             blobs[name] = dict(values)
     return new, blobs
@@ -59,6 +61,7 @@ def split(layer: Any, factors: Factors) -> list[Any]:
     last = factors.parts[-1]
     for part in factors.parts:
         new = type(layer)()
+        # everything that isn't about the weight holds for each part: include rules, phase, engine, fillers
         new.CopyFrom(layer)
         new.ClearField("blobs")
         new.name, new.bottom[:] = part_name(layer.name, part.slot), bottoms
@@ -95,6 +98,7 @@ def set_window(param: Any, whole: Any, part: Part) -> None:
     for field, (height, width) in AXES.items():
         named = [getattr(whole, name) if whole.HasField(name) else None for name in (height, width)]
         values = per_axis(getattr(whole, field), named, dims, NEUTRAL[field])
+        # all three spellings go: a file may not have kernel_size beside kernel_h
         for name in (field, height, width):
             param.ClearField(name)
         set_field(param, field, [value if own else NEUTRAL[field] for value, own in zip(values, owned, strict=True)])

@@ -31,6 +31,7 @@ def cheapest(
     are cheaper than the best so far and would be within the bound if their error fell as far below its upper bound
     as the last one tried did; at first at least the one with the least upper bound.
     """
+    # one always is: at the full ranks the upper bound is zero
     met = np.flatnonzero(upper <= bound)
     best = int(met[np.lexsort((upper[met], costs[met]))[0]])
     for at in reversed(first):
@@ -46,6 +47,7 @@ def cheapest(
         if not len(places):
             if tried.any() or not len(left):
                 break
+            # nothing was tried yet, so how errors fall below bounds isn't known: the likeliest is
             places = left[upper[left] == upper[left].min()]
         at = int(places[np.lexsort((upper[places], costs[places]))[0]])
         found, tried[at] = error(at), True
@@ -69,6 +71,7 @@ def efficient(costs: np.ndarray, errors: np.ndarray, limit: int, also: Sequence[
     least = np.minimum.accumulate(errors[order])
     front = order[np.append(True, least[1:] < least[:-1])[: len(order)]]
     if len(front) > EFFICIENT:
+        # square roots: steps that are equal there are small where costs are, which is where ranks matter
         roots = np.sqrt(costs[front].astype(float))
         bins = np.linspace(roots[0], roots[-1], EFFICIENT)  # the first holds the cheapest one alone
         places = np.searchsorted(bins, roots)

@@ -69,10 +69,12 @@ def by_times(candidates: Sequence[Candidate], criterion: Criterion, timer: Timer
         for one in left:
             if not isinstance(choice := asked[one.name], Whole):
                 rank = rounded(one, choice)
+                # measured once: a budget shared out anew mostly asks for the same ranks again
                 found[one.name] = known.get((one.name, rank)) or trial(one, rank, timer, budget)
                 known[one.name, rank] = found[one.name]
         slower = {name: tried for name, tried in found.items() if isinstance(tried.choice, Whole)}
         whole.update(slower)
+        # without a budget a layer that stays whole takes nothing from the others
         if not budget or not slower:
             tried = {**whole, **found}
             trials = tuple(tried[one.name] for one in candidates if one.name in tried)
@@ -107,6 +109,7 @@ def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Tria
     as_is, *chains = timer(one, [Whole("as it is"), *ranks])
     before, times = median(as_is), {rank: median(rounds) for rank, rounds in zip(ranks, chains, strict=True)}
     scores = {rank: ms / (one.work(rank) if down else 1) for rank, ms in times.items()}
+    # ranks are in order of nearness, so that of equals the first is the nearest
     best = next(rank for rank in ranks if scores[rank] <= min(scores.values()) * (1 + TIE))
     choice: Choice = best
     if not is_faster(chains[ranks.index(best)], as_is):
@@ -132,6 +135,7 @@ def nearby(one: Candidate, asked: Rank, down: bool = False) -> list[Rank]:
         for rank in found
         if rank != asked and _is_near(each_of(rank), each_of(asked)) and _has(one, rank) and _costs_less(one, rank)
     ]
+    # by ratio of work: half and double are equally far
     near.sort(key=lambda rank: abs(log(one.work(rank) / one.work(asked))))
     return near[:PAIRS]
 

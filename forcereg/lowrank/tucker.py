@@ -96,6 +96,7 @@ class Tucker2(Method):
         count, _, channels = whole.shape
         own = torch.eye(count, out_rank, dtype=whole.dtype), torch.eye(channels, in_rank, dtype=whole.dtype)
         most = float(self._bounds[1][out_rank - 1, in_rank - 1])
+        # exact by construction: alternating would only add rounding
         if (out_rank, in_rank) == self.full_ranks:
             return 0.0, *own
         out, into = own
@@ -108,8 +109,10 @@ class Tucker2(Method):
                 into, held = improved(kept.T, into)
                 if held - before <= GAIN * (self.scale - held):
                     break
+            # summed from what is left out: scale - held would cancel where little is
             outside = float((whole.flatten(1) - out @ kept.reshape(out_rank, -1)).square().sum())
             found = outside + float((kept - kept @ into @ into.T).square().sum())
+        # HOSVD's own bases where alternating didn't gain: errors stay within their bounds
         return (found, out, into) if found < most else (most, *own)
 
     def squared_error(self, rank: Rank) -> float:

@@ -84,6 +84,7 @@ def write_net(
     paths = {one: Path(f"{prefix}{ending}") for one, ending in FORMATS.items()}
     for path, known in ((net_path, read.given), *((path, source.path) for path in paths.values())):
         if known is not None and path.resolve() == Path(known).resolve():
+            # of the other format nothing is written, but the net beside it would be another
             if path not in (net_path, paths[form]):
                 raise UsageError(f"--out {prefix} would put another net beside {known}; choose another prefix")
             raise UsageError(f"--out {prefix} would overwrite {known}; choose another prefix")
@@ -93,6 +94,7 @@ def write_net(
     file = parse_net(text, str(net_path))
     if form == "binary":
         check_size(paths[form], weights)
+    # weights first: cut short here, no net is left beside an older run's weights as if they were its own
     written = write_in_format(paths[form], made, training_message(file), form == "binary", file)
     write_text(net_path, text)
     for other in paths.values():
@@ -116,6 +118,7 @@ def warn_of(other: Path, written: Path, text: str, weights: Weights, warn: Calla
         return
     try:
         known = read_model(other)
+        # the same run in both formats, one after the other, is no mistake
         same = known.attrs.get(NET) == text and fingerprint(known.layers) == fingerprint(weights)
     except ForceregError:
         same = False

@@ -61,6 +61,7 @@ def read_weights(snapshot: StrPath) -> ModelFile:
     found = read(os.fspath(snapshot))
     if isinstance(found, ModelFile):
         return found
+    # as for a solver's net: the state may lie in another folder than the run's
     root = find_root(found.learned_net, str(snapshot))
     return model_of(found, learned_nets(root, found.learned_net, str(snapshot)))
 
@@ -84,6 +85,7 @@ def asked_net(
     compare(weights, file, warn)
     root = net_root(file)
     if model is not None:
+        # the net that a snapshot holds is the one that its weights were in
         check_fit(weights, file, root, {**(weights.input_shapes or {}), **(given or {})})
     return file, root
 

@@ -129,6 +129,7 @@ class Shown:
     def __call__(self, event: Event) -> None:
         """One of the events of `Tell`."""
         if event.kind == "progress":
+            # a count that begins again is a new task, also under the same name
             if self._steps is None or event.task != self._task or not event.done:
                 self._begin(event)
             if event.done:

@@ -47,6 +47,7 @@ class Judged:
         def accuracy(choices: Mapping[str, Choice]) -> float:
             made = prepared.apply(choices)
             file = net_from_message(made.net, prepared.file.name)
+            # shapes are given, so that its data layers open nothing: the function feeds it
             net = filled_net(file, made.weights, accounts.fed or {}, accounts.allow_python_layers)
             return float(score(net.eval()))
 

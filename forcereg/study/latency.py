@@ -60,7 +60,9 @@ def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECO
     """
     watch = Stopwatch(device)
     with torch.inference_mode():
+        # before anything is timed: a recorded run takes another number of calls
         runs = at_one_launch(runs, device)
+        # each its own: a short run is called often in a round, so that the clock's grain doesn't count
         calls = [_calls(run, watch) for run in runs]
         started = time.perf_counter()
         _round(runs, calls, watch)
@@ -185,6 +187,7 @@ def layer_net(layers: Sequence[Any], shapes: Shapes, device: torch.device) -> Ne
         fed.input_param.shape.add(dim=shape)
     for layer in layers:
         own = message.layer.add()
+        # without rules, names of shared blobs and weights: it runs alone
         own.CopyFrom(layer)
         for field in ("include", "exclude", "phase", "param", "loss_weight", "blobs"):
             own.ClearField(field)

@@ -176,12 +176,14 @@ class Opening:
 
     def open(self, snapshot: StrPath, rules: LayerRules | None = None) -> Opened:
         """The net of a snapshot, ready to be decomposed; `rules`: of single layers. Raises ForceregError."""
+        # before anything is read: what doesn't go together costs no time
         selection, solver = self.selection(rules), self.solver_file
         read = read_net_of(snapshot, self.model, self.input_shapes, self.tell.warn)
         return self.prepared(read, selection, solver)
 
     def prepared(self, read: ReadNet, selection: Selection, solver: SolverFile | None) -> Opened:
         """A net that was read, ready to be decomposed. Raises ForceregError."""
+        # the solver's test state decides which layers the TEST net has, as in training
         tested = solver and next(iter(solver.message.test_state), None)
         known = read.model.input_shapes
         found = accounts(read.file, self.input_shapes, known, read.root, self.allow_python_layers, tested)

@@ -55,6 +55,7 @@ def recalibrated(
         found = {name: dict(blobs) for name, blobs in weights.items()}
         for name in norms(net):
             for index in range(len(STATISTICS)):
+                # a blob that another layer owns is copied where that one is
                 if f"{name}/{index}" not in net.shared:
                     found[name][index] = net.params[name][index].detach().cpu().numpy().copy()
     finally:
@@ -98,6 +99,7 @@ def _gathering(net: Net, found: Mapping[str, BatchNorm]) -> Iterator[None]:
     try:
         for module in found.values():
             module.train()
+            # a fraction of 1 adds batches up unweighted; frozen layers gather, too
             module.fraction, module.global_stats = 1.0, False
             for name in STATISTICS:
                 module.weight_blob(name).zero_()

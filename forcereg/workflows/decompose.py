@@ -136,6 +136,7 @@ def decompose(
         model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, data, device, data_budget,
         workers, allow_python_layers, input_shapes or {}, tell,
     )  # fmt: skip
+    # all that can be wrong without reading a file comes first
     rule.check(method, data is not None)
     clock, training = measuring(latency, batch), training_batches(asked, recalibrate)
     opened = asked.open(snapshot, rule.layers)
@@ -145,8 +146,10 @@ def decompose(
     done = ready.apply(choices)
     dearer = any(isinstance(choice, Dearer) for choice in choices.values())
     if not done.layers:
+        # ranks were asked for, and every layer stayed whole: nothing worth writing
         raise nothing(snapshot, opened.prepared.file, done.skipped, DEARER if dearer else "")
     if training is not None:
+        # after the cut: statistics are of what its layers now hand on
         done = recalibrated(done, opened.prepared, opened.weights, choices, training, tell)
     measured = None if clock is None or timed is None else latencies(opened, done, clock, batch, timed, tell)
     return Decomposition(account(opened, done, measured, training), done, opened, measured, dearer, tell)

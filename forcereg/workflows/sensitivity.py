@@ -94,6 +94,7 @@ def sensitivity(
         model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, solver, device, data_budget,
         workers, allow_python_layers, input_shapes or {}, tell,
     )  # fmt: skip
+    # first: a solver without a test net is told before weights are read
     evaluator = asked.evaluator(None if scores is None else Path(scores))
     opened = asked.open(snapshot)
     prepared = opened.prepared
