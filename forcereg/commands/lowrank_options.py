@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,9 +18,6 @@ from forcereg.commands.options import (
     input_shape_option,
 )
 from forcereg.errors import UsageError
-
-if TYPE_CHECKING:
-    from forcereg.study.opened import Opening
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -74,13 +71,6 @@ class LayerOptions:
             "allow_python_layers": self.allow_python_layers,
             "input_shapes": given_shapes(self.input_shape),
         }
-
-    def opening(self, **more: Any) -> Opening:
-        """The same as what opens nets. Raises UsageError."""
-        from forcereg.study.opened import Opening
-
-        given = self.keywords
-        return Opening(solver=given.pop("data"), **given, **more)
 
 
 def gathered(into: str, kind: type, options: Sequence[Decorator]) -> Decorator:

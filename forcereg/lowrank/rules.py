@@ -6,7 +6,6 @@ that `forcereg decompose` offers it by. Rules are plain values; what they need o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,13 @@ from forcereg.cost import Cost
 from forcereg.errors import UsageError, check_share
 from forcereg.registry import Option, rank_rule
 from forcereg.system.events import Tell
+from forcereg.system.paths import StrPath
 
 if TYPE_CHECKING:
     from forcereg.lowrank.accuracy import Accuracy
     from forcereg.lowrank.config import LayerRules
     from forcereg.lowrank.factor import Rank
     from forcereg.lowrank.ranks import Candidate, Choice, Criterion
-
-
-StrPath = str | os.PathLike[str]
 
 
 class Subject(Protocol):

@@ -12,10 +12,11 @@ from typing import Any
 from forcereg.errors import ForceregError, UsageError, printable
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net.convert import MESSAGE, training_message, write_in_format
-from forcereg.net.read import ReadNet, StrPath
+from forcereg.net.read import ReadNet
 from forcereg.schema.text import parse_net, to_text
 from forcereg.snapshot import NET, binary, fingerprint, is_binary, read_model
 from forcereg.system.files import write_text
+from forcereg.system.paths import StrPath
 
 FORMATS = {"binary": ".caffemodel", "hdf5": ".caffemodel.h5"}
 """Formats of weights -> how such a file's name ends."""

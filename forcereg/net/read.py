@@ -22,9 +22,8 @@ from forcereg.snapshot import (
     suited,
     suited_to,
 )
-from forcereg.system.paths import find_root, learned_nets
+from forcereg.system.paths import StrPath, find_root, learned_nets
 
-StrPath = str | os.PathLike[str]
 Warn = Callable[[str], None]
 
 

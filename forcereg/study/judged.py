@@ -10,11 +10,11 @@ from forcereg.cost import Cost
 from forcereg.lowrank.accuracy import Accuracy
 from forcereg.lowrank.ranks import Choice
 from forcereg.net.module import Net
-from forcereg.net.read import StrPath
 from forcereg.schema.text import net_from_message
 from forcereg.study.latency import filled_net
 from forcereg.study.opened import Opened, Opening
 from forcereg.system.events import Tell
+from forcereg.system.paths import StrPath
 
 
 @dataclass(frozen=True)

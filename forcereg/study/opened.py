@@ -15,12 +15,13 @@ from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.lowrank.config import LayerRules
 from forcereg.lowrank.decompose import Named, Picked, Prepared, Selection, prepare
 from forcereg.lowrank.kinds import factorizer
-from forcereg.net.read import ReadNet, StrPath, read_net_of
+from forcereg.net.read import ReadNet, read_net_of
 from forcereg.schema.text import NetFile, SolverFile, read_solver
 from forcereg.study.accounting import Accounts, accounts
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.moments import TrainingData, prepare_aware
 from forcereg.system.events import Tell
+from forcereg.system.paths import StrPath, listed
 
 MIXED = "mixed"
 """The method that says: each layer by its own."""
@@ -82,7 +83,7 @@ class Opened:
         return [line for line in (self.unknown, self.costed) if line]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Opening:
     """How nets are opened: which net, which layers by which method, and what they may read and run on.
 
@@ -113,7 +114,8 @@ class Opening:
 
     def selection(self, rules: LayerRules | None = None) -> Selection:
         """Which layers to decompose and how. Raises UsageError for what doesn't go together."""
-        only, without = listed(self.layers), listed(self.except_layers) or ()
+        only = self.layers if self.layers is None or callable(self.layers) else listed(self.layers)
+        without = listed(self.except_layers)
         if not callable(only) and (both := sorted({*(only or ())}.intersection(without))):
             raise UsageError(f"--only-layers and --except-layers both name '{both[0]}'")
         if self.method not in (known := sorted([MIXED, *factorizer])):
@@ -199,11 +201,6 @@ class Opening:
             return prepare(read.file, read.model.layers, shapes, selection)
         data = self.training_data(self.data_aware)
         return prepare_aware(read.file, read.model.layers, shapes, selection, data)
-
-
-def listed(asked: Picked | str | None) -> Any:
-    """One name as a list of it, anything else as it is."""
-    return [asked] if isinstance(asked, str) else asked
 
 
 def nothing(snapshot: StrPath, file: NetFile, skipped: Mapping[str, str], hint: str = "") -> ForceregError:

@@ -19,7 +19,6 @@ from forcereg.lowrank.ranks import Choice, Criterion, Dearer
 from forcereg.lowrank.rules import Rule, criterion_of
 from forcereg.lowrank.timed import Timed
 from forcereg.net.made import write_net
-from forcereg.net.read import StrPath
 from forcereg.report.latency import Latency, device_text
 from forcereg.report.lowrank import net_report, remarks
 from forcereg.schema.text import net_from_message
@@ -29,6 +28,7 @@ from forcereg.study.moments import TrainingData
 from forcereg.study.opened import Opened, Opening, nothing
 from forcereg.study.recalibrate import recalibrate as recalibrated
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath
 
 DEARER = "--even-if-dearer decomposes layers whose chain costs no less, too"
 
@@ -133,8 +133,9 @@ def decompose(
     """
     tell = Tell(observer)
     asked = Opening(
-        model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, data, device, data_budget,
-        workers, allow_python_layers, input_shapes or {}, tell,
+        model=model, method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
+        fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=data, device=device, data_budget=data_budget,
+        workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
     # all that can be wrong without reading a file comes first
     rule.check(method, data is not None)

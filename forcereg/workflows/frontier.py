@@ -123,8 +123,9 @@ def frontier(
     names, rules = labels_of(paths, labels), by_name(rule)
     clock = None if latency == "no" else measuring_device(latency)
     asked = Opening(
-        model, "", layers, except_layers, fc, multiple, fold_bn, data_aware, seed, solver, device, data_budget, workers,
-        allow_python_layers, input_shapes or {}, tell,
+        model=model, method="", layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
+        fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=solver, device=device, data_budget=data_budget,
+        workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
     if scores is not None:
         make_folder(Path(scores).parent)

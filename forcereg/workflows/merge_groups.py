@@ -5,8 +5,9 @@ from __future__ import annotations
 from forcereg.errors import ForceregError
 from forcereg.lowrank.groups import merge_groups as merge
 from forcereg.net.made import RegroupedNet
-from forcereg.net.read import StrPath, read_net_of
+from forcereg.net.read import read_net_of
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath
 
 
 def merge_groups(snapshot: StrPath, *, model: StrPath | None = None, observer: Observer | None = None) -> RegroupedNet:

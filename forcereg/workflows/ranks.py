@@ -8,10 +8,10 @@ from typing import Any
 
 from forcereg.errors import check_share
 from forcereg.lowrank.decompose import Named, Picked
-from forcereg.net.read import StrPath
 from forcereg.report.ranks import RankTable, rank_table
 from forcereg.study.opened import Opened, Opening, nothing
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath
 
 ERRORS = (0.01, 0.05, 0.1, 0.2)
 
@@ -76,8 +76,9 @@ def ranks(
         check_share("the error bound", bound)
     tell = Tell(observer)
     asked = Opening(
-        model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, data, device, data_budget,
-        workers, allow_python_layers, input_shapes or {}, tell,
+        model=model, method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
+        fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=data, device=device, data_budget=data_budget,
+        workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
     opened = asked.open(snapshot)
     prepared = opened.prepared

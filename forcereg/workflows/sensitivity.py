@@ -11,12 +11,12 @@ from forcereg.lowrank.accuracy import Point
 from forcereg.lowrank.accuracy import sensitivity as points_of
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.factor import rank_text
-from forcereg.net.read import StrPath
 from forcereg.report.plot import picture_kind
 from forcereg.report.sensitivity import as_csv, picture
 from forcereg.study.opened import Opened, Opening, nothing
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
+from forcereg.system.paths import StrPath
 
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
@@ -91,8 +91,9 @@ def sensitivity(
         check_share("the error bound", bound)
     tell = Tell(observer)
     asked = Opening(
-        model, method, layers, except_layers, fc, multiple, fold_bn, data_aware, seed, solver, device, data_budget,
-        workers, allow_python_layers, input_shapes or {}, tell,
+        model=model, method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
+        fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=solver, device=device, data_budget=data_budget,
+        workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
     # first: a solver without a test net is told before weights are read
     evaluator = asked.evaluator(None if scores is None else Path(scores))

@@ -7,8 +7,9 @@ from forcereg.lowrank.decompose import Named, matching
 from forcereg.lowrank.groups import split_groups as split
 from forcereg.lowrank.groups import splittable
 from forcereg.net.made import RegroupedNet
-from forcereg.net.read import StrPath, read_net_of
+from forcereg.net.read import read_net_of
 from forcereg.system.events import Observer, Tell
+from forcereg.system.paths import StrPath, listed
 
 
 def split_groups(
@@ -45,7 +46,7 @@ def _known(asked: Named | str | None, known: list[str], name: str) -> list[str]:
     if asked is None:
         return known
     found = []
-    for one in [asked] if isinstance(asked, str) else asked:
+    for one in listed(asked):
         if not (matches := matching(one, known)):
             raise UsageError(
                 f"--only-layers: '{one}' is no grouped Convolution of {name} that can be split; "

@@ -94,8 +94,8 @@ def sweep(
     tell, folder = Tell(observer), Path(out)
     texts = settings_to_try(set)
     opening = Opening(
-        None, method, layers, except_layers, fc, multiple, device=device, data_budget=data_budget, workers=workers,
-        allow_python_layers=allow_python_layers, tell=tell,
+        method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=device,
+        data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers, tell=tell,
     )  # fmt: skip
     cut = cut_by(MaxError(error) if rule is None else rule, opening, even_if_dearer)
     running = {
