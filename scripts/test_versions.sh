@@ -4,7 +4,8 @@
 # Makes .venv-oldest (6 GB with torch's CUDA build) when what is declared has changed, says what is installed and
 # runs the tests of layers, low-rank maths, solver, snapshots and golden cases, or those that the arguments, which
 # go to pytest, name. Run it when a range in pyproject.toml or the code's use of a library changes; scripts/test.sh
-# and CI don't: it takes about half an hour. PYTHON and TORCH_INDEX are those of scripts/setup.sh.
+# and CI don't: it takes about half an hour. PYTHON names the interpreter (python3.11, the oldest, if not given),
+# TORCH_INDEX a further index for torch, as in scripts/setup.sh.
 set -euo pipefail
 export PYTHONSAFEPATH=1 # as in scripts/setup.sh
 

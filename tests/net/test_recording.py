@@ -15,7 +15,7 @@ from forcereg.net.module import Net
 from tests.conftest import TOP
 from tests.layers.nets import layer_net, noise
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
 NETS = {
     "lenet": "examples/mnist/lenet",

@@ -102,7 +102,7 @@ def test_launcher_that_is_gone(ranked: pytest.MonkeyPatch) -> None:
     """Killed before this process could ask to be told."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         ranked.setenv(name, "0")
-    ranked.setenv(launch.LAUNCHER, "1")
+    ranked.setenv(launch.LAUNCHER, str(os.getpid()))  # not 1, whose child an orphaned run of the tests is
     ranked.setattr(contact.ctypes, "CDLL", None)  # else the process of the tests would be told
     with pytest.raises(LostContact, match="the process that launched this one is gone"):
         join(["cpu"], SolverParameter())
