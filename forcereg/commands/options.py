@@ -102,11 +102,6 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def stage_list(stages: str) -> tuple[str, ...]:
-    """--stage a,b as a tuple, without empty ones."""
-    return tuple(stage for stage in stages.split(",") if stage)
-
-
 def net_options(function: Callable[..., Any], phase: str = "TEST") -> Callable[..., Any]:
     """--phase, --level, --stage and --input-shape: which layers of a net to look at, and of what size."""
     options = (

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from forcereg.errors import printable
 from forcereg.system.events import Event
 from forcereg.system.terminal import bar, echo, on_terminal
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
 
 PAUSE = 5.0
 """Seconds between lines of steps of which many take no time."""
@@ -84,16 +78,6 @@ class Steps:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-    def around(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, with the progress shown while it runs."""
-
-        @functools.wraps(function)
-        def call(*args: P.args, **named: P.kwargs) -> T:
-            with self:
-                return function(*args, **named)
-
-        return call
 
     def done(self, text: str) -> None:
         """One more step."""

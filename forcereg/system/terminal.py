@@ -11,12 +11,10 @@ import io
 import os
 import select
 import sys
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from forcereg.errors import ForceregError, printable
 
-T = TypeVar("T")
 WIDE = 1000
 """Columns where nobody looks at it, behind a pipe."""
 
@@ -51,18 +49,6 @@ def bar(*columns: Any) -> Any:
     from rich.progress import Progress
 
     return Progress(*columns, console=console(err=True), transient=True)
-
-
-def track(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
-    """The items, with a bar on a terminal, nothing elsewhere."""
-    if not on_terminal():
-        yield from items
-        return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    title = TextColumn("{task.description}", markup=False)
-    with bar(title, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as shown:
-        yield from shown.track(items, total, description=printable(description))
 
 
 def prepare() -> None:

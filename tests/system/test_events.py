@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -28,6 +30,29 @@ def test_steps_are_counted() -> None:
     step("conv1")
     step("conv2")
     assert [(event.done, event.most, event.text) for event in seen] == [(0, 2, ""), (1, 2, "conv1"), (2, 2, "conv2")]
+
+
+def test_items_are_steps() -> None:
+    seen: list[Event] = []
+    assert list(Tell(seen.append).track("ab", "reading", None)) == ["a", "b"]
+    assert [(event.task, event.done, event.most) for event in seen] == [("reading", i, None) for i in range(3)]
+
+
+def test_an_item_is_gone_before_the_next_is_made() -> None:
+    """There may be memory for one picture only."""
+    alive: list[weakref.ref[set[int]]] = []
+
+    def items() -> Iterator[set[int]]:
+        for number in range(3):
+            assert not alive or alive[-1]() is None
+            item = {number}
+            alive.append(weakref.ref(item))
+            yield item
+            del item
+
+    for item in Tell([].append).track(items(), "writing", 3):
+        del item
+    assert len(alive) == 3
 
 
 def test_without_one_only_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
