@@ -230,6 +230,7 @@ class ImageFeed(PlannedFeed):
         batch: _Batch = self._fetch()
         self._given = int(batch.index[0])
         if self._kept is not None and self._kept.have.all():
+            # all have been decoded once: from here on no thread, no copies, crops on the device
             self._resident = torch.from_numpy(self._kept.images).to(self.device)
             super().close()
             self._kept = None
@@ -247,6 +248,7 @@ class ImageFeed(PlannedFeed):
 
     def _start(self, empty: Callable[[], Tensor]) -> Prefetch:
         count, shape = len(self.files), self.files.shape
+        # counted uncropped: it is whole images that are kept
         fits = count * int(np.prod(shape)) <= self.budget
         self._kept = _Kept(np.empty((count, *shape), np.uint8), np.zeros(count, bool)) if fits else None
         reader = _Reader(self.files, self.transform, self.shuffle, self.seed, self._kept, self.shard)
@@ -275,6 +277,7 @@ def order(count: int, shuffle: bool, seed: int, position: int, batch: int) -> np
     places = np.arange(position, position + batch)
     if not shuffle:
         return places % count
+    # a batch may end one round and begin the next, which has another order
     rounds = np.split(places, np.flatnonzero(places[1:] % count == 0) + 1)
     return np.concatenate([_permutation(seed, int(part[0]) // count, count)[part % count] for part in rounds])
 
@@ -351,5 +354,6 @@ class _Reader:
         image = self.files.load(index)
         if kept is not None and image.shape == self.files.shape:
             kept.images[index] = image
+            # behind the image: another thread may look in between
             kept.have[index] = True
         return image

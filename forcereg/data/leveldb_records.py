@@ -73,6 +73,7 @@ class LevelDbRecords(Records):
         skipped = sum(1 for _ in islice(reader, start))
         first = next(reader, None)
         if first is None:
+            # the end came while skipping, and with it the number: begin again behind so many rounds
             self._handle.count, start = skipped, start % skipped
             yield from self.read(start)
             return
@@ -89,6 +90,7 @@ class LevelDbRecords(Records):
 
         last: bytes | None = None
         try:
+            # one pass after another over the set: a cache would hold what isn't asked for again soon
             options = {"include_value": values, "fill_cache": False, "verify_checksums": True}
             with self._handle.db.iterator(**options) as records:
                 for record in records:
@@ -98,6 +100,7 @@ class LevelDbRecords(Records):
             raise self._damaged(error, last) from error
 
     def _damaged(self, error: Exception, last: bytes | None = None) -> ForceregError:
+        # plyvel hands on what LevelDB said, as bytes
         (found,) = error.args or ("no reason given",)
         text = found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else str(found)
         text = re.sub(r"/\S*/(?=\d|MANIFEST|CURRENT)", "", " ".join(text.split()))  # of the temporary folder

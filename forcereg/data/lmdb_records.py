@@ -86,8 +86,10 @@ class LmdbRecords(Records):
                 low, high, flags, key_size = head_of(pages, at + node)
                 begin = at + node + _NODE.size
                 middle = begin + key_size
+                # sliced before it is checked, since a slice never reaches beyond; the check follows
                 key, size = pages[begin:middle], low | high << 16
                 stop = middle + (_NUMBER.size if flags else size)
+                # keys must ascend: else a damaged branch could give records twice, unnoticed
                 if key <= last or stop > end:
                     self._fail_at(last, "the next record is out of order or out of its page")
                 if not flags:
@@ -116,10 +118,12 @@ class LmdbRecords(Records):
             if version != VERSION:
                 self._fail(f"its format has version {version}, expected {VERSION}")
             if not at:
+                # the first page says where the second is: its free-table entry begins with the page size
                 at = self._page_size = int.from_bytes(page[_HEADER + 24 : _HEADER + 28], "little")
                 if at not in (1 << power for power in range(9, 16)):
                     self._fail(f"pages of {at} bytes")
             found.append(meta)
+        # two headers by turns: the one of the newer transaction holds
         flags, self._depth, _, _, _, self._count, self._root, self._last, _ = max(found, key=lambda meta: meta[-1])
         promised = (self._last + 1) * self._page_size
         if size < promised:
@@ -133,8 +137,10 @@ class LmdbRecords(Records):
         """The leaf pages in the order of their keys: bytes, where in them the page begins, where in it its nodes do."""
         find = _Pages(self).find
         size, count_of, left = self._page_size, _PAGE.unpack_from, self._last + 1
+        # a stack of our own: how deep it goes is the file's word
         levels = [iter((self._root,))]
         while levels:
+            # all leaves are equally deep in a B+ tree, so a page of the wrong kind is damage
             is_leaf = len(levels) == self._depth
             for number in levels[-1]:
                 left -= 1
@@ -200,6 +206,7 @@ class _Pages:
             records._fail(f"page {number} of {records._last + 1} is named")
         # what is between belongs to the other kind of page
         follows = self._first <= number <= self._behind + 4
+        # doubled while reading goes on, one page after a jump
         self._ahead = min(2 * self._ahead, _AHEAD) if follows else 1
         most = max(count, min(self._ahead, records._last + 1 - number))
         self._window = records._bytes(number * size, most * size, count * size)
@@ -215,6 +222,7 @@ class _Pages:
         else:
             if not 2 <= number <= records._last + 1 - count:
                 records._fail_at(key, f"its value has {size} bytes from page {number} on, of {records._last + 1}")
+            # before the memory is taken: the size is the file's word too
             if size > DECODING.limit:
                 DECODING.refuse(size, str(record_error(str(records.path), key, "its value")), "write it smaller")
             pages, at = self.find(number, 1 if count > _LARGE else count)

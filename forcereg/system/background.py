@@ -25,6 +25,7 @@ class Worker(threading.Thread):
     """
 
     def __init__(self, name: str, target: Callable[..., None], args: tuple[Any, ...], stop: Callable[[], None]) -> None:
+        # daemon: Python would wait for others before `end_all` can tell them to stop
         super().__init__(name=name, target=target, args=args, daemon=True)
         self.stop = stop
 
@@ -46,6 +47,7 @@ def end_all() -> None:
     global _ended
     _ended = True
     try:
+        # again and again: a worker may have started another meanwhile
         while workers := [thread for thread in threading.enumerate() if isinstance(thread, Worker)]:
             for worker in workers:
                 worker.stop()
@@ -55,4 +57,5 @@ def end_all() -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        # as a shell tells of an interrupt; anything gentler would wait for the threads again
         os._exit(130)

@@ -45,6 +45,7 @@ def open_file(path: str | Path) -> BinaryIO:
     would be waited for, a device may have no end); ValueError for a name that no system has.
     """
     check_regular(path)
+    # not blocking: a pipe that has taken the file's place since would be waited for
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         _check_mode(path, os.fstat(descriptor).st_mode)  # it may be another one by now
@@ -83,6 +84,7 @@ def append_text(path: str | Path) -> Iterator[TextIO]:
         with open(path, "a", encoding="utf-8") as file:
             yield file
     except OSError as error:
+        # the block is the caller's, and may open files of its own
         if error.filename not in (None, os.fspath(path), os.path.realpath(path)):
             raise  # something else in the block failed
         raise refused(path, error) from None
@@ -102,6 +104,7 @@ def _check_mode(path: str | Path, mode: int) -> None:
 
 def _no_folder(path: Path) -> str:
     """Why a path that is no folder isn't one, and what to do."""
+    # the nearest that exists, a dead link too, says why the rest can't be
     there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
     if os.path.lexists(there) and not there.is_dir():
         return f"{there} is no folder; choose another place"
@@ -120,16 +123,19 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     # 60 characters of at most 4 bytes and the rest stay below the 255 bytes that a name may have
     temp = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.tmp")
     try:
+        # here, or the error would name the temporary file's folder by the system's words alone
         if not target.parent.is_dir():
             raise ForceregError(f"cannot write {path}: {_no_folder(target.parent)}")
         there = _mode(target)
         if there is not None and not stat.S_ISREG(there):
             raise ForceregError(f"cannot write {path}: it is no regular file; choose another name")
         mode = None if there is None else stat.S_IMODE(there)
+        # made at once: a folder that may not be written to is told before the work that the block is
         _create(temp, mode)
         yield temp
         if mode is not None:
             os.chmod(temp, mode)
+        # before the rename: else a crash may leave the new name with nothing in it
         _sync(temp)
         os.replace(temp, target)
     except OSError as exc:

@@ -29,6 +29,7 @@ def leave_out_working_directory() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     if here in map(os.path.realpath, named):
         return
+    # in front of the library only: what comes behind it can shadow nothing
     library = os.path.dirname(os.__file__)
     ours = sys.path.index(library) if library in sys.path else len(sys.path)
     sys.path[:ours] = [entry for entry in sys.path[:ours] if os.path.realpath(entry) != here]
@@ -37,4 +38,5 @@ def leave_out_working_directory() -> None:
 def python() -> list[str]:
     """The command line of this Python with a module path as it has here: `[*python(), "-m", "forcereg"]`."""
     found_there = os.path.realpath(os.getcwd()) == HOME
+    # -P: python -m would put the working directory back in front
     return [sys.executable] if found_there else [sys.executable, "-P"]

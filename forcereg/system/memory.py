@@ -30,6 +30,7 @@ WORDS = re.compile(
 def free_memory() -> int:
     """Bytes that a process may still take: of the machine and of its control group. Huge if the system doesn't tell."""
     machine = _table(Path("/proc/meminfo"))
+    # what programs may take without swapping, and what may be swapped out
     kibibytes = machine.get("MemAvailable:", ALL_OF_IT >> 10) + machine.get("SwapFree:", 0)
     return min(kibibytes << 10, _group_memory(Path("/sys/fs/cgroup")))
 
@@ -95,6 +96,7 @@ def check_room(needed: Iterable[tuple[_Layer, int]], what: str) -> None:
         layers[spec.name] = spec
         sizes[spec.name] += size
     if sizes.total() > free:
+        # one layer is named, and it is the one whose sizes to change
         ((name, most),) = sizes.most_common(1)
         share = f"{_gib(most)} of the {_gib(sizes.total())}" if len(sizes) > 1 else _gib(most)
         raise layers[name].fail(

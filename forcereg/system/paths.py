@@ -35,6 +35,7 @@ def find_root(named: str, naming_file: str | Path | None) -> Path:
     empty, absolute, or in none of the folders.
     """
     here = Path.cwd()
+    # the working directory first, as Caffe has only that
     if os.path.isabs(named) or os.path.exists(here / named) or naming_file is None:
         return here
     # abspath, not resolve: a linked solver belongs to the folder in which the user sees it
@@ -63,6 +64,7 @@ def learned_nets(root: Path, learned_net: str, state_path: str | Path) -> list[P
     Each file once. Raises ForceregError naming all three places if there is none.
     """
     written = Path(learned_net)
+    # beside the state last: that is where both are when a run's folder has been moved
     tried = [written, resolve(root, learned_net), Path(state_path).parent / written.name]
     found: dict[str, Path] = {}
     for path in tried:

@@ -49,6 +49,7 @@ class _Late(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        # `path` is that of a package: its parts are found in it
         if path is not None or fullname in sys.stdlib_module_names:
             return None
         return PathFinder.find_spec(fullname, self.folders, target)
@@ -65,6 +66,7 @@ def import_module(name: str, folders: Iterable[Path] = ()) -> ModuleType:
     """
     folders = [Path.cwd(), *folders]
     _late.look_in(map(str, folders))
+    # a module written a moment ago isn't in the finders' lists of their folders yet
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -91,6 +93,7 @@ def told(error: BaseException, file: str | None = None) -> str:
     except Exception:  # that of a class of theirs may fail, too
         text = ""
     frames = traceback.extract_tb(error.__traceback__)
+    # the place in their code is what helps them, not where we or Python's import called it
     theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
     shown = [frame for frame in theirs if frame.filename == file] or theirs
     place = f" ({Path(shown[-1].filename).name}:{shown[-1].lineno})" if shown else ""

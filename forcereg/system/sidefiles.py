@@ -45,9 +45,11 @@ def parse_json(text: str) -> Any:
     A name may stand once in an object; whole numbers have at most `DIGITS`; nothing is nested beyond `DEEPEST`.
     """
     try:
+        # Python's json takes the last of two equal names, and digits without end in quadratic time
         found = json.loads(text, object_pairs_hook=_once, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    # by levels, not by recursion: the depth is what isn't known yet
     level, depth = [found], 0
     while level := [inner for value in level for inner in _inside(value)]:
         depth += 1
@@ -92,6 +94,7 @@ def of_form(value: Any, form: Any) -> Any:
         return {key: of_form(one, inner) for key, one in value.items()}
     if dataclasses.is_dataclass(form) and isinstance(value, dict):
         return _made(value, form)
+    # JSON writes 1.0 as 1 in other hands than ours; a bool is an int to Python, so types are compared
     if form is float and type(value) is int and -LARGEST < value < LARGEST:
         return value
     if type(value) is not form or (form is int and not -LARGEST < value < LARGEST):
@@ -110,6 +113,7 @@ def _one_of(value: Any, forms: Iterable[Any]) -> Any:
 
 def _made(value: dict[str, Any], form: Any) -> Any:
     hints = _hints(form)
+    # all or none: a file of another version isn't guessed at
     if value.keys() != hints.keys():
         raise ValueError(f"its names aren't {', '.join(hints)}")
     made = form(**{name: of_form(one, hints[name]) for name, one in value.items()})
