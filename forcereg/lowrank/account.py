@@ -61,6 +61,7 @@ def layer_report(one: Candidate, factors: Factors, rounding: str = "") -> LayerR
         speedup = one.dense.macs / after.macs
     else:  # every part of a pair works at the output's positions
         pair = all(slot.axes is None or not slot.axes for slot in one.ladder.slots[:2]) and len(factors.parts) == 2
+        # a bias is added, not multiplied, in the chain as in the layer
         speedup = (one.dense.params - one.bias) / (after.params - one.bias) if pair else None
     return LayerReport(
         name=one.name,
@@ -86,6 +87,7 @@ def totals(layers: Sequence[LayerReport]) -> Totals:
     """The cost of all decomposed layers together."""
     before = [layer.macs_before for layer in layers if layer.macs_before is not None]
     after = [layer.macs_after for layer in layers if layer.macs_after is not None]
+    # a sum without the unknown ones would look like one of all
     if not layers or len(before) < len(layers):
         return Totals(None, None, None)
     return Totals(sum(before), sum(after), sum(before) / sum(after))

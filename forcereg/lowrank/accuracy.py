@@ -52,6 +52,7 @@ def by_accuracy(
 
     def choose(candidates: Sequence[Candidate]) -> Mapping[str, Choice]:
         scores = Scores(candidates, accuracy, whole, tell)
+        # scored like the others: an accuracy from elsewhere may be of other batches
         base = scores.get({one.name: Whole("") for one in candidates}, 0.0).accuracy
         least = base - drop - ROUNDING
         reason = f"no cheaper net was found whose accuracy is at most {drop:g} below {base:.4g}"
@@ -82,6 +83,7 @@ class Scores:
         self.measure: Measure = "params" if whole.macs is None else "macs"
         self._candidates, self._accuracy, self._tell = candidates, accuracy, tell
         self._total = getattr(whole, self.measure)
+        # what is no candidate costs the same in every net
         self._rest = self._total - sum(getattr(one.dense, self.measure) for one in candidates)
         self._known: list[tuple[Mapping[str, Choice], Trial]] = []
 

@@ -58,6 +58,7 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
         least = [offer[0][1] for offer in offers]
         if sum(least) > room:
             reached = total - sum(getattr(one.dense, measure) for one in candidates) + sum(least)
+            # rounded up, so that the share that is named can be reached
             lowest = ceil(1e4 * reached / total) / 1e4
             ways = ["take a smaller --multiple"] * any(one.ladder.multiple > 1 for one in candidates)
             ways += ["decompose more layers (--fc)"] * all(one.type != "InnerProduct" for one in candidates)
@@ -67,14 +68,17 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
                 f"({reached:,} of {total:,}); allow that, or {' or '.join(ways)}"
             )
         options = [
+            # what is left for it when all others take their least
             affordable(one, measure, offer, room - sum(least) + low)
             for one, offer, low in zip(candidates, offers, least, strict=True)
         ]
+        # one unit for all budgets: rounding never makes a larger one's net the worse
         unit, slack = finest(offers), int(MET * share * total) if fill else room
         plans = [best(options, room, unit, slack)]
         if any(one.ladder.several for one in candidates):  # whose errors may be estimates
             # a search by estimates may come out worse than equal shares would: then those are taken
             alike = [of.only(set(one.ranks)) for one, of in zip(candidates, options, strict=True)]
+            # empty where equal shares at their least cost more than there is
             plans += [best(alike, room, unit, slack)] if all(of.choices for of in alike) else []
         plans = [plan for plan in plans if plan]
         found = min(plans, key=lambda plan: lost(candidates, plan, measure)) if len(plans) > 1 else plans[0]
@@ -133,6 +137,7 @@ def best(options: Sequence[Options], room: int, unit: int, slack: int) -> list[C
         for at, (cost, lost) in enumerate(zip(of.costs, of.losses, strict=True)):
             # rounded up, so that what is found never exceeds the room
             units = -((of.costs[0] - cost) // unit)
+            # costs rise, so that all after it are too dear as well
             if units > cells:
                 break
             trial = reached[: cells + 1 - units] + lost

@@ -70,6 +70,7 @@ def cut(first: Tensor, second: Tensor, share: float) -> Cut | None:
     first: A (groups, R, K), second: C (groups, N, R). None if that is R, or if W is zero or not finite. Directions
     that a group lacks, as far as the weights' dtype tells, get zeros in A' and orthonormal columns in `right`.
     """
+    # the weights' and not float64's, which takes their rounding for rank
     noise = torch.finfo(first.dtype).eps
     # W's triangular core: the factors' orthonormal sides, which are as large as the layers, aren't needed
     inner, outer = (torch.linalg.qr(one.double(), mode="r").R for one in (first.mT, second))

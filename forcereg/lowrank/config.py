@@ -104,6 +104,7 @@ def rule_of(value: Any, where: str) -> LayerRule:
     if method is not None and not isinstance(method, str):
         raise ForceregError(f'{where}: method is {shown(method)}; expected a name as in "pca"')
     if method is not None:
+        # an unknown method is the file's error, told before any layer is looked at
         factorizer.get(method, where)
     if given == ["rank"]:
         return LayerRule(where, method, rank_of(fields["rank"], where))
@@ -126,4 +127,5 @@ def rank_of(value: Any, where: str) -> Rank:
 
 def shown(value: Any) -> str:
     """A JSON value for a message."""
+    # out of a file: it may be long and hold what a terminal obeys
     return printable(json.dumps(value))[:60]

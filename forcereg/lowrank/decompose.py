@@ -26,6 +26,7 @@ from forcereg.schema.rules import included
 from forcereg.schema.spec import costed_state
 from forcereg.schema.text import NetFile, net_from_message
 
+# as in the paper; InnerProducts by --fc or by name
 TYPES = ("Convolution",)
 FC_TYPES = ("Convolution", "InnerProduct")
 
@@ -114,6 +115,7 @@ class Prepared:
     def apply(self, choices: Mapping[str, Rank | Whole]) -> LowrankNet:
         """Factors and rewrites at the ranks chosen; names that `choices` lacks stay whole. Raises ForceregError."""
         made = factored(self.candidates, choices)
+        # those chains alone that are replaced: the others stay chains
         merged = merge(
             self.file.message, self.weights, [self.chains[one] for one in made.factors if one in self.chains]
         )
@@ -150,6 +152,7 @@ def prepare(file: NetFile, weights: Weights, shapes: Shapes | None, selection: S
     whole_file = net_from_message(net, file.name) if folded else file
     chains = {chain.name: chain for chain in find_chains(net, weights)}
     merged, whole = merge(net, weights, list(chains.values()))
+    # of the file as the user has it: what was folded or merged has no lines
     where = places_of(file, chains)
 
     def described(layer: Any) -> LayerWeight:
@@ -223,14 +226,17 @@ def choose_layers(
     types = FC_TYPES if selection.fc else TYPES
     # the first of a name: a net for both phases may have two
     deployed = {layer.name: layer for layer in reversed(net.layer) if included(layer, selection.state)}
+    # as the net has it that costs are of, where the phases' layers of a name differ
     known = {layer.name: deployed.get(layer.name, layer) for layer in net.layer if layer.type in FC_TYPES}
     only: Collection[str] | None
     if callable(selection.only):
+        # a predicate is asked about layers that have a weight to show
         of_file = [layer for layer in known.values() if layer.type in FC_TYPES and 0 in weights.get(layer.name, {})]
         only = [layer.name for layer in of_file if selection.only(describe(layer))]
     else:
         only = None if selection.only is None else named(selection.only, known, filename)
     without = named(selection.without, known, filename)
+    # for its error: a method for a name that nobody has is a slip
     named(selection.methods, known, filename)
     chosen: dict[str, Any] = {}
     skipped: dict[str, str] = {}
@@ -273,4 +279,5 @@ def named(asked: Named, known: Collection[str], filename: str) -> list[str]:
 
 def matching(name: str, known: Collection[str]) -> list[str]:
     """The layer of that name, or those that it is a pattern of."""
+    # itself first: a layer's name may hold brackets, which mean a set in a pattern
     return [name] if name in known else [one for one in known if fnmatchcase(one, name)]

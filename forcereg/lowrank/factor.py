@@ -237,6 +237,7 @@ def relative_errors(energies: Tensor) -> Tensor:
 
 def tail_sums(energies: Tensor) -> Tensor:
     """(..., m) -> (..., m + 1): what is left out when the first 0 to m are kept."""
+    # from the smallest on: the total less what is kept would cancel
     tails = energies.flip(-1).cumsum(-1).flip(-1)
     return torch.cat([tails, torch.zeros_like(tails[..., :1])], -1)
 
@@ -262,4 +263,5 @@ def blocks_of(weight: Any, groups: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"weight has {len(weight)} rows; groups = {groups} does not divide them")
     if not weight.isfinite().all():
         raise ValueError("weight has NaN or infinite entries")
+    # float64: bounds are met to NOISE, far below what float32 tells apart
     return weight, weight.double().reshape(groups, len(weight) // groups, *weight.shape[1:])

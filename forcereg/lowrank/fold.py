@@ -24,6 +24,7 @@ def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.nda
     finals = {
         base: next(layer for layer in net.layer if layer.name == names[-1]).top[0] for base, names in folds.items()
     }
+    # NVCaffe's BatchNorm has scale and shift behind its three statistics
     specs = {layer.name: list(layer.param)[3 if is_affine(layer.batch_norm_param) else 0 :] for layer in net.layer}
     new = NetParameter()
     new.CopyFrom(net)
@@ -45,9 +46,11 @@ def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.nda
 def _folds(net: Any, weights: Weights) -> Iterator[list[str]]:
     """Names of a layer that can take its BatchNorm in, of that, and of the Scale behind it if there is one."""
     shared = _shared(net)
+    # once, though a net for both phases may have two layers of a name
     for name in dict.fromkeys(
         layer.name for layer in net.layer if _is_base(layer) and 0 in weights.get(layer.name, {})
     ):
+        # a layer that shares its blobs has no such BatchNorm behind it
         if name in shared:
             continue
         norm = _only_reader(net, name)

@@ -32,6 +32,7 @@ def split_groups(net: Any, weights: Weights, only: Collection[str] | None = None
     blobs: Blobs = {name: dict(values) for name, values in weights.items() if name not in names}
     counts = {layer.name: layer.convolution_param.group for layer in net.layer}
     for name in names:
+        # a group's filters are a block of rows, as in Caffe
         parts = {index: np.split(values, counts[name]) for index, values in weights[name].items()}
         for group in range(counts[name]):
             blobs[group_name(name, group)] = {index: values[group] for index, values in parts.items()}
@@ -70,6 +71,7 @@ def _parallel(layer: Any) -> list[Any]:
     for name, piece in zip(names, pieces, strict=True):
         part = kind()
         part.CopyFrom(layer)
+        # the last two are the Concat's and the Slice's, which have the layer's top and bottom
         for field in ("blobs", "loss_weight", "propagate_down"):
             part.ClearField(field)
         part.name, part.bottom[:], part.top[:] = name, [piece], [name]
@@ -117,6 +119,7 @@ def _fans(net: Any, weights: Weights) -> list[list[str]]:
     shared = {spec.name for layer in net.layer for spec in layer.param if spec.name}
     found = []
     for layer in layers.values():
+        # pieces of given sizes may differ, groups don't
         if layer.type != "Slice" or layer.slice_param.slice_point:
             continue
         parts = [readers.get(top, []) for top in layer.top]

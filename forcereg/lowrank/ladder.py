@@ -135,6 +135,7 @@ class Ladder:
         if not 0 <= error <= 1:
             raise ValueError(f"error is {error}; expected 0 <= error <= 1")
         if not self.several:
+            # the methods don't know the `limit`
             rank = min(self.full_rank, self.groups * max(one.smallest_rank(error) for one in self._methods))
             return self.rounded(rank)
         if error == 0:  # full, even if float64 sees lower ranks
@@ -175,6 +176,7 @@ class Ladder:
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Bounds on the worst group's relative squared error."""
+        # a group of zeros has no error at any rank
         scales = np.array([[one.scale or np.inf] for one in self._methods])
         lower, upper = ((of / scales).max(0) for of in self._tables)
         return lower, upper
@@ -221,6 +223,7 @@ class Ladder:
         parts = []
         channels = self._methods[0].weight.shape[1]
         for slot, weight in zip(self.slots, weights, strict=True):
+            # CP's middle parts work on each channel alone: as many groups as channels
             parts.append(Part(slot, weight, self.groups * (channels // weight.shape[1])))
             channels = len(weight) // self.groups
         return Factors(each_of(self.rounded(rank)), error, self.full_ranks, self.groups, tuple(parts))
@@ -243,6 +246,7 @@ class Watched(Ladder):
         self._chains = tell
 
     def _known(self) -> None:
+        # once: errors of all other ranks come out of the same work
         tell, self._tell = self._tell, None
         if tell is not None:
             tell("errors of its ranks")

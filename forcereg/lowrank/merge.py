@@ -44,6 +44,7 @@ class Chain:
 
 def find_chains(net: Any, weights: Weights) -> list[Chain]:
     """All chains of a NetParameter with the names that the registered methods give; longer ones first."""
+    # longer first: vh's two names are the middle ones of cp's four
     kinds = sorted({factorizer.get(name).slots for name in factorizer}, key=lambda slots: -len(slots))
     chains: list[Chain] = []
     for slots in kinds:
@@ -88,6 +89,7 @@ def is_chain(net: Any, weights: Weights, chain: Chain) -> bool:
         1 in weights[part] for part in chain.parts[:-1]
     ):
         return False
+    # the one layer couldn't have its name
     if any(layer.name == chain.name for layer in net.layer):
         return False
     first = rows[0][0]
@@ -116,6 +118,7 @@ def _joined(net: Any, parts: Sequence[Any]) -> bool:
 def _one_window(parts: Sequence[Any], weights: Weights) -> bool:
     if parts[0].type == "InnerProduct":
         first, *rest = (part.inner_product_param for part in parts)
+        # -1 is what `rewrite` gives the parts behind a negative axis
         return all(one.transpose == first.transpose and one.axis in (first.axis, -1) for one in rest)
     dims = weights[parts[0].name][0].ndim - 2
     windows = [windows_of(part.convolution_param, dims) for part in parts]
@@ -148,6 +151,7 @@ def merge(net: Any, weights: Weights, chains: Sequence[Chain]) -> tuple[Any, dic
             new.layer.append(layer)
     blobs = {name: dict(values) for name, values in weights.items() if name not in gone}
     for chain in chains:
+        # one weight, however often the layers stand in the file
         parts = next(occurrences(net, chain))
         rest = {index: values for index, values in weights[chain.parts[-1]].items() if index > 0}
         blobs[chain.name] = {0: whole_weight(parts, weights), **rest}
@@ -165,6 +169,7 @@ def whole(chain: Chain, parts: Sequence[Any], weights: Weights) -> Any:
     new = type(last)()
     new.CopyFrom(last)
     new.name, new.bottom[:] = chain.name, list(first.bottom)
+    # it is about bottoms, which are the first part's
     new.propagate_down[:] = list(first.propagate_down)
     # multipliers were the first part's where the last has none
     if not new.param:
@@ -177,6 +182,7 @@ def whole(chain: Chain, parts: Sequence[Any], weights: Weights) -> Any:
     windows = [windows_of(part.convolution_param, dims) for part in parts]
     owned = [next((window[axis] for window in windows if window[axis] != neutral), neutral) for axis in range(dims)]
     for index, field in enumerate(NEUTRAL):
+        # all forms go: Caffe takes a window in one of them only
         for name in (field, *AXES.get(field, ())):
             param.ClearField(name)
         set_field(param, field, [window[index] for window in owned])
@@ -186,6 +192,7 @@ def whole(chain: Chain, parts: Sequence[Any], weights: Weights) -> Any:
 
 def outer_groups(parts: Sequence[Any]) -> int:
     """The groups of the layer that a chain of convolutions stands for."""
+    # a part that works on each channel alone has more groups than the layer had
     return reduce(gcd, (part.convolution_param.group for part in parts))
 
 

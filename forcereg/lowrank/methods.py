@@ -53,6 +53,7 @@ class Pca(Spectral):
         if moments is not None:
             # L = V sqrt(values): ||W L|| is the size of the responses W x
             values, vectors = torch.linalg.eigh(moments)
+            # moments have no negative eigenvalues but by rounding
             floor = RIDGE * values.clamp(min=0).mean()
             rows = rows @ (vectors * (values.clamp(min=0) + floor).sqrt())
             self.scale = float(rows.square().sum())
@@ -69,6 +70,7 @@ class Pca(Spectral):
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """Basis (R, C, *kernel) and combining weights (N, R, 1...)."""
         combine = self._axes[0][:, : single(rank)]
+        # of W, also with moments: a basis of W L would have to be turned back, and L may be nearly singular
         basis = combine.T @ self.weight.flatten(1)
         return basis.reshape(-1, *self.weight.shape[1:]), with_kernel(combine, self.weight)
 
@@ -86,6 +88,7 @@ class Svd(Pca):
         combine = self._axes[0][:, : single(rank)]
         basis = combine.T @ self.weight.flatten(1)
         roots = basis.norm(dim=1, keepdim=True).sqrt()
+        # of a singular value of 0 the filter is zero, and 0 / 0 would be NaN
         basis = torch.where(roots > 0, basis / roots, 0.0)
         return basis.reshape(-1, *self.weight.shape[1:]), with_kernel(combine * roots.T, self.weight)
 
@@ -196,6 +199,7 @@ class Kmeans(Method):
 def lloyd(rows: np.ndarray, centres: np.ndarray, seed: int) -> np.ndarray:
     """Each row's cluster after k-means from `centres`. Raises ForceregError without scikit-learn."""
     try:
+        # here: an extra that no other method needs
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
     except ImportError:

@@ -101,6 +101,7 @@ class Cp(Method):
         if self._chain and best[0] > self._chain[-1][0]:  # nothing but rounding is left
             more = [np.column_stack([one, np.zeros(len(one))]) for one in before]
             return self._chain[-1][0], more
+        # for one product alternating least squares are the power iterations that it comes from
         if len(more[0].T) == 1:
             return best
         tuned = self._swept(more)
@@ -112,6 +113,7 @@ class Cp(Method):
         start = tl.cp_tensor.CPTensor((None, matrices))
         rank = len(matrices[0].T)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
+            # of singular equations, which show in the numbers that are looked at below
             warnings.simplefilter("ignore")
             try:
                 weights, tuned = parafac(self._whole, rank, init=start, n_iter_max=SWEEPS, tol=0)

@@ -108,6 +108,7 @@ class Candidate:
         """
         if not self.ladder.several:
             return self.cheaper(measure)
+        # the ladder counts weights, the layer's cost has its bias
         return self.ladder.efficient(self._places(measure), getattr(self.dense, measure) - self._bias(measure))
 
     def smallest_rank(self, error: float) -> Rank:

@@ -93,6 +93,7 @@ def set_window(param: Any, whole: Any, part: Part) -> None:
     owned = [part.slot.owns(axis) for axis in range(dims)]
     if part.groups != whole.group:
         param.group = part.groups
+    # left in the form that the file gives it
     if all(owned):
         return
     for field, (height, width) in AXES.items():
@@ -148,6 +149,7 @@ def reason_to_skip(net: Any, name: str, weights: Weights, slots: Sequence[Slot])
     others = [layer for layer in net.layer if layer.name != name]
     if any(layer.type != own[0].type for layer in own):
         return "its name also stands for a layer of another type"
+    # the weight's name: a bias may be shared, it moves to the last part as it is
     shared = {spec.name for layer in own for spec in layer.param[:1] if spec.name}
     for layer in others:
         if shared & {spec.name for spec in layer.param}:

@@ -195,6 +195,7 @@ class Ranks(Rule):
 
     def __post_init__(self) -> None:
         each = (tuple(one) if isinstance(one, list) else one for one in self.ranks)
+        # the dataclass is frozen; tuples, so that rules compare and hash
         object.__setattr__(self, "ranks", tuple(each))
 
     def check(self, method: str, has_data: bool) -> None:
@@ -249,6 +250,7 @@ class RankConfig(Rule):
         """What is said of each layer."""
         from forcereg.lowrank.config import config_of, read_config
 
+        # once: cached_property writes to __dict__, also of a frozen dataclass
         return config_of(self.config) if isinstance(self.config, Mapping) else read_config(self.config)
 
     @property

@@ -33,6 +33,7 @@ def cheapest(
     """
     # one always is: at the full ranks the upper bound is zero
     met = np.flatnonzero(upper <= bound)
+    # lexsort goes by its last key first: cost, then the bound
     best = int(met[np.lexsort((upper[met], costs[met]))[0]])
     for at in reversed(first):
         if costs[at] < costs[best]:
@@ -69,12 +70,14 @@ def efficient(costs: np.ndarray, errors: np.ndarray, limit: int, also: Sequence[
     under = np.flatnonzero(costs < limit)
     order = under[np.lexsort((errors[under], costs[under]))]
     least = np.minimum.accumulate(errors[order])
+    # cut, since without combinations there is no first one either
     front = order[np.append(True, least[1:] < least[:-1])[: len(order)]]
     if len(front) > EFFICIENT:
         # square roots: steps that are equal there are small where costs are, which is where ranks matter
         roots = np.sqrt(costs[front].astype(float))
         bins = np.linspace(roots[0], roots[-1], EFFICIENT)  # the first holds the cheapest one alone
         places = np.searchsorted(bins, roots)
+        # the last in each bin has the least error of it
         front = front[np.append(places[1:] != places[:-1], True)]
     kept = np.union1d(front, [at for at in also if costs[at] < limit]).astype(np.int64)
     return kept[np.lexsort((errors[kept], costs[kept]))]

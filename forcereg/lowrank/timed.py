@@ -63,6 +63,7 @@ def by_times(candidates: Sequence[Candidate], criterion: Criterion, timer: Timer
     known: dict[tuple[str, Rank], Trial] = {}
     whole: dict[str, Trial] = {}
     while True:
+        # ends: with every round at least one more layer stays whole
         left = [one for one in candidates if one.name not in whole]
         asked = _asked(criterion, left, list(whole))
         found: dict[str, Trial] = {}
@@ -107,6 +108,7 @@ def trial(one: Candidate, asked: Rank, timer: Timer, down: bool = False) -> Tria
     """
     ranks = [asked, *nearby(one, asked, down)]
     as_is, *chains = timer(one, [Whole("as it is"), *ranks])
+    # medians: what else the machine does shows in single rounds
     before, times = median(as_is), {rank: median(rounds) for rank, rounds in zip(ranks, chains, strict=True)}
     scores = {rank: ms / (one.work(rank) if down else 1) for rank, ms in times.items()}
     # ranks are in order of nearness, so that of equals the first is the nearest

@@ -74,6 +74,7 @@ class Tucker2(Method):
         # what is left out, never the whole less what is kept: that would cancel where little is left out
         least = torch.maximum(outputs[:, None], inputs)
         most = outputs[:, None] + tail_sums(energies)[:, 1:].cumsum(0)
+        # rounding may leave the upper bound below the lower one
         return least, torch.maximum(least, most)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
