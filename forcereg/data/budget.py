@@ -33,11 +33,13 @@ class Budget:
         No thread may ask for more while it holds some.
         """
         with self._changed:
+            # behind who waits even if there is room for this one: small images would keep a large one waiting for ever
             if self._waiting or not self._has_room(size):
                 place = object()
                 self._waiting.append(place)
                 self._changed.wait_for(lambda: self._waiting[0] is place and self._has_room(size))
                 self._waiting.popleft()
+                # what is free now may be enough for the next in line, too
                 self._changed.notify_all()
             self.used += size
 
@@ -49,6 +51,7 @@ class Budget:
                 self._changed.notify_all()
 
     def _has_room(self, size: int) -> bool:
+        # alone it gets through whatever it takes: the limit may have been lowered since it was found to fit
         return self.used + size <= self.limit or not self.used
 
 

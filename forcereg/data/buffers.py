@@ -21,10 +21,12 @@ class Recycled:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, spare: int = 2) -> None:
         self.shape, self.dtype = shape, dtype
+        # a deque's steps can't be interrupted, so that finalizers, which run anywhere, need no lock
         self._free: deque[Tensor] = deque(maxlen=spare)
 
     def empty(self) -> Tensor:
         """A tensor of the caller's own."""
+        # not looked at first: between a look and the pop another thread may take the last one
         try:
             memory = self._free.pop()
         except IndexError:

@@ -19,6 +19,7 @@ from forcereg.errors import ForceregError
 from forcereg.system.files import read_file
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# as convert_cifar_data's keys, where convert_mnist_data's have 8
 KEY_DIGITS = 5
 PAD = 4
 
@@ -53,6 +54,7 @@ def convert_cifar10(source: Path, out: Path, force: bool = False, track: Track =
 
 def mean_image(images: np.ndarray) -> np.ndarray:
     """(N, C, H, W) uint8 -> (C, H, W) float32, as compute_image_mean: float32 sum over float32 count."""
+    # 50,000 bytes sum up to less than 2^24: Caffe's float32 sums are exact, too, and these are the same
     return images.sum(0, dtype=np.uint64).astype(np.float32) / np.float32(len(images))
 
 
@@ -96,6 +98,7 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
         if not source.is_dir():
             yield from tar_files(source, lambda name: _BATCH.search(name) or _IMAGE.search(name))
             return
+        # sorted: file systems list in any order, and equal folders are to make equal sets
         for folder, _, names in sorted(os.walk(source)):
             for path in (Path(folder, name) for name in sorted(names)):
                 relative = path.relative_to(source).as_posix()
@@ -111,6 +114,7 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
 
 def _rgb(name: str, data: bytes) -> np.ndarray:
     try:
+        # decoding gives Caffe's B, G, R; CIFAR's planes are R, G, B, and its converter leaves them
         return decode_image(data, "color")[::-1]
     except ForceregError as error:
         raise ForceregError(f"{name}: {error}") from error
@@ -128,6 +132,7 @@ def _from_batches(source: Path, batches: dict[str, Labelled]) -> tuple[Labelled,
 
 def _from_images(source: Path, images: list[tuple[str, str, str, np.ndarray]]) -> tuple[Labelled, Labelled]:
     classes = sorted({class_name for split, class_name, _, _ in images if split == "train"})
+    # CIFAR-10's own numbers, also where a class is missing: they are those of the batches
     ids = CLASSES if set(classes) <= set(CLASSES) else classes
     images.sort(key=lambda item: item[:3])
 

@@ -54,6 +54,7 @@ def read_pickled(name: str, data: bytes) -> Labelled:
         if not isinstance(array, _Array):
             raise ValueError("its data is no array")
         images = array.values()
+        # by type: True is an int, too
         if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
             raise ValueError("labels aren't a list of numbers")
         if not len(images) or len(images) != len(labels):
@@ -75,6 +76,7 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Labelled:
 
 def _load(data: bytes) -> Any:
     """What is pickled in `data`. It can't run anything, or take much more memory than its length."""
+    # all of it is looked at before anything is loaded, because loading runs what stands in front of a bad step
     for step, (op, arg, _) in enumerate(pickletools.genops(data)):
         if op.name not in _PLAIN:
             raise pickle.UnpicklingError(f"it holds {op.name}, which no such batch does")
@@ -82,6 +84,7 @@ def _load(data: bytes) -> Any:
             raise pickle.UnpicklingError(f"it has more than {_STEPS:,} steps")
         if op.name in _PUTS and int(arg or 0) > _STEPS:  # a table of that many entries would be made
             raise pickle.UnpicklingError(f"it holds an entry numbered {arg}")
+    # Python 2 wrote the batches: its texts are bytes, which by default would be decoded as ASCII
     return _Unpickler(io.BytesIO(data), encoding="bytes").load()
 
 
@@ -102,6 +105,7 @@ class _Array:
         self.shape, self.kind, self.data = shape, kind, data
 
     def __setstate__(self, state: Any) -> None:
+        # five values or an error, which is told as damage by who reads
         _, self.shape, self.kind, fortran, self.data = state
         if fortran:
             raise pickle.UnpicklingError("its array isn't in C's order")
@@ -151,6 +155,7 @@ class _Function:
 _MADE = {"_reconstruct": _Function(lambda *_: _Array()), "_frombuffer": _Function(_from_buffer)}
 _KNOWN: dict[str, dict[str, Any]] = {
     "numpy": {"ndarray": _Array, "dtype": _Kind},
+    # numpy 2 renamed core to _core and reads either name; so do we, whichever wrote the batch
     **{f"numpy.{core}.{module}": _MADE for core in ("core", "_core") for module in ("multiarray", "numeric")},
     "_codecs": {"encode": _Function(_latin)},
 }

@@ -73,6 +73,7 @@ def write_lmdb(path: Path, records: Iterable[Record], force: bool) -> None:
     One that is replaced passes its modes on. Raises ForceregError if `path` is in the way or the system refuses.
     """
     check_free([path], force)
+    # cut: 60 characters of four bytes and what is put around them are a name that any file system takes
     temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
     old = temporary.with_suffix(".old")
     try:
@@ -83,6 +84,7 @@ def write_lmdb(path: Path, records: Iterable[Record], force: bool) -> None:
             for name in ("data.mdb", "."):
                 if (path / name).exists():
                     shutil.copymode(path / name, temporary / name)
+        # no folder can be replaced in one step; if the second rename fails, the old one goes back to its place below
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -102,8 +104,10 @@ def _fill(folder: Path, records: Iterable[Record], target: Path) -> None:
         try:
             with env.begin(write=True) as txn:
                 for key, value in chunk:
+                    # keys ascend: pages are filled one behind the other, and none is split
                     txn.put(key, value, append=True)
         except lmdb.MapFullError:
+            # the transaction was given up with all of its records, so that the whole chunk comes again
             env.set_mapsize(2 * env.info()["map_size"])
             put(chunk)
 
@@ -113,6 +117,7 @@ def _fill(folder: Path, records: Iterable[Record], target: Path) -> None:
             for chunk in _chunks(records):
                 put(chunk)
                 chunk.clear()  # before the next one is made
+            # once: nobody relies on the folder before it has its name
             env.sync(True)
     except lmdb.Error as error:
         raise ForceregError(f"cannot write {target}: {error}; check space and permissions") from error
@@ -124,6 +129,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
     for record in records:
         chunk.append(record)
         size += len(record[1])
+        # or the last one would stay in memory beside the next chunk
         del record
         if len(chunk) == COMMIT or size >= COMMIT_BYTES:
             yield chunk
@@ -167,10 +173,12 @@ def in_order(
                 while waiting and (len(waiting) > 2 * workers or held + size > DECODING.limit):
                     freed = waiting[0][1]
                     yield waiting.popleft()[0].result()
+                    # behind the yield: until the next one is asked for, the caller still has it
                     held -= freed
                 waiting.append((pool.submit(function, item), size))
                 held += size
             while waiting:
                 yield waiting.popleft()[0].result()
         finally:
+            # whoever asks may have given up midway
             pool.shutdown(cancel_futures=True)

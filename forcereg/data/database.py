@@ -109,6 +109,7 @@ class DatabaseFeed(Feed):
     def _take(self) -> tuple[Tensor, Tensor, int]:
         self._source = self._source or self._start()
         try:
+            # if sizes differ the generator is where it was: the stream draws the same crops from the same cursor
             return self._source.take(self.cursor, self._generator, self._check_labels)
         except SizeDiffers as error:
             if not self.layout.least:
@@ -128,6 +129,7 @@ class DatabaseFeed(Feed):
             workers, device = self.workers, self.device
             return Stream(records, self.layout, self.transform, self.batch, ahead, workers, device, out, self.shard)
         # whole images, from which each feed crops its own: so one set serves them all
+        # least 0: a record of another size ends the set, which _take answers by a stream
         shared = shared_set(records, count, replace(self.layout, least=0), self.device, self.workers)
         return Resident(shared, self.transform, self.batch, self._outputs(), partial(_key, self.path), self.shard)
 
@@ -143,6 +145,7 @@ class DatabaseFeed(Feed):
         # draws as training would have, so that the crops behind are the same
         self.transform.draw(records, self._generator)
         self.cursor += records
+        # none for a LevelDB that nobody has read to the end: then the reader wraps
         count = open_records(self.path).count(0)
         if count:
             self.cursor %= count
@@ -163,6 +166,7 @@ class DatabaseFeed(Feed):
 
     def _outputs(self) -> Callable[[], Tensor | None]:
         """Memory for a batch: on the CPU one that is kept."""
+        # on a GPU PyTorch's allocator keeps what is freed
         return Recycled(self.shapes[0], torch.float32).empty if self.device.type == "cpu" else _nothing
 
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
@@ -170,6 +174,7 @@ class DatabaseFeed(Feed):
         if top == self.tops[0]:
             return  # a loss on the images themselves
         self.limits = (*self.limits, LabelRange(count, ignore, consumer))
+        # a new source looks at all labels again, with this range
         self.close()
 
     def _check_labels(self, labels: np.ndarray, key: Callable[[int], bytes]) -> None:
@@ -188,6 +193,7 @@ class DatabaseFeed(Feed):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Feed; tensors may come as arrays."""
         self.cursor = int(state["cursor"])
+        # a snapshot of a net whose transform drew nothing has none
         if "generator" in state:
             self._generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8))
 

@@ -26,6 +26,7 @@ class SizeDiffers(ForceregError):
 def serialized(pixels: np.ndarray, label: int) -> bytearray:
     """The Datum of uint8 pixels (C, H, W) and a label: protobuf's bytes, with a single copy of the pixels."""
     channels, height, width = pixels.shape
+    # protobuf writes fields by their numbers, and data's lies between width's and label's
     head = Datum(channels=channels, height=height, width=width).SerializeToString() + DATA_TAG + varint(pixels.size)
     tail = Datum(label=label).SerializeToString()
     value = bytearray(len(head) + pixels.size + len(tail))
@@ -47,6 +48,7 @@ def decode(value: bytes, color: Color = "native") -> tuple[np.ndarray, int]:
         return decode_image(datum.data, color), datum.label
     shape = (datum.channels, datum.height, datum.width)
     data = datum.data
+    # as in Caffe bytes win if there are any; it doesn't compare their number with the shape and reads on behind them
     image = np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32)
     if min(shape) < 1 or image.size != shape[0] * shape[1] * shape[2]:
         kind = "bytes" if data else "floats"
@@ -107,9 +109,11 @@ class Layout:
         """
         head, size = self._head, self.record_bytes
         end = len(head) + size
+        # comparing beginnings costs far less than parsing each message
         if not head or min(map(len, values)) < end or not all([value.startswith(head) for value in values]):
             return None
         tails = [value[end:] for value in values]
+        # a set has few labels, so that few tails are parsed
         labels = {tail: _label_of(tail) for tail in set(tails)}
         if None in labels.values():
             return None
@@ -122,6 +126,7 @@ class Layout:
         if self.encoded or self.dtype != np.uint8:
             return b""
         channels, height, width = self.shape
+        # zeros for the pixels, because the head ends with their number
         whole = Datum(channels=channels, height=height, width=width, data=bytes(self.record_bytes))
         return whole.SerializeToString()[: -self.record_bytes]
 
@@ -155,5 +160,6 @@ def _label_of(tail: bytes) -> int | None:
         datum = Datum.FromString(tail)
     except DecodeError:
         return None
+    # of a field that comes twice protobuf takes the last: a tail may say another shape or other pixels
     more = datum.encoded or {field.name for field, _ in datum.ListFields()} - {"label", "encoded"}
     return None if more else datum.label

@@ -100,6 +100,7 @@ class DecodedSet:
     def __init__(self, records: Records, count: int, layout: Layout, device: torch.device, workers: int) -> None:
         self.count = count
         self.device = device
+        # bytes stay bytes, a quarter of the memory; they become floats batch by batch
         dtype = torch.uint8 if layout.dtype == np.uint8 else torch.float32
         self.images = torch.empty((count, *layout.shape), dtype=dtype)
         self.labels = np.empty(count, np.int64)
@@ -142,6 +143,7 @@ class DecodedSet:
         if self.complete:
             index = torch.arange(start, end, step, device=self.device).remainder_(self.count)
             return self.images[index], self.float_labels[index]
+        # no batch that wraps comes here: it has waited for the whole set, which is complete then
         return to_device(self.images[rows], torch.from_numpy(self.labels[rows]).float(), self.device)
 
 
@@ -216,6 +218,7 @@ def to_device(images: Tensor, labels: Tensor, device: torch.device) -> tuple[Ten
 
 
 _shared: weakref.WeakValueDictionary[tuple, DecodedSet] = weakref.WeakValueDictionary()
+# two feeds that begin at the same time would both decode the set
 _shared_lock = threading.Lock()
 
 

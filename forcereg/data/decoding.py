@@ -58,6 +58,7 @@ class Picture:
         try:
             image = self._image = _open(data)
             self.mode = image.mode
+            # Pillow's mode says nothing of a colour PNG's depth: byte 24 of the file, in its first chunk, does
             self.deep = _is_deep(image) or (image.format == "PNG" and data[24] == 16)
             self._target = _target_mode(image, color)
             self.memory = _memory(image, self._target)
@@ -72,7 +73,9 @@ class Picture:
         DECODING.take(self.memory)
         try:
             pixels = _pixels(self._image, self._target)
+            # before `change` takes memory of its own
             del self._image
+            # as OpenCV has them: B, G, R, and alpha last
             if self._target == "RGBA":
                 pixels = pixels[:, :, [2, 1, 0, 3]]
             image = pixels[None] if self._target == "L" else pixels.transpose(2, 0, 1)
@@ -121,6 +124,7 @@ def _target_mode(image: ImageFile, color: Color) -> str:
         )
     if color != "native":
         return "RGB" if color == "color" else "L"
+    # OpenCV looks colours of a palette up by itself
     if image.mode == "P":
         return "RGBA" if "transparency" in image.info else "RGB"
     return _NATIVE.get(image.mode, "L")
@@ -133,6 +137,7 @@ def _memory(image: ImageFile, mode: str) -> int:
     if "progressive" in image.info:
         each += 8  # its coefficients
     tags = getattr(image, "tag_v2", {})  # of a TIFF, a strip or tile of which is decoded at a time
+    # 278: rows of a strip, 322 and 323: width and length of a tile
     rows, tile = int(tags.get(278, image.height)), int(tags.get(322, 0)) * int(tags.get(323, 0))
     piece = max(min(rows, image.height) * image.width, tile) if tags else 0
     return each * image.width * image.height + 8 * piece + _STRIP_MEMORY * (2 if _is_deep(image) else 1)
@@ -164,6 +169,7 @@ def _converted(image: Any, mode: str, scale: float | None) -> np.ndarray:
         from PIL import Image
 
         values = np.asarray(image)
+        # rounded: scaled back, Pillow's numbers are the file's own but for their last bits
         values = values if scale == 1 else np.rint(values * np.float32(scale)).astype(np.uint16)
         image = Image.fromarray((values >> 8).astype(np.uint8))
     return np.asarray(image if image.mode == mode else image.convert(mode))

@@ -47,15 +47,19 @@ class DummyFeed(Feed):
         generator = None
         if self.random:
             # by name, too: two such layers of one net must not give the same values
+            # not hash(), which differs from one process to the next
             name = zlib.crc32(self.spec.name.encode())
+            # the rank adds to the seed, as in Caffe, and so ranks draw different values
             generator = seeded(self.device, self.seed + self.shard.rank, name, self.spec.phase, self.forwards)
             self.forwards += 1
         try:
+            # filled where they are used: a generator draws on its own device only
             with self.device:
                 return tuple(
                     fill(filler, shape, generator, self.spec)
                     for shape, filler in zip(self.shapes, self.fillers, strict=True)
                 )
+        # PyTorch's own kind for memory that there isn't, on either device
         except RuntimeError as error:
             size = sum(4 * int(np.prod(shape)) for shape in self.shapes) / 2**30
             raise self.spec.fail(
@@ -102,6 +106,7 @@ def _shapes(spec: LayerSpec) -> tuple[tuple[int, ...], ...]:
         return tuple(_per_top(spec, "shape", shapes))
     if param.shape:
         raise spec.fail("has shape and num/channels/height/width; give one kind, shape is the newer")
+    # each of the four may be given once or per top, by itself
     return tuple(zip(*(_per_top(spec, field, sizes) for field, sizes in legacy.items()), strict=True))
 
 

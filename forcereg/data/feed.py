@@ -74,16 +74,19 @@ class FeedContext:
 
 def seed_of(ctx: FeedContext) -> int:
     """The context's seed, or one from the system's entropy; fits the int64 of a snapshot."""
+    # drawn once and kept in the state, so that also a run without a seed is resumed exactly
     return (int.from_bytes(os.urandom(4), "little") if ctx.seed is None else ctx.seed) % (1 << 63)
 
 
 def batches_ahead(prefetch: int, shape: Sequence[int], budget: int) -> int:
     """How many batches of images of this shape to prepare in advance: `prefetch`, but no more than fit the budget."""
+    # a byte a value, as decoded images wait
     return min(max(1, prefetch), MANY, max(FEW, budget // max(1, prod(shape))))
 
 
 def seeded(device: torch.device, *numbers: int) -> torch.Generator:
     """A generator on `device` for exactly these numbers, so that a position is all that resuming needs to know."""
+    # numpy keeps what comes out of the same numbers from version to version
     words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(words[0]))
 
@@ -180,6 +183,7 @@ def supply(feeds: Iterable[Feed], blobs: dict[str, Tensor]) -> None:
         if not any(top in blobs for top in feed.tops):
             try:
                 batch = feed.next()
+            # of a class of its own: training that it ends names the last snapshot
             except ForceregError as error:
                 raise DataError(str(error)) from error
             blobs.update(zip(feed.tops, batch, strict=True))

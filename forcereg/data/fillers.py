@@ -45,6 +45,7 @@ def fan(message: Any, shape: Shape) -> float:
     """The count that scaled fillers divide by: fan_in = count/dim0, fan_out = count/dim1, or their mean."""
     total = prod(shape)
     fan_in = total / _rows(shape)
+    # of a vector all, as in BVLC's Caffe
     fan_out = total / shape[1] if len(shape) > 1 else total
     norms = FillerParameter.VarianceNorm
     if message.variance_norm == norms.Value("FAN_OUT"):
@@ -65,6 +66,7 @@ def uniform(message: Any, shape: Shape, generator: Generator | None, spec: Layer
     """U[min 0, max 1)."""
     if message.min > message.max:
         raise spec.fail(f"uniform filler has min {message.min:g} > max {message.max:g}")
+    # written so that nan fails, too
     if not message.max - message.min <= torch.finfo(torch.float32).max:
         raise spec.fail(f"uniform filler has min {message.min:g} and max {message.max:g}; expected finite numbers")
     return torch.empty(shape).uniform_(message.min, message.max, generator=generator)
@@ -76,11 +78,13 @@ def gaussian(message: Any, shape: Shape, generator: Generator | None, spec: Laye
     if not message.std > 0:
         raise spec.fail(f"gaussian filler has std {message.std:g}; expected > 0")
     values = _normal(shape, message.mean, message.std, generator)
+    # unset is -1: 0 is a number, which leaves nothing
     if message.sparse >= 0:
         rows = _rows(shape)
         if message.sparse > rows:
             raise spec.fail(f"gaussian filler has sparse {message.sparse}, more than the {rows} outputs")
         # drawn behind the values, as in Caffe
+        # divided by the rows, as Caffe does: about `sparse` stay in each column, not in each row
         values *= torch.empty(shape).bernoulli_(message.sparse / rows, generator=generator)
     return values
 
@@ -111,6 +115,7 @@ def bilinear(message: Any, shape: Shape, generator: Generator | None, spec: Laye
     if len(shape) != 4 or shape[2] != shape[3]:
         raise spec.fail(f"bilinear filler needs a 4-axis blob with a square kernel; found {list(shape)}")
     size = shape[3]
+    # BVLC's centre; the fork's is another unless size % 4 is 0 or 1
     factor = ceil(size / 2)
     centre = (size - 1) / (2 * factor)
     line = 1 - (torch.arange(size) / factor - centre).abs()

@@ -146,6 +146,7 @@ class HDF5Feed(Feed):
         self.shard, self.batch = ctx.shard, ctx.shard.batch(spec, int(param.batch_size))
         self.items = self.files[0].items
         self.shapes = tuple((self.batch, *item) for item in self.items)
+        # Caffe shuffles by C's rand, which random_seed doesn't reach; here it does
         self.order = Order([file.rows for file in self.files], param.shuffle, seed_of(ctx))
         self.starts = [0, *accumulate(self.order.rows)]
         values = self.starts[-1] * sum(prod(item) for item in self.items)
@@ -164,6 +165,7 @@ class HDF5Feed(Feed):
 
     def next(self) -> tuple[Tensor, ...]:
         """The next batch, the caller's own."""
+        # of a file that can't be read: whoever asks again, once it is repaired, gets the same rows
         before = self.order.state_dict()
         parts = sharded(self.order.take(self.batch * self.shard.size), self.shard)
         try:
@@ -175,17 +177,20 @@ class HDF5Feed(Feed):
     def _of_all(self, parts: list[tuple[int, Rows]]) -> tuple[Tensor, ...]:
         if self._all is None:
             self._all = self._read_all()
+        # slices of what lies on the device need no index there
         if not self.order.shuffle:
             spans = [slice(*self.starts[file : file + 2]) for file, _ in parts]
             picks = [(span, rows) for span, (_, rows) in zip(spans, parts, strict=True)]
             return tuple(torch.cat([values[span][rows] for span, rows in picks]) for values in self._all)
         index = torch.cat([rows + self.starts[file] for file, rows in parts if isinstance(rows, Tensor)])
         if self.device.type == "cuda":
+            # from memory that isn't page-locked the copy would be waited for
             index = index.pin_memory().to(self.device, non_blocking=True)
         return tuple(values.index_select(0, index) for values in self._all)
 
     def _read_all(self) -> list[Tensor]:
         everything = [torch.empty((self.starts[-1], *item), device=self.device) for item in self.items]
+        # file by file into the place of each: all of them never lie in memory twice
         for number, (start, end) in enumerate(pairwise(self.starts)):
             for values, part in zip(everything, self._read(number), strict=True):
                 values[start:end].copy_(part)
@@ -212,6 +217,7 @@ class HDF5Feed(Feed):
         with _opened(file.named, file.path) as reader:
             for top, item in zip(self.tops, file.items, strict=True):
                 dataset = _dataset(file.named, reader, top)
+                # of the file as it is now, which was looked at when the net was built
                 if dataset.shape != (file.rows, *item):
                     raise ForceregError(
                         f"{file.named}: dataset '{top}' is {list(dataset.shape)}, was {[file.rows, *item]} at the "
@@ -243,6 +249,7 @@ class HDF5Feed(Feed):
     def limit_labels(self, count: int, ignore: int | None, consumer: str, top: str = "") -> None:
         """See Feed; any top may hold labels. They are checked when their file is read."""
         self.limits.setdefault(top or self.tops[-1], []).append(LabelRange(count, ignore, consumer))
+        # what is in memory was checked without this limit
         self.close()
 
     def _check_labels(self, named: str, top: str, values: np.ndarray) -> None:
@@ -313,6 +320,7 @@ def _opened(named: str, path: Path) -> Iterator[Reader]:
     from forcereg.system.hdf5 import DAMAGE, Reader, Refused
 
     try:
+        # in front of h5py, which would wait for a pipe's other end
         check_regular(path)
         with h5py.File(path, "r") as file:
             yield Reader(file, path.stat().st_size)
@@ -340,6 +348,7 @@ def _dataset(named: str, reader: Reader, top: str) -> h5py.Dataset:
 
     found = reader.find(top)
     if found is None:
+        # a file of anybody's may hold millions
         names = [text_of(name) for name in islice(reader.root, 1000)]
         hint = did_you_mean(top, names) or f"; it has {', '.join(names) or 'none'}"
         raise ForceregError(f"{named}: no dataset '{top}'{hint} (datasets are called as the tops)")
@@ -351,6 +360,7 @@ def _dataset(named: str, reader: Reader, top: str) -> h5py.Dataset:
     if not found.shape or 0 in found.shape:
         what = f"is {list(found.shape)}, without values" if found.shape else "is a single value"
         raise ForceregError(f"{named}: dataset '{top}' {what}; expected one row or more")
+    # datasets together may not promise more than the file can hold
     reader.reserve(found)
     return found
 

@@ -68,7 +68,9 @@ def convert_digits(out: Path, force: bool = False, track: Track = silent) -> lis
 
 def read_idx(folder: Path, stem: str, magic: int) -> np.ndarray:
     """The idx file `stem` (as "train-images") of uint8 in `folder`: (N,) labels or (N, H, W) images."""
+    # the magic number's last byte says how many sizes follow
     axes = magic % 256
+    # as published with a dash; some unpackers make it a dot
     names = [f"{stem}{dot}idx{axes}-ubyte{suffix}" for dot in "-." for suffix in ("", ".gz")]
     path = next((folder / name for name in names if os.path.exists(folder / name)), None)
     if path is None:
@@ -85,7 +87,9 @@ def read_idx(folder: Path, stem: str, magic: int) -> np.ndarray:
             if 2 * count > DECODING.limit:
                 DECODING.refuse(2 * count, f"{path}: what its header promises, {count:,} values,", "get it again")
             data = read_up_to(stream, count)
+            # too long is damaged, too; and behind the last byte gzip compares its checksum
             more = bool(stream.read(1))
+    # ahead of Damage, which is all of them, too
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ForceregError(f"{path}: damaged gzip file ({error}); get it again") from error
     except Damage as error:
@@ -115,6 +119,7 @@ def _resize(image: np.ndarray) -> np.ndarray:
     """Bilinear, half-pixel centres: (8, 8) of 0..16 -> (28, 28) uint8 of 0..255."""
     from PIL import Image
 
+    # float32: bytes would be rounded before they are resized
     grey = Image.fromarray((image * (255 / 16)).astype(np.float32))
     resized = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return np.rint(resized).clip(0, 255).astype(np.uint8)

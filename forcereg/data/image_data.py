@@ -161,12 +161,14 @@ class ImageFiles:
     def load(self, index: int) -> np.ndarray:
         """Image `index` of the list, uint8 (C, H, W). Raises ForceregError naming line and path."""
         image, where = self._read(index, self.size)
+        # resized ones are of one size whatever they were
         if self.shape and image.shape != self.shape and not self.size:
             self._check(image, where)
         return image
 
     def first_shape(self) -> tuple[int, ...]:
         """(C, H, W) of the first image, for which it is read but not resized. Raises ForceregError as `load`."""
+        # the first alone is looked at: reading all would take as long as an epoch
         channels, *size = self._read(0, None)[0].shape
         return (channels, *(self.size or size))
 
@@ -203,6 +205,7 @@ class ImageFeed(PlannedFeed):
         files.least, files.one_size = transform.least(self.batch), transform.one_size
         self.files, self.transform, self.shuffle = files, transform, bool(param.shuffle)
         if param.rand_skip:
+            # Caffe skips a random number below rand_skip; a resumed run has the position in its state instead
             self.position = int(torch.randint(param.rand_skip, (), generator=seeded(_CPU, self.seed, _SKIP)))
         self._given: int | None = None  # the first image of the last batch
         self._kept: _Kept | None = None
@@ -333,6 +336,7 @@ class _Reader:
         records = batch * self.shard.size
         while True:
             index = self.shard.of(order(len(self.files), self.shuffle, self.seed, position, records))
+            # of the position alone, so that a crop doesn't depend on what was prepared ahead or resumed
             draws = self.shard.of(self.transform.draw(records, seeded(_CPU, self.seed, _TRANSFORM, position)))
             position += records
             memory = empty()
@@ -352,6 +356,7 @@ class _Reader:
         if kept is not None and kept.have[index]:
             return kept.images[index]
         image = self.files.load(index)
+        # one of another size has no row there, and is decoded again each time
         if kept is not None and image.shape == self.files.shape:
             kept.images[index] = image
             # behind the image: another thread may look in between

@@ -105,6 +105,7 @@ def convert_images(
 
     def records() -> Iterator[Record]:
         nonlocal skipped, written
+        # in two steps: what decoding takes is known by the header, so that files are read before memory is planned
         found = in_order(
             lambda planned: _find(planned, options), _plan(listed, options), lambda one: _size(one, options)
         )
@@ -185,6 +186,7 @@ def _memory(found: _Found, options: ImageSetOptions) -> int:
     """Bytes that decoding it takes, and the record twice."""
     if found.picture is None:
         return 0
+    # the pixels that are resized to may be more than those that are decoded
     height, width = options.size or found.picture.shape[1:]
     return found.picture.memory + 2 * found.picture.shape[0] * height * width
 

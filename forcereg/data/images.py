@@ -46,7 +46,9 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """
     try:
         # editors may put a mark in front
+        # paths may be in any encoding: what isn't UTF-8 comes back as it was when the file is opened
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            # a file without line ends would else be read as one line
             for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), 1):
                 if len(line) == LONGEST_LINE:
                     raise ForceregError(
@@ -91,6 +93,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `wanted` pixels the two of `size` it lies between, and how far it is towards the second."""
+    # in front of the first centre and behind the last one the border's pixel counts alone, as in OpenCV
     position = np.clip((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0, size - 1)
     first = position.astype(np.intp)
     return first, np.minimum(first + 1, size - 1), (position - first).astype(np.float32)
@@ -98,6 +101,7 @@ def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def _between(pixels: np.ndarray, axis: int, first: np.ndarray, second: np.ndarray, part: np.ndarray) -> np.ndarray:
     low, high = pixels.take(first, axis), pixels.take(second, axis)
+    # in place: low + part * (high - low) would take three more arrays of the strip's size
     high -= low
     high *= part
     low += high

@@ -125,11 +125,14 @@ def _open(path: Path) -> tuple[_Handle, Callable[[], None]]:
 
     folder = tempfile.mkdtemp(prefix="forcereg-leveldb-")
     try:
+        # only what a LevelDB consists of: its lock would be taken, its log be moved
         for name in os.listdir(path):
             if _FILE.fullmatch(name):
+                # links, not copies: sets are large, and LevelDB writes new files of its own beside them
                 os.symlink(os.path.abspath(path / name), os.path.join(folder, name))
         handle = _Handle(plyvel.DB(folder, create_if_missing=False, write_buffer_size=_WRITE_BUFFER))
     except BaseException:
+        # BaseException: Ctrl-C leaves no folder behind either
         shutil.rmtree(folder, ignore_errors=True)
         raise
     weakref.finalize(handle, shutil.rmtree, folder, True)  # at exit at the latest

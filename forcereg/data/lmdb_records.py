@@ -56,6 +56,7 @@ class LmdbRecords(Records):
             raise ForceregError(f"{path}: {reason}; check the path and its permissions") from error
         weakref.finalize(self, file.close).atexit = False  # a thread may still be reading then
         self._file = file.fileno()
+        # of the open file: the path may be another one's by now
         stat = os.fstat(self._file)
         self.identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         self._read_header(stat.st_size)
@@ -78,6 +79,7 @@ class LmdbRecords(Records):
         for pages, at, nodes in self._leaves():
             if index + len(nodes) > self._count:
                 self._fail(f"more than the {self._count} records that its header promises")
+            # a leaf in front of the start is skipped by its count alone
             if index + len(nodes) <= start:
                 index += len(nodes)
                 continue
@@ -142,6 +144,7 @@ class LmdbRecords(Records):
         while levels:
             # all leaves are equally deep in a B+ tree, so a page of the wrong kind is damage
             is_leaf = len(levels) == self._depth
+            # the iterator stays in its level: behind a branch's children its next sibling comes
             for number in levels[-1]:
                 left -= 1
                 if left < 0:  # no page is there twice
@@ -167,6 +170,7 @@ class LmdbRecords(Records):
         """Up to `size` bytes of the file from `at` on, at least `least` of them."""
         data = b""
         try:
+            # pread, because several threads read, and a file has one position
             data = os.pread(self._file, size, at)
             while len(data) < least and (more := os.pread(self._file, least - len(data), at + len(data))):
                 data += more
@@ -202,6 +206,7 @@ class _Pages:
         if self._first <= number and number + count <= self._behind:
             return self._window, (number - self._first) * self._size
         records, size = self._records, self._size
+        # pages 0 and 1 are the headers
         if not 2 <= number <= records._last:
             records._fail(f"page {number} of {records._last + 1} is named")
         # what is between belongs to the other kind of page

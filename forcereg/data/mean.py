@@ -26,12 +26,14 @@ def read_mean(path: Path) -> np.ndarray:
         ) from error
     values = blob_values(blob, f"mean_file {path}")
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+    # compute_image_mean writes a batch of one
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) != 3 or min(shape) < 1 or values.size != prod(shape):
         raise ForceregError(
             f"mean_file {path}: holds {values.size} values in shape {tuple(shape)}; expected one C,H,W image"
         )
+    # it would make every image nan, and be found in the loss only
     if not np.isfinite(values).all():
         bad = values[~np.isfinite(values)][0]
         raise ForceregError(f"mean_file {path}: holds {bad:g}; make it anew with `forcereg data mean`")

@@ -61,6 +61,7 @@ class MemoryFeed(Feed):
             bad = limit.first_bad(marks.cpu().numpy().ravel())
             if bad is not None:
                 raise self.spec.fail(f"label {marks.flatten()[bad]:g} of item {bad} found, expected {limit}")
+        # a restored position is for the first arrays; those that follow are new data, which begin at their first item
         self.row = self.row % count if self._arrays is None else 0
         self._arrays = images, marks.reshape(count, 1, 1, 1)
 
@@ -73,6 +74,7 @@ class MemoryFeed(Feed):
                 raise self.spec.fail(f"{what} is a {kind}; expected an array of numbers ({error})") from error
             if numbers.dtype.kind not in "biuf":
                 raise self.spec.fail(f"{what} is a {kind} of {numbers.dtype}; expected an array of numbers")
+            # torch takes no negative strides, and warns of arrays that can't be written to
             values = torch.from_numpy(np.require(numbers, np.float32, ["C", "W"]))
         return values.detach().to(self.device, torch.float32)
 
@@ -83,6 +85,7 @@ class MemoryFeed(Feed):
         rows = slice(self.row, self.row + self.batch)
         images, labels = self._arrays
         self.row = rows.stop % len(images)
+        # layers may work in place, and the arrays are the caller's
         return images[rows].clone(), labels[rows].clone()
 
     def check_given(self) -> None:

@@ -29,6 +29,7 @@ Damage = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
 def unpacked(path: Path) -> Iterator[BinaryIO]:
     """`path` as a stream of what its first bytes say is compressed there, or of itself. Raises `Damage`."""
     with open_file(path) as file:
+        # by its content: names of downloads say anything
         start = file.read(6)
         file.seek(0)
         if start.startswith(b"\x1f\x8b"):
@@ -66,6 +67,7 @@ def tar_files(path: Path, wanted: Any) -> Iterator[tuple[str, bytes]]:
             tar.members.clear()  # it would keep all
             tar.pax_headers.clear()
             forward.headers = HEADERS
+            # a sparse one may promise any size and hold nothing
             if member.isreg() and not member.issparse() and wanted(member.name):
                 yield member.name, forward.content(member.name, member.size)
         forward.finish()
@@ -138,6 +140,7 @@ class _Forward:
 
     def content(self, name: str, size: int) -> bytes:
         """The content of the file whose header was read last."""
+        # before anything is read: a header may promise any size
         if size < 0 or self.at + size > DECODING.limit:
             raise ForceregError(
                 f"{self.path}: {name} would be {size / MIB:,.0f} MiB, all together may be {DECODING.limit / MIB:,.0f}; "

@@ -55,6 +55,7 @@ class PlannedFeed(Feed):
                 self._pinned = Pinned(shape, torch.uint8, ahead) if self.device.type == "cuda" else None
                 self._prefetch = self._start((self._pinned or Recycled(shape, torch.uint8, ahead)).empty)
             if self._pinned is not None:
+                # in this thread (see Pinned), one for each batch that is handed out
                 self._pinned.add()
             job = self._prefetch.next()
         except ForceregError as error:

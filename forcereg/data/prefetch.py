@@ -60,6 +60,7 @@ class Prefetch:
 
 def default_workers() -> int:
     """As many as there are cores for this process, at most 8."""
+    # those that this process may use: in a container or under taskset fewer than the machine has
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores)
 
@@ -86,11 +87,13 @@ class _Line:
     def __post_init__(self) -> None:
         # reentrant: the collector may drop another Prefetch, or this one, while a thread is in here
         lock = threading.RLock()
+        # three, so that each end wakes only who waits for it
         self.room, self.work, self.done = (threading.Condition(lock) for _ in range(3))
 
     def stop(self) -> None:
         with self.room:
             self.stopped = True
+            # threads hold this until they end: nothing of a batch stays alive with them
             self.todo.clear()
             self.batches.clear()
             for condition in (self.room, self.work, self.done):

@@ -30,9 +30,11 @@ def convert_mean(source: Path, out: Path, force: bool = False, track: Track = si
     if out.is_dir():
         raise ForceregError(f"{out} is a folder; expected the name of a file to write, like mean.binaryproto")
     records = open_records(source)
+    # Caffe's tool takes the first record's, too
     shape = _decode(source, *next(records.read())).shape
 
     def total(chunk: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, int]:
+        # float64 of its own for each chunk: threads add up without waiting for each other
         part = np.zeros(shape)
         for key, value in chunk:
             image = _decode(source, key, value)
@@ -48,6 +50,7 @@ def convert_mean(source: Path, out: Path, force: bool = False, track: Track = si
     known = records.count(0)  # None for a LevelDB, which would have to be read to know
     steps = None if known is None else -(-known // CHUNK)
     mean, count = np.zeros(shape), 0
+    # 8 bytes a value for a chunk's sums, beside its records
     parts = in_order(total, _chunks(records), lambda chunk: 8 * prod(shape) + sum(len(value) for _, value in chunk))
     for part, number in track(parts, f"reading {source.name}", steps):
         mean += part

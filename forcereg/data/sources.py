@@ -25,6 +25,7 @@ def open_source(spec: LayerSpec, context: FeedContext) -> Feed:
     with torch.device("cpu"):
         feed: Feed = registry.source.get(spec.type)(spec, context)
     try:
+        # behind the feed, whose own words about a field say more
         spec.check_numbers()
     except ForceregError:
         feed.close()

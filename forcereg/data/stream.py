@@ -74,6 +74,7 @@ class Stream:
         # by cursor and generator, so that a restored feed, or one that has skipped, throws away what was read ahead
         if self._prefetch is None or at != self._at:
             self._prefetch = self._start(at)
+        # unknown until the batch is handed out: after an error the next call starts anew, from its own place
         self._at = None
         if self._pinned is not None:
             self._pinned.add()
@@ -159,6 +160,7 @@ class _Plan:
         draws = self.shard.of(self.transform.draw(self.batch * self.shard.size, generator))
         records = [record for _, record in numbered]
         rows = Rows(images.numpy(), np.empty(self.batch, np.int64), records, draws.tolist())
+        # behind the draws, where the next batch goes on
         after = Position.of(cursor, generator, self.transform.random)
         return Job(rows.items(self.layout.encoded), _Batch(images, rows, draws), after)
 

@@ -96,6 +96,7 @@ class Transform:
         if not self.random:
             return torch.zeros((count, 3), dtype=torch.int64)
         # A fixed number of draws per image: the sequence does not depend on how images are batched.
+        # so many that remainders are as good as even whatever the size they are taken by
         return torch.randint(1 << 62, (count, 3), generator=generator)
 
     def place(self, draw: Sequence[Any], height: int, width: int) -> tuple[Any, Any, Any]:
@@ -147,6 +148,7 @@ def crop_and_mirror(images: Tensor, places: Tensor, rows: int, columns: int, out
     or `out`, of any type, if given.
     """
     if images.device.type != "cpu":
+        # on a GPU an operation for each image would cost a launch each
         found = gather_crops(images, places.to(images.device, non_blocking=True), rows, columns)
         return found if out is None else out.copy_(found)
     if out is None:
@@ -161,6 +163,7 @@ def subtract_crops(images: Tensor, mean: Tensor, places: Tensor) -> None:
     """Subtracts from each of images (N, C, rows, columns), float32, the crop of `mean` (C, H, W) at its place."""
     rows, columns = images.shape[2:]
     if images.device.type != "cpu":
+        # a view, though there are as many as images
         means = mean.expand(len(images), -1, -1, -1)
         images.sub_(gather_crops(means, places.to(images.device, non_blocking=True), rows, columns))
         return
@@ -197,6 +200,7 @@ def read_transform(param: Any, phase: int, image: tuple[int, ...], root: Path, d
         if not math.isfinite(value):
             raise ForceregError(f"{name} is {value:g}; expected a number")
     crop = int(param.crop_size)
+    # by the first image; others of a set of several sizes are looked at as they come
     if crop > min(image[1:]):
         raise ForceregError(
             f"crop_size {crop} does not fit {shape_text(image)} images; expected at most {min(image[1:])}"

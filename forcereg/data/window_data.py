@@ -49,6 +49,7 @@ def window_feed(spec: LayerSpec, ctx: FeedContext) -> WindowFeed:
         transform = _transform(options, windows.channels, ctx)
         crop = Crop(int(options.crop_size), int(param.context_pad), param.crop_mode == "square", options.mirror)
         feed = WindowFeed(spec, ctx, windows, crop, transform)
+        # one as a sample: paths that start wrong are told before anything is trained
         feed.images().load(0)
     except ForceregError as error:
         raise spec.fail(str(error)) from error
@@ -96,6 +97,7 @@ def _transform(options: Any, channels: int, ctx: FeedContext) -> Transform:
     """Mean and scale of crops; of a mean image the middle, whatever the crop shows, as in Caffe."""
     crop = int(options.crop_size)
     values = TransformationParameter(scale=options.scale, mean_value=options.mean_value)
+    # as in testing, because windows are cut and mirrored by `Crop`
     transform = read_transform(values, TEST, (channels, crop, crop), ctx.root, ctx.device)
     if not options.mean_file:
         return transform
@@ -133,6 +135,7 @@ class WindowFeed(PlannedFeed):
             top, bottom, left, right = filled[:, :, None].unbind(1)
             pixel = torch.arange(self.crop.size, device=self.device)
             rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)
+            # zero and not minus the mean, as in Caffe
             data.mul_(rows[:, None, :, None] & columns[:, None, None, :])
         return data, labels
 
@@ -232,6 +235,7 @@ class _Images:
             raise ForceregError(
                 f"{where}: {shown(str(path), 200)} is {found}, not {expected} as the window file says; correct one"
             )
+        # another thread may have loaded the same one; its bytes count once
         with self.lock:
             if index not in self.decoded and image.nbytes <= self.room:
                 self.room -= image.nbytes

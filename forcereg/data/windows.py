@@ -85,6 +85,7 @@ class _Reader:
 
     def more(self) -> bool:
         """Whether there is another image; its first line is read."""
+        # the empty alternative is the file's end
         return bool(self.line(r"(#\s*[0-9]+)?", "'# INDEX' of the next image, or a larger count of windows above"))
 
     def image(self, channels: int) -> tuple[int, Listed]:
@@ -105,8 +106,10 @@ class _Reader:
         if len(values) < count:
             raise self.fail(self.number, f"{count} windows announced, but the file ends after {len(values)}")
         table = np.array(values, np.float64).reshape(-1, 8)
+        # an overlap beyond float32 becomes infinite, which compares as it should
         with np.errstate(over="ignore"):
             overlap = table[:, 3].astype(np.float32)
+        # what is left has to be integers
         table = np.delete(table, 3, axis=1)
         self._check(table, image, overlap >= np.float32(least))
         rows = np.empty(len(table), ROW)
@@ -161,10 +164,12 @@ class Crop:
 
     def _span(self, middle: float, half: float, limit: int, mirrored: bool) -> Span:
         """One axis of R-CNN's rule: the region about `middle`, cut at the image's ends, scaled with what is cut."""
+        # both ends are in the region, as in R-CNN: it has last - first + 1 pixels
         first, last = _round(middle - half), _round(middle + half)
         scale = self.size / (last - first + 1)
         before, after = max(0, -first), max(0, last - limit + 1)
         start, stop = first + before, last - after + 1
+        # mirrored, what was cut off behind comes first
         offset = _round((after if mirrored else before) * scale)
         return Span(start, stop, offset, min(_round((stop - start) * scale), self.size - offset))
 
@@ -172,9 +177,11 @@ class Crop:
         """Fill `out` (C, size, size) from `image` (C, H, W); which part it filled: top, bottom, left, right."""
         rows, columns = self.place(window, image.shape[1], image.shape[2], mirrored)
         if (rows.length, columns.length) != out.shape[1:]:
+            # memory is used again, and the rest shows an older image
             out[:] = 0
         if rows.length and columns.length:
             part = image[:, rows.start : rows.stop, columns.start : columns.stop]
+            # resized before it is mirrored, as Caffe does
             part = resize(part, rows.length, columns.length)
             to = out[:, rows.offset : rows.offset + rows.length, columns.offset : columns.offset + columns.length]
             to[:] = part[:, :, ::-1] if mirrored else part
