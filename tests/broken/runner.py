@@ -6,6 +6,7 @@ A case gets a fresh folder; each of its commands runs `forcereg.__main__.main` w
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -94,7 +95,9 @@ def serve() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _hang)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + ROOM, resource.RLIM_INFINITY))
+    gc.freeze()  # what is loaded needn't be looked at with each case
     for line in sys.stdin:
+        gc.collect()  # what earlier cases left in circles counts as room that this one lacks
         case = CASES[line.rstrip()]
         print(json.dumps(run_case(case)), flush=True)
 
