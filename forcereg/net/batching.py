@@ -41,6 +41,7 @@ def batches_at_once(net: Net) -> int:
 def most(net: Net, items: int, room: float) -> int:
     """How many batches hold at most that many items and fit that many bytes, at least 1."""
     size = max(shape[0] for feed in net.feeds.values() for shape in feed.shapes)
+    # more than a pass holds at a time, which frees what nobody reads any more
     blobs = 4 * sum(prod(shape) for shape in net.shapes.values())
     return max(1, min(items // max(1, size), int(room / max(1, blobs))))
 
@@ -68,6 +69,7 @@ def joinable(net: Net) -> bool:
 
 def _treats_apart(module: Layer, bottoms: Sequence[Shape]) -> bool:
     items = {shape[:1] for shape in (*bottoms, *module.out_shapes)}
+    # a scalar has no axis of items
     return module.per_item and (len(items) == 1 or not module.out_shapes) and () not in items
 
 

@@ -108,6 +108,7 @@ def _add_source(
     parts: Parts, net: NetSpec, spec: LayerSpec, context: FeedContext | None, given: Mapping[str, Sequence[int]]
 ) -> None:
     first = spec_of(net, spec.name)
+    # feeds, and their states in snapshots, go by name
     if first is not spec:
         raise spec.fail(f"the name is taken by {first.where}; rename one of them")
     lacking = [top for top in spec.tops if top not in given]
@@ -135,6 +136,7 @@ def spec_of(net: NetSpec, name: str) -> LayerSpec:
 
 def _fill(parts: Parts, generator: Generator | None) -> None:
     """Draws the initial values of every owned blob, once all shapes are known to be right and to fit in memory."""
+    # by identity: a shared blob takes memory once
     owned = {id(blob): (spec, blob) for spec, module in parts.modules for blob in module.blobs}
     # reserved memory is taken only when it is written, so this is the last moment to refuse a net for its size
     check_room(((spec, blob.nbytes) for spec, blob in owned.values() if not blob.is_meta), "the net's weights")

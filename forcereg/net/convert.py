@@ -60,6 +60,7 @@ def convert(source: str | Path, target: str | Path, model: NetFile | None = None
     ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
     if ending is None:
         raise UsageError(f"{path}: expected a name that ends in {', '.join(ENDINGS)}")
+    # by file, not by name: a link may lead to it
     if path.exists() and os.path.samefile(source, path):
         raise UsageError(f"{path}: is the file to convert; give another name")
     found = read(source)
@@ -83,6 +84,7 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
     if is_binary(model.path):
         stored, old = stored_net(model.path) if model.layers else (NetParameter(), "")
         remarks += [old] if old else []
+        # layers without a type are names for weights, not a net
         net = stored if any(layer.type for layer in stored.layer) else None
     elif message is not None:
         net = parse_text(message, NetParameter, f"{model.path}: {MESSAGE}")
@@ -97,6 +99,7 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
     if not binary and net is not None and net != made:
         attrs[MESSAGE] = to_text(net)
     if file is not None:
+        # a net that the model holds itself stays
         attrs.setdefault(NET, file.text)
     model = replace(model, attrs=dict(sorted(attrs.items())))  # as HDF5 has them
     written = write_in_format(path, model, net or NetParameter(), binary, known)
@@ -153,6 +156,7 @@ def write_in_format(path: Path, model: ModelFile, net: Any, binary: bool, file: 
                 "which a binary file must; give the net by --model"
             )
         if held and name not in order:
+            # weights of layers that the net lacks aren't lost, under their name alone
             whole.layer.add(name=name)
     write_model(path, blobs, diffs, model.attrs, whole)
     return blobs
@@ -201,6 +205,7 @@ def owned(layers: Blobs, net: Any) -> dict[str, dict[int, np.ndarray]]:
     found = {name: dict(blobs) for name, blobs in layers.items()}
     for name, index, owner, at, _ in shared(net):
         mine, theirs = found.get(name, {}).get(index), found.get(owner, {}).get(at)
+        # numbers that differ are no copy of the owner's, whatever the net says: both stay
         if mine is not None and theirs is not None and mine.shape == theirs.shape and same(mine, theirs):
             del found[name][index]
     return found
@@ -208,6 +213,7 @@ def owned(layers: Blobs, net: Any) -> dict[str, dict[int, np.ndarray]]:
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether all bits of two arrays of float32 are equal."""
+    # as bits: NaN equals itself, and 0 isn't -0
     return float_bytes(one) == float_bytes(other)
 
 

@@ -50,6 +50,7 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
         node = Node(printable(spec.name), printable(spec.type), sizes, shares)
         for bottom in spec.bottoms:
             source = writer[bottom]
+            # one arrow, however often a layer reads another
             if source not in node.sources:
                 node.sources.append(source)
                 source.uses.append(node)

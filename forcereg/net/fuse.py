@@ -27,6 +27,7 @@ class Run:
 
 
 FOLLOWERS: tuple[Callable[[Layer], bool], ...] = (
+    # these very classes: what derives from them may compute something else
     lambda module: type(module) is Scale and module.scales_channels,
     lambda module: type(module) is Eltwise and module.adds_two,
     lambda module: type(module) is ReLU and not module.slope,
@@ -66,6 +67,7 @@ def _chain(runs: Mapping[int, Run], first: int, reader: Mapping[int, int]) -> li
 
 
 def _fits(run: Run | None, kind: Callable[[Layer], bool]) -> bool:
+    # a gradient that ends between two layers has no place in a joint one
     return run is not None and kind(run.module) and not run.spec.message.propagate_down
 
 

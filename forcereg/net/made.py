@@ -84,6 +84,7 @@ def write_net(
     net_path = Path(f"{prefix}.prototxt")
     paths = {one: Path(f"{prefix}{ending}") for one, ending in FORMATS.items()}
     for path, known in ((net_path, read.given), *((path, source.path) for path in paths.values())):
+        # as files, not as names: links and .. lead to the same
         if known is not None and path.resolve() == Path(known).resolve():
             # of the other format nothing is written, but the net beside it would be another
             if path not in (net_path, paths[form]):
@@ -91,6 +92,7 @@ def write_net(
             raise UsageError(f"--out {prefix} would overwrite {known}; choose another prefix")
     text = f"# {printable(f'{source.path.name}: {heading}')}\n" + to_text(net)
     kept = {name: value for name, value in source.attrs.items() if name != MESSAGE}  # that is of the old net's layers
+    # diffs are gradients of the weights that were
     made = replace(source, layers=weights, diffs={}, attrs={**kept, **(attrs or {}), "forcereg_net": text})
     file = parse_net(text, str(net_path))
     if form == "binary":

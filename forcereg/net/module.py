@@ -153,6 +153,7 @@ class Net(nn.Module):
         super()._apply(fn, recurse)
         # moving replaces buffers one by one; borrowed ones must stay the owner's
         for borrower, owner in self._parts.owners.borrowed.items():
+            # from the right: layers' names may have slashes
             (name, index), (owner_name, owner_index) = borrower.rsplit("/", 1), owner.rsplit("/", 1)
             self.module(name).share_blob(int(index), self.module(owner_name).blobs[int(owner_index)])
         return self

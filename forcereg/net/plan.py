@@ -60,7 +60,9 @@ def plan_steps(net: NetSpec, runs: Sequence[Run]) -> tuple[Step, ...]:
         if isinstance(module, ReLU) and spec.tops == spec.bottoms and previous is not None:
             module.overwrite = previous.overwritable and spec.tops[0] not in losses
         producer.update(dict.fromkeys(spec.tops, module))
+        # as in Caffe force_backward goes over propagate_down, but not over what a layer refuses
         blocked = {i for i, flag in enumerate(spec.message.propagate_down) if not (flag or net.force_backward)}
+        # a bottom that needn't be there may be among a layer's labels
         cut = (blocked | module.labels) & set(range(len(spec.bottoms)))
         dead = {b for b in spec.bottoms if last_use[b] is run and b not in spec.tops} - keep
         steps.append(Step(spec, run.keys, tuple(sorted(cut)), tuple(dead)))

@@ -190,6 +190,7 @@ def add_up(
 
 def means(net: Net, parts: Sequence[Sums]) -> Score:
     """The means over all batches that were added up, in several parts or one. Raises as `add_up`."""
+    # of few batches a rank may have had none, and so no outputs
     parts = [part for part in parts if part.batches]
     if not parts:
         return Score(float("nan"), [], 0)

@@ -30,6 +30,7 @@ def supported() -> list[Support]:
             rows.append(Support(name, dict(map(_fields, about.params)), about.limits))
     for name, point in entry_point_layers().items():
         if name not in registry.layer:
+            # by name only: loading it would run its code
             rows.append(Support(name, {}, f"from {point.dist.name if point.dist else point.value}"))
     return sorted(rows, key=lambda row: row.type.lower())
 

@@ -73,6 +73,7 @@ class Accounts:
         if self.view is not None and (known := self.view.cost(file, self.root, self.allow_python_layers)):
             return known
         kept = [layer for layer in file.message.layer if included(layer, self.state)]
+        # a BatchNorm's first three are statistics; NVCaffe's has two more, which are learned
         first = {layer.name: 3 if layer.type == "BatchNorm" else 0 for layer in kept}  # learned blob
         blobs = [(name, index, values) for name in first for index, values in weights.get(name, {}).items()]
         return Cost(None, sum(values.size for name, index, values in blobs if index >= first[name]))
@@ -97,6 +98,7 @@ def accounts(
     root = root or Path.cwd()
     views: dict[int, View] = {}
     errors: dict[int, ForceregError] = {}
+    # the phase once more behind the net's own state, which may name another
     states = {phase: net_state(phase, file.message.state, net_state(phase)) for phase in (TEST, TRAIN)}
     if test_state is not None:
         states[TEST] = net_state(TEST, states[TEST], test_state, net_state(TEST))
@@ -108,6 +110,7 @@ def accounts(
     if given:
         _check_given(file, given, views, errors)
     view = views.get(TEST) or views.get(TRAIN)
+    # without shapes: whether there is a TEST net at all
     state = view.state if view else states[TEST if stands(file, states[TEST], root) else TRAIN]
     train = views.get(TRAIN) if view is not None and state.phase == TEST else None
     return Accounts(state, view, train, root, allow_python_layers)

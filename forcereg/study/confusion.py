@@ -143,6 +143,7 @@ def _records(net: Net, spec: LayerSpec, axis: int) -> tuple[int, int]:
         raise ForceregError(f"{net.spec.filename}: its data layers have different records or batches ({told}); {fix}")
     (batch,), records = batches, int(next(iter(sizes.values())) or 0)
     scores = net.shapes[spec.bottoms[0]]
+    # what a part of a batch is can be told by axis 0 only
     if records % batch and (scores[:1] != (batch,) or axis == 0):
         raise spec.fail(f"its scores {list(scores)} haven't the {batch} records of a batch on axis 0; {fix}")
     return records, batch
@@ -160,11 +161,13 @@ class _Counter:
         """The scores and labels of a batch."""
         module, classes = self._module, self._module.classes
         aligned, target = module.aligned(scores.detach(), labels)
+        # rows, of which a record may have several (scores at many positions)
         items = round(self.share * len(aligned))
         aligned, target = aligned[:items], target[:items]
         valid = torch.ones_like(target, dtype=torch.bool)
         if module.ignore_label is not None:
             valid = target != module.ignore_label
+            # any class does: they are counted apart, but gather needs one
             target = torch.where(valid, target, 0)
         true = aligned.gather(1, target.unsqueeze(1))
         # Accuracy counts a tie against the label, so the best of the others is looked for
@@ -172,7 +175,9 @@ class _Counter:
         most, best = others.max(1)
         taken = torch.where(most < true.squeeze(1), target, best)
         taken = torch.where(aligned.isnan().any(1), classes, taken)
+        # one place more than the matrix has, for what is ignored
         place = torch.where(valid, target * (classes + 1) + taken, classes * (classes + 1)).flatten()
+        # on the device of the first batch
         if self._counts is None:
             self._counts = torch.zeros(classes * (classes + 1) + 1, dtype=torch.int64, device=place.device)
         self._counts.scatter_add_(0, place, torch.ones_like(place))
@@ -197,5 +202,6 @@ def class_names(lines: Iterable[str], classes: int, where: str) -> list[str]:
 
 def _name(line: str) -> Any:
     first, _, rest = line.strip().partition(" ")
+    # ImageNet's lists have the synset's number in front of its words
     is_synset = len(first) == 9 and first[0] == "n" and first[1:].isdigit()
     return (rest if is_synset and rest.strip() else line).strip().split(",")[0]

@@ -118,6 +118,7 @@ class Evaluator:
                 f"{spec.filename}: its test phase reads no data (input {', '.join(missing)}; a deploy net?); "
                 "give the net that was trained, with its data layers"
             )
+        # of all phases: weights of layers that only training has aren't lost
         known = {layer.name for layer in parse_net(spec.text, spec.filename).message.layer}
         if lost := [name for name in load(net, weights).ignored if weights[name] and name not in known]:
             self._warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
@@ -130,6 +131,7 @@ class Evaluator:
 
     def key(self, spec: NetSpec, made_of: str) -> str:
         """Names what a score depends on: the test net, the files it reads, test_iter, seed, and the weights."""
+        # of this phase alone: what training has beside it changes no score
         layers = [to_text(layer.message) for layer in spec.layers]
         files = [stamp(path) for path in data_files(spec)]
         return digest([layers, files, self.solver.message.test_iter[0], self.seed, made_of])
@@ -206,5 +208,6 @@ def accuracy_among(net: Net, means: Score) -> float | None:
     """
     seen = {output.name for output in means.outputs}
     layers = [spec for spec in net.spec.layers if spec.type == "Accuracy" and spec.tops[0] in seen]
+    # stable: of equal ones the last in the file stays last
     layers.sort(key=lambda spec: spec.message.accuracy_param.top_k == 1)
     return means.mean(layers[-1].tops[0]) if layers else None

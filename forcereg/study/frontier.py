@@ -159,6 +159,7 @@ def frontier(
             except NotFinite as error:
                 tell(f"{subject.name}, {subject.method}, {aim.target}: fine-tuning failed: {error}")
         cost = subject.cost(net, result.weights)
+        # the whole net is the same for all methods
         method = "" if aim.target == WHOLE else subject.method
         point = Point(subject.name, method, aim.target, aim.ranks, cost.macs, cost.params, before, tuned)
         yield Made(point, net, result.weights)
@@ -189,6 +190,7 @@ def timed(
     for one in made:
         own = accounts[one.point.net]
         fed = latency.fed_shapes(one.net, own.fed or {}, batch)
+        # without the weights, on which times don't depend
         keys.append(f"{fed} {one.net.message}")
         if keys[-1] not in runs:
             runs[keys[-1]] = latency.net_run(one.net, one.weights, fed, device, own.allow_python_layers)

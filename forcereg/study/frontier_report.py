@@ -78,6 +78,7 @@ def figure(points: Sequence[Point], measured: str = "") -> Any:
     """
     methods: list[str | None] = [*dict.fromkeys(point.method for point in points if point.method)]
     costs = axes_of(points, measured)
+    # one method: its costs side by side; four are a square
     columns = len(costs) if len(methods) == 1 else 2 if len(methods) == 4 else min(len(methods), ACROSS)
     if len(methods) > 1:
         methods += [None] * (-len(methods) % columns)  # every kind of cost begins a row
@@ -90,6 +91,7 @@ def figure(points: Sequence[Point], measured: str = "") -> Any:
         if method is None:
             axes.axis("off")
             continue
+        # one scale for a kind of cost, so that methods compare
         axes.sharex(drawn.get(cost, axes))
         drawn.setdefault(cost, axes)
         axes.set_title(method, fontsize="medium")
@@ -126,6 +128,7 @@ def _draw(axes: Any, points: Sequence[Point], method: str, cost: str) -> None:
             whole, cut = _pairs(own, cost, kind, True), _pairs(own, cost, kind, False)
             front = {"marker": "", "linestyle": line}
             for pairs, more in ((whole, STAR), (cut, {"linestyle": ""}), (best(cut), front)):
+                # reshaped, because there may be no pairs
                 axes.plot(*np.reshape(pairs, (-1, 2)).T, **{**look, **fill, **more})
 
 
@@ -139,6 +142,7 @@ def _pairs(points: Iterable[Point], cost: str, kind: str, whole: bool) -> list[t
 def looks(points: Iterable[Point]) -> dict[str, dict[str, Any]]:
     """How each net is drawn."""
     nets = enumerate(dict.fromkeys(point.net for point in points))
+    # matplotlib has ten colours; then they begin again with another marker
     return {net: {**LINE, "color": f"C{at % 10}", "marker": MARKERS[at // 10 % len(MARKERS)]} for at, net in nets}
 
 
@@ -159,6 +163,7 @@ def _legends(made: Any, points: Sequence[Point]) -> None:
 def best(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of pairs (cost, accuracy) those that no other of at most their cost equals in accuracy, by rising cost."""
     found: list[tuple[float, float]] = []
+    # of one cost the best comes first, and the others don't equal it
     for cost, accuracy in sorted(pairs, key=lambda pair: (pair[0], -pair[1])):
         if not found or accuracy > found[-1][1]:
             found.append((cost, accuracy))

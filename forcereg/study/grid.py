@@ -28,6 +28,7 @@ class Setting:
         """A name for the run's folder, another one for every setting."""
         parts = [f"{name}={_in_names(value)}" for name, value in self.fields.items()]
         name = ",".join([*parts, f"seed={self.seed}"])
+        # what a name can't hold may be all that two settings differ in: then a digest tells them apart
         if len(name) <= 150 and all(re.fullmatch(_PLAIN, value) for value in self.fields.values()):
             return name
         return f"{name[:150]}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}"

@@ -46,6 +46,7 @@ SAMPLE = 2.0
 
 def measuring_device(asked: str | torch.device) -> torch.device:
     """The device asked for, made ready, and never another in its place. Raises UsageError and ForceregError."""
+    # training goes on with a CPU where there is no GPU, but a CPU's times aren't a GPU's
     device = choose_device(str(asked), None, lambda text: None)
     if device.type == "cpu" and str(asked).startswith("cuda"):
         raise ForceregError(f"there is no CUDA device to measure on, but {asked} was asked for; use cpu")
@@ -65,6 +66,7 @@ def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECO
         # each its own: a short run is called often in a round, so that the clock's grain doesn't count
         calls = [_calls(run, watch) for run in runs]
         started = time.perf_counter()
+        # not counted: it tells how long a round takes
         _round(runs, calls, watch)
         count = int(seconds / (time.perf_counter() - started))
         rounds = [_round(runs, calls, watch) for _ in range(min(max(LEAST, count), MOST))]
@@ -82,9 +84,11 @@ def at_one_launch(runs: Sequence[Run], device: torch.device) -> list[Run]:
 
 def _recorded(run: Run, recorder: Recorder) -> Run:
     net = getattr(run, "func", None)
+    # what some layers do on the host a graph would leave out
     if isinstance(net, Net) and not all(module is None or module.capturable for _, module in net.built):
         return run
     for _ in range(WARM_UP):
+        # kernels are chosen and workspaces taken before the recording, in which neither may happen
         recorder.run(run)
     try:
         replay, tops = recorder.record(run)
@@ -104,6 +108,7 @@ def _calls(run: Run, watch: Stopwatch) -> int:
     for _ in range(WARM_UP):
         run()
     watch.wait()
+    # a thousand calls at most, also where a clock shows none of the first
     return ceil(SAMPLE / max(_time(run, 1, watch), SAMPLE / 1000))
 
 
@@ -166,6 +171,7 @@ class LayerTimer:
         chain = self._prepared.chains.get(one.name)
         if isinstance(choice, Whole) and chain is not None:
             return [self._deployed(self._prepared.file.message, name) for name in chain.parts]
+        # merged: a new chain would stand in for all of an earlier one
         layer = self._deployed(self._merged, one.name)
         return [layer] if isinstance(choice, Whole) else split(layer, one.ladder.outline(choice))
 

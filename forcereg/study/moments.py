@@ -73,6 +73,7 @@ class TrainingData:
         """The train phase of a net with these weights. Raises ForceregError for weights that don't fit."""
         device = choose_device(self.device, self.solver and self.solver.message, self.warn)
         prepare(device)
+        # repeatable, also where the solver has no seed (-1)
         own = 1 if self.solver is None else max(1, self.solver.message.random_seed)
         seed = own if self.seed is None else self.seed
         spec = self._spec(file)
@@ -100,11 +101,13 @@ def prepare_aware(file: NetFile, weights: Weights, shapes: Any, selection: Selec
 
     Raises ForceregError as that and as `TrainingData.net`; UsageError if no method of a layer to decompose can.
     """
+    # twice: which layers are decomposed is known first, whose inputs are looked at then
     first = prepare_plain(data.source(file), weights, None, selection)
     names = [one.name for one in first.candidates if one.method in aware()]
     if not names:
         methods = ", ".join(sorted({one.method for one in first.candidates})) or "no layer"
         raise UsageError(f"--data-aware needs a layer to decompose by {' or '.join(aware())}; there is {methods}")
+    # a chain as the one layer whose input counts
     merged = merge(first.file.message, first.weights, [first.chains[name] for name in names if name in first.chains])
     net = data.net(net_from_message(merged[0], first.file.name), merged[1])
     moments = input_moments(net, names, data.batches)
@@ -121,6 +124,7 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """rows: (n, groups, K)."""
+        # float64 before they are multiplied: sums over many batches would lose digits in float32
         each = rows.double().movedim(1, 0)
         self.total += each.mT @ each
         self.count += rows.shape[0]
@@ -155,6 +159,7 @@ def input_moments(net: Net, layers: Collection[str], batches: int) -> dict[str, 
     for name in layers:
         if name not in found:
             raise ForceregError(f"{net.spec.filename}: layer '{name}' doesn't run in its train phase")
+        # at the end: a sum keeps what isn't finite, and looking waits for the device
         if not found[name].total.isfinite().all():
             raise ForceregError(f"{net.spec.filename}: layer '{name}' has inputs that aren't finite numbers")
     return {name: (one.total / one.count).cpu() for name, one in found.items()}
@@ -188,6 +193,7 @@ def inputs_of(module: Layer, x: Tensor) -> Iterator[Tensor]:
     width = prod(x.shape[1 + dims :])
     places = prod(x.shape[1 : 1 + dims])
     for items in x.split(max(1, CHUNK // (width * places))):
+        # by places too: a single large image may be more than a chunk
         rows_at = items.split(max(1, CHUNK * items.shape[1] // (width * places)), 1) if dims else (items,)
         for part in rows_at:
             yield part.reshape(-1, module.group, width // module.group)

@@ -86,6 +86,7 @@ def gather(net: Net, batches: int, tell: Tell | None = None) -> None:
             net()
             step("")
     for name, module in found.items():
+        # at the end: sums keep what isn't finite
         if not all(bool(module.weight_blob(one).isfinite().all()) for one in STATISTICS):
             raise ForceregError(f"{net.spec.filename}: the input of layer '{name}' isn't finite on the training data")
 
@@ -106,6 +107,7 @@ def _gathering(net: Net, found: Mapping[str, BatchNorm]) -> Iterator[None]:
         yield
     finally:
         net.train(before)
+        # behind net.train, which sets all layers alike
         for module, training, module.fraction, module.global_stats in settings:
             module.train(training)
 
@@ -117,6 +119,7 @@ def _for_training(
     if source is prepared.file:
         return net_from_message(made.net, source.name)
     if prepared.folded:
+        # as the net was that was cut
         source = net_from_message(fold_bn(source.message, weights)[0], source.name)
     known = {layer.name for layer in source.message.layer}
     firsts = {name: chain.parts[0] for name, chain in prepared.chains.items()}

@@ -29,6 +29,7 @@ def field_of(rule: Rule) -> str:
 
 def value_text(rule: Rule) -> str:
     """The rule's value: a number in short, ranks with commas, a path as it is given."""
+    # a rule's first field is what its option takes
     value: Any = getattr(rule, fields(rule)[0].name)  # type: ignore[arg-type]
     if isinstance(value, float):
         return f"{value:g}"

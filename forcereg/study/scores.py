@@ -93,6 +93,7 @@ def origin(prepared: Prepared, choices: Mapping[str, Choice]) -> str:
 def digest(what: Any, weights: Weights | None = None) -> str:
     """A name for plain data and weights, equal for equal content."""
     found = hashlib.sha256(json.dumps(what).encode())
+    # sorted: files have their layers in other orders than nets
     for layer, blobs in sorted((weights or {}).items()):
         for index, values in sorted(blobs.items()):
             found.update(f"{layer}/{index} {values.shape}".encode())
@@ -112,6 +113,8 @@ def stamp(path: Path) -> list[Any]:
     """Changes when the file, or a database's folder, is written again."""
     files: Sequence[Path] = [path]
     if path.is_dir():
+        # the lock changes when somebody reads
         files = sorted(one for one in path.iterdir() if one.suffix in DATABASE and one.name != "lock.mdb")
+    # size and time, not content: data sets are large
     stats = [os.stat(one) for one in files if one.exists()]
     return [str(path), [(one.st_size, one.st_mtime_ns) for one in stats]]

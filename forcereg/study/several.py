@@ -30,8 +30,10 @@ def labels_of(snapshots: Sequence[StrPath], labels: str | Sequence[str] | None) 
             raise UsageError(f"--labels is '{text}'; expected {len(snapshots)} different names with commas")
         return names
     parts = [(*path.parent.parts, stem(path)) for path in paths]
+    # a path's last part stays, also where one path is the beginning of another
     head = min(alike(parts), *(len(own) - 1 for own in parts))
     tail = alike(own[::-1] for own in parts)
+    # without what all end in, where that leaves each a name of its own
     for end in (tail, 0):
         names = ["/".join(own[head : len(own) - end]) for own in parts]
         if all(names) and len(set(names)) == len(names):

@@ -99,11 +99,13 @@ class _Warnings:
 def _trained(plan: Plan, setting: Setting, folder: Path, warn: _Warnings, try_cut: bool) -> tuple[Result, Solver]:
     """Trains. Raises ForceregError for what is wrong from the start, with `try_cut` also for a cut that can't be."""
     file = solver_of(plan, setting)
+    # absolute: a solver's paths start at its root, the sweep's folder here
     file.message.snapshot_prefix = storable((folder / "net").resolve())
     with _log(folder / "train.log") as log:
         solver = Solver(file, observers=[log, warn], **plan.options)
         for path in plan.weights:
             solver.load_weights(path)
+        # before training, so that a run that fails has it too
         result = Result(setting.fields, setting.seed, macs=summarize(solver.test_nets[0]).macs)
         if try_cut:
             plan.rule.choose(_ready(plan, solver, warn)[1])
@@ -200,5 +202,6 @@ def _filters(prepared: Prepared, plan: Plan) -> Sequence[Candidate]:
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[Observer]:
+    # a run that goes on does so in the log that it has
     with append_text(path) as stream:
         yield GlogWriter(stream)

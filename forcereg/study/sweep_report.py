@@ -69,6 +69,7 @@ def ranks_of(lists: Iterable[Sequence[int | str]]) -> str:
 def table(results: Iterable[Result], plan: Plan) -> Table:
     """One row a setting, over those of its seeds that got there."""
     results = list(results)
+    # two columns would say one thing
     same = all(run.ranks == [str(rank) for rank in run.ranks_at_error] for run in results)
     long = f"fine-tuned for {plan.finetune}"
     columns = {

@@ -47,6 +47,7 @@ def tune(file: SolverFile, weights: Weights, log: Path, heard: Observer, options
     `options` are `Solver`'s. Raises as `train`, and ForceregError for weights that lack a layer.
     """
     with append_text(log) as stream:
+        # one snapshot to go on from; the last is the result
         solver = Solver(file, observers=[GlogWriter(stream), heard], keep=1, **options)
         for one in (solver.net, *solver.test_nets):  # a test net of its own has layers of its own
             load(one, weights)

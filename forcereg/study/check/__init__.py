@@ -13,6 +13,7 @@ from forcereg.system.files import read_file
 
 __all__ = ["Options", "Report", "check_file", "looks_like_solver"]
 
+# by what is in it, since nets and solvers are both called .prototxt
 _SOLVER_FIELD = re.compile(
     rb"^[ \t]*(net|(train|test)_net|(net|train_net|test_net)_param|base_lr|lr_policy|max_iter|solver_mode)[ \t]*[:{]",
     re.M,

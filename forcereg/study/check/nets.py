@@ -65,6 +65,7 @@ def _check_net(choice: NetChoice, root: Path, options: Options, report: Report) 
     for problem in (*rule_problems(*own), *problems(layers, *own)):
         if not str(problem).startswith(tuple(f"{where}: " for where in broken)):  # it lacks what was told
             report.error(problem)
+    # no budget: the first records are read, not the whole set decoded
     context = FeedContext(root=root, device=torch.device("cpu"), seed=0, budget=0)
     with torch.device("meta"):
         feeds = _check_layers(layers, broken, context, options, report)

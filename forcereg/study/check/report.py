@@ -65,6 +65,7 @@ class Report:
         """The action's result; None, and a problem more (see `error`), if it fails."""
         try:
             with warnings.catch_warnings(record=True) as caught:
+                # Python tells a warning once by its place, whatever net it is about
                 warnings.simplefilter("always")
                 result = action()
         except ForceregError as error:

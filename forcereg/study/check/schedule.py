@@ -24,6 +24,7 @@ def check_schedule(file: SolverFile, train: Net, tests: Mapping[int, Net], repor
     p = file.message
     counts = {"display": -(-p.max_iter // p.display) if p.display > 0 else 0}
     if tests and p.test_interval > 0:
+        # where there is nothing to train the test at the end is the only one
         counts["test"] = p.max_iter // p.test_interval + (p.test_initialization or p.max_iter == 0)
     counts["snapshot"] = snapshots(p)
     counted = "".join(f", {count:,} {what}{'s' * (count > 1)}" for what, count in counts.items() if count > 0)

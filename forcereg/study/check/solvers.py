@@ -75,6 +75,7 @@ def _check_weights(file: SolverFile, root: Path, train: Net, tests: Iterable[Net
     """All files together: what one leaves fresh another may bring."""
     found = []
     nets = [train, *tests]
+    # each of several may be a list with commas, as Caffe reads it
     for path in ",".join(file.message.weights).split(","):
         if path.strip():
             model = report.attempt(lambda: snapshot.read_model(resolve(root, path.strip())))  # noqa: B023
@@ -118,6 +119,7 @@ def _check_memory(train: Net, p: Any, report: Report) -> None:
         f"about {size(needed)}: {size(weights)} for weights and the solver, {size(needed - weights)} for blobs"
     )
     free = free_memory()
+    # of the host: what a GPU of the machine that trains has isn't known here
     if p.solver_mode == SolverParameter.SolverMode.Value("CPU") and needed > free:
         report.warn(f"training needs about {size(needed)} of memory, {size(free)} are free; use a smaller batch_size")
 
