@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# said twice: type checkers and editors don't follow __getattr__
 if TYPE_CHECKING:
     from forcereg import cost, lowrank
     from forcereg.data.budget import decode_budget
@@ -126,6 +127,7 @@ _HOME = {
 }
 """Public name -> the module that has it."""
 
+# written out: type checkers read it as it stands
 __all__ = [
     "Decomposition",
     "Event",
@@ -187,6 +189,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
+    # modules that are public as they are
     if name in ("cost", "lowrank"):
         return importlib.import_module(f"forcereg.{name}")
     raise AttributeError(f"module 'forcereg' has no attribute {name!r}")

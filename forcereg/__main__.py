@@ -77,6 +77,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from forcereg.errors import did_you_mean
 
+        # not while a shell completes a line, when nothing is wrong yet
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             hint = did_you_mean(args[0], COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
             raise click.UsageError(f"unknown command '{args[0]}'{hint}", ctx)
@@ -115,12 +116,14 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line: one clear line for an error, exit code 1 for bad input and 2 for bad usage."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
+    # here, because it may stand behind a command, which doesn't know it
     args = [arg for arg in args if arg != "--debug"]
     prepare()
     refuse_what_cannot_be_loaded()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {printable(str(message))}\n"
     try:
+        # errors come here: click's own way writes the usage above each
         code = cli.main(args, prog_name="forcereg", standalone_mode=False) or 0
         _leave(code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -129,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message() + _usage_hint(error), error.exit_code, debug)
     except (click.Abort, KeyboardInterrupt):
+        # 128 + SIGINT, as shells have it
         _fail("interrupted", 130, debug)
     except BrokenPipeError:  # who read standard output has seen enough
         _leave(1)
@@ -153,6 +157,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         echo(*traceback.format_exc().splitlines(), err=True)
     from forcereg.solver.launch import said_by
 
+    # click lists an option's choices on lines of their own
     message = printable(re.sub(r"\n\t?", " ", message))
     if (line := said_by(message)) is not None:
         echo("forcereg: " + line, err=True)

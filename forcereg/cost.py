@@ -28,6 +28,7 @@ def lowrank_macs(
     >>> forcereg.cost.lowrank_macs(50, 20, 5, 5, groups=1, rank=10)
     5500.0
     """
+    # an output combines the filters of its own group
     return dense_macs(rank, channels_per_group, kernel_h, kernel_w) + num_output * rank / groups
 
 
@@ -108,6 +109,7 @@ def extents(layer: Any, shapes: Shapes | None) -> list[Extent] | None:
     for bottom, top in zip(layer.bottom, layer.top, strict=True):
         axis %= len(shapes[bottom])
         inner = slice(len(shapes[bottom]) if fully_connected else axis + 1, None)
+        # axis 0 is the batch, and costs are for one item
         found.append(Extent(prod(shapes[bottom][1:axis]), tuple(shapes[bottom][inner]), tuple(shapes[top][inner])))
     return found
 
@@ -125,6 +127,7 @@ def positions(extents: Sequence[Extent] | None, owned: Sequence[Sequence[int] | 
         sizes = list(one.before)
         for index, axes in enumerate(owned):
             for spatial in range(len(sizes)) if axes is None else axes:
+                # an InnerProduct has no spatial axes
                 if spatial < len(sizes):
                     sizes[spatial] = one.after[spatial]
             totals[index] += one.rows * prod(sizes)
@@ -138,4 +141,5 @@ def chain_cost(numels: Sequence[int], positions: Sequence[int | None], bias: int
     Cost(macs=2448, params=76)
     """
     known = [numel * place for numel, place in zip(numels, positions, strict=True) if place is not None]
+    # a sum without the unknown would look like the whole
     return Cost(sum(known) if len(known) == len(numels) else None, sum(numels) + bias)

@@ -25,10 +25,12 @@ class ForceregError(Exception):
     exit_code = 1
 
     def __init__(self, text: str = "") -> None:
+        # before, to spare the work on megabytes; behind, because escapes are longer
         super().__init__(_cut(printable(_cut(text))))
 
 
 def _cut(text: str) -> str:
+    # the end stays too, where the fix stands
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
@@ -89,6 +91,7 @@ def slip(found: str, known: Iterable[str]) -> str:
             continue
         short = min(len(left), len(right))
         most = min(best - 1, 0 if short < 3 else 1 if short < 6 else 2)
+        # lengths first: counting edits takes their product
         if abs(len(left) - len(right)) <= most and (edits := _edits(left, right)) <= most:
             best, name = edits, one
     return f'; did you mean "{name}"?' if name else ""

@@ -93,6 +93,7 @@ class Registry(Generic[T]):
         return name in self._known
 
     def __iter__(self) -> Iterator[str]:
+        # the order of registration hangs on who imports what first
         return iter(sorted(self._known))
 
 

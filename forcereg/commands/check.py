@@ -47,5 +47,6 @@ def command(
         echo(f"problem: {text}")
     if report.errors:
         count = len(report.errors)
+        # as an error, for the exit code
         raise ForceregError(f"{file}: {count} problem{'s' if count > 1 else ''} found, listed above")
     echo(f"{file}: no problems found")

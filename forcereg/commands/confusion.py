@@ -57,6 +57,7 @@ def command(
     from forcereg.system.files import check_writable
     from forcereg.workflows.confusion import confusion, kind_of
 
+    # all of these before the count, which may take long
     kinds = [kind_of(path) for path in out]
     for path in out:
         check_writable(path)

@@ -33,6 +33,7 @@ def command(context: click.Context) -> None:
 
 
 def _stop(number: int, frame: object) -> None:
+    # as shells have it
     sys.exit(128 + number)
 
 

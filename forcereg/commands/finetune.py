@@ -37,6 +37,7 @@ def command(ctx: click.Context, /, model: str, test_model: str | None, keep_forc
     """
     from forcereg.workflows.finetune import finetune
 
+    # the call says so too, but by its keywords' names
     if not (options["weights"] or options["snapshot"]):
         raise UsageError("--weights is missing: the model that decompose wrote beside the net; or --snapshot to go on")
     tests = names_in(test_model or "") or None

@@ -50,6 +50,7 @@ def command(
     from forcereg.study.several import labels_of
     from forcereg.workflows.frontier import frontier
 
+    # what is wrong in the call itself is told before anything is scored
     picture_kind(out)
     labels_of(snapshots, labels)
     rules = aims.rules()

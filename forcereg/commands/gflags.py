@@ -37,6 +37,7 @@ class CaffeCommand(click.Command):
             option = "--" + name.replace("_", "-")
             if arg == "--" or not arg.startswith("-"):
                 yield arg
+            # glog's flags, which scripts for Caffe give: taken with their values, and ignored
             elif name in GLOG:
                 if GLOG[name] and not equals:
                     next(rest, None)

@@ -76,6 +76,7 @@ def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
 
     `--gpu all` where there is none is "cuda", which ends in a warning and the CPU.
     """
+    # empty: a shell variable that isn't set
     if gpu is None or gpu == "":
         return [device]
     if device is not None:
@@ -85,6 +86,7 @@ def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
 
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cuda"]
     numbers = gpu.split(",")
+    # isdigit alone takes other scripts' digits, and superscripts, which are no int
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise UsageError(f"--gpu is '{gpu}'; expected a GPU's number, counted from 0, several as in 0,1, or all")
     if len(set(map(int, numbers))) < len(numbers):
@@ -110,6 +112,7 @@ def net_options(function: Callable[..., Any], phase: str = "TEST") -> Callable[.
         click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated."),
         input_shape_option,
     )
+    # the last one applied is the first in --help
     for option in reversed(options):
         function = option(function)
     return function
@@ -127,6 +130,7 @@ def given_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """--input-shape data=10,3,227,227 ... as a dict. Raises UsageError."""
     shapes = {}
     for text in texts:
+        # from the right: a blob's name may have an = in it
         name, _, sizes = text.rpartition("=")
         try:
             shapes[name] = tuple(int(size) for size in sizes.split(","))

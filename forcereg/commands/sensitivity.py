@@ -34,6 +34,7 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
 
     errors = bounds(error)
     if out is not None:
+        # before nets are scored, which takes long
         picture_kind(out)
         figure_type()  # without matplotlib it ends here, not after the scores
     prefix = out.with_suffix("") if out else default_prefix(snapshot, "sensitivity")

@@ -63,6 +63,7 @@ def command(
     from forcereg.workflows.sweep import ERROR, sweep
 
     figure_type()  # without matplotlib it ends here, not after hours
+    # a sweep has some of the layers' options only: the others as they are when not given
     given: dict[str, Any] = {field.name: None for field in fields(LayerOptions)} | LAYERS | options
     layers = {name: one for name, one in LayerOptions(**given).keywords.items() if name in KEYWORDS}
     error = ranks.values["error"]
@@ -75,6 +76,7 @@ def command(
     )  # fmt: skip
     table(found.results, found.plan).show()
     echo(f"wrote {found.csv} and {found.picture}")
+    # behind what could be shown, as an error, for the exit code
     if found.failed:
         raise ForceregError(f"{found.failed} of {len(found.results)} runs failed; {found.csv} says why")
 

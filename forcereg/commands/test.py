@@ -32,6 +32,7 @@ def command(**options: Any) -> None:
     from forcereg.workflows.score import score
 
     given = SimpleNamespace(**options)
+    # a list, as train takes it; a file's own name may have commas
     if "," in given.weights and not os.path.exists(given.weights):
         raise UsageError(f"--weights is '{given.weights}'; a single model can be scored, give one file")
     batches, means = GlogWriter(file="test.py"), GlogWriter(sys.stdout, "test.py")

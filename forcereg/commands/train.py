@@ -91,6 +91,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     count = options["nproc"] or len(devices)
     if count != len(devices) > 1:
         raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
+    # in a group this is one of the processes that were started so
     if count > 1 and not in_group():
         meant = effects(options["sigint_effect"], options["sighup_effect"])
         launch(count, [str(ctx.info_name), *arguments(ctx)], meant)
@@ -118,6 +119,7 @@ class Views:
     """Where a run's events go: into Caffe's lines, and what the options ask for; on a terminal with a bar."""
 
     def __init__(self, log_json: str | None, log_dir: str | None) -> None:
+        # only they show it, and it costs time
         self.measured = bool(log_json or log_dir)
         self._log_json, self._log_dir = log_json, log_dir
         self._views: list[Observer] = []

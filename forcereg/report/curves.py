@@ -23,6 +23,7 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
     run, blobs = Run(name or path.stem), dict[str, int]()
     source = lines(path)
     first = next((line for line in source if line.strip()), "")
+    # looked at to tell the kinds apart, it is a line like the others
     source = itertools.chain([first], source)
     if not first.lstrip().startswith("{"):
         read_glog(source, run, blobs, path)
@@ -43,6 +44,7 @@ def _name_elements(run: Run, blobs: dict[str, int]) -> None:
     run.curves = {f"{name}[0]" if name in several else name: curve for name, curve in run.curves.items()}
     for name, count in blobs.items():
         for number in range(MANY):
+            # curves from when there were few enough
             run.curves.pop(f"{name}[{number}]", None)
         run.remarks.append(f"{run.name}: '{name}' has {count:,} elements; drawn are their mean, least and most")
 
@@ -59,10 +61,12 @@ def _json_points(source: Iterable[str], path: str, blobs: dict[str, int]) -> Ite
             raise ForceregError(f"{path}:{bad}: is no JSON object; expected what --log-json writes")
         try:
             event = json.loads(line)
+        # RecursionError: brackets within brackets, thousands deep
         except (ValueError, RecursionError):
             bad = number
             continue
         try:
+            # a list: of a damaged event nothing is drawn, not what came before the damage
             yield from list(_event_points(event, blobs))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise ForceregError(f"{path}:{number}: is no event; expected what --log-json writes") from None

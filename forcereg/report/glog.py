@@ -48,6 +48,7 @@ def read_glog(source: Iterable[str], run: Run, blobs: dict[str, int], path: Path
     """
     found = _Processes(run.name, blobs, path)
     for line in source:
+        # at the beginning first, where most logs have it: a search tries every place of a line
         match = (_LINE.match(line) or _LINE.search(line)) if len(line) <= LINE else None
         if match is not None:
             text = _COLOR.sub("", match[2]) if "\x1b" in match[2] else match[2]
@@ -84,6 +85,7 @@ class _Process:
     def _points(self, text: str) -> Iterator[Point]:
         outputs = self._outputs
         if found := _OUTPUT.match(text):
+            # counted anew: another test's or iteration's begin
             if found[2] == "0":
                 yield from outputs.end(self._iteration)
             outputs.add(("train output " if found[1] == "Train" else self._prefix) + found[3], _number(found[4]))
@@ -121,6 +123,7 @@ class _Processes:
             front = " ".join(_TIME.sub("", _COLOR.sub("", front)).split())
         process = self.found.get(front)
         if process is None:
+            # what stands in front may differ in every line, as an id does
             if not text.startswith("Iteration ") or len(self.found) >= MOST:
                 return
             process = self.found[front] = _Process(self.name, self.blobs, self.path, self.count)
@@ -136,6 +139,7 @@ class _Processes:
         last, others = -1, list[str]()
         for front, process in self.found.items():
             process.end()
+            # it began before the one that is drawn had ended: they ran side by side
             if process.first < last:
                 others.append(front)
                 continue
@@ -165,6 +169,7 @@ def _wrapped(line: str) -> str | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    # our own JSON lines have an event
     text = event.get("log") if isinstance(event, dict) and "event" not in event else None
     return text.rstrip("\r\n") if isinstance(text, str) else None
 

@@ -25,6 +25,7 @@ def lines(path: Path) -> Iterator[str]:
     """
     try:
         with open_file(path) as file:
+            # by content: logs that are put away have names of many kinds
             packed = file.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]
             source: Any = gzip.GzipFile(fileobj=file) if packed else file
             yield from _lines(source, path, UNPACKED if packed else None)
@@ -37,12 +38,15 @@ def _lines(file: Any, path: Path, most: int | None) -> Iterator[str]:
     read, part, long = 0, b"", False
     while data := file.read(PIECE):
         read += len(data)
+        # a few KiB may unpack to anything
         if most is not None and read > most:
             raise ForceregError(f"{path}: unpacked it has more than {most >> 20:,} MiB; give a part of it")
+        # progress bars go back to the line's beginning and write on
         *whole, rest = data.replace(b"\r", b"\n").split(b"\n")
         for line in whole:
             yield "" if long or len(part) + len(line) > LONGEST else _text(part + line)
             part, long = b"", False
+        # not kept: a line without end would take all memory
         long = long or len(part) + len(rest) > LONGEST
         part = b"" if long else part + rest
     if part:

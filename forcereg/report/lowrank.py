@@ -33,6 +33,7 @@ def remarks(result: LowrankNet, net: dict[str, Any]) -> list[str]:
     lines += [slower(layer) for layer in result.layers if is_slower(layer)]
     before, whole = result.totals.macs_before, net["macs_before"]
     if before is not None and whole and before < SMALL * whole:
+        # Amdahl's law: as if the decomposed layers took no time
         most = f"the whole net can't be more than {whole / (whole - before):.2f}x faster by them"
         lines.append(f"the decomposed layers do {before / whole:.0%} of the net's MACs: {most}")
     return lines

@@ -63,6 +63,7 @@ def rendered(figure: Any, kind: str) -> bytes:
 def figure_type() -> Any:
     """matplotlib's Figure. Raises ForceregError without matplotlib."""
     try:
+        # not pyplot, which keeps every figure and looks for a display
         from matplotlib.figure import Figure
     except ImportError:
         raise ForceregError('plots need matplotlib; install it with pip install "forcereg[plot]"') from None
@@ -104,7 +105,9 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
             curve = run.curves[name]
             label = plain((f"{run.name}: {name}" if len(found) > 1 else name) + gone(curve))
             first, second = (number, order[name]) if len(found) > 1 else (order[name], 0)
+            # ten colours, then the next style
             style, color = STYLES[(second + first // 10) % len(STYLES)], f"C{first % 10}"
+            # a single point has no line that one could see
             marker = "." if len(curve.values) < 30 else ""
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
     handles, labels = axes.get_legend_handles_labels()

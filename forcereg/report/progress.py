@@ -25,8 +25,10 @@ class Bars:
 
     def __enter__(self) -> Bars:
         if on_terminal():
+            # here: rich takes a while to load, and only a terminal needs it
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+            # names may have brackets, which are markup to rich
             title = TextColumn("{task.description}", markup=False)
             self._bar = bar(title, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar.start()
@@ -121,6 +123,7 @@ class Shown:
         elif event.kind == "note":
             echo(event.text, err=True)
         elif event.kind == "warning":
+            # Python's way, so that filters hold and each is told once
             warnings.warn(event.text, stacklevel=2)
 
     def _begin(self, event: Event) -> None:

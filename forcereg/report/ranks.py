@@ -62,6 +62,7 @@ def rank_table(layers: Sequence[Candidate], errors: Sequence[float], whole: Cost
 
 def show(table: RankTable) -> None:
     """Print the table; in plain columns where it doesn't go to a terminal."""
+    # elsewhere blocks and frames may come out as other characters
     fancy = sys.stdout.isatty() and "utf" in sys.stdout.encoding.lower()
     shades = SHADES if fancy else PLAIN
     numbers = ("full rank", "cheaper to", *(f"{error:g}" for error in table.errors))
@@ -100,6 +101,7 @@ def bar(ranks: Sequence[int], errors: Sequence[float], full_rank: int, shades: s
     """Each rank's share of the full one, the ranks at the larger errors darker, over each other."""
     line = shades[-1] * BAR
     for place, at in reversed(list(enumerate(falling(errors)))):
+        # a rank is never nothing
         length = max(1, round(BAR * ranks[at] / full_rank))
         line = shade(place, errors, shades) * length + line[length:]
     return line

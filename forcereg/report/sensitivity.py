@@ -42,6 +42,7 @@ def picture(points: Sequence[Point], kind: str) -> bytes:
     for number, name in enumerate(names):
         found = [(point.error, point.accuracy) for point in rest if point.layer == name]
         own = sorted(pair for pair in found if pair[0] > EXACT)
+        # ten colours, then the next style
         style = ("-", "--", ":", "-.")[number // 10 % 4]
         errors, accuracies = [pair[0] for pair in own], [pair[1] for pair in own]
         axes.plot(errors, accuracies, style, color=f"C{number % 10}", marker=".", label=plain(name))

@@ -13,6 +13,7 @@ from forcereg.system.terminal import WIDE, console
 
 NAME = 12
 """Columns to which a name may be folded."""
+# the full-width ones, too, which some take for them
 FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 """What a spreadsheet begins a formula with."""
 
@@ -121,6 +122,7 @@ class Table:
         kept = [at for at, cells in enumerate(rows) if len(columns) == len(self.columns) or any(map(any, cells[1:]))]
         for at, following in zip(kept, [*kept[1:], len(rows)], strict=True):
             ends = not self._sections.isdisjoint(range(at, following))
+            # Text: in plain strings rich reads names' brackets as markup
             made.add_row(*(Text("\n".join(cell)) for cell in rows[at]), end_section=ends)
         return made
 
@@ -142,6 +144,7 @@ def _least(columns: Iterable[Column]) -> int:
 def _width(text: str) -> int:
     from rich.cells import cell_len
 
+    # Chinese characters and the like are two columns wide
     return cell_len(text)
 
 
@@ -149,6 +152,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]], remarks: Iter
     """CSV: None as nothing, floats by 6 digits, names on one line; `remarks` open it as comments."""
     out = io.StringIO()
     out.writelines(f"# {printable(line)}\n" for line in remarks)
+    # csv's own line end is \r\n
     writer = csv.writer(out, lineterminator="\n")
     writer.writerows([_cell(cell) for cell in row] for row in [header, *rows])
     return out.getvalue()
@@ -157,6 +161,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]], remarks: Iter
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
         shown = printable(value)
+        # behind a quote spreadsheets show it as text
         return f"'{shown}" if shown.startswith(FORMULA) and not _is_number(shown) else shown
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 

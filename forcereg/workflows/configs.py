@@ -68,6 +68,7 @@ def choose(patterns: Sequence[str]) -> list[Shipped]:
 def matches(file: Shipped, pattern: str) -> bool:
     """True if `pattern` is the file's path, a folder it lies in, or a wildcard pattern of either."""
     pattern = pattern.rstrip("/")
+    # the last parent is ".", in which all lie
     names = [file.path, *file.path.parents[:-1]]
     return any(fnmatchcase(name.as_posix(), pattern) for name in names)
 

@@ -120,6 +120,7 @@ def kind_of(path: StrPath) -> str:
 def read_lines(path: StrPath) -> list[str]:
     """The lines of a text file. Raises ForceregError."""
     try:
+        # a limit, since a path may name what never ends
         return read_file(os.fspath(path), 64 << 20).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or "it is no UTF-8 text"

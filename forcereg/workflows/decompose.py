@@ -187,6 +187,7 @@ def check(snapshot: StrPath, opened: Opened, training: TrainingData | None) -> N
     if not norms(file.message):
         why = "is left after --fold-bn" if opened.prepared.folded else "is in the net"
         raise ForceregError(f"{file.name}: no BatchNorm {why}; leave out --recalibrate")
+    # for its error, now: ranks may take long to find
     training.source(file)
 
 

@@ -52,6 +52,7 @@ def draw(
     file, stages = net_file(model), stage_names(stage)
     spec = net_spec(file, phase, level, stages)
     try:
+        # data that isn't here, or code that may not run, hides the shapes, not the layers
         net = shape_net(file, phase, level, stages, input_shapes=input_shapes, allow_python_layers=allow_python_layers)
         shapes = net.shapes
     except ForceregError as error:

@@ -63,6 +63,7 @@ def finetune(
     >>> solver.iter, solver.last_snapshot.name
     (20, 'net_finetuned_iter_20.caffemodel.h5')
     """
+    # before any other name is bound: the fields are the keywords
     return Finetuning(**locals()).run()
 
 

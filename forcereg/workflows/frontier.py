@@ -128,6 +128,7 @@ def frontier(
         workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
     if scores is not None:
+        # before hours of scoring: a folder that can't be made is told now
         make_folder(Path(scores).parent)
     evaluator = asked.evaluator(None if scores is None else Path(scores))
     opened = opened_nets(dict(zip(names, paths, strict=True)), asked, methods_of(method))

@@ -33,6 +33,7 @@ def plot(
     paths = [Path(log) for log in listed(logs)]
     kind = kind_of(out)
     stems = [path.stem for path in paths]
+    # runs may have logs of one name in folders of their own
     names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in paths]
     runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
     for run in runs:

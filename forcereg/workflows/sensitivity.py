@@ -47,6 +47,7 @@ class Sensitivity:
 
         Raises UsageError for another ending, ForceregError without matplotlib and if the system refuses.
         """
+        # drawn first: without matplotlib nothing is written
         drawn = picture_file and picture(self.points, picture_kind(Path(picture_file)))
         write_text(Path(csv), as_csv(self.points))
         if picture_file and drawn:

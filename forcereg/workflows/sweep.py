@@ -104,12 +104,14 @@ def sweep(
         "workers": workers,
         "allow_python_layers": allow_python_layers,
     }
+    # from here: a solver's own paths start at its root
     models = [Path(path).resolve() for path in listed(weights)]
     plan = Plan(timed_solver(read(solver), texts, max_iter), models, error, finetune, running, cut)
     files = folder / "results.csv", folder / "sweep.svg"
     results: list[Result] = []
     for result in engine.sweep(plan, grid(texts, seeds), folder, tell.note, tell.warn):
         results.append(result)
+        # behind every run: a sweep may take days, and be looked at meanwhile
         write_text(files[0], as_csv(results))
     write_bytes(files[1], picture(results, plan, "svg"))
     return Sweep(tuple(results), plan, *files)

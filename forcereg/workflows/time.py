@@ -49,6 +49,7 @@ def time(
         model, weights, phase, level, stage_names(stage), input_shapes=input_shapes, device=where,
         budget=data_budget << 20, workers=workers, allow_python_layers=allow_python_layers,
     )  # fmt: skip
+    # in front of the pass that warms up, which isn't among them
     tell.progress("iteration", 0, iterations)
     return measure(
         net, iterations, where, lambda index, wall: tell.progress("iteration", index + 1, iterations, f"{wall:g} ms")

@@ -79,6 +79,7 @@ def train(
     >>> solver.iter, solver.net.params["conv1"][0].shape, solver.last_snapshot.name
     (5, torch.Size([8, 1, 3, 3]), 'short_iter_5.caffemodel.h5')
     """
+    # before any other name is bound: the fields are the keywords
     return Training(**locals()).run()
 
 
@@ -119,6 +120,7 @@ class Training:
             file = self.read()
             group = self.join(file)
             with group.together(), self.observers(group) as observers:
+                # before the solver is built, which loads the models that its file still names
                 start = Start.of(self, file, group)
                 solver = self.build(file, group, observers)
                 with telling_errors(solver), self.signals_handled(solver):
@@ -211,6 +213,7 @@ class Training:
                 start.models if self.weights is not None else [resolve(solver.root, p) for p in start.models]
             )
             fresh = [{*solver.load_weights(path).fresh} for path in paths]
+            # what one model lacks another may bring
             self.judge(solver, set.intersection(*fresh))
         solver.param.weights[:] = map(printable, start.models)  # what snapshots tell of where they come from
 
@@ -223,6 +226,7 @@ class Training:
         if self.sigint_effect is self.sighup_effect is None:
             return contextlib.nullcontext()
         meant = effects(self.sigint_effect or "stop", self.sighup_effect or "snapshot")
+        # one that stops may end the process: there is nothing to save yet
         return held([number for number, effect in meant.items() if effect != "stop"])
 
     def signals_handled(self, solver: Solver) -> contextlib.AbstractContextManager[None]:
@@ -317,6 +321,7 @@ def telling_errors(solver: Solver) -> Iterator[None]:
     try:
         try:
             yield
+        # within: observers are told the text that names the snapshot
         except DataError as error:
             if solver.last_snapshot is None:
                 raise
