@@ -155,11 +155,8 @@ SUBCOMMANDS = {"images": "convert_imageset", "copy": "copy_configs"}
 """Subcommand -> its function, where that isn't convert_<its name>."""
 FILES = {"test": "score"}
 """Command -> its file in workflows/, where that isn't of its own name."""
-RULE = (
-    "error", "energy", "fork_svd_ratio", "ranks", "rank_config", "max_macs", "max_params", "max_accuracy_drop",
-)  # fmt: skip
 KEYWORDS = {
-    **dict.fromkeys(RULE, "rule"),
+    **dict.fromkeys((option.field for option in registry.rank_rule.options.values()), "rule"),
     "input_shape": "input_shapes",
     "no_cuda_graph": "cuda_graph",
     "only_layers": "layers",
