@@ -171,6 +171,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def reshaped(blob: Tensor, shape: Shape) -> Tensor:
     """A leaf that shows `blob` and its gradient in another shape; where memory allows it shares both."""
     view = blob.detach().reshape(shape).requires_grad_(blob.requires_grad)
+    # a leaf has no gradient of its owner's by itself
     view.grad = None if blob.grad is None else blob.grad.reshape(shape)
     return view
 

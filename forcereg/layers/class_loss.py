@@ -31,6 +31,7 @@ class ItemScores(ClassScores):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         if not shapes[0]:
             raise spec.fail("bottom 0 has no axes; expected items along axis 0")
+        # Caffe flattens an item here, whatever its axes
         rows = (shapes[0][0], count(shapes[0][1:]))
         super().__init__(spec, [rows, shapes[1]], 1, LossParameter())
         self.out_shapes = ((),)
@@ -109,6 +110,7 @@ class InfogainLoss(ClassScores):
                     f"{self.classes} classes need {self.classes**2}"
                 )
         elif message.source:
+            # not persistent: it is the file's, and Caffe's snapshots have no blob for it
             self.register_buffer("matrix", read_infogain(spec, message.source, self.classes), persistent=False)
         else:
             raise spec.fail("has no infogain matrix; give it as bottom 2, or as a file by infogain_loss_param source")
@@ -120,8 +122,10 @@ class InfogainLoss(ClassScores):
             valid = target != self.ignore_label
             target = torch.where(valid, target, 0)
         matrix = self.get_buffer("matrix") if infogain is None else infogain.detach()
+        # one row of H for each item: the loss is a sum over all classes, not over the label's only
         gains = matrix.reshape(self.classes, self.classes).index_select(0, target.flatten())
         gains = gains.reshape(*target.shape, self.classes).movedim(-1, 1)
+        # a copy: softmax's own backward reads its output, which is clamped below
         log_p = F.log_softmax(aligned, 1).clone()
         log_p.detach().clamp_(min=math.log(LEAST))  # behind autograd's back, as above
         terms = (gains * log_p).sum(1)

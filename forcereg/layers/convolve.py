@@ -54,6 +54,7 @@ class TwoHalves(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, pad, dilation = ctx.geometry
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+        # aten's own, of the undivided weight: only what is wanted is computed
         grads = torch.ops.aten.convolution_backward(
             grad, x, weight, [weight.shape[0]], stride, pad, dilation, False, [0, 0], 1, wanted
         )
@@ -182,6 +183,7 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     """`convolve`'s transpose: x (N, C, ...), weight (C, out/group, kernel...), any number of spatial axes."""
     spatial, g = len(geometry.kernel), geometry
     if spatial == 0:
+        # as in convolve: one axis of size 1 in place of none
         return F.conv_transpose1d(x[..., None], weight[..., None], bias, groups=group)[..., 0]
     if spatial <= 3:
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
@@ -189,6 +191,7 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     # along the first axis: the flipped kernel slides over x with stride - 1 zeros between its values
     stuffed = x.new_zeros((*x.shape[:2], g.stride[0] * (x.shape[2] - 1) + 1, *x.shape[3:]))
     stuffed[:, :, :: g.stride[0]] = x
+    # negative where more is cut off than the kernel reaches: then F.pad cuts, too
     edge = g.extent[0] - 1 - g.pad[0]
     steps = taps(_pad_axis(stuffed, 2, edge, edge), 2, g.extent[0], 1, g.dilation[0])
     return _over_first_axis(deconvolve, steps, weight.flip(2).movedim(2, 1).flatten(0, 1), bias, g, group)

@@ -21,10 +21,13 @@ def prefers_cudnn(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
     """
     if not x.is_cuda or weight is None or bias is None or not torch.backends.cudnn.benchmark:
         return False
+    # what is chosen by time may be another one in the next run
     if torch.are_deterministic_algorithms_enabled():
         return False
+    # by strides, too: channels_last has other kernels
     key = x.device, x.dtype, x.shape, x.stride()
     if key not in _CHOSEN:
+        # nothing can be timed within a graph
         if torch.cuda.is_current_stream_capturing():
             return False
         _CHOSEN[key] = _is_faster(x, weight, bias, eps)
@@ -44,6 +47,7 @@ def _training_pass(x: Tensor, weight: Tensor, bias: Tensor, eps: float, cudnn: b
     @torch.enable_grad()
     def work() -> object:
         y = torch.batch_norm(leaves[0], leaves[1], leaves[2], mean, variance, True, 1.0, eps, cudnn)
+        # any gradient will do, and y is there
         return torch.autograd.grad(y, leaves, y.detach())
 
     return work

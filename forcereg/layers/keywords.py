@@ -65,6 +65,7 @@ def _keywords(module_class: type) -> Mapping[str, inspect.Parameter] | None:
     """The keywords that a class takes, with what they expect; None if it takes any, or nobody knows."""
     try:
         parameters = dict(inspect.signature(module_class).parameters)
+    # classes of C have no signature to look at
     except (TypeError, ValueError):
         return None
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
@@ -78,6 +79,7 @@ def _resolved(annotation: Any, names: Mapping[str, Any]) -> Any:
     """An annotation that is text as what it names in its module, itself where that isn't there."""
     if not isinstance(annotation, str):
         return annotation
+    # get_type_hints takes no annotation by itself, but what has some
     holder = type("_Holder", (), {"__annotations__": {"it": annotation}})
     try:
         return typing.get_type_hints(holder, dict(names))["it"]
@@ -97,6 +99,7 @@ def _is_list(annotation: Any) -> bool:
     """Whether an annotation allows lists or tuples, and no single values."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
+        # None is what the default may be: it says nothing of what is given
         some = [one for one in typing.get_args(annotation) if one is not type(None)]
         return all(map(_is_list, some))
     kind = origin or annotation
@@ -108,9 +111,11 @@ def _param_str(spec: LayerSpec) -> dict[str, Any]:
     text = spec.message.python_param.param_str.strip()
     if not text:
         return {}
+    # JSON first: its true, false and null are no Python
     for read in (json.loads, ast.literal_eval):
         try:
             keywords = read(text)
+        # the latter two: literal_eval gives up so on deep nesting
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
         if isinstance(keywords, dict) and all(isinstance(key, str) for key in keywords):
@@ -126,6 +131,7 @@ def check_declared(spec: LayerSpec, cls: type[Layer], params: Iterable[str]) -> 
 
     `params` as they were registered: nobody else would notice a misspelt one.
     """
+    # "its_param" reads all of the message's fields, "its_param.this,that" these
     known = {name: set(some.split(",")) - {""} for name, _, some in (param.partition(".") for param in params)}
     for own in own_names(spec.message):
         name, _, inner = own.partition(".")

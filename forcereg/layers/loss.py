@@ -34,6 +34,7 @@ def normalization_mode(spec: LayerSpec, default: str) -> str:
 def normalizer(mode: str, items: Tensor, valid: Tensor | None) -> Tensor | int:
     """Z, at least 1: what the sum over `items` (N, ...) is divided by; `valid` says which count (None: all)."""
     if mode == "VALID" and valid is not None:
+        # on the device: max() would wait for the number
         return valid.sum().clamp(min=1)
     if mode in ("VALID", "FULL"):
         return max(1, items.numel())
@@ -69,6 +70,7 @@ class ClassScores(Layer):
         self.axis = canonical_axis(spec, axis, len(shapes[0]))
         check_labels(spec, shapes[0], shapes[1], self.axis)
         self.classes = shapes[0][self.axis]
+        # 0 is a label, so that unset can't be told by the value
         self.ignore_label = param.ignore_label if param.HasField("ignore_label") else None
 
     def aligned(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,18 +125,21 @@ class SoftmaxWithLoss(ClassScores):
         """-log softmax at the labels, the labels, and which of them count (None: all); each (N, ...)."""
         aligned, target = self.aligned(scores, labels)
         ignore = NO_LABEL if self.ignore_label is None else self.ignore_label
+        # the terms one by one: each is clamped, and Caffe divides by its own Z
         nll = F.cross_entropy(aligned, target, ignore_index=ignore, reduction="none")
         nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
         return nll, target, None if self.ignore_label is None else target != self.ignore_label
 
     def each(self, batches: int, scores: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
         """See Layer; by as many launches as one batch takes."""
+        # classes lie where batches are joined
         if self.axis == 0:
             return super().each(batches, scores, labels)
         nll, target, valid = self._terms(scores, labels)
         if self.mode == "VALID" and valid is not None:
             over: Tensor | int = valid.reshape(batches, -1).sum(1).clamp(min=1)
         else:
+            # the labels of one batch: FULL and BATCH_SIZE count what is in it
             over = normalizer(self.mode, target[: len(target) // batches], None)
         loss = nll.reshape(batches, -1).sum(1) / over
         return (loss, F.softmax(scores, self.axis)) if self.give_softmax else loss
@@ -189,4 +194,5 @@ class Accuracy(ClassScores):
         true = aligned.gather(1, target.unsqueeze(1))
         # not `>=`: a NaN beside the label must count against it, too; 1 is the label itself
         not_below = (~(aligned < true)).sum(1) - 1
+        # a NaN at the label is above nothing, which BVLC's Caffe takes for right
         return ((not_below < self.top_k) & ~true.isnan().squeeze(1) & valid).to(scores.dtype), valid, target

@@ -23,10 +23,12 @@ def make_layer(spec: LayerSpec, bottoms: Sequence[Shape], allow_python_layers: b
             f"type {spec.type} runs code that the net names; if you trust the net, give --allow-python-layers "
             "(allow_python_layers=True in Python)"
         )
+    # ahead of the class, which looks at its bottoms by their numbers
     check_arity(spec, cls)
     if spec.type not in BUILT_IN and not issubclass(cls, ModuleLayer):
         check_declared(spec, cls, registry.layer.about(spec.type).params)
     module: Layer = cls.build(spec, bottoms)
+    # behind the class, whose own words about a field say more
     spec.check_numbers()
     for top, shape in zip(spec.tops, module.out_shapes, strict=True):
         spec.check_size(f"top '{top}'", shape)

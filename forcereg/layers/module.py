@@ -82,6 +82,7 @@ def user_code(spec: LayerSpec, what: str, file: str | None = None) -> Iterator[N
         yield
     except (ForceregError, torch.OutOfMemoryError):
         raise
+    # a module that calls sys.exit would else end the run without a word
     except (Exception, SystemExit) as error:
         raise spec.fail(f"{what} raised {plugins.told(error, file)}") from error
 
@@ -106,11 +107,13 @@ class ModuleLayer(Layer):
         super().__init__(spec, shapes)
         self.title = module_class.__name__
         self.inner = self._make(module_class)
+        # keep_vars: or parameters would come as plain tensors
         saved = self.inner.state_dict(keep_vars=True).items()
         self.blob_names = [name for name, _ in self.inner.named_parameters()]
         self.blob_names += [
             name
             for name, value in saved
+            # counters, such as BatchNorm's batches, are integers, and blobs hold floats
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point()
         ]
         self.fillers = [None] * len(self.blob_names)
@@ -143,12 +146,16 @@ class ModuleLayer(Layer):
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # told when the module runs
             try:
+                # sizes alone: most modules need no values to tell them
                 with torch.device("meta"), flops:
                     state = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
                     found = torch.func.functional_call(self.inner, state, tuple(map(torch.empty, shapes)))
+                # a multiplication and an addition are two of them
                 self.macs = flops.get_total_flops() // 2
             except Exception:
+                # what is drawn on trial isn't taken from the net's own sequence
                 with torch.device("cpu"), torch.random.fork_rng(devices=[]), user_code(self.spec, self._called):
+                    # of a second one, because a forward may change statistics
                     found = self._make(module_class)(*map(torch.zeros, shapes))
         return tuple(tuple(top.shape) for top in self._tops(found))
 
@@ -173,6 +180,7 @@ class ModuleLayer(Layer):
                 f"blob {index} ('{self.blob_names[index]}', {list(blob.shape)}) of {self.title} cannot be shared "
                 f"with one of shape {list(owner.shape)}; both must be parameters of one shape, or both statistics"
             )
+        # a module may hold one tensor in several places
         for module in self.inner.modules():
             tensors: dict[str, Any] = module._parameters if isinstance(blob, nn.Parameter) else module._buffers
             tensors.update({name: owner for name, tensor in tensors.items() if tensor is blob})
@@ -189,4 +197,5 @@ class ModuleLayer(Layer):
             returned = ", ".join(type(top).__name__ for top in tops)
             expected = f"{len(self.spec.tops)} tensors" if len(self.spec.tops) > 1 else "one tensor"
             raise self.spec.fail(f"{self._called} returned {returned or 'nothing'}; expected {expected}, one per top")
+        # indices and masks become floats, as all of Caffe's blobs are
         return tuple(top if top.is_floating_point() else top.float() for top in tops)

@@ -41,6 +41,7 @@ class ReLU(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.slope:
+            # its gradient at 0 is the slope, as Caffe's
             return F.leaky_relu(x, self.slope)
         return F.relu(x, inplace=self.overwrite and not recording())
 
@@ -78,6 +79,7 @@ class Dropout(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         if self.scale_train:
             return F.dropout(x, self.ratio, self.training)
+        # dropout's own draw, without the scale that it brings along
         kept = F.dropout(torch.ones_like(x), self.ratio) > 0 if self.training else 1 - self.ratio
         return x * kept
 
@@ -95,6 +97,7 @@ class BNLL(Elementwise):
     """log(1 + exp(x)), without overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # where Caffe's gradient clamps x; in float32 log(1 + e^x) is x long before
         return F.softplus(x, threshold=50)
 
 
@@ -127,6 +130,7 @@ class Exp(Elementwise):
         super().__init__(spec, shapes)
         message = spec.message.exp_param
         log_base = log_of_base(spec, message.base)
+        # b^y = e^(y log b): the base costs nothing in forward
         self.scale, self.shift = log_base * message.scale, log_base * message.shift
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,6 +166,7 @@ class Power(Elementwise):
     def forward(self, x: Tensor) -> Tensor:
         if self.scale * self.power == 0:
             constant = torch.full_like(x, self.shift).pow(self.power)
+            # x takes part, though it is never picked, so that its gradient is zeros and not missing
             return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, constant)
         y = linear(x, self.scale, self.shift)
         return y if self.power == 1 else y.pow(self.power)

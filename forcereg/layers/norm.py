@@ -40,8 +40,10 @@ class BatchNorm(Layer):
         message = spec.message.batch_norm_param
         self.eps = message.eps
         self.fraction = message.moving_average_fraction
+        # unset isn't false: it follows the phase
         self.global_stats = message.use_global_stats if message.HasField("use_global_stats") else None
         self.per_item &= self.global_stats is not False
+        # a bottom of one axis is one channel, as in Caffe
         self.channels = shapes[0][1] if len(shapes[0]) > 1 else 1
         self.add_blob("mean", (self.channels,), buffer=True)
         self.add_blob("variance", (self.channels,), buffer=True)
@@ -53,6 +55,7 @@ class BatchNorm(Layer):
                     "has 4 param entries, as for the blobs of NVCaffe 0.15 (scale, shift, mean, variance); "
                     "here they are mean, variance, factor, scale, shift: give 5 entries or none"
                 )
+            # a filler's own default is 0, which would take everything to 0
             one = FillerParameter(type="constant", value=1)
             self.add_blob("scale", (self.channels,), message.scale_filler if message.HasField("scale_filler") else one)
             self.add_blob("shift", (self.channels,), message.bias_filler)
@@ -61,6 +64,7 @@ class BatchNorm(Layer):
         self.place = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        # one item of one channel, since torch looks for channels in axis 1
         return self.normalise(x if x.dim() > 1 else x[None, None]).reshape(x.shape)
 
     def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -73,6 +77,7 @@ class BatchNorm(Layer):
         use_global = not self.training if self.global_stats is None else self.global_stats
         if use_global:
             factor = self.weight_blob("factor")
+            # on the device: asking for the factor would wait for it
             scale = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
             mean, variance = self.weight_blob("mean") * scale, self.weight_blob("variance") * scale
             return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, False)
@@ -98,6 +103,7 @@ def add_to_sums(layers: Sequence[BatchNorm], found: list[Tensor], fraction: floa
     """Sums of BatchNorm layers = what the batches gave (`found`: mean, variance, mean, ...) + fraction * sums."""
     sums = [layer.weight_blob(name) for layer in layers for name in ("mean", "variance")]
     factors = [layer.weight_blob("factor") for layer in layers]
+    # the sums in one launch each for all layers, as the optimizers of torch do
     torch._foreach_copy_(sums, torch._foreach_add(found, sums, alpha=fraction))
     torch._foreach_mul_(factors, fraction)
     torch._foreach_add_(factors, 1)
@@ -119,6 +125,7 @@ class RunningSums:
         holders = Counter(id(blob) for norm in norms for blob in norm.blobs)
         self._sizes: list[int] = []
         for norm in norms:
+            # one counts for each layer: a blob that two hold is counted twice
             norm.sums = self if all(holders[id(blob)] == 1 for blob in norm.blobs) else None
             norm.place = len(self._sizes) // 2
             self._sizes += [-(-norm.channels // ALIGNED) * ALIGNED] * 2
@@ -240,6 +247,7 @@ class Scale(Layer):
         # a bottom has items, a blob has none
         self.per_item &= self.axis > 0 if len(shapes) == 1 else self.axis == 0 and not message.bias_term
         if len(shapes) == 1:
+            # a filler's own default is 0, but Caffe's Scale begins as the identity
             one = FillerParameter(type="constant", value=1)
             self.add_blob("weight", shape, message.filler if message.HasField("filler") else one)
         if message.bias_term:
@@ -257,6 +265,7 @@ class Scale(Layer):
         weight = _spread(self.spec, weight, self.axis, x)
         if bias is None:
             return x * weight
+        # one pass over x instead of two
         return torch.addcmul(_spread(self.spec, bias, self.axis, x), x, weight)
 
 
@@ -287,8 +296,10 @@ class _LocalResponse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float) -> Tensor:
         scale = mean(x * x).mul_(alpha).add_(k)
+        # nothing is learned from it: one blob does for every step
         if not ctx.needs_input_grad[0]:
             return _inverse_power_(scale, beta).mul_(x)
+        # the scale itself divides in backward
         power = _inverse_power_(scale.clone(), beta)
         y = x * power
         ctx.save_for_backward(x, y, scale, power)
@@ -344,7 +355,9 @@ class LRN(Elementwise):
         height, width = sizes(x)[2:]
         window = _reach(self.size, height), _reach(self.size, width)
         mean = partial(F.avg_pool2d, kernel_size=window, stride=1, padding=(window[0] // 2, window[1] // 2))
+        # avg_pool2d divides by the window as it was cut; Caffe always by size^2
         alpha = self.alpha * (window[0] / self.size) * (window[1] / self.size)
+        # 1, not k: within a channel Caffe ignores it
         return apply(_LocalResponse, x, mean, alpha, self.beta, 1.0)
 
     def _channel_means(self, x: Tensor) -> Tensor:
@@ -356,4 +369,5 @@ class LRN(Elementwise):
 
 
 def _reach(window: int, size: int) -> int:
+    # centred at one end, it reaches size - 1 values to the other
     return min(window, max(2 * size - 1, 1))

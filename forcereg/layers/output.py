@@ -87,6 +87,7 @@ class HDF5Output(Layer):
         self._check_rows([data.shape, label.shape])
         rows = {"data": _array(data), "label": _array(label)}
         try:
+            # a file that was moved away meanwhile is begun anew
             if self.begun and self.path.exists():
                 append(self.path, rows)
             else:
@@ -101,6 +102,7 @@ def create(path: Path, rows: Rows) -> None:
     """Replaces `path` by an HDF5 file of these datasets, which can grow along axis 0. Raises ForceregError."""
     import h5py
 
+    # in memory first: HDF5 tells of a full disk only while closing
     image = io.BytesIO()
     with h5py.File(image, "w", libver="earliest") as file:  # earliest: Caffe's HDF5 may be 1.8
         for name, values in rows.items():
@@ -133,6 +135,7 @@ def append(path: Path, rows: Rows) -> None:
                     _extend(dataset, values, path)
             staged.commit()
     except DAMAGE as exc:
+        # the system's own errors have a text; HDF5's are told below
         if isinstance(exc, OSError) and exc.strerror:
             raise refused(path, exc) from exc
         cause = " ".join(str(exc).split())
@@ -173,6 +176,7 @@ class Staged(io.FileIO):
     def readinto(self, buffer: Any) -> int:
         view, start = memoryview(buffer).cast("B"), self._position
         size = max(0, min(len(view), self._size - start))
+        # beyond the file's end, where it has grown in memory only, zeros
         view[:size] = os.pread(self.fileno(), size, start).ljust(size, b"\0")
         for at, data in self._writes:
             low, high = max(at, start), min(at + len(data), start + size)

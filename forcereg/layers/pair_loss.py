@@ -38,6 +38,7 @@ class EuclideanLoss(PairLoss):
     """sum((a - b)^2) / (2N), N = size of axis 0; both bottoms get a gradient."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        # equal counts are enough, as in Caffe
         return (a - b.reshape(a.shape)).square().sum() / (2 * a.shape[0])
 
 
@@ -57,10 +58,12 @@ class SigmoidCrossEntropyLoss(PairLoss):
         self.ignore_label = message.ignore_label if message.HasField("ignore_label") else None
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # no gradient for targets, which Caffe refuses
         targets = targets.detach().reshape(logits.shape).to(logits.dtype)
         terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         valid = None
         if self.ignore_label is not None:
+            # Caffe casts a target to int before it compares
             valid = targets.trunc() != self.ignore_label
             terms = torch.where(valid, terms, 0)
         return terms.sum() / normalizer(self.mode, targets, valid)
@@ -109,5 +112,6 @@ class ContrastiveLoss(PairLoss):
             unlike = F.relu(self.margin - squared)
         else:
             unlike = F.relu(self.margin - apply(_Distance, squared)).square()
+        # Caffe casts it to int
         same = alike.detach().flatten().trunc() != 0
         return torch.where(same, squared, unlike).sum() / (2 * a.shape[0])

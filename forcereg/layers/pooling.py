@@ -82,6 +82,7 @@ class Pooling(Layer):
         if self.method == "STOCHASTIC" and any(self.windows.pad):
             raise spec.fail(f"pool STOCHASTIC takes no padding; found pad {list(self.windows.pad)}, use MAX or AVE")
         out = (*shapes[0][:2], *self.windows.out(size))
+        # a bottom without items, as behind a Filter, has a top without any
         if min(out) < 1 and min(shapes[0]) >= 1:
             raise spec.fail(
                 f"kernel {list(self.windows.kernel)} with pad {list(self.windows.pad)} leaves nothing of its "

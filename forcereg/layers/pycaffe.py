@@ -180,6 +180,7 @@ def served() -> Iterator[None]:
     except Exception:
         installed = None
     if hasattr(installed, "Layer"):  # a folder called caffe can be imported too
+        # the rest of an installed Caffe stays: a module may use its io or proto
         kept, installed.Layer = installed.Layer, CaffeLayer
         try:
             yield
@@ -187,6 +188,7 @@ def served() -> Iterator[None]:
             installed.Layer = kept
         return
     modules = stand_in()
+    # a folder called caffe may have been imported: it comes back
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
     sys.modules.update(modules)
     try:
@@ -236,6 +238,7 @@ class PyCaffeLayer(Layer):
             with user_code(self.spec, self.title, self._file):
                 user = user_class(self.spec.message)
             user.blobs = Blobs(self.spec.check_size)
+            # with the underscore in early versions of pycaffe
             user.param_str = user.param_str_ = self.spec.message.python_param.param_str
             user.options = self.spec.options
             user.phase = self.spec.phase
@@ -269,6 +272,7 @@ class PyCaffeLayer(Layer):
 
     def forward(self, *bottoms: Tensor) -> Any:
         blobs = [self.weight_blob(name) for name in self.blob_names]
+        # without a backward it is no part of the graph, as metrics are none
         if self._top and callable(getattr(self.user, "backward", None)):
             tops = _Run.apply(self, *bottoms, *blobs)
         else:
@@ -280,6 +284,7 @@ class PyCaffeLayer(Layer):
         """The tops, from the user's reshape and forward."""
         self.turn += 1
         for blob, tensor in zip(self._bottom, bottoms, strict=True):
+            # a top in place: the layer writes into what autograd may keep
             blob.bind(self._array(tensor, copy=blob in self._top))
         for blob, tensor in zip(self.user.blobs, blobs, strict=True):
             blob.bind(self._array(tensor))
@@ -303,6 +308,7 @@ class PyCaffeLayer(Layer):
         for blob in (*self._bottom, *self.user.blobs):
             blob.bind_diff(None)
         for blob, gradient in zip(self._top, tops, strict=True):
+            # users' code may write into it, and autograd hands the same one to others
             blob.bind_diff(self._array(gradient, copy=True))
         self._call(self.user, "backward", self._top, list(wanted[: len(self._bottom)]), self._bottom)
         blobs = (*self._bottom, *self.user.blobs)
@@ -313,6 +319,7 @@ class PyCaffeLayer(Layer):
 
     @property
     def _dtype(self) -> torch.dtype:
+        # numpy has no bfloat16: layers of other types compute in float32
         return torch.float64 if self.place.dtype == torch.float64 else torch.float32
 
     def _array(self, tensor: Tensor, copy: bool = False) -> np.ndarray:

@@ -57,6 +57,7 @@ def user_class(spec: LayerSpec) -> type:
                 f'python_param has no {field}; set for example python_param {{ module: "mylayers" layer: "MyLayer" }}'
             )
     try:
+        # modules that begin with `import caffe` get our Layer
         with served():
             module = import_module(param.module, (spec.root, spec.folder))
     except ForceregError as error:

@@ -14,6 +14,7 @@ def recording() -> bool:
 
     What is fast or rounds as Caffe does by other means, and gradients that differ from autograd's, step aside.
     """
+    # older versions of torch only know is_compiling
     is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return bool(torch.jit.is_tracing() or is_exporting() or torch.onnx.is_in_onnx_export())
 
@@ -35,6 +36,7 @@ def sizes(x: Tensor) -> tuple[int, ...]:
 class _Context:
     """Stands in for what an autograd Function keeps for its backward pass, which there won't be."""
 
+    # more than any Function here has inputs
     needs_input_grad = (False,) * 16
 
     def save_for_backward(self, *tensors: Any) -> None:

@@ -79,12 +79,15 @@ class SymmetricRectify(_PerChannel):
             threshold = self.weight_blob("threshold").clamp(min=0)
         else:
             with torch.no_grad():
+                # the blob itself: a borrowed one in another shape may come as a copy
                 self.blobs[0].clamp_(min=0)
             threshold = self.weight_blob("threshold")
         if self.thre_decay and not recording():
+            # subtracted, as in the fork: what it calls decay lets thresholds grow
             threshold = _AddToGradient.apply(threshold, -self.thre_decay)
         if threshold.dim():
             threshold = threshold.reshape(-1, *(1,) * (x.dim() - 2))
+        # not softshrink, which takes one number, not one for each channel
         return x.sign() * F.relu(x.abs() - threshold)
 
 

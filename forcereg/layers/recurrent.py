@@ -45,8 +45,10 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, c: Tensor, z: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         size = c.shape[-1]
+        # i, f and o lie side by side: one sigmoid for all
         gates, g = z[..., : 3 * size].sigmoid(), z[..., 3 * size :].tanh()
         i, f, o = gates.chunk(3, -1)
+        # f is a view of gates, so that backward finds it multiplied, as Caffe's does
         f.mul_(cont)
         after = torch.addcmul(f * c, i, g)
         squashed = after.tanh()
@@ -56,6 +58,7 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_c: Tensor, d_h: Tensor) -> tuple[Tensor, Tensor, None]:
+        # the backward kernels of torch's own sigmoid and tanh: one launch for each
         aten = torch.ops.aten
         c, gates, g, squashed = ctx.saved_tensors
         i, f, o = gates.chunk(3, -1)
@@ -152,17 +155,21 @@ class _Recurrent(Layer):
         self._check([bottom.shape for bottom in bottoms])
         products = self._products(*bottoms)
         streams = products.shape[1]
+        # h0 and c0 get no gradient, as in Caffe
         given = [bottom[0].detach() for bottom in bottoms[2 + self.static :]]
         outputs, state = self._unroll(products, bottoms[1][..., None].to(products), given or self._last(streams))
+        # no gradient across calls, as in Caffe
         state = [tensor.detach() for tensor in state]
         if self.exposed:
             return (self.output(outputs), *(tensor[None] for tensor in state))
         for name, tensor in zip(self.hidden, state, strict=True):
+            # in place: snapshots and graphs know the buffers
             getattr(self, name)[:streams].copy_(tensor)
         return self.output(outputs)
 
     def _products(self, x: Tensor, _: Tensor, static: Tensor | None = None, *hidden: Tensor) -> Tensor:
         """What the inputs add to z (T, N, gates * H), all steps at once."""
+        # one product for all steps; only the hidden part has to go step by step
         products = F.linear(x.reshape(*x.shape[:2], self.inputs), self.weight_blob("weight_x"), self.blob("bias"))
         if self.static and static is not None:
             weight = self.weight_blob("weight_static")
@@ -180,8 +187,10 @@ class _Recurrent(Layer):
         """h of every step (T, N, H) and the last hidden state."""
         weight, before, outputs = self.weight_blob("weight_h"), list[Tensor](), []
         products = apply(_LateWeight, products, weight, before)
+        # its gradient comes from _LateWeight, in one piece
         weight = weight.detach().t()
         for z, keep in zip(products.unbind(), cont.unbind(), strict=True):
+            # ahead of the product: cont cuts what the weight sees, not what it makes
             previous = state[0] * keep
             before.append(previous.detach())
             state = self.step(torch.addmm(z, previous, weight), keep, state)

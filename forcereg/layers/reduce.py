@@ -48,6 +48,7 @@ class ArgMax(Layer):
             return values if self.out_max_val else indices
         values, indices = self._largest(item_rows(x.detach()), 1)
         picked = (indices, values) if self.out_max_val else (indices,)
+        # items may be fewer than declared, behind a Filter
         return torch.stack(picked, 1).reshape(x.shape[0], *self.out_shapes[0][1:])
 
     def _largest(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

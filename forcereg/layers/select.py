@@ -193,6 +193,7 @@ class BatchReindex(Layer):
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
         if rows.device.type == "cpu":
+            # written so that NaN is wrong, too
             wrong = rows[~((rows >= 0) & (rows < x.shape[0]))]
             if wrong.numel():
                 raise self.spec.fail(

@@ -157,18 +157,21 @@ class Eltwise(Layer):
             if self.operation == "PROD":
                 result = result * x
             else:
+                # Caffe compares the first two the other way round than all that follow
                 keep = result > x if index == 0 else ~(x > result)
                 result = torch.where(keep, result, x)
         return result
 
     def _sum(self, bottoms: tuple[Tensor, ...]) -> Tensor:
         if not self.coeff:
+            # not sum(): it would begin with 0 and add it
             result = bottoms[0] + bottoms[1]
             for x in bottoms[2:]:
                 result = result + x
             return result
         result = bottoms[0] * self.coeff[0]
         for x, coeff in zip(bottoms[1:], self.coeff[1:], strict=True):
+            # one pass for product and sum
             result = torch.add(result, x, alpha=coeff)
         return result
 
@@ -219,6 +222,7 @@ class Reshape(Layer):
         if self.num_axes < -1:
             raise spec.fail(f"num_axes is {self.num_axes}; expected the number of axes to replace, or -1 for all")
         self.out_shapes = (self.top_shape(shapes[0]),)
+        # axis 0 stays a batch if it isn't replaced, or by a 0, which copies it
         self.per_item &= self._span(shapes[0])[0] > 0 or (self.dims[:1] == (0,) and self.num_axes != 0)
 
     def top_shape(self, bottom: Shape) -> Shape:

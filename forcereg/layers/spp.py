@@ -35,6 +35,7 @@ class SPP(Layer):
         self.levels = message.pyramid_height
         images, channels, height, width = shapes[0]
         self._pyramid((height, width))
+        # behind _pyramid, which ends a height of millions at the first level that doesn't fit
         bins = sum(4**level for level in range(self.levels))
         self.out_shapes = ((images, channels, 1, 1) if self.levels == 1 else (images, channels * bins),)
 

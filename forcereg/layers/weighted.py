@@ -49,6 +49,7 @@ class _ConvolutionBase(Layer):
         if message.bias_term:
             self.add_blob("bias", (self.num_output,), message.bias_filler)
         self.out_shapes = ((*before, self.num_output, *self._out_size(size)),) * len(shapes)
+        # a transpose spreads each of its inputs, a convolution gathers for each of its outputs
         dense = count(shapes[0] if self.transposed else self.out_shapes[0])
         self.macs = len(shapes) * dense * count(self.weight_blob().shape[1:])
 
@@ -67,6 +68,7 @@ class _ConvolutionBase(Layer):
     def _run_at_axis(self, x: Tensor) -> Tensor:
         if self.axis == 0:
             return self._run(x[None])[0]
+        # torch knows one batch axis: those in front become one
         return self._run(x.flatten(0, self.axis - 1)).unflatten(0, x.shape[: self.axis])
 
     def _run(self, x: Tensor) -> Tensor:
@@ -82,6 +84,7 @@ class Convolution(_ConvolutionBase):
         weight = self.weight_blob()
         if device.type == "cpu" and weight.dim() == 4:
             # not .contiguous(): with one input channel it keeps strides that torch doesn't take for channels_last
+            # by .data: the Parameter stays the one that sharers and solvers hold
             weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight.detach())
 
     def _run(self, x: Tensor) -> Tensor:
