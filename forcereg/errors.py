@@ -36,6 +36,7 @@ def _cut(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line: line breaks, control characters and the like as backslash sequences."""
+    # looked at as a whole first: nearly every text is
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

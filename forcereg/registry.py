@@ -65,6 +65,7 @@ class Registry(Generic[T]):
 
         def register(item: T) -> T:
             if name in self._known:
+                # not a ForceregError: no user's input is wrong
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._known[name] = item
             self._about[name] = About(tuple(params.split()), limits, option)

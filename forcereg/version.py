@@ -10,6 +10,7 @@ def _version() -> str:
     try:
         return metadata.version("forcereg")
     except metadata.PackageNotFoundError:
+        # an installed package never needs it
         import tomllib
 
         project = Path(__file__).resolve().parent.parent / "pyproject.toml"

@@ -21,6 +21,7 @@ class CaffeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         plain = list(self._plain(ctx, args))
+        # a copy: click empties the list as it reads it
         ctx.meta[_RAW] = list(plain)
         left = super().parse_args(ctx, plain)
         for param in self.get_params(ctx):

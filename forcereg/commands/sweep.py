@@ -68,6 +68,7 @@ def command(
     layers = {name: one for name, one in LayerOptions(**given).keywords.items() if name in KEYWORDS}
     error = ranks.values["error"]
     others = [name for name in ranks.given if name != "error"]
+    # beside another rule --error only says at which error ranks are told
     rule = replace(ranks, values={**ranks.values, "error": None}).rule() if others else None
     found = sweep(
         solver, set=sets, rule=rule, error=ERROR if error is None else error, seeds=seeds, max_iter=max_iter,

@@ -35,6 +35,7 @@ def command(**options: Any) -> None:
     # a list, as train takes it; a file's own name may have commas
     if "," in given.weights and not os.path.exists(given.weights):
         raise UsageError(f"--weights is '{given.weights}'; a single model can be scored, give one file")
+    # the means alone on standard output, which scripts read
     batches, means = GlogWriter(file="test.py"), GlogWriter(sys.stdout, "test.py")
     result = score(
         given.model,

@@ -72,6 +72,7 @@ def command(**options: Any) -> None:
         observer=told,
     )
     _report(timing, log)
+    # in a pipe standard output stays empty, as Caffe's does
     if sys.stdout.isatty():
         _show(timing)
 

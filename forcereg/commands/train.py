@@ -85,6 +85,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     from forcereg.solver.launch import effects, in_group, launch
     from forcereg.workflows.train import check_clipping, check_start
 
+    # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     devices = asked_devices(options["gpu"], options["device"])

@@ -120,6 +120,7 @@ class _Processes:
     def take(self, front: str, text: str, rank: str | None) -> None:
         """One line; a process begins with its first iteration, and of its own ranks the first counts."""
         if front:
+            # a process is known by its name, while times change from line to line
             front = " ".join(_TIME.sub("", _COLOR.sub("", front)).split())
         process = self.found.get(front)
         if process is None:

@@ -63,6 +63,7 @@ def device_text(device: torch.device) -> str:
     """The device for people, with what its speed depends on."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
+    # a CPU's times hang on it
     threads = torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
 

@@ -29,6 +29,7 @@ def lines(path: Path) -> Iterator[str]:
             packed = file.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]
             source: Any = gzip.GzipFile(fileobj=file) if packed else file
             yield from _lines(source, path, UNPACKED if packed else None)
+    # all that gzip raises for damage
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ForceregError(f"{path}: cannot be read ({reason}); correct the path") from error

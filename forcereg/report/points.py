@@ -59,6 +59,7 @@ class Run:
         if iteration < self.iteration:
             for curve in self.curves.values():
                 curve.cut(iteration)
+            # curves that began behind this point went with the run before
             self.curves = {known: curve for known, curve in self.curves.items() if curve.values}
         self.iteration = iteration
         self.curves.setdefault(name, Curve()).add(iteration, value)

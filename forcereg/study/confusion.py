@@ -69,6 +69,7 @@ class Confusion:
         wrong = self.counts[:, :-1].copy()
         np.fill_diagonal(wrong, 0)
         true, taken = np.nonzero(wrong)
+        # negative: the most frequent first, and of equal ones the lower classes
         found = zip((-wrong[true, taken]).tolist(), true.tolist(), taken.tolist(), strict=True)
         return [(a, b, -count) for count, a, b in sorted(found)[:most]]
 

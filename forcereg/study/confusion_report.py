@@ -70,6 +70,7 @@ def as_csv(found: Confusion, names: Sequence[str] | None) -> str:
 def picture(found: Confusion, called: Sequence[str], kind: str) -> bytes:
     """The matrix as a heat map, shades are shares of the true class. Raises ForceregError without matplotlib."""
     counts = found.counts[:, :-1]
+    # of an absent class all counts are zero
     shares = counts / np.maximum(found.items, 1)[:, None]
     classes = len(counts)
     side = min(14.0, max(5.0, 2.5 + 0.35 * classes))

@@ -104,6 +104,7 @@ class Evaluator:
 
     def _spec(self, file: NetFile) -> NetSpec:
         states = list(self.solver.message.test_state[:1])
+        # so that errors say which of the solver's nets it is
         title = Title(solver=True, number=0)
         return build_spec(file, net_state(TEST, file.message.state, *states), self.root, title)
 

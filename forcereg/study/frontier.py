@@ -107,6 +107,7 @@ def planned(subjects: Sequence[Subject], targets: Sequence[Target], tell: Tell) 
             try:
                 ranks = _reached(subject, target)
                 if ranks in had:
+                    # left out and told as what the rule itself refuses
                     raise UsageError("a net that is there already" if ranks else "it leaves the net whole")
             except UsageError as error:
                 tell(f"{subject.name}, {subject.method}, {target.text}: left out: {error}")

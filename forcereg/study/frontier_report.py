@@ -100,6 +100,7 @@ def figure(points: Sequence[Point], measured: str = "") -> Any:
     for axes in grid[:, 0]:
         axes.set_ylabel("test accuracy")
     shown = ticks(*grid[0][0].get_ylim())
+    # of one panel, since all share the axis
     grid[0][0].set_yticks(shown, [f"{100 * one:.4g}%" for one in shown])
     _legends(made, points)
     return made

@@ -60,6 +60,7 @@ def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECO
     As many rounds as `seconds` allow, at least LEAST, at most MOST.
     """
     watch = Stopwatch(device)
+    # as nets are used: autograd keeps nothing
     with torch.inference_mode():
         # before anything is timed: a recorded run takes another number of calls
         runs = at_one_launch(runs, device)

@@ -83,6 +83,7 @@ class TrainingData:
         return net
 
     def _root(self, file: NetFile) -> Path:
+        # data is found from where training found it
         return net_root(file) if self.solver is None else solver_root(self.solver)
 
     def _spec(self, file: NetFile) -> NetSpec:

@@ -187,6 +187,7 @@ class Opening:
         """A net that was read, ready to be decomposed. Raises ForceregError."""
         # the solver's test state decides which layers the TEST net has, as in training
         tested = solver and next(iter(solver.message.test_state), None)
+        # as the run had them, for data that isn't here
         known = read.model.input_shapes
         found = accounts(read.file, self.input_shapes, known, read.root, self.allow_python_layers, tested)
         return Opened(read, self._prepared(read, found.shapes, replace(selection, state=found.state)), found)

@@ -96,6 +96,7 @@ def digest(what: Any, weights: Weights | None = None) -> str:
     # sorted: files have their layers in other orders than nets
     for layer, blobs in sorted((weights or {}).items()):
         for index, values in sorted(blobs.items()):
+            # the same bytes in another layer or shape are other weights
             found.update(f"{layer}/{index} {values.shape}".encode())
             found.update(np.ascontiguousarray(values, np.float32).data)
     return found.hexdigest()

@@ -20,6 +20,7 @@ Key = tuple[str, str]
 
 def labels_of(snapshots: Sequence[StrPath], labels: str | Sequence[str] | None) -> list[str]:
     """The nets' names: those given, as a list or "a,b", or what their paths differ in. Raises UsageError."""
+    # one file may be written in several ways
     paths = [Path(os.path.abspath(snapshot)) for snapshot in snapshots]
     if twice := [given for at, given in enumerate(snapshots) if paths[at] in paths[:at]]:
         raise UsageError(f"SNAPSHOT {twice[0]} is given twice")

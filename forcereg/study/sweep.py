@@ -122,6 +122,7 @@ def _ready(plan: Plan, solver: Solver, warn: _Warnings) -> tuple[Prepared, Train
     spec, test = solver.net.spec, solver.test_nets[0].spec
     state, allow = next(iter(solver.param.test_state), None), bool(plan.options.get("allow_python_layers"))
     found = accounts(parse_net(test.text, test.filename), None, None, solver.root, allow, state)
+    # what a snapshot would hold, from memory
     model = snapshot.ModelFile(Path(spec.filename), pack(solver.net), provenance(solver.net, solver.param, solver.seed))
     selection = replace(plan.rule.selection, state=found.state)
     prepared = prepare(parse_net(spec.text, spec.filename), model.layers, found.shapes, selection)

@@ -206,6 +206,7 @@ def solver_of(plan: Plan, setting: Setting) -> SolverFile:
     if plan.weights and "weights" in setting.fields:
         raise UsageError("--weights and --set weights are both given; use one")
     file = with_settings(plan.solver, [f"{name}={value}" for name, value in setting.fields.items()])
+    # saved at its end whatever the solver says: with other rules it is cut again, not trained again
     file.message.random_seed, file.message.snapshot_after_train = setting.seed, True
     file.message.ClearField("snapshot_prefix")  # the run's folder, which may move: no part of what the run is
     if plan.weights:

@@ -82,6 +82,7 @@ def confusion(
     """
     tell = Tell(observer)
     path = labels if isinstance(labels, str | os.PathLike) else None
+    # before the net is loaded: a wrong path costs no time
     names: Any = labels if path is None else read_lines(path)
     where = choose_device(device, None, tell.warn)
     net = load_net(

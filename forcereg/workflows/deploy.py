@@ -58,6 +58,7 @@ def deploy(
         stages=stage_names(stage),
         allow_python_layers=allow_python_layers,
     )
+    # for `write`, which overwrites none of them
     read = tuple(Path(path) for path in (net, weights) if path is not None)
     return DeployedNet(**vars(done), file=file, model=model, read=read)
 

@@ -137,6 +137,7 @@ def frontier(
     targets = [Target(text, partial(chosen, judged, even_if_dearer, one)) for text, one in rules.items()]
     plan = planned(subjects, targets, tell.note)
     with folder_of(tuned) as folder:
+        # all are made before one is timed: they take turns at that
         made = told(engine.frontier(plan, evaluator, finetune, folder, tell.note), tell.steps("net", len(plan)))
     points, how = measured(made, opened, clock, batch, tell)
     return Frontier(tuple(points), how, finetune, evaluator.runs)

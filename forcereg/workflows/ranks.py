@@ -72,6 +72,7 @@ def ranks(
     >>> [(layer["name"], layer["ranks"]) for layer in found.report["layers"]]
     [('conv1', [8, 1]), ('conv2', [16, 1])]
     """
+    # before anything is read
     for bound in error:
         check_share("the error bound", bound)
     tell = Tell(observer)

@@ -189,6 +189,7 @@ class Training:
             cuda_graph=self.cuda_graph,
         )
         if self.deterministic or self.tf32:
+            # again: the solver has made it ready by the defaults
             prepare(solver.device, self.tf32, self.deterministic)
         if self.rank_clipping is not None:
             solver.clip_ranks(self.rank_clipping, self.clip_until)
@@ -201,6 +202,7 @@ class Training:
         from forcereg.solver.resume import resume_latest
         from forcereg.system.paths import resolve
 
+        # without a prefix there is no snapshot to look for
         wanted = self.resume or (start.again and solver.param.snapshot_prefix)
         resumed = bool(wanted and resume_latest(solver))
         if self.snapshot:
@@ -273,6 +275,7 @@ class Start:
         if not loaded:  # or the solver would load them first, and fail where they are gone
             del file.message.weights[:]
         if asked.weights is None:
+            # each entry may be a list with commas, as Caffe reads it
             models = ",".join(own).split(",")
         else:
             models = [os.fspath(path) for path in listed(asked.weights)]
@@ -292,6 +295,7 @@ def read(solver: Any) -> SolverFile:
 
 def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> None:
     """Raises UsageError for two places to start from; `said`: what their keywords are called."""
+    # resume and weights go together: models are for where there is no snapshot yet
     starts = [name for name, one in (("snapshot", snapshot), ("resume", resume), ("weights", weights)) if one]
     if snapshot and len(starts) > 1:
         why = "a snapshot brings its own weights" if weights else "both say where to go on"

@@ -98,6 +98,7 @@ def deploy(
 
 def _graph(file: NetFile, phase: int, level: int, stages: Sequence[str], weighted: Iterable[str]) -> Graph:
     """The layers of a phase; those of TEST are checked first. Raises ForceregError."""
+    # the training net is only looked at, and may name what isn't here any more
     root = net_spec(file, phase, level, stages).root if phase == TEST else net_root(file)
     state = net_state(phase, file.message.state, NetState(phase=phase, stage=list(stages)))
     if level:

@@ -42,6 +42,7 @@ class DeployedNet(Deployed):
         heads += [f"{name}: {text}" for name, text in self.preparation.items()]
         text = "".join(f"# {printable(head)}\n" for head in heads) + to_text(self.net)
         if self.model is not None:
+            # first: cut short here, no net is left beside an older run's weights
             write_weights(paths["weights"], text, self.inputs, self.model, self.file, is_binary(self.model.path))
         write_text(paths["model"], text)
         return {name: str(path) for name, path in paths.items()}

@@ -27,6 +27,7 @@ _LEARNED = """
 """
 LEARNED = frozenset(_LEARNED.split())
 """Layer types with weights; Bias and Scale of two bottoms have none."""
+# by name, for types that aren't ours: SSD's DetectionEvaluate and the like
 _SCORES = re.compile("accuracy|evaluat", re.IGNORECASE)
 
 

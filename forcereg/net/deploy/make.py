@@ -25,6 +25,7 @@ class Plan:
     def __init__(self, graph: Graph, ends: Sequence[Blob], heads: Sequence[Head], others: Sequence[Head]) -> None:
         self.graph = graph
         there = {head: found for head in heads if head.kind and (found := self._there(head)) is not None}
+        # reversed twice: of equal ones the first stays, in its place
         new = list({(head.kind, head.blob, _axis_of(head.spec)): head
                     for head in reversed(heads) if head.kind and head not in there}.values())[::-1]  # fmt: skip
         ends = [*ends, *there.values(), *(head.blob for head in heads if not head.kind)]
@@ -78,6 +79,7 @@ class Plan:
             else:
                 net.layer.append(plain(self.graph.layers[index].message))
         if spare := [top for top in unread(net) if top not in self.outputs and top not in self.inputs]:
+            # or they would be outputs
             net.layer.add(name="silence", type="Silence", bottom=spare)
         return net
 

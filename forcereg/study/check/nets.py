@@ -104,8 +104,10 @@ def _check_layers(
     skipped, absent = [], False
     for spec in layers:
         if spec.where in broken:
+            # told when the file was read, but no net can be built with it
             report.troubles += 1
             if spec.type and spec.type not in registry.source:
+                # whether there is such a type is known without its fields
                 report.attempt(lambda: layer_class(spec), spec.where)  # noqa: B023
         elif spec.tops and all(top in options.input_shapes for top in spec.tops) and not spec.bottoms:
             shapes.update({top: tuple(options.input_shapes[top]) for top in spec.tops})
@@ -180,6 +182,7 @@ def _check_feeds(
     """What was read of each source, those without a problem only; closes them. `seen` gets their batches."""
     read = {}
     for name, feed in feeds.items():
+        # a program gives its records
         if isinstance(feed, MemoryFeed):
             continue
         batches = -(-options.records // batch_size(feed))
