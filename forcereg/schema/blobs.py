@@ -26,6 +26,7 @@ def blob_array(blob: Any, what: str) -> np.ndarray:
     Raises ForceregError, opened by `what`, unless it holds as many values as its shape says.
     """
     values = blob_values(blob, what)
+    # one of the four is enough, as in Caffe, which prefers them to shape
     legacy = any(blob.HasField(name) for name in LEGACY)
     shape = tuple(getattr(blob, name) for name in LEGACY) if legacy else tuple(blob.shape.dim)
     if min(shape, default=0) < 0 or values.size != prod(shape):
@@ -46,7 +47,9 @@ def raw_type(blob: Any, what: str) -> np.dtype[Any]:
 def blob_values(blob: Any, what: str) -> np.ndarray:
     """The values of a BlobProto, flat, as float32: too large ones become infinite. Raises ForceregError as `raw_type`,
     and for a part of a number."""
+    # values of Caffe's double builds may be beyond float32
     with np.errstate(over="ignore", under="ignore"):
+        # Caffe's own fields first: raw_data is other programs'
         if blob.data or blob.double_data or not blob.raw_data:
             return np.array(blob.data or blob.double_data, np.float32)
         kind = raw_type(blob, what)

@@ -59,10 +59,12 @@ def explain(error: ParseError, foreign: Foreign, name: str, descriptor: Any, unc
     """
     text, sentence = foreign.text, str(error)
     offset = error_offset(error, foreign)
+    # a field of the type's own: the parser doesn't know it, and says nothing of what is wrong inside
     if offset == foreign.broken:
         sentence = "" if text[offset:].strip() else _END
     place = find_place(text, descriptor, offset)
     where = f"{name}:{position(text, offset)}"
+    # ahead of the field's own mistake, which follows from it
     if problem := _layer_problem(place):
         return f"{name}:{problem}"
     if place.field is not None and _TWICE.search(sentence):
@@ -71,10 +73,12 @@ def explain(error: ParseError, foreign: Foreign, name: str, descriptor: Any, unc
         return f"{where}: the block opened in line {unclosed} is never closed; add a }}"
     if _NOT_UTF8.search(sentence):
         found = f"found {place.before and shown(place.before)}"
+        # the parser stops behind the string, the bad bytes are in it
         at = position(text, text.rfind(place.before, 0, place.offset))
         return f"{name}:{at}: {found}, which is not UTF-8, expected a string in UTF-8{_of_field(place)}"
     line = text.rfind("\n", 0, offset) + 1
     source = text[line:].partition("\n")[0]
+    # a habit says what to write, the schema only what it expected
     if hint := habit(place, source):
         return f"{where}: {hint}"
     return f"{where}: {_unexpected(place)}"
@@ -156,6 +160,7 @@ def _unexpected(place: Place) -> str:
     if (
         place.wanted is not Wanted.SEPARATOR
         and place.field is None
+        # to protobuf a name in brackets is an extension, which Caffe hasn't
         and _EXTENSION.search(place.text, max(0, place.offset - 200), place.offset)
     ):
         return f"{_found(place)} after '[', expected a field name; no field of Caffe's is written in brackets"
@@ -195,6 +200,7 @@ def _unknown_field(place: Place) -> str:
         return f"{found}; is the block above closed? a }} may be missing"
     if kind.name == "LayerParameter" and field in _OLD_FIELDS:
         return f"{found} but of the old format `layers`; {_OLD_FIELDS[field]}"
+    # a slip comes before guesses at another message, file or language
     if hint := slip(field, (name for name in kind.fields_by_name if name != OWN)):
         return found + hint
     if kind.name == "TransformationParameter":
@@ -277,6 +283,7 @@ def _no_string(token: str) -> str:
 
 def _string_fix(place: Place) -> str:
     """For a word without quotes, such as a path."""
+    # from the text and not the token, which ends at a slash
     word = _UNQUOTED.match(place.text, place.offset)
     return f'; write "{V1_TYPES.get(word[0]) or word[0]}"' if word and len(word[0]) < 80 else ""
 

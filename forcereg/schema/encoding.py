@@ -49,8 +49,10 @@ _QUOTES_1252 = {0x91: "'", 0x92: "'", 0x93: '"', 0x94: '"'}
 def check_kind(data: bytes, name: str, expected: str) -> None:
     """Raises ForceregError for content that is evidently of another kind than `expected` (a phrase)."""
     for pattern, kind, fix in _KNOWN:
+        # from the beginning only: any text may mention HTML further down
         if match := pattern.match(data):
             line = data.count(b"\n", 0, match.end()) + 1
+            # lines and columns mean nothing in a binary file
             place = "" if b"\0" in data[:1000] or not data[:1].isascii() else f":{line}:1"
             raise ForceregError(f"{name}{place}: {kind}, expected {expected}{fix}")
 
@@ -68,10 +70,12 @@ def decode_text(data: bytes, name: str) -> str:
 
     Raises ForceregError 'file:line:column: ...' for other bytes that aren't UTF-8.
     """
+    # ahead of decoding: in UTF-16 every second byte is a NUL, which is valid UTF-8
     check_width(data, name)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
+        # only if it has to be: comments of old nets are in any encoding, and strings have to be right
         data = _COMMENT.sub(lambda match: _readable(match[0]), data)
     try:
         return data.decode("utf-8-sig")

@@ -128,6 +128,7 @@ class _Reader:
         self.step()
 
     def _block(self, one: Field, depth: int) -> None:
+        # the reader calls itself: hostile brackets would exhaust Python's stack
         if depth >= MAX_DEPTH:
             raise Broken(self.at)
         block, closing = Block([], self.at), OPENING[self.token]
@@ -146,6 +147,7 @@ class _Reader:
                 pieces.append(self.token)
                 self.step()
             return Scalar(" ".join(pieces), at)
+        # int() of a very long number takes quadratic time, and Python refuses it
         if not token or not (_is_name(token) or (_NUMBER.fullmatch(token) and len(token) < _LONGEST_NUMBER)):
             raise Broken(at)
         self.step()
@@ -215,6 +217,7 @@ def _value(value: Scalar | Block, kind: Any) -> Any:
     if isinstance(value, Block):
         return plain(value.fields, kind.message_type if kind is not None else None)
     made = _scalar(value.text)
+    # 1 in a float field is 1.0, or keywords would differ with how it is written
     return float(made) if kind is not None and kind.type in FLOATS and isinstance(made, int) else made
 
 
@@ -236,6 +239,7 @@ def _scalar(text: str) -> Any:
 def _string(text: str) -> str:
     message = NetParameter()
     try:
+        # by protobuf itself, whose escapes are not Python's
         text_format.Parse(f"name: {text}", message)
     except text_format.ParseError:
         raise ValueError(f"{text[:40]} is no string in UTF-8") from None
@@ -261,7 +265,9 @@ def _known(kind: Any, value: Any) -> Any:
 
 def _shortest(value: float) -> float:
     """The number as it was written, of which the message holds the nearest float32."""
+    # compared as float32: which is what the message holds
     known = struct.pack("f", value)
+    # 9 digits always do, but then 0.1 would be 0.100000001
     return next(
         (short for digits in (6, 7, 8) if struct.pack("f", short := float(f"{value:.{digits}g}")) == known), value
     )

@@ -38,6 +38,7 @@ CAFFES = frozenset(
 _NAME = re.compile(r"(?<!\w)[A-Za-z_]\w*+(?=\s*+[:{<])")
 _NEVER = frozenset({"layer", "layers", "blobs_lr", "weight_decay", "blob_share_mode", OWN})
 """Of another format, of a layer that isn't closed, or ours: no type's own."""
+# short names are a slip away from too many words
 _MISSPELT = sorted(name for name in STRUCTURE if len(name) > 4)
 
 Path = tuple[tuple[str, int], ...]
@@ -64,11 +65,13 @@ def parsed(text: str, kind: Callable[[], M]) -> tuple[M, text_format.ParseError 
 
     Long texts in which all names are Caffe's are not searched for what is foreign, unless they are refused.
     """
+    # one search for names is much faster than reading the fields of a text of megabytes
     foreign, searched = Foreign(text), not CAFFES.issuperset(_NAME.findall(text))
     descriptor = cast(Any, kind()).DESCRIPTOR
     if searched:
         foreign = separate(text, descriptor)
     message, error = _merged(foreign.text, kind)
+    # a name of Caffe's may be foreign where it stands: then the text is searched after all
     if error is not None and not searched:
         foreign = separate(text, descriptor)
         message, error = _merged(foreign.text, kind) if foreign.text != text else (message, error)
@@ -94,6 +97,7 @@ def separate(text: str, descriptor: Any) -> Foreign:
     for one in sorted(spans, key=lambda one: one.at):
         if one.at < done:  # in another one
             continue
+        # blanks, so that the parser's lines and columns are the file's
         pieces += [text[done : one.at], re.sub(r"[^\n]", " ", text[one.at : one.end])]
         done = one.end
     found.text = "".join([*pieces, text[done:]])
@@ -105,6 +109,7 @@ def _skip(fields: list[Field], kind: Any, found: Foreign, spans: list[Field]) ->
     kept = []
     for one in fields:
         known = kind.fields_by_name.get(one.name)
+        # end 0: it breaks off inside, which is the parser's to tell
         odd = one.end and (known is None or _is_odd_value(one, known))
         values = [scalar.text.strip("\"'") for scalar in one.scalars]
         if fork := forks.without_effect(kind.name, one.name, values) if odd else "":
@@ -146,6 +151,7 @@ def has_own(fields: Sequence[Field]) -> bool:
 def _is_own(one: Field, known: Any) -> bool:
     if one.name in STRUCTURE or one.name in _NEVER:
         return False
+    # an own layer may have any field, but a misspelt `bottom` is meant as Caffe's
     if known is None:
         return not slip(one.name, _MISSPELT)
     return any(True for block in one.blocks for _ in _odd(block, known.message_type))
@@ -165,6 +171,7 @@ def _odd(block: Block, kind: Any) -> Iterator[str]:
 def _is_odd_value(one: Field, known: Any) -> bool:
     """Whether it is an enum's value that Caffe hasn't."""
     return known.enum_type is not None and any(
+        # numbers are enums' values, too, in protobuf's text
         scalar.text.strip("\"'") not in known.enum_type.values_by_name and not scalar.text[:1].isdigit()
         for scalar in one.scalars
     )

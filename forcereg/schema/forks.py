@@ -143,6 +143,7 @@ _OLD_TYPES = {
 
 def without_effect(message: str, field: str, values: Sequence[str]) -> str:
     """Whose field it is, if it changes no results here, at least with these values; '' otherwise."""
+    # Caffe's own stands in a message of parameters: beside these it is Intel's
     if field == "engine" and message in ("LayerParameter", "NetParameter", "SolverParameter"):
         return INTEL
     if field == "engine":
@@ -150,6 +151,7 @@ def without_effect(message: str, field: str, values: Sequence[str]) -> str:
     for fork, messages in _SKIPPED.items():
         if field in messages.get(message, "").split():
             return fork
+    # switched off, what matters has no effect either
     fork, _ = _REFUSED.get(message, {}).get(field, ("", ""))
     return fork if values and set(values) <= _OFF else ""
 
@@ -170,6 +172,7 @@ def home(kind: str) -> str:
 def home_of(param: str) -> str:
     """Whose message of parameters it is, by the layer type of its name."""
     bare = param.removesuffix("_param").replace("_", "")
+    # types and messages differ in capitals and underscores only
     return next((fork for fork, types in _TYPES.items() if bare in types.lower().split()), "")
 
 

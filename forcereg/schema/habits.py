@@ -22,10 +22,12 @@ _FRACTION = re.compile(r"([-\d.][\d.e+-]*)\s*([/*])\s*([\d.]+)")
 def habit(place: Place, source: str) -> str:
     """What is found and what to write, where a habit explains the place in the line `source`; '' where none does."""
     token, behind = place.token, place.text[place.offset : place.offset + 40]
+    # first: whatever else is odd in the line follows from it
     if source.startswith(_MARKERS):
         return f"found '{source[:7]}', the mark of a merge conflict; keep one of the two sides and remove the marks"
     if not token.isascii() and not token.startswith(('"', "'")):
         return f"found {_not_ascii(token)}"
+    # Python's identifiers may go on in letters that prototxt hasn't
     if token.isidentifier() and not behind[len(token) : len(token) + 1].isascii():
         return f"found '{shown(token)}' before {_not_ascii(behind[len(token)])}"
     if behind.startswith(("//", "/*")):
@@ -47,6 +49,7 @@ def habit(place: Place, source: str) -> str:
 def _not_ascii(token: str) -> str:
     character = next(c for c in token if not c.isascii())
     name = unicodedata.name(character, "a character without a name").lower()
+    # NFKC makes full-width letters and the like ASCII
     plain = _ASCII.get(character) or unicodedata.normalize("NFKC", character)
     if character.isalpha() and not plain.isascii():
         return f"'{shown(character)}' ({name}); write an ASCII letter"
@@ -88,6 +91,7 @@ def _listed(place: Place) -> str:
     comma = re.search(r"([-\d][\d.]*)\s*,\s*$", place.text[max(0, place.offset - 80) : place.offset])
     if comma is None or not place.token.isdigit():
         return f"{found}; '{name}' takes one value"
+    # 0,5 is a decimal comma, 5,000 one for thousands
     mark = "" if place.field.type in INTEGERS else "."
     return f"{found}; write {name}: {comma[1]}{mark}{token}"
 

@@ -30,18 +30,22 @@ def number_fix(token: str, limits: tuple[int, int] | None = None) -> str:
     `limits`: those of an integer; None: any number does.
     """
     bare = token.strip("\"'").replace("_", "")
+    # int() of a very long one would take long
     if not bare or len(bare) > _LONGEST:
         return ""
+    # protobuf takes a leading 0 for octal, and most who write one don't mean that
     if re.fullmatch("-?0[0-9]+", bare):
         plain = int(bare)
         octal = int(bare, 8) if re.fullmatch("-?[0-7]+", bare) else plain
         return f"; write {plain}" + (f" (or {octal})" if octal != plain else "") if _fits(plain, limits) else ""
     try:
+        # 0x10 and 0b1 as Python reads them
         value = float(int(bare, 0))
     except ValueError:
         value = _real(bare)
     if not math.isfinite(value) or (limits and value != int(value)) or not _fits(value, limits):
         return ""
+    # beyond 1e15 digits would be shown that a double hasn't
     number = str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
     return f"; write {number}" if number != token else ""
 

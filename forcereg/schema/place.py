@@ -93,7 +93,9 @@ def _step(place: Place, token: str, at: int) -> None:
             outer = place.blocks[-1]
             if outer.listed:
                 place.field, place.wanted, place.in_list = outer.listed[0], Wanted.SEPARATOR, True
+        # strings one behind the other are one value, not a name
         elif token not in (",", ";", "[") and not (token[0] in "\"'" and place.before[:1] in ("'", '"')):
+            # of an unknown block everything is unknown: what is in it is only counted by brackets
             place.field = block.kind.fields_by_name.get(token) if block.kind is not None else None
             scalar = place.field is not None and place.field.message_type is None
             place.wanted = Wanted.COLON if scalar else Wanted.OPEN
@@ -116,6 +118,7 @@ def _step(place: Place, token: str, at: int) -> None:
 def said(place: Place, block: Block, name: str) -> str:
     """The first value of the field `name` in a block, before the place or behind it, as written; '' if none is near."""
     depth, before = 0, ["", ""]
+    # bounded, as a block of a snapshot in text goes on for megabytes
     for token, _ in islice(tokens(place.text, block.at), AHEAD):
         if before == [name, ":"] and depth == 1:
             return token

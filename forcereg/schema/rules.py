@@ -40,6 +40,7 @@ def net_state(phase: int, own: Any = None, *later: Any) -> Any:
     for other in (own, *later):
         if other is not None:
             state.MergeFrom(other)
+    # behind the merge: any of the three may bring an empty one along
     kept = [stage for stage in state.stage if stage]
     del state.stage[:]
     state.stage.extend(kept)
@@ -165,6 +166,7 @@ def _distance(rule: Any, state: Any) -> int:
     stages = set(state.stage)
     wrong_phase = rule.HasField("phase") and rule.phase != state.phase
     changed = len(set(rule.stage) - stages) + len(set(rule.not_stage) & stages)
+    # stages and a level can be set, another phase is another net
     return 1000 * wrong_phase + changed + (_level(rule, state) != state.level)
 
 
@@ -178,6 +180,7 @@ def _admitted(name: str, why: str, rule: Any, state: Any) -> LeftOut:
     stages += [stage for stage in dict.fromkeys(rule.stage) if stage not in stages]
     level = _level(rule, state)
     wrong_phase = rule.HasField("phase") and rule.phase != state.phase
+    # tried out: a rule may ask for a stage and forbid it, or for levels that there are none between
     possible = NetState(phase=rule.phase if wrong_phase else state.phase, level=level, stage=stages)
     return LeftOut(name, why, tuple(stages), level, wrong_phase, not rule_matches(rule, possible))
 
@@ -198,6 +201,7 @@ def _escaped(name: str, why: str, rule: Any, state: Any) -> LeftOut:
 
 def way_in(layers: Sequence[LeftOut], state: Any, title: Title, reader: str = "") -> str:
     """What to do so that one of the layers is in the net, or `reader`, which needs it, isn't."""
+    # first what options can do, then what a rule has to, last what nothing can
     best = min(layers, key=lambda one: (one.never, one.phase))
     if best.never:
         return f"no net can have it: correct the rule of layer '{best.name}'"

@@ -35,6 +35,7 @@ def with_settings(file: SolverFile, settings: Iterable[str]) -> SolverFile:
         if not equals or not name:
             raise UsageError(f"--set {setting}: expected FIELD=VALUE, as in --set base_lr=0.001")
         _put(message, name, value, f"--set {setting}")
+    # again: a setting may bring an old field or an inline net
     return replace(file, message=upgrade_solver(message, file.name))
 
 
@@ -62,8 +63,10 @@ def _put(message: Any, name: str, value: str, where: str) -> None:
     read = _read(_as_text(fields[name], value, where), where) if value else None
     for other in {"type": ("solver_type",), "solver_type": ("type",)}.get(name, ()):
         message.ClearField(other)  # two names of one setting
+    # before it is merged: repeated fields would be appended to
     message.ClearField(name)
     if read is not None:
+        # a value is text of a prototxt: it may close its field and go on with another
         if {field.name for field, _ in read.ListFields()} - {name}:
             raise ForceregError(f"{where}: holds more than one setting; give each a --set of its own")
         message.MergeFrom(read)
@@ -91,6 +94,7 @@ def _as_text(field: FieldDescriptor, value: str, where: str) -> str:
 
 
 def _quoted(text: str) -> str:
+    # quoted by whoever wrote it
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -102,6 +102,7 @@ class LayerSpec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         message = LayerParameter.FromString(state["message"])
         for key, value in {**state, "message": message}.items():
+            # the dataclass is frozen, also for itself
             object.__setattr__(self, key, value)
 
 
@@ -136,8 +137,10 @@ def build_spec(file: NetFile, state: Any, root: Path | None = None, title: Title
         for problem in rule_problems(file, state, title):
             raise problem
         layers = kept_layers(file, state, root)
+        # the first one only; check tells all of them
         for problem in problems(layers, file, state, title):
             raise problem
+        # before Splits: they rename what the layers read
         sources = _sources(layers)
         warnings = (*file.warnings, *_consumed_losses(layers, sources))
         layers = insert_splits(layers)
@@ -237,6 +240,7 @@ def _not_finite(message: Any, inside: str = "") -> Iterator[tuple[str, float]]:
         path = f"{inside}{field.name}"
         values = value if repeats(field) else (value,)
         if field.message_type is not None:
+            # weights are looked at where they are loaded: there may be millions
             for part in values if path != "blobs" else ():
                 yield from _not_finite(part, f"{path}.")
         elif field.type in FLOATS:
@@ -278,6 +282,7 @@ def _blob_problems(layers: Sequence[LayerSpec], file: NetFile, state: Any, title
                     f"top blob '{shown(top, 80)}' is already written by layer '{shown(writer[top].name, 80)}'; "
                     f"{_both_in(spec, writer[top], state, title)} (only an in-place layer may reuse its own bottom)"
                 )
+            # the last one to write counts, as in Caffe: in place means a newer blob of the same name
             writer[top] = spec
 
 
@@ -388,6 +393,8 @@ def _split_layer(spec: LayerSpec, slot: int, name: str, count: int, weight: floa
 def _outputs(layers: Sequence[LayerSpec]) -> tuple[str, ...]:
     left: set[str] = set()
     for spec in layers:
+        # first what it reads: an in-place layer's top is left again
         left.difference_update(spec.bottoms)
         left.update(spec.message.top)  # not the top that a loss without one gets
+    # Caffe keeps them in a set, ordered by name: `net output #k` counts so
     return tuple(sorted(left))

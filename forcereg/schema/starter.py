@@ -52,6 +52,7 @@ def alexnet() -> Starter:
     net = read_net(configs_dir() / f"{folder}/train_val.prototxt").message
     for layer in net.layer:
         if layer.type == "Convolution":
+            # lr_mult as it would be without an entry
             (layer.param or [layer.param.add(lr_mult=1)])[0].force_mult = 1
     solver = read_solver(configs_dir() / f"{folder}/solver.prototxt").message
     solver.net, solver.snapshot_prefix = f"{folder}/train_val_force.prototxt", f"{folder}/alexnet_force"

@@ -65,6 +65,7 @@ class _Survey:
                 raise ForceregError(f"{self._name}: has more than {MOST} problems, of which the first are told")
             self._tell(ForceregError(told))
             shorter = _without(text, offset)
+            # or the same problem would be found for ever
             text = shorter if shorter != text else _blank(text, 0, len(text))
         return text
 
@@ -74,6 +75,7 @@ class _Survey:
         if error is None:
             return None
         unclosed = scan(text, self._name).unclosed
+        # the parser tells of the end of the file, and the block to take out is the last one
         offset = len(text) if UNCLOSED.search(str(error)) else error_offset(error, foreign)
         return offset, explain(error, foreign, self._name, self._descriptor, unclosed)
 
@@ -127,6 +129,7 @@ def _salvaged(text: str) -> str:
     stream = list(tokens(text))
     if len(stream) < 3 or stream[0][0] not in _LAYERS:
         return _blank(text, 0, len(text))
+    # with a colon between, the bracket comes third
     head = next((at for token, at in stream[1:3] if token in OPENING), None)
     if head is None:
         return _blank(text, 0, len(text))
@@ -134,6 +137,7 @@ def _salvaged(text: str) -> str:
     for index, (token, at) in enumerate(stream):
         if token in _KEPT and depth == 1 and len(stream) > index + 2 and stream[index + 1][0] == ":":
             value, where = stream[index + 2]
+            # a string without its closing quote would take the rest along
             kept += [(at, where + len(value))] * (value[:1] not in "\"'" or value[-1] == value[0] != value)
         depth += (token in OPENING) - (token in CLOSING)
     kept += [match.span() for match in _RULE.finditer(text)]
@@ -143,6 +147,7 @@ def _salvaged(text: str) -> str:
             pieces += [_blank(text[done:start]), text[start:end]]
             done = end
     rest = _blank(text[done:])
+    # one bracket in place of the last character: lines and length stay
     return "".join(pieces) + rest[: stop - done - 1] + "}" + rest[stop - done :]
 
 

@@ -59,6 +59,7 @@ def _rounding(param: Any) -> None:
     modes = {ROUNDING[name][getattr(param, name)] for name in given}
     if param.HasField("round_mode"):
         modes.add(param.round_mode)
+    # two that say different things: left for the layer to refuse
     if len(modes) != 1 or not given:
         return
     (param.round_mode,) = modes

@@ -112,6 +112,7 @@ def parse_solver(text: str, name: str = "<text>", tell: Tell | None = None) -> S
 
 def _check_forms(solver: Any, text: str, name: str) -> None:
     """Raises ForceregError for a net inside a solver that mixes the new and the old format."""
+    # cheap, where the fields of a large text are not
     if not any(net.layer and net.layers for _, net in inline_nets(solver)):
         return
     for one in read_fields(text)[0]:
@@ -144,6 +145,7 @@ def net_from_message(message: Any, name: str = "<message>") -> NetFile:
 def read_net(path: str | Path, tell: Tell | None = None) -> NetFile:
     """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError; `tell` as in parse_net."""
     data, name = _read(path), str(path)
+    # ahead of everything: a web page or a zip is no damaged net
     check_kind(data, name, "a net: prototxt or a binary NetParameter")
     if _BINARY.search(data):
         return _net_file(decode_net(data, name), name, None, ())
@@ -172,6 +174,7 @@ def to_text(message: Any) -> str:
     own = list(_own_texts(message)) if OWN in text else []
     if not own:
         return text
+    # protobuf has written them as one string: the lines take its place
     return _OWN_LINE.sub(lambda line: textwrap.indent(own.pop(0), line[1]), text)
 
 
@@ -190,6 +193,7 @@ def _parse(text: str, kind: Callable[[], M], name: str) -> tuple[M, Scan]:
     message, wrong, foreign = parsed(text, kind)
     if wrong is not None:
         raise ForceregError(explain(wrong, foreign, name, cast(Any, message).DESCRIPTOR, scanned.unclosed))
+    # our own name for what isn't Caffe's: nobody else may fill it
     if OWN in text and any(_own_texts(message)):
         raise ForceregError(f"{name}:{position(text, text.index(OWN))}: '{OWN}' is no field of LayerParameter")
     put_back(message, foreign.own)
@@ -219,6 +223,7 @@ def _read(path: str | Path, begin: int | None = None) -> bytes:
     path = Path(path)
     try:
         with open_file(path) as file:
+            # its beginning says which limit holds, before more is read
             head = file.read(_HEAD)
             if begin is not None:
                 return head[:begin]
@@ -249,6 +254,7 @@ def decode_net(data: bytes, name: str) -> Any:
         net.ParseFromString(data)
     # DecodeError is what the C runtime raises; the pure Python one lets others through
     except (DecodeError, RecursionError, ValueError, IndexError, struct.error):
+        # a part may have been read before the damage
         net.Clear()
     if not net.layer and not net.layers:
         check_width(data, name)
@@ -297,6 +303,7 @@ def _move_fork_fields(net: Any) -> None:
     """In a binary layer of one of the fork's types the numbers 147 and 148 are the fork's fields."""
     for layer in net.layer:
         for kind, ours, theirs in _FORK_FIELDS:
+            # decoded by BVLC's numbers; its bytes are the fork's message all the same
             if layer.type == kind and layer.HasField(theirs):
                 getattr(layer, ours).ParseFromString(getattr(layer, theirs).SerializeToString())
                 layer.ClearField(theirs)

@@ -22,6 +22,7 @@ def unknown_type(name: str) -> str:
     if not name:
         return 'type is missing; set for example type: "Convolution"'
     kind = shown(name, 80)
+    # a V0 name by way of V1: nets of both are still around
     old = V1_TYPES.get(name) or V1_TYPES.get(V0_TYPES.get(name, ("",))[0])
     hint = f'; did you mean "{old}"?' if old else slip(name, sorted({*BUILT_IN, *registry.layer, *registry.source}))
     fork, instead = forks.home(name), forks.instead(name)

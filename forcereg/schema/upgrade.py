@@ -119,6 +119,7 @@ def upgrade_net(
     count = len(net.layer) or len(net.layers)
     kept: list[int | None] = list(lines) if len(lines) == count else [None] * count
     warnings: list[str] = []
+    # in Caffe's order: V0 becomes V1 first
     if any(layer.HasField("layer") for layer in net.layers):
         net, kept = _from_v0(net, name, kept, warnings)
     result = NetParameter()
@@ -130,7 +131,9 @@ def upgrade_net(
         layer = result.layer.add(name="input", type="Input", top=net.input)
         for dims in shapes:
             layer.input_param.shape.add(dim=dims)
+        # the layer that is made stands in front, and so does its line
         kept.insert(0, input_line)
+    # one of the two is empty
     result.layer.extend(net.layer)
     for old in net.layers:
         _from_v1(old, result.layer.add())
@@ -162,10 +165,12 @@ def upgrade_solver(solver: Any, name: str = "<solver>", lost: list[str] | None =
     inline = [(getattr(result, field), field) for field in ("net_param", "train_net_param") if result.HasField(field)]
     inline += [(net, f"test_net_param {i}") for i, net in enumerate(result.test_net_param)]
     for net, field in inline:
+        # Caffe doesn't, and trains a net without layers
         upgraded = upgrade_net(net, f"{name}: {field}")
         net.CopyFrom(upgraded.net)
         if lost is not None:
             lost += upgraded.warnings
+    # as BVLC's Caffe does; the fork has no such default
     if not result.snapshot_prefix and not name.startswith("<"):
         result.snapshot_prefix = storable(os.path.splitext(os.path.abspath(name))[0])
     return result
@@ -186,6 +191,7 @@ def _from_v0(net: Any, name: str, lines: Sequence[int | None], warnings: list[st
         if not old.HasField("layer"):
             raise ForceregError(f"{where}: has no `layer` block inside, unlike others; two old forms are mixed")
         padding = _padding_before(old, paddings, where)
+        # whoever writes the blob anew ends the padding
         for top in old.top:
             paddings.pop(top, None)
         beside = [field.name for field, _ in old.ListFields() if field.name not in ("layer", "bottom", "top", "name")]
@@ -244,6 +250,7 @@ def _strays(old: Any, options: Sequence[str], where: str) -> list[str]:
 def _from_v1(old: Any, new: Any) -> None:
     """V1 -> today: the type by name, what concerns one blob gathered in its `param`, the rest as it is."""
     kind = V1_TYPES[V1LayerParameter.LayerType.Name(old.type)]
+    # NONE has no type, and is refused where layers are made
     if kind:
         new.type = kind
     count = max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
@@ -254,6 +261,7 @@ def _from_v1(old: Any, new: Any) -> None:
     for spec, value in zip(specs, old.blob_share_mode, strict=False):
         spec.share_mode = value  # the two enums have the same numbers
     for spec, value in zip(specs, old.param, strict=False):
+        # an empty name shares nothing
         if value:
             spec.name = value
     for field, value in old.ListFields():
@@ -291,6 +299,7 @@ def _input_shapes(net: Any, name: str) -> list[list[int]]:
 
 def _freeze_batch_norm(layer: Any) -> None:
     """The three blobs of BatchNorm are statistics: no solver may touch them (of NVCaffe's five the first three)."""
+    # only rates: names stay, by which blobs are shared (the fork drops the entries)
     if layer.type == "BatchNorm" and len(layer.param) == 3:
         for spec in layer.param:
             spec.lr_mult = spec.decay_mult = 0
@@ -299,6 +308,7 @@ def _freeze_batch_norm(layer: Any) -> None:
 def _put(message: Any, field: str, value: Any) -> None:
     """Set a field of any kind: a message is copied, a repeated field extended (with `value` or its items)."""
     target = getattr(message, field)
+    # asked for what it can, because containers differ from runtime to runtime
     if hasattr(target, "extend"):
         target.extend(value if hasattr(value, "extend") else [value])
     elif hasattr(target, "CopyFrom"):

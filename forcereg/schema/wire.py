@@ -39,6 +39,7 @@ def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
         count += 1
         if count > MOST:
             raise Damage(f"a message holds more than {MOST:,} fields")
+        # the head alone: contents may be gigabytes
         head = read(file, position, min(position + _HEAD, end))
         key, used = _number(head, 0)
         number, wire = key >> 3, key & 7
@@ -51,6 +52,7 @@ def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
             raise Damage(f"byte {position} opens no field")
         begin, content = position, position + used
         position = content + length
+        # protobuf numbers fields from 1 to 2^29 - 1
         if not 0 < number < 1 << 29 or position > end:
             raise Damage(f"the field at byte {begin} is cut off or none")
         yield Field(number, wire, begin, content, position)
@@ -70,6 +72,7 @@ def read_array(file: BinaryIO, field: Field, dtype: str) -> np.ndarray:
     kind = np.dtype(dtype)
     if (field.end - field.start) % kind.itemsize:
         raise Damage(f"the field at byte {field.begin} holds a part of a number")
+    # read into its own memory, without a copy as bytes
     values = np.empty((field.end - field.start) // kind.itemsize, kind)
     file.seek(field.start)
     if file.readinto(values.view(np.uint8).data) < values.nbytes:  # type: ignore[attr-defined]
@@ -80,6 +83,7 @@ def read_array(file: BinaryIO, field: Field, dtype: str) -> np.ndarray:
 def message(number: int, pieces: Iterable[Piece]) -> list[Piece]:
     """A counted field (text, bytes, packed numbers or a message) of these contents."""
     content = list(pieces)
+    # pieces, not one bytes object: they are written one by one, and weights are never copied
     return [varint(number << 3 | COUNTED) + varint(sum(map(len, content))), *content]
 
 
@@ -102,6 +106,7 @@ def tag(head: bytes) -> tuple[int, int]:
 def _number(head: bytes, position: int) -> tuple[int, int]:
     """A number of variable length, and the position behind it."""
     value = 0
+    # ten bytes hold 64 bits: protobuf's longest
     for shift in range(0, 70, 7):
         if position >= len(head):
             break

@@ -76,6 +76,7 @@ def model_pieces(model: ModelFile, net: Any) -> list[wire.Piece]:
     """
     head = NetParameter()
     head.CopyFrom(net)
+    # layer by layer below, each with its blobs behind it
     head.ClearField("layer")
     # in front: cut anywhere behind it, a file is known as ours and misses its checksum
     pieces = wire.message(_OPENING, [b"forcereg model"])
@@ -95,6 +96,7 @@ def state_pieces(state: StateFile) -> list[wire.Piece]:
     """A state as the content of a file. Raises ForceregError as `model_pieces`, TypeError for its `extra`."""
     pieces = wire.message(_OPENING, [b"forcereg state"])
     pieces.append(SolverState(iter=state.iteration, current_step=state.current_step).SerializeToString())
+    # by its bytes: a path needn't be UTF-8, which protobuf would ask for
     pieces += wire.message(2, [os.fsencode(state.learned_net)])
     for values in state.history:
         pieces += wire.message(3, _put_blob(values))
@@ -117,6 +119,7 @@ def check_size(name: str, model: int, state: int) -> None:
 
 def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
     """The contents of an open binaryproto file. Raises ForceregError for one that is damaged or holds neither."""
+    # ahead of the fields: text or an image would be called a damaged snapshot
     _check_start(raw, path)
     try:
         top = _whole(raw)
@@ -184,6 +187,7 @@ def _whole(raw: BinaryIO) -> list[wire.Field]:
     written_anew = numbers[0] != _OPENING and _OPENING in numbers
     if fits is False and not written_anew:
         raise wire.Damage("its checksum is wrong")
+    # a file of ours has one: without it, it was cut or written over
     if fits is None and numbers[0] == _OPENING:
         raise wire.Damage("its last bytes are missing or overwritten")
     return top
@@ -195,6 +199,7 @@ def _kind(raw: BinaryIO, top: Sequence[wire.Field]) -> str | None:
         if field.number == _OPENING:
             return _KINDS.get(wire.read(raw, field.start, field.end))
     found = {(field.number, field.wire) for field in top}
+    # unknown numbers pass: forks add fields of their own
     if all(_STATE.get(number, kind) == kind for number, kind in found) and (1, wire.VARINT) in found:
         return "state"
     if all(_MODEL.get(number, kind) == kind for number, kind in found) and any(number in _FORMS for number, _ in found):
@@ -220,6 +225,7 @@ def _read_model(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> ModelFi
         changes = {index: blob.diff for index, blob in enumerate(found) if blob.diff is not None}
         if changes:
             diffs[name] = changes
+        # one is enough: Caffe's versions wrote either form throughout
         legacy |= any(blob.legacy for blob in found)
         if any(InnerProductParameter.FromString(wire.read(raw, part.start, part.end)).transpose for part in inner):
             transposed.add(name)
@@ -241,6 +247,7 @@ def _read_state(raw: BinaryIO, path: Path, top: Sequence[wire.Field]) -> StateFi
         path,
         iteration=numbers.iter,
         current_step=numbers.current_step,
+        # the last, as protobuf takes it of a field that comes twice
         learned_net=os.fsdecode(wire.read(raw, named[-1].start, named[-1].end)),
         history=[blob.values for blob in history],
         extra=unpack_extra(extra[-1], path) if extra else None,
@@ -255,6 +262,7 @@ def _layer_parts(raw: BinaryIO, field: wire.Field) -> tuple[str, list[wire.Field
         inner = [part for part in parts if part.number == _V0 and part.wire == wire.COUNTED]
         if inner:
             form, parts = _V0_LAYER, list(wire.fields(raw, inner[-1].start, inner[-1].end))
+    # of another wire type a field is unknown to protobuf, and skipped
     counted = [part for part in parts if part.wire == wire.COUNTED]
     names = [wire.read(raw, part.start, part.end) for part in counted if part.number == form.name]
     # Caffe takes any bytes for a name

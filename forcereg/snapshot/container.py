@@ -29,6 +29,7 @@ def write(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises ForceregError if the file cannot be written.
     """
     checksum = 0
+    # the checksum goes along with the pieces, which may be gigabytes
     with replace_file(path) as temp, temp.open("wb") as file:
         for piece in pieces:
             checksum = zlib.crc32(piece, checksum)
@@ -45,6 +46,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise _unreadable(path, exc, "check the path") from exc
     try:
         with raw:
+            # to protobuf an empty file is a message without fields
             if not raw.read(1):
                 raise ForceregError(f"{path}: the file is empty; use another snapshot")
             yield raw
@@ -71,6 +73,7 @@ def checksum_fits(raw: BinaryIO) -> bool | None:
         return None
     raw.seek(0)
     checksum = 0
+    # piece by piece: a model needn't fit memory twice
     for start in range(0, length, _PIECE):
         checksum = zlib.crc32(raw.read(min(_PIECE, length - start)), checksum)
     return footer == _footer(checksum)

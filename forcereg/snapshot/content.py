@@ -59,6 +59,7 @@ class StateFile:
     def goes_with(self, model: ModelFile) -> bool:
         """Whether the model holds the weights that the state was saved with, as far as `extra` tells."""
         saved = (self.extra or {}).get(WEIGHTS)
+        # by type: a bool is an int, too
         return saved is None or (type(saved) is int and saved == fingerprint(model.layers))
 
 
@@ -79,6 +80,7 @@ def _is_shape(value: object) -> bool:
 def fingerprint(layers: Blobs) -> int:
     """The CRC-32 of all weights as float32, ordered by layer name and position: the same in every format."""
     checksum = 0
+    # sorted: HDF5 gives layers by name, a binary file in the net's order
     for _, blobs in sorted(layers.items()):
         for _, values in sorted(blobs.items()):
             checksum = zlib.crc32(float_bytes(values), checksum)
@@ -99,6 +101,7 @@ def float_bytes(values: np.ndarray) -> memoryview:
 def check_names(layers: Mapping[str, Iterable[int]], where: str) -> None:
     """Raise ForceregError, opened by `where`, if layers (name -> its blobs' positions) cannot be stored in HDF5."""
     parts = {name: name.split("/") for name in layers}
+    # what lies between the `/`s becomes a group, whether a layer has that name or not
     groups = {"/".join(split[: i + 1]) for split in parts.values() for i in range(len(split))}
     for name, blobs in layers.items():
         if len(parts[name]) > PARTS:

@@ -52,6 +52,7 @@ def state_image(state: StateFile) -> bytes:
 
     def fill(file: h5py.File) -> Iterator[str]:
         yield "learned_net"
+        # one value along one axis, as Caffe reads it
         file["iter"] = np.array([state.iteration], np.int32)
         file["current_step"] = np.array([state.current_step], np.int32)
         _put_c_string(file, "learned_net", os.fsencode(state.learned_net))
@@ -231,6 +232,7 @@ def _get_layers(reader: Reader, group: h5py.Group, path: Path, name: str = "") -
     layers = {}
     if name:
         blobs = _get_numbered(reader, members, f"layer {name!r}", path)
+        # an empty group is a layer without blobs; one with groups only is a part of their names
         if blobs or not members:
             layers[name] = blobs
     for key, member in members.items():
@@ -246,8 +248,10 @@ def _get_numbered(reader: Reader, members: Mapping[str, Member], where: str, pat
         if isinstance(member, h5py.Group):
             continue
         kind = member.dtype
+        # as Caffe counts them: 00 or +1 would be a second blob of one number
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name) or kind.kind != "f":
             raise ForceregError(f"{path}: {where} has a dataset {name!r} of type {kind}, expected numbered floats")
+        # double builds of Caffe write float64
         found[int(name)] = as_floats(reader.values(member))
     return dict(sorted(found.items()))
 

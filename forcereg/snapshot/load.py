@@ -44,8 +44,10 @@ class LoadReport:
 def joined(reports: Iterable[LoadReport]) -> LoadReport:
     """The report of one model over several nets that share their layers of equal name."""
     every = list(reports)
+    # dicts, which keep the nets' order and drop repeats
     loaded = dict.fromkeys(name for report in every for name in report.loaded)
     fresh = dict.fromkeys(name for report in every for name in report.fresh if name not in loaded)
+    # only what no net has: train and test nets share most layers
     ignored = [name for name in every[0].ignored if all(name in report.ignored for report in every)]
     remarks = dict.fromkeys(text for report in every for text in report.remarks)
     return LoadReport(tuple(loaded), tuple(ignored), tuple(fresh), tuple(remarks))
@@ -67,6 +69,7 @@ def remark(found: Sequence[tuple[ModelFile, LoadReport]]) -> str:
         lost = tuple(name for name in held if name in report.ignored)
         lines = LoadReport((), lost if report.loaded else (), (), report.remarks).lines()[:-1]
         left = set(report.fresh) if left is None else left.intersection(report.fresh)
+        # at the last model: an earlier one needn't have what a later one brings
         if model is found[-1][0] and left:
             lines.append(LoadReport((), (), tuple(name for name in report.fresh if name in left)).lines()[-1])
         if lines:

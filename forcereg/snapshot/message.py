@@ -25,8 +25,10 @@ def net_message(spec: NetSpec) -> Any:
 
 def _put_layer(spec: LayerSpec, message: Any) -> None:
     message.CopyFrom(spec.message)
+    # bottoms and weights are those behind the splits
     for field in ("blobs", "bottom", "loss_weight"):
         message.ClearField(field)
+    # written out, as Caffe does: a binary model holds one phase's layers only
     message.phase = spec.phase
     message.bottom.extend(spec.bottoms)
     # a Split may have taken over a loss's weight: then the 0 stands for that, as none would mean 1

@@ -27,6 +27,7 @@ def pairs(prefix: str | Path, binary: bool = False) -> list[int]:
     """The iterations of which model and state are there in one format, in ascending order."""
     stem = Path(f"{os.fspath(prefix)}_iter_")
     state_name = re.compile(re.escape(stem.name) + r"(0|[1-9][0-9]*)\.solverstate" + re.escape(_end(binary)))
+    # listed and not globbed: a prefix may hold brackets and stars
     names = os.listdir(stem.parent) if os.path.isdir(stem.parent) else []
     found = (state_name.fullmatch(name) for name in names)
     iterations = sorted(int(match[1]) for match in found if match)

@@ -17,6 +17,7 @@ def read(path: str | Path) -> ModelFile | StateFile:
     """
     path = Path(path)
     with container.opened(path) as raw:
+        # behind `opened`, which has read a byte
         raw.seek(0)
         if raw.read(len(container.HDF5)) == container.HDF5:
             from forcereg.snapshot import hdf5
@@ -24,6 +25,7 @@ def read(path: str | Path) -> ModelFile | StateFile:
             file = hdf5.read(raw, path)
         else:
             file = binary.read(raw, path)
+    # Caffe's counts are int32; damaged ones would make a run begin anywhere
     if isinstance(file, StateFile) and not all(0 <= n < 1 << 31 for n in (file.iteration, file.current_step)):
         raise container.damaged(path, f"iteration {file.iteration}, step {file.current_step}")
     return file
@@ -50,6 +52,7 @@ def model_of(state: StateFile, places: Iterable[Path]) -> ModelFile:
 
     Another run may have left a file of the same name in the first place.
     """
+    # one by one: the first nearly always is the right one, and each may be gigabytes
     models = map(read_model, places)
     first = next(models)
     return next((model for model in chain([first], models) if state.goes_with(model)), first)

@@ -68,6 +68,7 @@ def suited_to(
 
 def _lacks_factor(blobs: Mapping[int, np.ndarray]) -> bool:
     """Whether statistics that have been gathered are stored whole, with no count of what they sum up."""
+    # a factor of 0 is right where nothing has been gathered yet
     return len(blobs) == 5 and not blobs[2].any() and bool(blobs[1].any())
 
 

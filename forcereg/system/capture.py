@@ -41,14 +41,17 @@ class CudaRecorder:
     def run(self, work: Callable[[], T]) -> T:
         """See Recorder."""
         current = torch.cuda.current_stream(self._device)
+        # what was launched before may still be writing what `work` reads
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = work()
+        # and whoever reads the result goes on the current stream
         current.wait_stream(self._stream)
         return result
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """See Recorder."""
+        # as torch.cuda.graph does before it captures
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()  # within a capture torch can't
         graph = torch.cuda.CUDAGraph()
@@ -82,6 +85,7 @@ class CudaRecorder:
         with contextlib.suppress(RuntimeError):  # it has ended already
             _end_allocation()(device, self._pool)
             torch._C._cuda_releasePool(device, self._pool)
+        # graphs that were recorded before keep the old one
         self._pool = torch.cuda.graph_pool_handle()
         with contextlib.suppress(RuntimeError):
             self._capture(torch.cuda.CUDAGraph(), lambda: torch.zeros(1, device=self._device))

@@ -36,6 +36,7 @@ def choose_device(asked: str | None, param: Any, warn: Callable[[str], None]) ->
         why = "asked for on the command line" if asked else "the solver's solver_mode"
         warn(f"GPU ({why}) but no CUDA device is available: running on the CPU")
         return torch.device("cpu")
+    # with its number: tensors tell "cuda" and "cuda:0" apart
     device = torch.device(name if ":" in name else f"cuda:{torch.cuda.current_device()}")
     if device.index >= torch.cuda.device_count():
         raise UsageError(f"there is no GPU {device.index}; {torch.cuda.device_count()} found, counted from 0")
@@ -95,11 +96,13 @@ def prepare(device: torch.device, tf32: bool = False, deterministic: bool = Fals
         if device.index is not None:
             torch.cuda.set_device(device)
         set_tf32(tf32)
+        # what is chosen by time may be another kernel in the next run
         torch.backends.cudnn.benchmark = not deterministic
     else:
         keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        # warns where there is no deterministic kernel: to stop would leave such nets without any
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -146,5 +149,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
+    # set by hand, it no longer moves with what is freed
     mallopt(m_mmap_threshold, 32 << 20)  # glibc's maximum
     mallopt(m_trim_threshold, 2**31 - 1)

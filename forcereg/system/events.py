@@ -43,6 +43,7 @@ class Event:
 
     def __getattr__(self, name: str) -> Any:
         try:
+            # not self.fields: while it is being unpickled there are none, and asking would come here again
             return self.__dict__["fields"][name]
         except KeyError:
             raise AttributeError(name) from None
@@ -69,6 +70,7 @@ class Tell:
 
     def track(self, items: Iterable[T], task: str, total: int | None) -> Iterable[T]:
         """The items, each a step of the task, of which `total` may be unknown (None)."""
+        # nobody to tell: not even a generator in between
         return items if self._observer is None else self._tracked(items, task, total)
 
     def _tracked(self, items: Iterable[T], task: str, total: int | None) -> Iterator[T]:

@@ -180,6 +180,7 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step. Raises ForceregError as `replace_file`."""
+    # as bytes: text files would get line ends of the system's
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -53,6 +53,7 @@ class Reader:
 
     def __init__(self, file: h5py.File, size: int, raw: BinaryIO | None = None) -> None:
         self.root: h5py.Group = file["/"]
+        # Texts reckons with 8-byte addresses from the file's start
         plain = not file.userblock_size and file.id.get_create_plist().get_sizes() == (8, 8)
         self._texts = Texts(raw, size) if raw is not None and plain else None
         self._stored, self._spare, self._count = size, SPARE, 0
@@ -71,6 +72,7 @@ class Reader:
         """The members of a group by name. Each group is asked once: what lies within itself has no end."""
         place = h5py.h5o.get_info(group.id).addr
         self._count += len(group)
+        # by address: a hard link makes a group its own member under another name
         if place in self._walked:
             raise Refused(f"{_shown(group.name)} lies in two places; expected each group in one")
         if self._count > MOST or text_of(group.name).count("/") > DEEPEST:
@@ -84,6 +86,7 @@ class Reader:
         if is_text(dataset):
             raise Refused(f"{_shown(dataset.name)} is a text; expected numbers")
         self.reserve(dataset)
+        # behind reserve, which has judged what this allocates
         values = np.asarray(dataset[()])
         return values.astype(values.dtype.newbyteorder("="), copy=False)
 
@@ -91,7 +94,9 @@ class Reader:
         """Counts a dataset's values as read. Raises Refused if the file is too small for them, or the memory."""
         settings, item = dataset.id.get_create_plist(), dataset.id.get_type().get_size()
         chunked = settings.get_layout() == h5py.h5d.CHUNKED
+        # HDF5 takes memory for a whole chunk, however few of its values there are
         needed = item * max(prod(dataset.shape), prod(settings.get_chunk()) if chunked else 0)
+        # datasets may claim the same bytes: all together they have no more than the file
         stored = min(dataset.id.get_storage_size(), self._stored)
         self._stored -= stored
         self._spare -= max(0, needed - stored * (RATIO if settings.get_nfilters() else 1))
@@ -167,6 +172,7 @@ def _check(where: str, dataset: h5py.Dataset) -> None:
             text = _shown(name.decode("utf-8", "replace"))
             raise Refused(f"{where} needs filter {number} {text}, which isn't loaded; expected gzip, lzf, szip or none")
     found, numbers = kind.get_class(), (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+    # h5py writes bools as an enum of two
     is_bool = found == h5py.h5t.ENUM and kind.get_nmembers() == 2 and dataset.dtype.kind == "b"
     if not (is_bool or is_text(dataset) or (found in numbers and kind.get_size() <= _WIDEST)):
         raise Refused(f"{where} holds neither numbers nor text; expected integers or floats")

@@ -25,6 +25,7 @@ class Texts:
 
     def at(self, place: int, length: int) -> bytes:
         """Bytes of the file, fewer at its end."""
+        # a place of 64 bits may be more than the system can seek to
         self._raw.seek(min(place, self._size))
         return self._raw.read(min(length, self._size))
 
@@ -60,6 +61,7 @@ class Texts:
             found, _, size = struct.unpack_from("<HH4xQ", heap, position)
             if found == number:
                 text = heap[position + 16 : position + 16 + length]
+                # the reference and the heap each say a length: both have to be true
                 if len(text) == length <= size:
                     return text
                 break

@@ -66,6 +66,7 @@ def address_space() -> int:
 def refuse_what_cannot_be_loaded() -> None:
     """Lets numpy and PyTorch not be imported where there isn't room: in the middle of it they end the process."""
     if address_space() < LEAST:
+        # in front: the first that knows a module loads it
         sys.meta_path.insert(0, _NoRoom())
 
 

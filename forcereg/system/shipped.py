@@ -21,6 +21,7 @@ def configs_dir() -> Path:
     """The folder of the shipped `examples/` and `models/`; nets there are named relative to it."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
+    # in a checkout they lie beside the package, where people look for them
     return installed if installed.is_dir() else package.parent / "configs"
 
 

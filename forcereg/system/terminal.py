@@ -65,6 +65,7 @@ def prepare() -> None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 (open as long as the process is)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
+        # a stream that a test or a program has put there is left alone
         if stream is None or (stream is getattr(sys, f"__{name}__") and _is_plain(stream)):
             setattr(sys, name, _text_stream(number, None if stream is None else stream.encoding))
 
@@ -83,6 +84,7 @@ def _is_plain(stream: Any) -> bool:
 
 def _text_stream(number: int, encoding: str | None) -> io.TextIOWrapper:
     buffer = io.BufferedWriter(_Descriptor(number))
+    # a log shows what has happened by now; results in a pipe may wait for a full buffer
     lines = number == 2 or os.isatty(number)
     return io.TextIOWrapper(buffer, encoding or "utf-8", "backslashreplace", line_buffering=lines)
 
@@ -95,6 +97,7 @@ class _Descriptor(io.FileIO):
     """
 
     def __init__(self, number: int) -> None:
+        # the descriptor stays the process's: nothing else may get its number
         super().__init__(number, "w", closefd=False)
         self.lost: OSError | None = None
 
@@ -109,6 +112,7 @@ class _Descriptor(io.FileIO):
             self.lost = error
             if self.fileno() != 1:
                 return len(data)
+            # whoever read has seen enough, as `head` has
             if isinstance(error, BrokenPipeError):
                 raise
             cause = str(error.strerror).lower()
