@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from forcereg.commands.latency_options import latency_options
-from forcereg.commands.lowrank_files import format_option
 from forcereg.commands.lowrank_options import LayerOptions, layer_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
+from forcereg.commands.options import format_option
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:

@@ -143,3 +143,8 @@ def fractions(option: str, text: str, what: str, example: str) -> list[float]:
     if not found or not all(0 <= one <= 1 for one in found):
         raise UsageError(f"{option} is '{text}'; expected {what} from 0 to 1 with commas, as in {example}")
     return found
+
+
+def bounds(text: str) -> list[float]:
+    """The value of --error as bounds with commas. Raises UsageError unless all are from 0 to 1."""
+    return fractions("--error", text, "bounds", "0.01,0.05")

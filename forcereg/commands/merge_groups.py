@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forcereg.commands.lowrank_files import format_option
+from forcereg.commands.options import format_option
 from forcereg.system.terminal import echo
 
 

@@ -94,6 +94,14 @@ def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
     return [f"cuda:{int(number)}" for number in numbers]
 
 
+def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--format, one of `net.made.FORMATS`, of the weights that commands make of a snapshot's."""
+    return click.option(
+        "--format", "form", type=click.Choice(["binary", "hdf5"]),
+        help="Of the weights written.  [default: the snapshot's]",
+    )(function)  # fmt: skip
+
+
 def flag(name: str) -> str:
     """The option of a keyword."""
     return f"--{name.replace('_', '-')}"

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, fractions, layer_options
+from forcereg.commands.lowrank_options import LayerOptions, bounds, layer_options
 from forcereg.system.terminal import echo
 
 
@@ -36,8 +36,3 @@ def command(snapshot: str, error: str, layers: LayerOptions, as_json: bool) -> N
         echo(line)
     for name, reason in found.skipped.items():
         echo(f"can't be decomposed: {name}: {reason}")
-
-
-def bounds(text: str) -> list[float]:
-    """Error bounds with commas. Raises UsageError unless all are from 0 to 1."""
-    return fractions("--error", text, "bounds", "0.01,0.05")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, layer_options
+from forcereg.commands.lowrank_options import LayerOptions, bounds, layer_options
 from forcereg.system.terminal import echo
 
 ERRORS = "0.01,0.02,0.05,0.1,0.2,0.4"
@@ -25,7 +25,6 @@ def command(snapshot: str, error: str, out: Path | None, layers: LayerOptions) -
     SNAPSHOT: a .caffemodel, also as .h5, or its solver state. Every net is scored on the test net of --solver, without
     fine-tuning. Writes a CSV file, and beside it what was scored, so that nothing is scored twice.
     """
-    from forcereg.commands.ranks import bounds
     from forcereg.net.made import default_prefix
     from forcereg.report.plot import figure_type, picture_kind
     from forcereg.report.progress import Shown

@@ -49,9 +49,6 @@ def _name_elements(run: Run, blobs: dict[str, int]) -> None:
         run.remarks.append(f"{run.name}: '{name}' has {count:,} elements; drawn are their mean, least and most")
 
 
-Points = Iterator[tuple[str, int, float]]
-
-
 def _json_points(source: Iterable[str], path: str, blobs: dict[str, int]) -> Iterator[Point]:
     bad = 0
     for number, line in enumerate(source, 1):
