@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forcereg.commands.latency_options import latency_options
 from forcereg.commands.lowrank_options import LayerOptions, layer_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.commands.options import format_option
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
 @click.option("--snapshot", required=True, metavar="FILE", type=click.Path(),
               help="A .caffemodel, also as .h5, or its solver state.")  # fmt: skip
 @rank_options
-@latency_options
+@click.option("--latency", metavar="cpu|cuda",
+              help="Measure the layers there, take the fastest rank near the rule's (above it; below it under a "
+                   "budget), and leave layers whole that no chain makes faster.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="For --latency.  [default: the net's]")
 @layer_options
 @click.option("--recalibrate", type=click.IntRange(min=1), metavar="N",
               help="Recompute BatchNorm's statistics on N training batches of --solver.")  # fmt: skip

@@ -184,7 +184,8 @@ class ForkSvdRatio(Rule):
 class Ranks(Rule):
     """One rank for each layer that is decomposed, in the net's order; for tucker2 also pairs (outputs, inputs).
 
-    They are totals over a layer's groups, and hold even where a chain costs no less than its layer.
+    They are totals over a layer's groups, and hold even where a chain costs no less than its layer. What it is the rule
+    of raises UsageError if the net has another number of such layers, ForceregError for a rank out of range.
 
     >>> forcereg.Ranks([10, (4, 16)])
     Ranks(ranks=(10, (4, 16)))
@@ -197,9 +198,6 @@ class Ranks(Rule):
         each = (tuple(one) if isinstance(one, list) else one for one in self.ranks)
         # the dataclass is frozen; tuples, so that rules compare and hash
         object.__setattr__(self, "ranks", tuple(each))
-
-    def check(self, method: str, has_data: bool) -> None:
-        """Raises UsageError if it says nothing for a decomposition method, or needs data that isn't given."""
 
     @classmethod
     def parsed(cls, text: str) -> Ranks:

@@ -51,6 +51,7 @@ class Net(nn.Module):
     `allow_python_layers`: run code that the net file names (Python layers).
     While `around` is set every layer runs through it: to watch, to measure, to compute in another precision.
     While `batches` is above 1 its inputs are those of so many test batches (see `batching`, which sets it).
+    Raises ForceregError, when made for a net that can't be, when called for inputs that aren't its.
 
     >>> net = forcereg.load_net("deploy.prototxt")
     >>> net.inputs, net.shapes["conv1"]
