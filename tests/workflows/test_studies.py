@@ -16,7 +16,6 @@ from forcereg.workflows.confusion import confusion
 from forcereg.workflows.frontier import frontier
 from forcereg.workflows.sweep import sweep
 from tests.commands.conftest import Cli
-from tests.conftest import TOP
 from tests.solver.nets import IMAGES, Recorder, write_images, write_solver
 
 SCHEDULE = "max_iter: 4 test_iter: 2 test_interval: 4 snapshot_after_train: true"
@@ -40,17 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Solver(write_solver(tmp_path, f'{SCHEDULE} snapshot_prefix: "net"')).solve()
     write_solver(tmp_path, SCHEDULE)
     return tmp_path
-
-
-def test_only_views_print() -> None:
-    """Below the commands nothing writes to a terminal but the views in report/ and Caffe's log lines."""
-    found = {
-        str(path.relative_to(TOP / "forcereg"))
-        for path in (TOP / "forcereg").rglob("*.py")
-        if "forcereg.system.terminal" in path.read_text(encoding="utf-8")
-        and path.parent.name not in ("commands", "report")
-    }
-    assert found == {"__main__.py", "solver/log.py"}
 
 
 # -- confusion
