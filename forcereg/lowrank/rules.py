@@ -241,7 +241,8 @@ class RankConfig(Rule):
     config: StrPath | Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        assert self.layers  # reads it
+        # not by assert, which python -O takes away
+        _ = self.layers
 
     @cached_property
     def layers(self) -> LayerRules:

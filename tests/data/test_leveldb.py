@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import plyvel
 import pytest
 
 from forcereg.data import records
@@ -23,6 +22,8 @@ from forcereg.data.opening import open_records
 from forcereg.errors import ForceregError
 from tests.data.lmdbs import batches, make_feed, numbered, put_leveldb, put_lmdb
 from tests.nursery import Nursery
+
+plyvel = pytest.importorskip("plyvel", reason="no wheel for this Python")
 
 STREAM = 0
 
