@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import SupportsFloat
 
 LONGEST = 1000
 """Characters of an error; of a longer one the middle is left out."""
@@ -114,5 +115,7 @@ def _edits(left: str, right: str) -> int:
 
 def check_share(what: str, value: float) -> None:
     """Raises UsageError unless a number is from 0 to 1; `what` it is opens the line."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise UsageError(f"{what} is {value!r}; expected a number, 0 to 1")
     if not 0 <= value <= 1:
         raise UsageError(f"{what} is {value:g}; expected 0 to 1")

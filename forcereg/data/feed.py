@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, UsageError
 
 if TYPE_CHECKING:
     from forcereg.schema.spec import LayerSpec
@@ -70,6 +70,10 @@ class FeedContext:
     budget: int = DEFAULT_BUDGET
     workers: int = 0
     shard: Shard = Shard()
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:  # no thread would start, and every batch be waited for
+            raise UsageError(f"workers is {self.workers}; expected 0 or more")
 
 
 def seed_of(ctx: FeedContext) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, inf
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import numpy as np
 
@@ -45,6 +45,8 @@ def by_budget(measure: Measure, share: float, whole: Cost | None, fill: bool = T
     whose chain would cost as much as the layer stays whole. Raises UsageError for a share out of range; the criterion
     raises it for one that can't be reached, and says what can; ForceregError where the net's cost is unknown.
     """
+    if isinstance(share, bool) or not isinstance(share, SupportsFloat):
+        raise UsageError(f"the share of {WORDS[measure]} to keep is {share!r}; expected a number above 0, at most 1")
     if not 0 < share <= 1:
         raise UsageError(f"the share of {WORDS[measure]} to keep is {share:g}; expected above 0, at most 1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import fspath
@@ -117,6 +118,7 @@ def rule_of(value: Any, where: str) -> LayerRule:
 
 def rank_of(value: Any, where: str) -> Rank:
     """A whole number from 1, or several in a list (tucker2's output and input rank). Raises ForceregError."""
+    value = plain(value)
     many = value if isinstance(value, list | tuple) and value else [value]
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in many):
         raise ForceregError(
@@ -125,7 +127,14 @@ def rank_of(value: Any, where: str) -> Rank:
     return tuple(many) if isinstance(value, list | tuple) else value
 
 
+def plain(value: Any) -> Any:
+    """A rank with another library's whole numbers as Python's own."""
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+
+
 def shown(value: Any) -> str:
     """A JSON value for a message."""
     # out of a file: it may be long and hold what a terminal obeys
-    return printable(json.dumps(value))[:60]
+    return printable(json.dumps(value, default=repr))[:60]

@@ -233,6 +233,9 @@ def choose_layers(
         # a predicate is asked about layers that have a weight to show
         of_file = [layer for layer in known.values() if layer.type in FC_TYPES and 0 in weights.get(layer.name, {})]
         only = [layer.name for layer in of_file if selection.only(describe(layer))]
+        if of_file and not only:
+            names = ", ".join(layer.name for layer in of_file)
+            raise UsageError(f"{filename}: nothing to decompose: the function that picks layers takes none of {names}")
     else:
         only = None if selection.only is None else named(selection.only, known, filename)
     without = named(selection.without, known, filename)

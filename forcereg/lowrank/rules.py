@@ -6,9 +6,12 @@ that `forcereg decompose` offers it by. Rules are plain values; what they need o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import copy
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -77,6 +80,13 @@ class Rule:
     def criterion(self, subject: Subject) -> Criterion:
         """What gives each candidate of the net its rank, or leaves it whole."""
         raise NotImplementedError
+
+
+def check_rule(rule: Any) -> None:
+    """Raises UsageError for what is no rule."""
+    if not isinstance(rule, Rule):
+        shown = repr(rule) if len(repr(rule)) < 60 else f"a {type(rule).__name__}"
+        raise UsageError(f"rule is {shown}; expected a rule for ranks, as forcereg.MaxError(0.05)")
 
 
 def criterion_of(rule: Rule, subject: Subject, even_if_dearer: bool = False) -> Criterion:
@@ -195,9 +205,10 @@ class Ranks(Rule):
     dearer: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        each = (tuple(one) if isinstance(one, list) else one for one in self.ranks)
+        if isinstance(self.ranks, str) or not isinstance(self.ranks, Iterable):
+            raise not_ranks(self.ranks)
         # the dataclass is frozen; tuples, so that rules compare and hash
-        object.__setattr__(self, "ranks", tuple(each))
+        object.__setattr__(self, "ranks", tuple(map(rank_of, self.ranks)))
 
     @classmethod
     def parsed(cls, text: str) -> Ranks:
@@ -213,6 +224,21 @@ class Ranks(Rule):
         from forcereg.lowrank.ranks import by_list
 
         return by_list(self.ranks)
+
+
+def rank_of(given: Any) -> Rank:
+    """A rank or pair, with numbers of any library as Python's own. Raises UsageError."""
+    try:
+        if isinstance(given, list | tuple):
+            return tuple(map(operator.index, given))
+        return operator.index(given)
+    except TypeError:
+        raise not_ranks(given) from None
+
+
+def not_ranks(given: Any) -> UsageError:
+    """The error for what is no rank, or no list of them."""
+    return UsageError(f"the ranks have {given!r}; expected whole numbers, as in [10, 3], or pairs, as in [(4, 16)]")
 
 
 def rank_in(text: str) -> Rank:
@@ -241,8 +267,16 @@ class RankConfig(Rule):
     config: StrPath | Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        if isinstance(self.config, Mapping):  # whoever made it may change it later
+            object.__setattr__(self, "config", copy.deepcopy(dict(self.config)))
+        elif not isinstance(self.config, str | PathLike):
+            raise UsageError(f'config is {self.config!r}; expected a path, or ranks by layer, as in {{"conv1": 8}}')
         # not by assert, which python -O takes away
         _ = self.layers
+
+    def __hash__(self) -> int:
+        # what a mapping says of a layer may be a mapping, which has no hash
+        return hash(frozenset(self.config) if isinstance(self.config, Mapping) else self.config)
 
     @cached_property
     def layers(self) -> LayerRules:
@@ -350,6 +384,10 @@ class MaxAccuracyDrop(Rule):
         check_share("the accuracy to lose", self.drop)
         if self.solver is not None and self.score is not None:
             raise UsageError("solver and score are both given; nets are scored by one of them")
+        if self.score is not None and not callable(self.score):
+            raise UsageError(f"score is {self.score!r}; expected a function of a net that returns its accuracy")
+        if self.solver is not None and not isinstance(self.solver, str | PathLike):
+            raise UsageError(f"solver is {self.solver!r}; expected a solver prototxt's path (a function is score=...)")
 
     def check(self, method: str, has_data: bool) -> None:
         """See Rule."""

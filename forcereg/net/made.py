@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, UsageError, printable
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net.convert import MESSAGE, training_message, write_in_format
+from forcereg.net.held import in_binary
 from forcereg.net.read import ReadNet
 from forcereg.schema.text import parse_net, to_text
-from forcereg.snapshot import NET, binary, fingerprint, is_binary, read_model
+from forcereg.snapshot import NET, binary, fingerprint, read_model
+from forcereg.system.arguments import checked
 from forcereg.system.files import write_text
 from forcereg.system.paths import StrPath
 
@@ -45,18 +47,19 @@ class RegroupedNet:
     (('conv2',), 'groups of conv2 as parallel layers')
     """
 
-    net: Any
-    weights: Weights
+    net: Any = field(repr=False)
+    weights: Weights = field(repr=False)
     layers: tuple[str, ...]
-    read: ReadNet
+    read: ReadNet = field(repr=False)
     heading: str
-    warn: Callable[[str], None] = warnings.warn
+    warn: Callable[[str], None] = field(default=warnings.warn, repr=False)
 
+    @checked
     def write(self, prefix: StrPath, format: str | None = None) -> dict[str, str]:
         """Writes PREFIX.prototxt and the weights, PREFIX.caffemodel or PREFIX.caffemodel.h5; the paths of both.
 
-        format: "binary" or "hdf5", None for the snapshot's. Raises UsageError where a file that was read would be
-        overwritten, ForceregError if the system refuses.
+        format: "binary" or "hdf5", None for the snapshot's; a net in memory is written as HDF5. Raises UsageError where
+        a file that was read would be overwritten, ForceregError if the system refuses.
         """
         return write_net(prefix, self.net, self.weights, self.read, self.heading, form=format, warn=self.warn)
 
@@ -80,7 +83,7 @@ def write_net(
     prefix, source = os.fspath(prefix), read.model
     if form is not None and form not in FORMATS:
         raise UsageError(f"the format is '{form}'; expected {' or '.join(FORMATS)}")
-    form = form or ("binary" if is_binary(source.path) else "hdf5")
+    form = form or ("binary" if in_binary(source.path) else "hdf5")
     net_path = Path(f"{prefix}.prototxt")
     paths = {one: Path(f"{prefix}{ending}") for one, ending in FORMATS.items()}
     for path, known in ((net_path, read.given), *((path, source.path) for path in paths.values())):

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forcereg.errors import ForceregError
+from forcereg.net.held import held, in_memory, is_path
 from forcereg.net.load import meta_nets, net_root
 from forcereg.schema.text import NetFile, parse_net, read_net
 from forcereg.snapshot import (
@@ -41,17 +43,20 @@ class ReadNet:
 
 
 def read_net_of(
-    snapshot: StrPath,
+    snapshot: StrPath | Any,
     model: StrPath | None = None,
     given: Mapping[str, Sequence[int]] | None = None,
     warn: Warn = warnings.warn,
 ) -> ReadNet:
     """A snapshot with the net of `model`, a prototxt, or the one that it holds itself; `given`: shapes of inputs.
 
-    Warns of what the two don't have in common. Raises ForceregError for files that can't be read or don't fit.
+    The snapshot may be in memory (see `held`). Warns of what the two don't have in common. Raises ForceregError for
+    files that can't be read or don't fit.
     """
-    weights = read_weights(snapshot)
-    file, root = asked_net(model, weights, given, warn)
+    weights, root = (read_weights(snapshot), None) if is_path(snapshot) else held(snapshot)
+    file, found = asked_net(model, weights, given, warn)
+    if root is None or model is not None:
+        root = found
     return ReadNet(in_form(weights, file, warn), file, root, model)
 
 
@@ -78,7 +83,7 @@ def asked_net(
     text = weights.attrs.get("forcereg_net")
     if model is None and text is None:
         raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
-    file = read_net(os.fspath(model)) if model is not None else parse_net(str(text), f"<net in {weights.path}>")
+    file = read_net(os.fspath(model)) if model is not None else parse_net(str(text), held_name(weights))
     for line in file.warnings:
         warn(line)
     compare(weights, file, warn)
@@ -87,6 +92,11 @@ def asked_net(
         # the net that a snapshot holds is the one that its weights were in
         check_fit(weights, file, root, {**(weights.input_shapes or {}), **(given or {})})
     return file, root
+
+
+def held_name(weights: ModelFile) -> str:
+    """What the net is called that a snapshot holds: a net in memory is its own."""
+    return str(weights.path) if in_memory(weights.path) else f"<net in {weights.path}>"
 
 
 LEARNED = frozenset({"BatchNorm", "Convolution", "Deconvolution", "Embed", "InnerProduct", "LSTM", "PReLU", "RNN"})

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, did_you_mean
 from forcereg.net.batching import Outputs, batches_at_once, forward_batches, gathered, joinable, same_size
 from forcereg.net.module import Net
 from forcereg.system.memory import check_room
@@ -33,8 +33,13 @@ class Score:
     batches: int
 
     def mean(self, name: str) -> float:
-        """The first element of the output called `name`."""
-        return next(output.value for output in self.outputs if output.name == name)
+        """The first element of the output called `name`. Raises ForceregError if there is none."""
+        for output in self.outputs:
+            if output.name == name:
+                return output.value
+        names = list(dict.fromkeys(output.name for output in self.outputs))
+        hint = did_you_mean(name, names) or f"; outputs are {', '.join(names) or 'none'}"
+        raise ForceregError(f"the net has no output '{name}'{hint}")
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,22 @@ def with_settings(file: SolverFile, settings: Iterable[str]) -> SolverFile:
 
 
 def settings_of(asked: Mapping[str, Any] | Iterable[str]) -> list[str]:
-    """Python's {"base_lr": 0.001} as `with_settings` takes it; what has that form already stays."""
-    return [f"{name}={written(asked[name])}" for name in asked] if isinstance(asked, Mapping) else list(asked)
+    """Python's {"base_lr": 0.001} as `with_settings` takes it; what has that form already stays. Raises UsageError."""
+    if isinstance(asked, Mapping):
+        return [f"{name}={written(asked[name])}" for name in asked]
+    texts = [asked] if isinstance(asked, str) else list(asked) if isinstance(asked, Iterable) else [asked]
+    for one in texts:
+        if not isinstance(one, str):
+            raise UsageError(f'set has {one!r}; expected {{"base_lr": 0.001}} or ["base_lr=0.001"]')
+    return texts
 
 
 def written(value: Any) -> str:
     """A Python value as a setting; None as nothing, which unsets a field."""
     if value is None or isinstance(value, bool):
         return "" if value is None else str(value).lower()
+    if hasattr(value, "tolist"):  # of numpy or torch, whose text has no commas
+        return written(value.tolist())
     if isinstance(value, list | tuple):
         return f"[{','.join(_quoted(one) if isinstance(one, str) else written(one) for one in value)}]"
     return str(value)

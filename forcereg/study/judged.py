@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forcereg.cost import Cost
+from forcereg.errors import UsageError
 from forcereg.lowrank.accuracy import Accuracy
 from forcereg.lowrank.ranks import Choice
 from forcereg.net.module import Net
@@ -49,6 +50,10 @@ class Judged:
             file = net_from_message(made.net, prepared.file.name)
             # shapes are given, so that its data layers open nothing: the function feeds it
             net = filled_net(file, made.weights, accounts.fed or {}, accounts.allow_python_layers)
-            return float(score(net.eval()))
+            found = score(net.eval())
+            try:
+                return float(found)
+            except (TypeError, ValueError):
+                raise UsageError(f"score gave {found!r}; expected the net's accuracy, a number from 0 to 1") from None
 
         return accuracy

@@ -15,6 +15,7 @@ from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.lowrank.config import LayerRules
 from forcereg.lowrank.decompose import Named, Picked, Prepared, Selection, prepare
 from forcereg.lowrank.kinds import factorizer
+from forcereg.net.held import is_path
 from forcereg.net.read import ReadNet, read_net_of
 from forcereg.schema.text import NetFile, SolverFile, read_solver
 from forcereg.study.accounting import Accounts, accounts
@@ -176,7 +177,7 @@ class Opening:
 
     # -- read and prepare
 
-    def open(self, snapshot: StrPath, rules: LayerRules | None = None) -> Opened:
+    def open(self, snapshot: StrPath | Any, rules: LayerRules | None = None) -> Opened:
         """The net of a snapshot, ready to be decomposed; `rules`: of single layers. Raises ForceregError."""
         # before anything is read: what doesn't go together costs no time
         selection, solver = self.selection(rules), self.solver_file
@@ -204,7 +205,8 @@ class Opening:
         return prepare_aware(read.file, read.model.layers, shapes, selection, data)
 
 
-def nothing(snapshot: StrPath, file: NetFile, skipped: Mapping[str, str], hint: str = "") -> ForceregError:
+def nothing(snapshot: StrPath | Any, file: NetFile, skipped: Mapping[str, str], hint: str = "") -> ForceregError:
     """The error for a net of which no layer is decomposed; `hint`: how they would be."""
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no convolution"
-    return ForceregError(f"{snapshot}: nothing to decompose in {file.name} ({reasons}){hint and f'; {hint}'}")
+    place = f"{snapshot}: " if is_path(snapshot) else ""
+    return ForceregError(f"{place}nothing to decompose in {file.name} ({reasons}){hint and f'; {hint}'}")

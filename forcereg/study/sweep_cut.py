@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.ranks import Choice
@@ -27,15 +28,18 @@ def cut_by(rule: Rule, opening: Opening, even_if_dearer: bool = False) -> Cut:
             "layers is a function, and a sweep can't tell which results are its own; give names or patterns"
         )
     rule.check(opening.method, has_data=True)
-
-    def choose(trained: Trained) -> Mapping[str, Choice]:
-        read = ReadNet(trained.model, trained.prepared.file, trained.accounts.root)
-        opened = Opened(read, trained.prepared, trained.accounts)
-        judged = Judged(opened, replace(opening, scorer=trained.evaluator))
-        return criterion_of(rule, judged, even_if_dearer)(trained.prepared.candidates)
-
+    # a partial, which can be pickled with the sweep's result
+    choose = partial(chosen, rule, opening, even_if_dearer)
     words = named(rule) if opening.method == "pca" else f"{named(rule)} by {opening.method}"
     return Cut(words, key_of(rule, opening, even_if_dearer), choose, opening.selection(rule.layers), rule.scores)
+
+
+def chosen(rule: Rule, opening: Opening, even_if_dearer: bool, trained: Trained) -> Mapping[str, Choice]:
+    """The ranks of a trained net."""
+    read = ReadNet(trained.model, trained.prepared.file, trained.accounts.root)
+    opened = Opened(read, trained.prepared, trained.accounts)
+    judged = Judged(opened, replace(opening, scorer=trained.evaluator))
+    return criterion_of(rule, judged, even_if_dearer)(trained.prepared.candidates)
 
 
 def key_of(rule: Rule, opening: Opening, even_if_dearer: bool) -> dict[str, str]:

@@ -58,6 +58,10 @@ class Tell:
     def __init__(self, observer: Observer | None = None) -> None:
         self._observer = observer
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what is kept of a result goes elsewhere, the observer (a bar, a log) stays
+        return Tell, ()
+
     def progress(self, task: str, done: int, most: int | None, text: str = "") -> None:
         """`done` of at most `most` steps ("net", "layer") are done; `text`: what the last one came to."""
         self._emit("progress", task=task, done=done, most=most, text=text)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from forcereg.schema.rules import stage_names
 from forcereg.study.check import Options, Report, check_file
+from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath
 
 
+@checked
 def check(
     path: StrPath,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.system import shipped
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import differs, write_bytes
 from forcereg.system.paths import StrPath, listed
@@ -26,6 +27,7 @@ def shipped_configs() -> list[Shipped]:
     return list(shipped.shipped_configs())
 
 
+@checked
 def copy_configs(
     dest: StrPath,
     patterns: str | Sequence[str] = (),

@@ -16,6 +16,7 @@ from forcereg.schema.rules import stage_names
 from forcereg.study import confusion_report
 from forcereg.study.confusion import Confusion, class_names
 from forcereg.study.confusion import confusion as counted
+from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import read_file, write_bytes, write_text
@@ -35,6 +36,7 @@ class NamedConfusion(Confusion):
         """What to call each class: its number, and its name if there are any."""
         return confusion_report.titles(self.names, len(self.counts))
 
+    @checked
     def write(self, path: StrPath) -> None:
         """Writes the counts as .csv, or their picture as .png, .svg or .pdf.
 
@@ -47,6 +49,7 @@ class NamedConfusion(Confusion):
             write_bytes(Path(path), confusion_report.picture(self, self.titles, kind))
 
 
+@checked
 def confusion(
     model: StrPath | Any,
     weights: StrPath,

@@ -8,9 +8,11 @@ from typing import Any
 from forcereg.net import convert as engine
 from forcereg.net.convert import Converted
 from forcereg.net.load import net_file
+from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath
 
 
+@checked
 def convert(
     source: StrPath,
     target: StrPath,

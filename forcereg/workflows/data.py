@@ -10,6 +10,7 @@ import numpy as np
 from forcereg.data import cifar, idx, set_mean
 from forcereg.data.convert import Written
 from forcereg.errors import UsageError
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from forcereg.data.image_set import ImageSet
 
 
+@checked
 def convert_mnist(
     idx_dir: StrPath, out_dir: StrPath, *, force: bool = False, observer: Observer | None = None
 ) -> list[Written]:
@@ -33,6 +35,7 @@ def convert_mnist(
     return idx.convert_mnist(Path(idx_dir), Path(out_dir), force, Tell(observer).track)
 
 
+@checked
 def convert_digits(out_dir: StrPath, *, force: bool = False, observer: Observer | None = None) -> list[Written]:
     """The 1,797 handwritten digits of scikit-learn, at 28x28, under MNIST's names: 1,497 train, 300 test.
 
@@ -44,6 +47,7 @@ def convert_digits(out_dir: StrPath, *, force: bool = False, observer: Observer 
     return idx.convert_digits(Path(out_dir), force, Tell(observer).track)
 
 
+@checked
 def convert_cifar10(
     src: StrPath, out_dir: StrPath, *, force: bool = False, observer: Observer | None = None
 ) -> list[Written]:
@@ -63,6 +67,7 @@ def convert_cifar10(
     return cifar.convert_cifar10(Path(src), Path(out_dir), force, Tell(observer).track)
 
 
+@checked
 def convert_imageset(
     listing: StrPath,
     out: StrPath,
@@ -104,6 +109,7 @@ def convert_imageset(
     return convert_images(Path(listing), Path(out), wanted, force, tell.track, tell.warn)
 
 
+@checked
 def convert_mean(
     source: StrPath, out: StrPath, *, force: bool = False, observer: Observer | None = None
 ) -> tuple[np.ndarray, int]:

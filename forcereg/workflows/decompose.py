@@ -15,8 +15,9 @@ from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.account import PROVENANCE, heading, provenance
 from forcereg.lowrank.decompose import LowrankNet, Named, Picked, Prepared
+from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.ranks import Choice, Criterion, Dearer
-from forcereg.lowrank.rules import Rule, criterion_of
+from forcereg.lowrank.rules import Rule, check_rule, criterion_of
 from forcereg.lowrank.timed import Timed
 from forcereg.net.made import write_net
 from forcereg.report.latency import Latency, device_text
@@ -27,6 +28,7 @@ from forcereg.study.latency import before_and_after, measuring_device, timed_cho
 from forcereg.study.moments import TrainingData
 from forcereg.study.opened import Opened, Opening, nothing
 from forcereg.study.recalibrate import recalibrate as recalibrated
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
@@ -56,6 +58,10 @@ class Decomposition:
     """Whether layers were left whole because their chain would cost no less."""
     _tell: Tell
 
+    def __repr__(self) -> str:
+        ranks = (f"{one.name} {rank_text(one.full_rank)} -> {rank_text(one.rank)}" for one in self.done.layers)
+        return f"Decomposition({', '.join(ranks)})"
+
     @property
     def net(self) -> Any:
         """The new net, a NetParameter: `forcereg.load_net(made.net)`."""
@@ -66,11 +72,12 @@ class Decomposition:
         """Layer name -> position of the blob in its layer -> values."""
         return self.done.weights
 
+    @checked
     def write(self, prefix: StrPath, format: str | None = None) -> dict[str, str]:
         """Writes PREFIX.prototxt and the weights, PREFIX.caffemodel or PREFIX.caffemodel.h5; the paths of both.
 
-        format: "binary" or "hdf5", None for the snapshot's. Raises UsageError where a file that was read would be
-        overwritten, ForceregError if the system refuses.
+        format: "binary" or "hdf5", None for the snapshot's; a net in memory is written as HDF5. Raises UsageError where
+        a file that was read would be overwritten, ForceregError if the system refuses.
         """
         source = self.opened.read.model
         made = json.dumps(provenance(self.done.layers, source.path.name, source.attrs))
@@ -78,8 +85,9 @@ class Decomposition:
         return write_net(prefix, self.net, self.weights, self.opened.read, text, attrs, format, self._tell.warn)
 
 
+@checked
 def decompose(
-    snapshot: StrPath,
+    snapshot: StrPath | Any,
     *,
     rule: Rule,
     method: str = "pca",
@@ -106,7 +114,8 @@ def decompose(
 ) -> Decomposition:
     """Replace layers by chains of smaller ones, at ranks that a rule chooses.
 
-    snapshot: a .caffemodel, also as .h5, or its solver state. rule: `MaxError(0.05)`, `Ranks([10, 3])`,
+    snapshot: a .caffemodel, also as .h5, or its solver state; or a net in memory: a `Net`, a `Solver`, what this or
+    `split_groups` returned. rule: `MaxError(0.05)`, `Ranks([10, 3])`,
     `MaxMacs(0.5)`, ... method: pca, svd, kmeans, vh, tucker2, cp; mixed: as `RankConfig` says for each layer. layers:
     just these, by names, patterns (conv*) or a function of a layer's name, type, weight and groups; except_layers: not
     these. model: the net's prototxt, None for the net that the snapshot holds. fold_bn: BatchNorm and Scale go into
@@ -137,6 +146,7 @@ def decompose(
         fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=data, device=device, data_budget=data_budget,
         workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
     )  # fmt: skip
+    check_rule(rule)
     # all that can be wrong without reading a file comes first
     rule.check(method, data is not None)
     clock, training = measuring(latency, batch), training_batches(asked, recalibrate)
@@ -177,7 +187,7 @@ def training_batches(asked: Opening, batches: int | None) -> TrainingData | None
     return asked.training_data(batches, asked.seed)
 
 
-def check(snapshot: StrPath, opened: Opened, training: TrainingData | None) -> None:
+def check(snapshot: StrPath | Any, opened: Opened, training: TrainingData | None) -> None:
     """Raises ForceregError for a net without a layer to decompose, or nothing to recompute, before it takes time."""
     file = opened.prepared.file
     if not opened.prepared.candidates:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from forcereg.errors import UsageError
 from forcereg.net.deploy import deploy as engine
 from forcereg.net.deploy.files import DeployedNet
+from forcereg.net.held import is_path
 from forcereg.net.read import read_net_of
 from forcereg.schema.rules import stage_names
 from forcereg.schema.text import NetFile, is_text, read_net
 from forcereg.snapshot import ModelFile
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath, listed
 
 
+@checked
 def deploy(
-    net: StrPath,
+    net: StrPath | Any,
     *,
     weights: StrPath | None = None,
     batch: int | None = None,
@@ -31,9 +35,11 @@ def deploy(
 ) -> DeployedNet:
     """A net's TEST phase for use: inputs for data, probabilities for losses, no labels.
 
-    `net`: a prototxt, with `weights` its model, or a snapshot. Layers keep their names, so that weights fit. `batch`:
-    size of axis 0 of the inputs, None for 1, of recurrent nets for the file's. `outputs`: blobs to end in, in place of
-    what losses are told. `input_shapes`: blob -> shape, of data that isn't here. `level`, `stage`: of the net's state.
+    `net`: a prototxt, with `weights` its model, or a snapshot, also a net in memory as for `decompose`. Layers keep
+    their names, so that weights fit. `batch`: size of axis 0 of the inputs, None for 1, of recurrent nets for the
+    file's. `outputs`: blobs to end in, in place of what losses are told. `input_shapes`: blob -> shape, of data that
+    isn't here. `level`, `stage`: of the net's state.
+
     The result has `.net`, a NetParameter, `.inputs` and `.outputs`, blob -> shape, `.preparation`, input -> what its
     data layer made of pixels, which is up to the caller now, `.auxiliary` and `.gone`, layers left out, and
     `.write(prefix)`, which writes the net and the weights that are left. Raises UsageError for `weights` of a snapshot,
@@ -59,18 +65,19 @@ def deploy(
         allow_python_layers=allow_python_layers,
     )
     # for `write`, which overwrites none of them
-    read = tuple(Path(path) for path in (net, weights) if path is not None)
+    read = tuple(Path(path) for path in (net, weights) if path is not None and is_path(path))
     return DeployedNet(**vars(done), file=file, model=model, read=read)
 
 
-def opened(net: StrPath, weights: StrPath | None, tell: Tell) -> tuple[NetFile, ModelFile | None]:
+def opened(net: StrPath | Any, weights: StrPath | None, tell: Tell) -> tuple[NetFile, ModelFile | None]:
     """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
-    if is_text(os.fspath(net)):
+    if is_path(net) and is_text(os.fspath(net)):
         if weights is None:
             return read_net(os.fspath(net)), None
         found = read_net_of(weights, net, warn=tell.warn)
     elif weights is not None:
-        raise UsageError(f"{net} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
+        named = net if is_path(net) else f"a {type(net).__name__}"
+        raise UsageError(f"{named} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
     else:
         found = read_net_of(net, warn=tell.warn)
     return found.file, found.model

@@ -10,6 +10,7 @@ from forcereg.errors import ForceregError, UsageError, printable
 from forcereg.net.draw import dot, graph, has_graphviz, picture, text_tree
 from forcereg.net.load import net_file, net_spec, shape_net
 from forcereg.schema.rules import stage_names
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
 from forcereg.system.paths import StrPath
@@ -17,6 +18,7 @@ from forcereg.system.paths import StrPath
 GRAPHICS = ("svg", "png", "pdf")
 
 
+@checked
 def draw(
     model: StrPath | Any,
     out: StrPath,

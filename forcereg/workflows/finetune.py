@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError
+from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath
 from forcereg.workflows.train import Training
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ENDING = "_finetuned"
 
 
+@checked
 def finetune(
     solver: Any,
     *,

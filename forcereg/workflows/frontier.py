@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import Choice
-from forcereg.lowrank.rules import MaxMacs, Rule, criterion_of
+from forcereg.lowrank.rules import MaxMacs, Rule, check_rule, criterion_of
 from forcereg.report.latency import device_text
 from forcereg.report.plot import picture_kind
 from forcereg.study import frontier as engine
@@ -27,6 +27,7 @@ from forcereg.study.latency import measuring_device
 from forcereg.study.opened import Opened, Opening
 from forcereg.study.rule_names import named
 from forcereg.study.several import Key, labels_of, opened_nets
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import make_folder, write_bytes, write_text
 from forcereg.system.paths import StrPath, listed
@@ -49,6 +50,7 @@ class Frontier:
     finetune: int
     runs: int
 
+    @checked
     def write(self, picture_file: StrPath, by: str = "forcereg.frontier") -> None:
         """Writes the picture, by its name's ending .png, .svg or .pdf, and beside it the points as .csv.
 
@@ -70,6 +72,7 @@ class Frontier:
         ]
 
 
+@checked
 def frontier(
     snapshots: StrPath | Sequence[StrPath],
     *,
@@ -120,6 +123,8 @@ def frontier(
     True
     """
     tell, paths = Tell(observer), listed(snapshots)
+    if not paths:
+        raise UsageError("snapshots is empty; give one or several")
     names, rules = labels_of(paths, labels), by_name(rule)
     clock = None if latency == "no" else measuring_device(latency)
     asked = Opening(
@@ -149,7 +154,12 @@ def frontier(
 def by_name(rule: Rule | Sequence[Rule] | Mapping[str, Rule]) -> Mapping[str, Rule]:
     """The rules and what each is called. Raises UsageError for one that says the methods, too."""
     if not isinstance(rule, Mapping):
-        rule = {named(one): one for one in ([rule] if isinstance(rule, Rule) else rule)}
+        given = list(rule) if isinstance(rule, Iterable) and not isinstance(rule, str) else [rule]
+        for one in given:
+            check_rule(one)  # before it is asked for a name
+        rule = {named(one): one for one in given}
+    for one in rule.values():
+        check_rule(one)
     if layered := [name for name, one in rule.items() if one.layers is not None]:
         raise UsageError(f"{layered[0]}: says layers and methods of its own, so it can't be compared over methods")
     return rule

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forcereg.errors import ForceregError
 from forcereg.lowrank.groups import merge_groups as merge
 from forcereg.net.made import RegroupedNet
 from forcereg.net.read import read_net_of
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
 
-def merge_groups(snapshot: StrPath, *, model: StrPath | None = None, observer: Observer | None = None) -> RegroupedNet:
+@checked
+def merge_groups(
+    snapshot: StrPath | Any, *, model: StrPath | None = None, observer: Observer | None = None
+) -> RegroupedNet:
     """Turn equal parallel convolutions between a Slice and a Concat into one with groups: what `split_groups` made.
 
     The net computes what it did. Arguments as for `split_groups`. Raises ForceregError for files that can't be read or

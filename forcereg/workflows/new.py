@@ -7,6 +7,7 @@ from pathlib import Path
 
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.schema.starter import STARTERS
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import differs, write_text
 from forcereg.system.paths import StrPath
@@ -25,6 +26,7 @@ class Started:
         return self.files[0]
 
 
+@checked
 def new(
     kind: str,
     dest: StrPath = ".",

@@ -8,11 +8,13 @@ from pathlib import Path
 from forcereg.report.curves import read_run
 from forcereg.report.plot import CSV, draw, kind_of
 from forcereg.report.series import series_csv
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes
 from forcereg.system.paths import StrPath, listed
 
 
+@checked
 def plot(
     logs: StrPath | Sequence[StrPath],
     out: StrPath,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from forcereg.errors import check_share
 from forcereg.lowrank.decompose import Named, Picked
+from forcereg.lowrank.factor import rank_text
 from forcereg.report.ranks import RankTable, rank_table
 from forcereg.study.opened import Opened, Opening, nothing
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
@@ -31,6 +33,11 @@ class RankReport:
     table: RankTable
     opened: Opened
 
+    def __repr__(self) -> str:
+        layers = zip(self.table.layers, self.table.ranks, strict=True)
+        found = (f"{one.name} {'/'.join(map(rank_text, ranks))}" for one, ranks in layers)
+        return f"RankReport({', '.join(found)})"
+
     @property
     def report(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -42,8 +49,9 @@ class RankReport:
         return self.opened.prepared.skipped
 
 
+@checked
 def ranks(
-    snapshot: StrPath,
+    snapshot: StrPath | Any,
     *,
     error: Sequence[float] = ERRORS,
     method: str = "pca",
@@ -86,4 +94,6 @@ def ranks(
     if not prepared.candidates:
         raise nothing(snapshot, prepared.file, prepared.skipped)
     watched = prepared.watched(tell.steps("layer", len(prepared.candidates)))
-    return RankReport(rank_table(watched.candidates, error, opened.whole), opened)
+    table = rank_table(watched.candidates, error, opened.whole)
+    # the layers unwatched: whoever keeps the result doesn't keep the observer with it
+    return RankReport(replace(table, layers=prepared.candidates), opened)

@@ -12,11 +12,13 @@ from forcereg.net.module import Net
 from forcereg.net.scoring import Score, check_blobs, coverage, read_outputs
 from forcereg.schema.rules import stage_names
 from forcereg.solver.debug import Watch
+from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Event, Observer, Tell
 from forcereg.system.paths import StrPath
 
 
+@checked
 def score(
     model: StrPath | Any,
     weights: StrPath,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from forcereg.errors import check_share
 from forcereg.lowrank.accuracy import Point
@@ -14,6 +15,7 @@ from forcereg.lowrank.factor import rank_text
 from forcereg.report.plot import picture_kind
 from forcereg.report.sensitivity import as_csv, picture
 from forcereg.study.opened import Opened, Opening, nothing
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
 from forcereg.system.paths import StrPath
@@ -34,7 +36,7 @@ class Sensitivity:
     """
 
     points: tuple[Point, ...]
-    opened: Opened
+    opened: Opened = field(repr=False)
     runs: int
 
     @property
@@ -42,6 +44,7 @@ class Sensitivity:
         """Layer name -> why it can't be decomposed."""
         return self.opened.prepared.skipped
 
+    @checked
     def write(self, csv: StrPath, picture_file: StrPath | None = None) -> None:
         """Writes the points as CSV, and with a file's name that ends in .png, .svg or .pdf their curves.
 
@@ -54,8 +57,9 @@ class Sensitivity:
             write_bytes(Path(picture_file), drawn)
 
 
+@checked
 def sensitivity(
-    snapshot: StrPath,
+    snapshot: StrPath | Any,
     *,
     solver: StrPath | None,
     error: Sequence[float] = ERRORS,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Named, matching
 from forcereg.lowrank.groups import split_groups as split
 from forcereg.lowrank.groups import splittable
 from forcereg.net.made import RegroupedNet
 from forcereg.net.read import read_net_of
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath, listed
 
 
+@checked
 def split_groups(
-    snapshot: StrPath,
+    snapshot: StrPath | Any,
     *,
     model: StrPath | None = None,
     layers: Named | str | None = None,
@@ -22,9 +26,10 @@ def split_groups(
     """Turn each grouped convolution X into parallel layers X_group0, X_group1, ... between a Slice and a Concat.
 
     The net computes what it did; every group can then have its own multipliers, rank or method. snapshot: a
-    .caffemodel, also as .h5, or its solver state. model: the net's prototxt, None for the net that the snapshot holds.
-    layers: just these, by names or patterns (conv*). observer: gets warnings. Raises UsageError for a name that is no
-    such layer's, ForceregError for files that can't be read or don't fit, and for a net with nothing to split.
+    .caffemodel, also as .h5, its solver state, or a net in memory as for `decompose`. model: the net's prototxt, None
+    for the net that the snapshot holds. layers: just these, by names or patterns (conv*). observer: gets warnings.
+    Raises UsageError for a name that is no such layer's, ForceregError for files that can't be read or don't fit, and
+    for a net with nothing to split.
 
     >>> made = forcereg.split_groups("grouped.caffemodel.h5", model="grouped.prototxt")
     >>> [layer.name for layer in made.net.layer if layer.name.startswith("conv2")]

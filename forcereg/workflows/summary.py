@@ -8,9 +8,11 @@ from typing import Any
 from forcereg.net.load import shape_net
 from forcereg.net.summary import Summary, summarize
 from forcereg.schema.rules import stage_names
+from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath
 
 
+@checked
 def summary(
     model: StrPath | Any,
     *,

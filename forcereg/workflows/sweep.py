@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import by_error
-from forcereg.lowrank.rules import MaxError, Rule
+from forcereg.lowrank.rules import MaxError, Rule, check_rule
 from forcereg.report.plot import figure_type
 from forcereg.schema.settings import with_settings, written
 from forcereg.schema.text import SolverFile
@@ -20,6 +20,7 @@ from forcereg.study.opened import Opening
 from forcereg.study.sweep_cut import cut_by
 from forcereg.study.sweep_plan import Plan, Result
 from forcereg.study.sweep_report import as_csv, picture
+from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
 from forcereg.system.paths import StrPath, listed
@@ -34,7 +35,7 @@ class Sweep:
     """What every run of a sweep came to, in order; `plan`: what they share; `csv` and `picture`: the files written."""
 
     results: tuple[Result, ...]
-    plan: Plan
+    plan: Plan = field(repr=False)
     csv: Path
     picture: Path
 
@@ -44,6 +45,7 @@ class Sweep:
         return sum(bool(result.failed) for result in self.results)
 
 
+@checked
 def sweep(
     solver: Any,
     *,
@@ -89,6 +91,8 @@ def sweep(
     >>> table.results[0].macs_cut <= 0.5 * table.results[0].macs
     True
     """
+    if rule is not None:
+        check_rule(rule)
     figure_type()  # without matplotlib it ends here, not after hours
     by_error(error)  # its range
     tell, folder = Tell(observer), Path(out)

@@ -8,11 +8,13 @@ from typing import Any
 from forcereg.net.load import load_net
 from forcereg.net.timing import Timing, measure
 from forcereg.schema.rules import stage_names
+from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
 
+@checked
 def time(
     model: StrPath | Any,
     *,

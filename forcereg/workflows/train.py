@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from forcereg.errors import UsageError, printable
+from forcereg.system.arguments import checked, wrong
 from forcereg.system.paths import StrPath, listed
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ Said = Callable[[str], str]
 CHOICES = {"amp": ("bf16", "fp16"), **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none"))}
 
 
+@checked
 def train(
     solver: Any,
     *,
@@ -59,9 +62,10 @@ def train(
     them. `level`, `stage`: of the training net's state.
 
     `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16" for mixed
-    precision. `deterministic`: also on a GPU. `tf32`: in its float32 products. `cuda_graph`: whole iterations at once
-    there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain of a decomposed net keeps
-    when its rank is reduced at each test interval, before iteration `clip_until`. `keep`: only so many snapshots.
+    precision. `deterministic`: also on a GPU, until this call ends. `tf32`: in its float32 products. `cuda_graph`:
+    whole iterations at once there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain
+    of a decomposed net keeps when its rank is reduced at each test interval, before iteration `clip_until`. `keep`:
+    only so many snapshots.
     `data_budget`: MiB that a decoded data set may take; `workers`: threads that decode for each data layer, 0 for as
     many as cores. `allow_python_layers`: run code that the nets name.
 
@@ -116,7 +120,7 @@ class Training:
     def run(self) -> Solver:
         """Reads, joins the others, builds, starts somewhere and trains. Raises ForceregError."""
         self.check()
-        with self.signals_held():
+        with self.signals_held(), self.determinism():
             file = self.read()
             group = self.join(file)
             with group.together(), self.observers(group) as observers:
@@ -136,6 +140,9 @@ class Training:
         check_clipping(self.rank_clipping, self.clip_until)
         for name in ("sigint_effect", "sighup_effect", "amp"):
             check_choice(name, getattr(self, name))
+        signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
+        if signals and threading.current_thread() is not threading.main_thread():
+            raise UsageError(f"{signals} is given in a thread; signals come to the main one alone, so leave it out")
 
     def arranged(self, file: SolverFile) -> SolverFile:
         """The solver, changed once its settings are."""
@@ -231,6 +238,23 @@ class Training:
         # one that stops may end the process: there is nothing to save yet
         return held([number for number, effect in meant.items() if effect != "stop"])
 
+    @contextlib.contextmanager
+    def determinism(self) -> Iterator[None]:
+        """Leaves torch's choice of algorithms as it was: it is the process's, whose next run may want another."""
+        if not self.deterministic:
+            yield
+            return
+        import torch
+
+        before, mild = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=mild)
+
     def signals_handled(self, solver: Solver) -> contextlib.AbstractContextManager[None]:
         """Lets signals stop the solver, or save."""
         from forcereg.solver.signals import handled
@@ -288,8 +312,12 @@ def read(solver: Any) -> SolverFile:
 
     if isinstance(solver, os.PathLike) or (isinstance(solver, str) and "\n" not in solver):
         return read_solver(os.fspath(solver))
+    from forcereg.schema import SolverParameter
+    from forcereg.schema.text import SolverFile
     from forcereg.solver.setup import solver_file
 
+    if not isinstance(solver, str | SolverParameter | SolverFile):
+        raise wrong("solver", solver, "the path of a prototxt, its text or a SolverParameter")
     return solver_file(solver)
 
 
@@ -307,6 +335,8 @@ def check_clipping(share: float | None, until: int | None, said: Said = str) -> 
     name = said("rank_clipping")
     if until is not None and share is None:
         raise UsageError(f"{said('clip_until')} is about {name}, which isn't given; add it, as in {name} 0.99")
+    if share is not None and not isinstance(share, SupportsFloat):
+        raise UsageError(f"{name} is {share!r}; expected a share above 0, at most 1, as in {name} 0.99")
     if share is not None and not 0 < share <= 1:
         raise UsageError(f"{name} is {share:g}; expected a share above 0, at most 1, as in {name} 0.99")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from forcereg.errors import ForceregError, did_you_mean
@@ -40,7 +40,7 @@ class Deployed:
     were left out. `gone`: layers of the TEST net that aren't in it.
     """
 
-    net: Any
+    net: Any = field(repr=False)
     inputs: dict[str, Shape]
     outputs: dict[str, Shape | None]
     preparation: dict[str, str]

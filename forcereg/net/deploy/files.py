@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from forcereg.errors import UsageError, printable
 from forcereg.net.deploy import Deployed
 from forcereg.net.deploy.weights import write_weights
+from forcereg.net.held import in_binary
 from forcereg.net.made import default_prefix
 from forcereg.schema.text import NetFile, to_text
-from forcereg.snapshot import ModelFile, is_binary
+from forcereg.snapshot import ModelFile
+from forcereg.system.arguments import checked
 from forcereg.system.files import write_text
 from forcereg.system.paths import StrPath
 
@@ -21,29 +23,32 @@ ENDING = ".prototxt"
 class DeployedNet(Deployed):
     """A net for use (see `Deployed`), of `file` and, where there were weights, of `model`; `read`: what was named."""
 
-    file: NetFile
-    model: ModelFile | None
+    file: NetFile = field(repr=False)
+    model: ModelFile | None = field(repr=False)
     read: tuple[Path, ...]
 
+    @checked
     def write(self, prefix: StrPath | None = None) -> dict[str, str]:
         """Writes PREFIX.prototxt and, where weights were read, those that are left, in their format; the paths.
 
         prefix: None for `<name>_deploy` beside what was read. Raises UsageError where that would be overwritten,
         ForceregError if the system refuses.
         """
+        if prefix is None and not self.read:
+            raise UsageError("prefix is missing: the net was in memory, so there is no file to write beside")
         prefix = default_prefix(str(self.read[0]).removesuffix(ENDING), "deploy") if prefix is None else prefix
         paths = {"model": Path(f"{prefix}{ENDING}")}
         if self.model is not None:
-            paths["weights"] = Path(f"{prefix}.caffemodel{'' if is_binary(self.model.path) else '.h5'}")
+            paths["weights"] = Path(f"{prefix}.caffemodel{'' if in_binary(self.model.path) else '.h5'}")
         for path in paths.values():
             if path.resolve() in self._sources():
                 raise UsageError(f"{path} is what was read; give another name by --out")
-        heads = [f"{self.read[0].name}: for use, by forcereg deploy"]
+        heads = [f"{(self.read or (Path(self.file.name),))[0].name}: for use, by forcereg deploy"]
         heads += [f"{name}: {text}" for name, text in self.preparation.items()]
         text = "".join(f"# {printable(head)}\n" for head in heads) + to_text(self.net)
         if self.model is not None:
             # first: cut short here, no net is left beside an older run's weights
-            write_weights(paths["weights"], text, self.inputs, self.model, self.file, is_binary(self.model.path))
+            write_weights(paths["weights"], text, self.inputs, self.model, self.file, in_binary(self.model.path))
         write_text(paths["model"], text)
         return {name: str(path) for name, path in paths.items()}
 

@@ -1,0 +1,149 @@
+"""What Python calls are given, checked before anything is opened: a slip is one line, not a traceback from inside."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from forcereg.errors import UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+LEAST = {
+    **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations"), 1),
+    **dict.fromkeys(("keep", "multiple", "recalibrate", "seeds"), 1),
+    **dict.fromkeys(("finetune", "records", "seed", "workers"), 0),
+}
+"""The smallest value of whole numbers by their names; the options of commands have the same."""
+
+
+def checked(call: Callable[P, T]) -> Callable[P, T]:
+    """The call, which raises UsageError for an argument that isn't what its annotation says.
+
+    Whole numbers become Python's own, of whatever library they are. Annotations that `KINDS` lacks aren't looked at.
+    """
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def checking(*args: P.args, **named: P.kwargs) -> T:
+        given = signature.bind(*args, **named)
+        for name, value in given.arguments.items():
+            said = signature.parameters[name].annotation
+            kind = KINDS.get(str(said).removesuffix(" | None"))
+            if kind is not None and not (value is None and str(said).endswith(" | None")):
+                given.arguments[name] = kind(name, value)
+        return call(*given.args, **given.kwargs)
+
+    return checking
+
+
+def wrong(name: str, value: Any, expected: str) -> UsageError:
+    """The error for an argument."""
+    shown = repr(value)
+    # a net or an array is as long as a book
+    return UsageError(f"{name} is {shown if len(shown) < 60 else f'a {type(value).__name__}'}; expected {expected}")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any library. True is none: who gives it means a flag."""
+    least = LEAST.get(name)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise wrong(name, value, "a whole number")
+    if least is not None and number < least:
+        raise wrong(name, number, f"{least} or more")
+    return number
+
+
+def text(name: str, value: Any) -> str:
+    """Text."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "text")
+    return value
+
+
+def path(name: str, value: Any) -> str | os.PathLike[str]:
+    """A path; bytes, which Python takes for one too, don't go into nets and states."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise wrong(name, value, "a path")
+    return value
+
+
+def several(one: Callable[[str, Any], Any], expected: str) -> Callable[[str, Any], Any]:
+    """The check of one, or of several in any collection."""
+
+    def check(name: str, value: Any) -> Any:
+        if isinstance(value, str | os.PathLike):
+            return one(name, value)
+        if isinstance(value, bytes) or not isinstance(value, Iterable):
+            raise wrong(name, value, expected)
+        return [one(name, each) for each in value]
+
+    return check
+
+
+names = several(text, "a name, or several in a list")
+
+
+def layers(name: str, value: Any) -> Any:
+    """Names and patterns, or a function of a layer."""
+    if callable(value):
+        return value
+    found = several(text, "names, patterns (conv*) or a function of a layer")(name, value)
+    if not found and not isinstance(value, str):
+        raise UsageError(f"{name} is empty; leave it out for all layers")
+    return found
+
+
+def numbers(name: str, value: Any) -> list[Any]:
+    """Several numbers, whose range whoever takes them checks."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise wrong(name, value, "numbers, as in [0.01, 0.05]")
+    # those of numpy don't go into JSON
+    found = [one.item() if hasattr(one, "item") else one for one in value]
+    if not found:
+        raise UsageError(f"{name} is empty; expected numbers, as in [0.01, 0.05]")
+    return found
+
+
+def shapes(name: str, value: Any) -> dict[str, list[int]]:
+    """Blob -> shape."""
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, 'shapes by blob, as in {"data": [1, 3, 32, 32]}')
+    return {blob: shape(f"the shape of {blob!r} in {name}", given) for blob, given in value.items()}
+
+
+def shape(name: str, value: Any) -> list[int]:
+    """Whole numbers."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise wrong(name, value, "whole numbers, as in [1, 3, 32, 32]")
+    return [whole(name, size) for size in value]
+
+
+def observer(name: str, value: Any) -> Any:
+    """What events are told."""
+    if not callable(value):
+        raise wrong(name, value, "a function of an Event")
+    return value
+
+
+KINDS: dict[str, Callable[[str, Any], Any]] = {
+    "int": whole,
+    "str": text,
+    "StrPath": path,
+    "StrPath | Sequence[StrPath]": several(path, "a path, or several in a list"),
+    "str | Sequence[str]": names,
+    "Named | str": names,
+    "Picked | str": layers,
+    "Sequence[float]": numbers,
+    "Mapping[str, Sequence[int]]": shapes,
+    "Observer": observer,
+}
+"""Annotation, without None -> what checks it."""
