@@ -19,8 +19,9 @@ from forcereg.schema import TEST, TRAIN, NetParameter, NetState
 from forcereg.schema.rules import net_state, phase_number
 from forcereg.schema.spec import NetSpec, build_spec
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_net
+from forcereg.system.arguments import path, several
 from forcereg.system.device import prepare
-from forcereg.system.paths import find_root
+from forcereg.system.paths import find_root, listed
 
 
 def load_net(
@@ -66,8 +67,8 @@ def load_net(
     _check_given(net, input_shapes)
     if weights is None:
         return net
-    paths = [weights] if isinstance(weights, str | os.PathLike) else weights
-    models = [snapshot.read_model(os.fspath(path)) for path in paths]
+    paths = listed(several(path, "a path, or several in a list")("weights", weights))
+    models = [snapshot.read_model(os.fspath(one)) for one in paths]
     found = [(model, snapshot.load_into(net.params, snapshot.suited(model, net), net.shared)) for model in models]
     if text := snapshot.remark(found):
         warnings.warn(text, stacklevel=2)

@@ -19,6 +19,7 @@ from forcereg.schema.survey import Tell
 from forcereg.schema.text import NetFile, SolverFile, net_from_message, parse_solver, read_net, read_solver, to_text
 from forcereg.solver import policy
 from forcereg.solver.regularizers.decay import check_regularization
+from forcereg.system.arguments import wrong
 from forcereg.system.paths import find_root, resolve, snapshot_prefix
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
@@ -55,7 +56,9 @@ def solver_file(solver: Any) -> SolverFile:
         return parse_solver(to_text(solver), "<SolverParameter>")
     if isinstance(solver, str) and ("\n" in solver or ":" in solver) and not os.path.exists(solver):
         return parse_solver(solver)
-    return read_solver(solver)
+    if not isinstance(solver, str | os.PathLike):
+        raise wrong("solver", solver, "the path of a prototxt, its text or a SolverParameter")
+    return read_solver(os.fspath(solver))
 
 
 def _check_type(p: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from forcereg.schema.rules import stage_names
 from forcereg.study import confusion_report
 from forcereg.study.confusion import Confusion, class_names
 from forcereg.study.confusion import confusion as counted
-from forcereg.system.arguments import checked
+from forcereg.system.arguments import checked, several, text
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import read_file, write_bytes, write_text
@@ -87,14 +87,16 @@ def confusion(
     path = labels if isinstance(labels, str | os.PathLike) else None
     # before the net is loaded: a wrong path costs no time
     names: Any = labels if path is None else read_lines(path)
+    if path is None and labels is not None:
+        names = several(text, "a file, or the classes' names in a list")("labels", labels)
     where = choose_device(device, None, tell.warn)
     net = load_net(
         model, weights, "TEST", level, stage_names(stage), device=where, budget=data_budget << 20, workers=workers,
         allow_python_layers=allow_python_layers,
     )  # fmt: skip
     check_blobs(net, where)
-    for text in repeated(net, iterations):
-        tell.warn(text)
+    for line in repeated(net, iterations):
+        tell.warn(line)
     try:
         found = counted(net, iterations, layer, tell)
     finally:

@@ -102,6 +102,8 @@ def convert_imageset(
 
     if (resize_height is None) != (resize_width is None):
         raise UsageError("--resize-height and --resize-width go together; give both or neither")
+    if encode_type not in (None, "jpg", "png"):
+        raise UsageError(f"encode_type is '{encode_type}'; expected jpg or png")
     size = None if resize_height is None or resize_width is None else (resize_height, resize_width)
     folder = None if root is None else Path(root)
     wanted = ImageSetOptions(folder, size, gray, shuffle, seed, encoded, encode_type, check_size)

@@ -12,6 +12,9 @@ from forcereg.system.events import Observer, Tell
 from forcereg.system.files import differs, write_text
 from forcereg.system.paths import StrPath
 
+MOST = 200
+"""Blocks a group of a resnet; the command's option has the same bounds."""
+
 
 @dataclass(frozen=True)
 class Started:
@@ -54,6 +57,8 @@ def new(
         raise UsageError(f"no starter is called '{kind}'{hint}")
     if n is not None and kind != "resnet":
         raise UsageError(f"--n is for resnet; {kind} has one size")
+    if n is not None and not 1 <= n <= MOST:
+        raise UsageError(f"n is {n}; expected 1 to {MOST}")
     starter = STARTERS[kind](n or 3) if kind == "resnet" else STARTERS[kind]()
     targets = [folder / path for path in starter.files]
     for target, text in zip(targets, starter.files.values(), strict=True):

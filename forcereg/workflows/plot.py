@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from forcereg.errors import UsageError
 from forcereg.report.curves import read_run
 from forcereg.report.plot import CSV, draw, kind_of
 from forcereg.report.series import series_csv
@@ -33,6 +34,8 @@ def plot(
     """
     tell, out = Tell(observer), Path(out)
     paths = [Path(log) for log in listed(logs)]
+    if not paths:
+        raise UsageError("logs is empty; give one or several")
     kind = kind_of(out)
     stems = [path.stem for path in paths]
     # runs may have logs of one name in folders of their own

@@ -50,6 +50,8 @@ def _known(asked: Named | str | None, known: list[str], name: str) -> list[str]:
         raise ForceregError(f"{name}: has no grouped Convolution with weights of its own, so nothing to split")
     if asked is None:
         return known
+    if not asked:
+        raise UsageError("layers is empty; leave it out for all layers")
     found = []
     for one in listed(asked):
         if not (matches := matching(one, known)):

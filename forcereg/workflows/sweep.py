@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import by_error
 from forcereg.lowrank.rules import MaxError, Rule, check_rule
 from forcereg.report.plot import figure_type
-from forcereg.schema.settings import with_settings, written
+from forcereg.schema.settings import settings_of, with_settings, written
 from forcereg.schema.text import SolverFile
 from forcereg.study import sweep as engine
 from forcereg.study.grid import alternatives, grid
@@ -122,9 +122,12 @@ def sweep(
 
 
 def settings_to_try(asked: Mapping[str, Sequence[Any]] | Sequence[str]) -> list[str]:
-    """`field=a,b` of each field, as --set takes it."""
+    """`field=a,b` of each field, as --set takes it. Raises UsageError."""
     if not isinstance(asked, Mapping):
-        return list(asked)
+        return settings_of(asked)
+    for name, values in asked.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise UsageError(f"set has {values!r} for {name}; expected the values to try, as in [0.01, 0.1]")
     return [f"{name}={','.join(map(written, values))}" for name, values in asked.items()]
 
 

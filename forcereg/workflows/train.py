@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from forcereg.errors import UsageError, printable
-from forcereg.system.arguments import checked, wrong
+from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath, listed
 
 if TYPE_CHECKING:
@@ -312,12 +312,8 @@ def read(solver: Any) -> SolverFile:
 
     if isinstance(solver, os.PathLike) or (isinstance(solver, str) and "\n" not in solver):
         return read_solver(os.fspath(solver))
-    from forcereg.schema import SolverParameter
-    from forcereg.schema.text import SolverFile
     from forcereg.solver.setup import solver_file
 
-    if not isinstance(solver, str | SolverParameter | SolverFile):
-        raise wrong("solver", solver, "the path of a prototxt, its text or a SolverParameter")
     return solver_file(solver)
 
 

@@ -73,6 +73,14 @@ def test_arguments_of_the_wrong_kind(keywords: dict[str, Any], message: str, fol
         (lambda: forcereg.frontier([], solver="s"), "snapshots is empty"),
         (lambda: forcereg.frontier("s", solver="s", rule={"a": 3}, latency="no"), "rule is 3; expected a rule"),
         (lambda: forcereg.sweep("s", set={"base_lr": [0.1]}, rule=0.5), "rule is 0.5; expected a rule"),
+        (lambda: forcereg.sweep("s", set={"base_lr": 0.1}), "set has 0.1 for base_lr; expected the values to try"),
+        (lambda: forcereg.sweep("s", set={"base_lr": "0.1"}), "set has '0.1' for base_lr; expected the values"),
+        (lambda: forcereg.confusion("n", "w", labels=[1, 2]), "labels is 1; expected text"),
+        (lambda: forcereg.plot([], "x.svg"), "logs is empty; give one or several"),
+        (lambda: forcereg.new("resnet", n=0), "n is 0; expected 1 to 200"),
+        (lambda: forcereg.convert_imageset("l", "o", resize_height=0, resize_width=8), "resize_height is 0; expected"),
+        (lambda: forcereg.convert_imageset("l", "o", encode_type="gif"), "encode_type is 'gif'; expected jpg or png"),
+        (lambda: forcereg.Solver(3), "solver is 3; expected the path of a prototxt"),
     ],
 )
 def test_slips_of_other_calls(make: Any, message: str) -> None:
