@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -117,6 +118,9 @@ class Result:
         ranks = list(itertools.zip_longest(self.ranks_at_error, self.full_ranks, fillvalue=0))
         if any(not 0 < rank <= full for rank, full in ranks) or min(counts, default=0) < 0:
             raise ValueError("ranks or MACs that can't be")
+        # int() refuses numbers of thousands of digits, which only damage leaves
+        if any(re.fullmatch(r"whole|\d{1,9}(-\d{1,9})*", rank, re.ASCII) is None for rank in self.ranks):
+            raise ValueError("ranks that no layer has")
         if self.failed or not (self.ranks and 0 <= self.seconds < math.inf):
             raise ValueError("a run that hasn't come to its end")
 

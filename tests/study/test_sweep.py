@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable
@@ -471,3 +472,12 @@ def test_fine_tuning_that_fails_does_not_end_the_others(tmp_path: Path, monkeypa
     results, told = swept(tmp_path, "base_lr=0.1,0.2", finetune=1)
     assert [run.failed for run in results] == ["fine-tuning: the loss is not finite at iteration 1"] * 2
     assert told.count("failed: ") == 2 and all(run.accuracy_cut is not None for run in results)
+
+
+@pytest.mark.parametrize(
+    ("rank", "fits"), [("4", True), ("4-16", True), ("whole", True), ("9" * 5000, False), ("-", False)]
+)
+def test_ranks_of_a_result_are_ranks(rank: str, fits: bool) -> None:
+    result = Result({}, 1, ranks=[rank])
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="ranks that no layer has"):
+        result.check()
