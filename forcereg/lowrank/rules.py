@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from forcereg.cost import Cost
 from forcereg.errors import UsageError, check_share
 from forcereg.registry import Option, rank_rule
+from forcereg.system.arguments import wrong
 from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
 
@@ -85,8 +86,7 @@ class Rule:
 def check_rule(rule: Any) -> None:
     """Raises UsageError for what is no rule."""
     if not isinstance(rule, Rule):
-        shown = repr(rule) if len(repr(rule)) < 60 else f"a {type(rule).__name__}"
-        raise UsageError(f"rule is {shown}; expected a rule for ranks, as forcereg.MaxError(0.05)")
+        raise wrong("rule", rule, "a rule for ranks, as forcereg.MaxError(0.05)")
 
 
 def criterion_of(rule: Rule, subject: Subject, even_if_dearer: bool = False) -> Criterion:
