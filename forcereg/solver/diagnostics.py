@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.lowrank.factor import smallest_rank, spectrum
+from forcereg.lowrank.factor import smallest_rank
 
 ERROR = 0.05
 """The relative squared error at which ranks are reported."""
+Ranks = dict[str, tuple[int, int]]
+"""Layer -> its rank at that error, its full rank."""
 SMALLEST = 1e-30
 """A gradient's norm where it has none."""
 
@@ -27,12 +29,27 @@ def mean_cosine(weight: Tensor) -> Tensor:
     return pairs / max(1, count * (count - 1))
 
 
-def coordination(layers: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Rank at 5 % error and mean pairwise cosine of each layer's weight that is finite."""
+@torch.no_grad()
+def forced_ranks(layers: Mapping[str, Tensor]) -> Ranks:
+    """Rank at 5 % error and full rank of each weight that is finite, as a matrix whose rows lie along axis 0.
+
+    From the eigenvalues of the smaller Gram matrix, float64, on the weights' device, which is read for each.
+    """
+    found: Ranks = {}
+    for name, weight in layers.items():
+        if not weight.isfinite().all():  # the loss tells, an iteration later
+            continue
+        rows = weight.flatten(1).double()
+        wide = rows if len(rows) <= rows.shape[1] else rows.T
+        energies = torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_(min=0)
+        found[name] = smallest_rank(energies, ERROR), len(wide)
+    return found
+
+
+def coordination(layers: Mapping[str, Tensor], ranks: Ranks) -> list[dict[str, Any]]:
+    """Rank and mean pairwise cosine of each layer that `ranks`, its `forced_ranks`, has."""
     return [
-        {"layer": name, "rank": smallest_rank(spectrum(weight), ERROR), "cosine": float(mean_cosine(weight))}
-        for name, weight in layers.items()
-        if bool(weight.isfinite().all())  # the loss tells one that isn't, an iteration later
+        {"layer": name, "rank": rank, "cosine": float(mean_cosine(layers[name]))} for name, (rank, _) in ranks.items()
     ]
 
 

@@ -21,7 +21,7 @@ from forcereg.solver import policy
 from forcereg.solver.build import begin, nets_of, steps_of
 from forcereg.solver.clipping import RankClipping
 from forcereg.solver.debug import Watch
-from forcereg.solver.diagnostics import coordination
+from forcereg.solver.diagnostics import Ranks, coordination, forced_ranks
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
@@ -87,6 +87,7 @@ class Solver:
         self.measure_force = False
         self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
         self.pull = Pull(self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0)
+        self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, keep)
         self._losses = self.steps.losses
@@ -325,8 +326,17 @@ class Solver:
                 break
         else:
             self._before_tests = None
-            if self.measure_force:
-                self.emit("force", iteration=self.iter, layers=coordination(self.updater.touched(FORCE)))
+            self._look_at_ranks()
+
+    def _look_at_ranks(self) -> None:
+        """Behind the tests; tells of ranks and cosines if asked to."""
+        forced = self.updater.touched(FORCE)
+        felt = FORCE in self.updater.feeling(self.iter)
+        if felt:  # rank 0's: what goes by them must be the same everywhere, and weights differ by rounding
+            self.ranks = self.group.once(lambda: forced_ranks(forced))
+        if self.measure_force:
+            ranks = self.ranks if felt else forced_ranks(forced)
+            self.emit("force", iteration=self.iter, layers=coordination(forced, ranks))
 
     def test(self, index: int = 0) -> Score:
         """Scores test net `index` over its test_iter batches; emits and returns the means.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.solver.diagnostics import coordination, force_ratios, mean_cosine
+from forcereg.solver.diagnostics import coordination, force_ratios, forced_ranks, mean_cosine
 from forcereg.solver.loop import Solver
 from tests.conftest import TOP
 from tests.solver.nets import Recorder, write_images, write_solver
@@ -113,8 +113,10 @@ def test_mean_cosine(rows: list[list[float]], expected: float) -> None:
 
 def test_coordination() -> None:
     weight = torch.diag(torch.tensor([10.0, 3.0, 0.1]))
-    assert coordination({"conv": weight}) == [{"layer": "conv", "rank": 2, "cosine": pytest.approx(0)}]
-    assert coordination({"conv": weight, "ip": weight * math.inf}) == coordination({"conv": weight})
+    layers = {"conv": weight, "ip": weight * math.inf}
+    ranks = forced_ranks(layers)
+    assert ranks == {"conv": (2, 3)}
+    assert coordination(layers, ranks) == [{"layer": "conv", "rank": 2, "cosine": pytest.approx(0)}]
 
 
 def test_force_ratios() -> None:

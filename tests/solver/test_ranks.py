@@ -1,0 +1,49 @@
+"""Ranks of forced layers at tests: what they are, and that a run has them whether anybody asks or not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forcereg.lowrank.factor import smallest_rank, spectrum
+from forcereg.solver.diagnostics import ERROR, forced_ranks
+from forcereg.solver.regularizers.force import FORCE
+from tests.solver.nets import TESTED, batches, regression
+
+FORCED = "param { lr_mult: 1 force_mult: 1 }"
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(0, 99))
+def test_ranks_are_those_of_the_spectrum(rows: int, channels: int, size: int, rank: int, seed: int) -> None:
+    """Whichever Gram matrix is the smaller one, in any memory layout."""
+    random = torch.Generator().manual_seed(seed)
+    shape, width = (rows, channels, size, size), channels * size**2
+    noise = 0.1 * torch.randn(shape, generator=random)
+    weight = (torch.randn(rows, rank, generator=random) @ torch.randn(rank, width, generator=random)).reshape(shape)
+    for one in (weight + noise, (weight + noise).to(memory_format=torch.channels_last)):
+        expected = smallest_rank(spectrum(one), ERROR)
+        assert forced_ranks({"conv": one}) == {"conv": (expected, min(rows, width))}
+
+
+def test_weights_that_tell_nothing() -> None:
+    weight = torch.eye(3)
+    assert forced_ranks({"nan": weight * math.nan, "inf": weight / 0, "still": 0 * weight}) == {"still": (1, 3)}
+
+
+@pytest.mark.parametrize("extra", ["", "force_iter: 3", "force_decay: 0"])
+def test_a_solver_has_them_from_its_last_test_with_a_force(extra: str, tmp_path: Path) -> None:
+    settings = f"test_iter: 1 test_interval: 2 base_lr: 0.01 snapshot_after_train: false max_iter: 5 {extra}"
+    decay = "" if "force_decay" in extra else "force_decay: 0.1"
+    solver, recorder = regression(tmp_path, f"{settings} {decay}", FORCED, TESTED)
+    solver.measure_force = True
+    solver.solve(batches)
+    told = [(event.iteration, event.layers) for event in recorder.of("force") if "ratio" not in event.fields]
+    assert [at for at, _ in told] == [0, 2, 4] and all(bool(layers) is bool(decay) for _, layers in told)
+    assert solver.ranks.keys() == ({"ip"} if decay else set())
+    if not extra:
+        assert solver.ranks == forced_ranks(solver.updater.touched(FORCE))
