@@ -1,7 +1,8 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
-decomposition or rule for ranks is one function or class with one decorator; nothing else needs to know.
+decomposition, rule for ranks or way to spread a budget is one function or class with one decorator; nothing else needs
+to know.
 """
 
 from __future__ import annotations
@@ -108,3 +109,4 @@ force_type: Registry[Any] = Registry("force_type")
 solver_type: Registry[Any] = Registry("solver type")
 factorizer: Registry[Any] = Registry("decomposition method")
 rank_rule: Registry[Any] = Registry("rank rule")
+chooser: Registry[Any] = Registry("way to spread a budget")

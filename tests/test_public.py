@@ -157,6 +157,7 @@ FILES = {"test": "score"}
 """Command -> its file in workflows/, where that isn't of its own name."""
 KEYWORDS = {
     **dict.fromkeys((option.field for option in registry.rank_rule.options.values()), "rule"),
+    "choose": "rule",
     "input_shape": "input_shapes",
     "no_cuda_graph": "cuda_graph",
     "only_layers": "layers",

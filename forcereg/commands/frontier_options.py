@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
-from forcereg.commands.lowrank_options import fractions, gathered
-from forcereg.commands.lowrank_rules import rule_of
+from forcereg.commands.lowrank_options import fractions, gathered, names
+from forcereg.commands.lowrank_rules import BUDGETS, check_choose, rule_of
 from forcereg.commands.options import flag
 from forcereg.lowrank.rules import Rule
 
@@ -24,16 +24,21 @@ class Aims:
     error: str | None
     ranks: tuple[str, ...]
     even_if_dearer: bool
+    choose: str | None
 
-    def rules(self) -> dict[str, Rule]:
-        """Name -> a rule of the command `decompose` with one value. Raises UsageError."""
-        asked: dict[str, tuple[str, Any]] = {f"ranks {ranks}": ("ranks", ranks) for ranks in self.ranks}
+    def rules(self) -> list[Rule]:
+        """Rules of the command `decompose` with one value each; budgets by each way to spread. Raises UsageError."""
+        asked = [("ranks", ranks) for ranks in self.ranks]
         given = {"max_macs": self.max_macs, "max_params": self.max_params, "error": self.error}
         if not asked and all(text is None for text in given.values()):
             given["max_macs"] = SHARES
+        check_choose(self.choose, given)
+        choosers: Sequence[str | None] = names("--choose", self.choose) or [None]
+        found = [rule_of(*one) for one in asked]
         for field, text in given.items():
-            asked |= {f"{flag(field)[2:]} {one:g}": (field, one) for one in shares(flag(field), text)}
-        return {name: rule_of(*one) for name, one in asked.items()}
+            each = choosers if field in BUDGETS else [None]
+            found += [rule_of(field, share, choose) for share in shares(flag(field), text) for choose in each]
+        return found
 
 
 aim_options = gathered("aims", Aims, [
@@ -43,6 +48,8 @@ aim_options = gathered("aims", Aims, [
     click.option("--error", metavar="A,B,..", help="Bounds on each layer's relative squared error."),
     click.option("--ranks", multiple=True, metavar="A,B,..",
                  help="One rank for each layer that is decomposed, in the net file's order; repeatable."),
+    click.option("--choose", metavar="A,B,..",
+                 help="How budgets spread over the layers, each way a net of its own.  [default: energy]"),
     click.option("--even-if-dearer", is_flag=True,
                  help="Decompose layers by --error even where the chain costs no less than the layer."),
 ])  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import click
 
 from forcereg.commands.options import flag
 from forcereg.errors import UsageError
-from forcereg.lowrank.rules import Rule
+from forcereg.lowrank.rules import Budget, Rule
 from forcereg.registry import Option, rank_rule
 
 RULES = {option.field: (name, option) for name, option in rank_rule.options.items()}
 """Field of an option -> name of its rule, and the option."""
+BUDGETS = [field for field, (name, _) in RULES.items() if issubclass(rank_rule.get(name), Budget)]
+"""Fields of the options that --choose goes with."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class RankOptions:
 
     values: Mapping[str, Any]
     even_if_dearer: bool
+    choose: str | None = None
 
     @property
     def given(self) -> list[str]:
@@ -37,32 +40,44 @@ class RankOptions:
             found = " and ".join(map(flag, self.given)) or "none"
             *most, last = map(flag, RULES)
             raise UsageError(f"give exactly one of {', '.join(most)} and {last}; found {found}")
-        return rule_of(self.given[0], self.values[self.given[0]])
+        return rule_of(self.given[0], self.values[self.given[0]], self.choose)
 
 
-def rule_of(field: str, value: Any) -> Rule:
-    """The rule of an option's value. Raises as `RankOptions.rule`."""
+def rule_of(field: str, value: Any, choose: str | None = None) -> Rule:
+    """The rule of an option's value; `choose`: how a budget is spread. Raises as `RankOptions.rule`."""
     kind: type[Rule] = rank_rule.get(RULES[field][0])
     try:
         made: Rule = kind.parsed(value)
     except ValueError as error:
         raise UsageError(f"{flag(field)} is '{value}'; expected {error}") from None
-    return made
+    return replace(made, choose=choose) if isinstance(made, Budget) and choose is not None else made
+
+
+def check_choose(choose: str | None, values: Mapping[str, Any]) -> None:
+    """Raises UsageError for --choose without a budget among the options' values."""
+    if choose is not None and all(values[field] is None for field in BUDGETS):
+        raise UsageError(f"--choose says how a budget is spread; give {' or '.join(map(flag, BUDGETS))} with it")
 
 
 def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """All of them as one argument `ranks`, RankOptions."""
 
     @functools.wraps(function)
-    def call(even_if_dearer: bool, **values: Any) -> Any:
+    def call(even_if_dearer: bool, choose: str | None, **values: Any) -> Any:
         own = {name: values.pop(name) for name in RULES}
-        return function(ranks=RankOptions(own, even_if_dearer), **values)
+        check_choose(choose, own)
+        return function(ranks=RankOptions(own, even_if_dearer, choose), **values)
 
     made: Callable[..., Any] = click.option(
         "--even-if-dearer", is_flag=True,
         help="Decompose layers by --error, --energy or their like even where the chain costs no less than the "
              "layer; else these stay whole. What --ranks says always holds.",
     )(call)  # fmt: skip
+    made = click.option(
+        "--choose", metavar="energy|minmax",
+        help="With a budget: how it spreads over the layers, by their errors' weighed sum or by the largest.  "
+             "[default: energy]",
+    )(made)  # fmt: skip
     # decorators apply from the inside out: the last one is the first in --help
     for _, option in reversed(RULES.values()):
         made = click.option(option.flag, type=kind_of(option), metavar=option.metavar, help=option.help)(made)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from forcereg.cost import Cost
-from forcereg.errors import UsageError, check_share
-from forcereg.registry import Option, rank_rule
+from forcereg.errors import UsageError, check_share, did_you_mean
+from forcereg.lowrank.choosers import USUAL
+from forcereg.registry import Option, chooser, rank_rule
 from forcereg.system.arguments import wrong
 from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
@@ -299,6 +300,7 @@ class RankConfig(Rule):
 # -- within a budget
 
 
+@dataclass(frozen=True)
 class Budget(Rule):
     """The best ranks with which the whole net has at most a share of its cost."""
 
@@ -306,17 +308,28 @@ class Budget(Rule):
     budget: ClassVar[bool] = True
     measure: ClassVar[Any] = "macs"
     share: float
+    choose: str = USUAL
 
     def __post_init__(self) -> None:
         from forcereg.lowrank.budget import by_budget
 
         by_budget(self.measure, self.share, None)  # its range
+        if not isinstance(self.choose, str):
+            raise wrong("choose", self.choose, f"one of {', '.join(chooser)}")
+        if self.choose not in chooser:
+            hint = did_you_mean(self.choose, chooser) or f"; known are {', '.join(chooser)}"
+            raise UsageError(f"unknown {chooser.kind} {self.choose!r}{hint}")
+
+    @property
+    def spread(self) -> str:
+        """By what it is spread over the layers, where that isn't the usual way; or empty."""
+        return "" if self.choose == USUAL else self.choose
 
     def criterion(self, subject: Subject) -> Criterion:
         """See Rule."""
         from forcereg.lowrank.budget import by_budget
 
-        return by_budget(self.measure, self.share, subject.whole)
+        return by_budget(self.measure, self.share, subject.whole, choose=chooser.get(self.choose)())
 
 
 @rank_rule("MaxMacs", option=Option(
@@ -327,13 +340,14 @@ class Budget(Rule):
 class MaxMacs(Budget):
     """The best ranks with which the whole net has at most the share `share` of its MACs, above 0, at most 1.
 
-    Raises UsageError for another number, and when ranks are chosen for a share that can't be reached.
+    `choose`: how it spreads over the layers. "energy" makes least the sum of their relative squared errors, each
+    weighed by what the layer costs whole; "minmax" the largest of them (ALDS, NeurIPS 2021). Raises UsageError for
+    another number or word, and when ranks are chosen for a share that can't be reached.
 
-    >>> forcereg.MaxMacs(0.5)
-    MaxMacs(share=0.5)
+    >>> forcereg.MaxMacs(0.5, choose="minmax")
+    MaxMacs(share=0.5, choose='minmax')
     """
 
-    share: float
     measure: ClassVar[Any] = "macs"
 
 
@@ -344,13 +358,12 @@ class MaxMacs(Budget):
 class MaxParams(Budget):
     """The best ranks with which the whole net has at most the share `share` of its parameters, above 0, at most 1.
 
-    Raises UsageError as MaxMacs.
+    `choose` and the errors raised are those of MaxMacs.
 
     >>> forcereg.MaxParams(0.5)
-    MaxParams(share=0.5)
+    MaxParams(share=0.5, choose='energy')
     """
 
-    share: float
     measure: ClassVar[Any] = "params"
 
 

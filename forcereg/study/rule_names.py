@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.lowrank.factor import rank_text
-from forcereg.lowrank.rules import Rule
+from forcereg.lowrank.rules import Budget, Rule
 from forcereg.registry import rank_rule
 
 
 def named(rule: Rule) -> str:
-    """The rule's option and value: "max-macs 0.5", "ranks 4,6"."""
-    return f"{field_of(rule).replace('_', '-')} {value_text(rule)}"
+    """The rule's option and value: "max-macs 0.5", "ranks 4,6"; a budget's spread, too: "max-macs 0.5 minmax"."""
+    return f"{field_of(rule).replace('_', '-')} {spread_text(rule)}"
+
+
+def spread_text(rule: Rule) -> str:
+    """The rule's value, and how a budget is spread if not as usual."""
+    spread = rule.spread if isinstance(rule, Budget) else ""
+    return f"{value_text(rule)} {spread}".rstrip()
 
 
 def field_of(rule: Rule) -> str:
@@ -39,8 +45,8 @@ def value_text(rule: Rule) -> str:
 
 
 def record(rule: Rule) -> str:
-    """What tells the rule from others of its kind: its value, of a file a digest of what it holds."""
+    """What tells the rule from others of its kind: value and spread, of a file a digest of what it holds."""
     value: Any = getattr(rule, fields(rule)[0].name)  # type: ignore[arg-type]
     if isinstance(value, Path) or (field_of(rule) == "rank_config" and isinstance(value, str | os.PathLike)):
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()
-    return value_text(rule)
+    return spread_text(rule)

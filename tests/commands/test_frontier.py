@@ -181,6 +181,14 @@ def test_budgets_and_bounds(folder: Path, cli: Cli) -> None:
     assert "max-macs 0.1: left out: a share of 0.1 of the net's MACs can't be reached: the least is " in err
 
 
+def test_ways_to_spread_a_budget_side_by_side(folder: Path, cli: Cli) -> None:
+    code, _, err = cli("frontier", NETS[0], *QUICK, "--max-macs", "0.7", "--choose", "minmax,energy", "--error", "0.3")
+    assert code == 0, err
+    assert [row["target"] for row in rows(folder)] == ["whole", "max-macs 0.7 minmax", "error 0.3"]
+    # of a net of one layer the best rank is the same
+    assert "none, pca, max-macs 0.7: left out: a net that is there already" in err
+
+
 def test_defaults(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares of the MACs, and times on the CPU with batches of 32."""
     fed: list[int] = []
@@ -267,6 +275,16 @@ def test_a_decomposed_net_is_one_of_them(folder: Path, cli: Cli) -> None:
         pytest.param((*NETS, *QUICK, "--labels", "a"), "--labels is 'a'; expected 2 different names", id="few-labels"),
         pytest.param((*NETS, *QUICK, "--labels", "a,a"), "--labels is 'a,a'; expected 2 different", id="equal-labels"),
         pytest.param((*NETS, *QUICK, "--labels", "a,"), "--labels is 'a,'; expected 2 different", id="empty-label"),
+        pytest.param(
+            (*NETS, *QUICK, "--choose", "minimax"),
+            "way to spread a budget 'minimax'; did you mean \"minmax\"",
+            id="choose",
+        ),
+        pytest.param(
+            (*NETS, *QUICK, "--error", "0.1", "--choose", "minmax"),
+            "--choose says how a budget is spread",
+            id="choose-error",
+        ),
         pytest.param((*NETS, *QUICK, "--max-macs", "half"), "--max-macs is 'half'; expected numbers", id="no-number"),
         pytest.param((*NETS, *QUICK, "--max-params", "0.5,2"), "--max-params is '0.5,2'; expected numbers", id="share"),
         pytest.param((*NETS, *QUICK, "--ranks", "2;3"), "--ranks is '2;3'; expected whole numbers", id="ranks"),

@@ -48,6 +48,7 @@ def rows_of(root: Path) -> list[dict[str, str]]:
     [
         pytest.param(("--max-macs", "0.7"), "max-macs 0.7", id="macs"),
         pytest.param(("--max-params", "0.8", "--method", "svd"), "max-params 0.8 by svd", id="params"),
+        pytest.param(("--max-macs", "0.7", "--choose", "minmax"), "max-macs 0.7 minmax", id="minmax"),
         pytest.param(("--ranks", "2,3"), "ranks 2,3", id="ranks"),
         pytest.param(("--max-accuracy-drop", "1", "--only-layers", "conv2"), "max-accuracy-drop 1", id="accuracy"),
         pytest.param(("--ranks", "2,3", "--method", "tucker2"), "ranks 2,3 by tucker2", id="pairs"),
@@ -99,6 +100,7 @@ def test_max_iter(two: Path, cli: Cli) -> None:
         pytest.param(("--ranks", "2"), "1 ranks given; the net has 2 layers", id="count"),
         pytest.param(("--max-macs", "0.5", "--ranks", "2,2"), "found --ranks and --max-macs", id="two-rules"),
         pytest.param(("--error", "2"), "the error bound is 2; expected 0 to 1", id="error"),
+        pytest.param(("--choose", "minmax"), "--choose says how a budget is spread; give --max-macs", id="choose"),
         pytest.param(("--max-macs", "0.5", "--error", "2"), "the error bound is 2; expected 0 to 1", id="told-error"),
         pytest.param(("--rank-config", "gone.json"), "gone.json", id="no-file"),
         pytest.param(("--only-layers", "conv7"), "no Convolution or InnerProduct layer 'conv7'", id="no-layer"),

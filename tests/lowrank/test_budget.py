@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.budget import MET, Measure, by_budget
+from forcereg.lowrank.choosers import Chooser, Energy, Minmax
 from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.ranks import Candidate, Whole
 from tests.lowrank.candidates import candidate, total, weight
@@ -37,6 +38,10 @@ def spent(candidates: list[Candidate], choices: Any, measure: Measure) -> int:
 
 def lost(candidates: list[Candidate], choices: Any, measure: Measure = "macs") -> float:
     return sum(getattr(one.dense, measure) * one.error(choices[one.name]) for one in candidates)
+
+
+def largest(candidates: list[Candidate], choices: Any) -> float:
+    return max(one.error(choices[one.name]) for one in candidates)
 
 
 def every(candidates: list[Candidate], measure: Measure) -> Any:
@@ -70,6 +75,62 @@ def test_none_of_all_choices_is_better(seed: int, share: float, measure: Measure
     assert lost(found, choices, measure) == pytest.approx(best, abs=1e-6)
     thrifty = by_budget(measure, share, whole, fill=False)(found)
     assert lost(found, thrifty, measure) == pytest.approx(min(loss for _, loss in within), abs=1e-6)
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.2, 1), measure=MEASURES)
+@settings(max_examples=40)
+def test_none_of_all_choices_has_a_smaller_largest_error(seed: int, share: float, measure: Measure) -> None:
+    """And of those with the least one the sum is the least."""
+    found = layers(seed)
+    whole, share = total(found) + REST, max(share, reachable(found, measure))
+    room = int(share * getattr(whole, measure)) - getattr(REST, measure)
+    slack = int(MET * share * getattr(whole, measure))
+    within = [one for one in every(found, measure) if spent(found, one, measure) <= room]
+    full = [one for one in within if spent(found, one, measure) >= room - slack]
+    for fill, among in ((True, full or within), (False, within)):
+        choices = by_budget(measure, share, whole, fill, Minmax())(found)
+        assert spent(found, choices, measure) <= room
+        least = min(largest(found, one) for one in among)
+        assert largest(found, choices) == least
+        best = min(lost(found, one, measure) for one in among if largest(found, one) == least)
+        assert lost(found, choices, measure) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("choose", [Energy(), Minmax()], ids=["energy", "minmax"])
+@given(seed=st.integers(0, 1000), shares=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)), measure=MEASURES)
+@settings(max_examples=20)
+def test_a_larger_budget_never_loses_more(
+    choose: Chooser, seed: int, shares: tuple[float, float], measure: Measure
+) -> None:
+    found = layers(seed)
+    whole, low = total(found) + REST, reachable(found, measure)
+    small, large = (by_budget(measure, max(share, low), whole, False, choose)(found) for share in sorted(shares))
+    if choose.worst:
+        assert largest(found, large) <= largest(found, small)
+    else:
+        assert lost(found, large, measure) <= lost(found, small, measure) + 1e-6
+
+
+def test_minmax_spends_on_the_layer_that_is_cut_worst() -> None:
+    """Of a dear layer that loses little and a cheap one that would lose much."""
+    found = [candidate("dear", weight(24, 12, 3, 3), places=400), candidate("cheap", weight(24, 12, 3, 3, seed=2))]
+    whole = total(found)
+    energy, minmax = (by_budget("macs", 0.4, whole, choose=choose)(found) for choose in (Energy(), Minmax()))
+    assert found[1].error(energy["cheap"]) > 2 * found[1].error(minmax["cheap"])
+    assert largest(found, minmax) < largest(found, energy) and lost(found, minmax) > lost(found, energy)
+
+
+@pytest.mark.parametrize("choose", [Energy(), Minmax()], ids=["energy", "minmax"])
+def test_pairs_are_at_least_as_good_as_equal_shares(choose: Chooser) -> None:
+    found = [candidate(f"l{at}", weight(12, 8, 3, 3, seed=at), method="tucker2", places=90 >> at) for at in range(3)]
+    whole = total(found)
+    choices = by_budget("macs", 0.5, whole, fill=False, choose=choose)(found)
+    room = int(0.5 * (whole.macs or 0))
+    alike = [one for one in every(found, "macs") if spent(found, one, "macs") <= room]
+    if choose.worst:
+        assert largest(found, choices) <= min(largest(found, one) for one in alike)
+    else:
+        assert lost(found, choices) <= min(lost(found, one) for one in alike)
 
 
 @pytest.mark.parametrize("steps", [2_000, 200_000])

@@ -40,6 +40,7 @@ CASES = [
         id="mixed",
     ),
     pytest.param({"rule": forcereg.MaxMacs(0.8)}, "--max-macs 0.8", id="macs"),
+    pytest.param({"rule": forcereg.MaxMacs(0.7, "minmax")}, "--max-macs 0.7 --choose minmax", id="minmax"),
     pytest.param({"rule": forcereg.MaxParams(0.8), "fc": True}, "--max-params 0.8 --fc", id="params"),
     pytest.param(
         {"rule": forcereg.MaxError(0.01), "even_if_dearer": True, "layers": ["conv1"]},
@@ -153,6 +154,10 @@ def test_the_net_and_weights_are_those_of_each_other(folder: Path) -> None:
         pytest.param(lambda: forcereg.MinEnergy(-1), "the share of energy to keep is -1; expected 0 to 1", id="energy"),
         pytest.param(lambda: forcereg.ForkSvdRatio(1.5), "the ratio is 1.5; expected 0 to 1", id="ratio"),
         pytest.param(lambda: forcereg.MaxMacs(0), "the share of MACs to keep is 0; expected above 0", id="macs"),
+        pytest.param(
+            lambda: forcereg.MaxMacs(0.5, "minimax"), "unknown way to spread a budget 'minimax'; did", id="way"
+        ),
+        pytest.param(lambda: forcereg.MaxMacs(0.5, None), "choose is None; expected one of energy, minmax", id="none"),
         pytest.param(lambda: forcereg.MaxParams(2), "the share of learned values to keep is 2", id="params"),
         pytest.param(lambda: forcereg.MaxAccuracyDrop(2), "the accuracy to lose is 2; expected 0 to 1", id="drop"),
         pytest.param(

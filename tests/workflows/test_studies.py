@@ -151,6 +151,7 @@ def test_what_a_sweep_was_cut_by(folder: Path) -> None:
     [
         pytest.param(Ranks([10, (4, 16)]), "ranks 10,4-16", id="ranks"),
         pytest.param(MaxMacs(0.5), "max-macs 0.5", id="macs"),
+        pytest.param(MaxMacs(0.5, choose="minmax"), "max-macs 0.5 minmax", id="minmax"),
         pytest.param(ForkSvdRatio(0.9), "fork-svd-ratio 0.9", id="fork"),
         pytest.param(MaxAccuracyDrop(1, solver="s"), "max-accuracy-drop 1", id="accuracy"),
         pytest.param(RankConfig({"conv": 8}), 'rank-config {"conv": 8}', id="config"),
