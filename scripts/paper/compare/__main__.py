@@ -1,0 +1,277 @@
+"""Nets trained on in different ways, then cut and fine-tuned alike: who keeps what, by which method, at a cost.
+
+    cd FOLDER
+    python SCRIPTS/paper/compare NET --seed 1 --arms none,Degradation:1e-3:half --methods pca,vh --budgets 0.35
+
+FOLDER holds the shipped examples with their data (`forcereg configs copy`, `forcereg data`) and takes snapshots; each
+finished row goes to --csv (results/NET_SEED.csv) at once, and what is there isn't done again. One thread, net, seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import proximal
+import torch
+from arms import Arm, arm_of
+from nets import STUDIES, Study
+
+import forcereg
+from forcereg.system.files import write_text
+
+COLUMNS = (
+    "net", "seed", "arm", "iterations", "whole", "whole_tuned", "method", "choose", "budget", "teacher", "macs",
+    "params", "ranks", "cut", "tuning", "tuned", "seconds", "version", "torch", "date", "machine", "command",
+)  # fmt: skip
+SHOWN = ("arm", "whole", "method", "choose", "budget", "teacher", "ranks", "cut", "tuned")
+
+
+class Comparison:
+    """One net at one seed."""
+
+    def __init__(self, name: str, seed: int, out: Path, version: str) -> None:
+        self.name, self.seed, self.out = name, seed, out
+        self.study: Study = STUDIES[name]
+        self.folder = Path("runs") / f"{name}_{seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.version = version
+        self.rows = list(csv.DictReader(out.open())) if out.exists() else []
+
+    # -- training
+
+    def settings(self, prefix: str) -> dict[str, Any]:
+        """What all trainings share."""
+        quiet = {"display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(self.folder / prefix)}
+        return {**quiet, "solver_mode": "CPU", "force_decay": 0.0}
+
+    def net(self, view: str = "FILTERS") -> Path:
+        """The net's file, with the force along a view."""
+        text = Path(self.study.net).read_text()
+        for old, new in self.study.edits.items():
+            text = text.replace(old, new)
+        if view != "FILTERS":
+            text = text.replace("force_mult: 1", f"force_mult: 1 force_view: {view}")
+        # beside the original, where its data is looked for
+        path = Path(self.study.net).with_name(f"compare_{self.name}_{view}.prototxt")
+        write_text(path, text)
+        return path
+
+    def base(self) -> Path:
+        """The weights of the first training."""
+        fields = {**self.settings("base"), **self.study.base, "net": str(self.net()), "snapshot": 1000}
+        done = self.folder / f"base_iter_{self.study.iterations}.caffemodel.h5"
+        if not done.exists():
+            forcereg.train(
+                self.study.solver, set=fields, seed=self.seed, max_iter=self.study.iterations, resume=True, keep=1
+            )
+        return done
+
+    def train_on(self, arm: Arm) -> Path:
+        """The weights of an arm."""
+        prefix, on = arm.word.replace(":", "_"), self.study.on
+        done = self.folder / f"{prefix}_iter_{on}.caffemodel.h5"
+        if done.exists():
+            return done
+        base = start = self.base()
+        asked: dict[str, Any] = {}
+        multiples = [multiple for multiple, _ in self.study.rates]
+        fields = {
+            **self.settings(prefix), **arm.fields(on), "lr_policy": "multistep", "power": 0.0,
+            "base_lr": base_lr(self.study.solver) * multiples[0], "gamma": multiples[1] / multiples[0],
+            "stepvalue": [round(share * on) for _, share in self.study.rates[1:]], "net": str(self.net(arm.view)),
+            "test_interval": on // 2, "snapshot": on // 4,
+        }  # fmt: skip
+        clipping = None
+        if arm.kind == "nuclear":
+            asked = {"nuclear": arm.strength}
+        elif arm.kind == "exact":
+            made = forcereg.decompose(base, rule=forcereg.MaxMacs(arm.strength))
+            ranks = {layer["name"]: layer["rank"] for layer in made.report["layers"]}
+            asked = {"ranks": ranks, "end": on // 2}
+        elif arm.kind == "clip":
+            made = forcereg.decompose(base, rule=forcereg.MaxError(0.0), even_if_dearer=True, layers="*conv*")
+            files = made.write(self.folder / "chains")
+            fields["net"], start, clipping = files["model"], Path(files["weights"]), arm.strength
+            fields["test_interval"] = on // 10
+        with proximal.asking(**asked):
+            forcereg.train(
+                self.study.solver, set=fields, weights=None if resumable(self.folder, prefix) else start,
+                seed=self.seed, max_iter=on, resume=resumable(self.folder, prefix), keep=1, rank_clipping=clipping,
+                clip_until=None if clipping is None else on // 2,
+            )  # fmt: skip
+        return done
+
+    def tune(self, prefix: str, model: str, weights: str, teacher: Path | None = None) -> tuple[float, float]:
+        """The accuracies before and after fine-tuning."""
+        found: list[float] = []
+
+        def heard(event: forcereg.Event) -> None:
+            if event.kind == "test":
+                found.append(next(one.value for one in event.outputs if one.name == "accuracy"))
+
+        study = self.study
+        fields = {
+            **self.settings(prefix), "lr_policy": "fixed", "base_lr": base_lr(study.solver) * study.tuned_at,
+            "snapshot": 0, "snapshot_after_train": False, "test_interval": study.tuning, "stepvalue": [],
+        }  # fmt: skip
+        taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
+        forcereg.finetune(
+            study.solver, model=model, weights=weights, set=fields, seed=self.seed, max_iter=study.tuning,
+            observer=heard, **taught,
+        )  # fmt: skip
+        return found[0], found[-1]
+
+    # -- rows
+
+    def run(self, arm: Arm, points: list[dict[str, Any]]) -> None:
+        """All points of an arm that aren't there yet."""
+        points = [point for point in points if not self.known(arm, point)]
+        if not points:
+            return
+        weights = self.train_on(arm)
+        whole = self.whole(arm, weights)
+        for point in points:
+            self.point(arm, point, weights, whole)
+
+    def known(self, arm: Arm, point: Mapping[str, Any]) -> dict[str, str] | None:
+        """Its row."""
+        asked = {"arm": arm.word, **{key: str(value) for key, value in point.items()}}
+        return next((row for row in self.rows if all(row[key] == value for key, value in asked.items())), None)
+
+    def whole(self, arm: Arm, weights: Path) -> tuple[float, float]:
+        """The accuracy of an arm's whole net, and fine-tuned as long as the cut ones."""
+        known = next((row for row in self.rows if row["arm"] == arm.word), None)
+        if known:
+            return float(known["whole"]), float(known["whole_tuned"])
+        model = self.folder / "chains.prototxt" if arm.kind == "clip" else self.net(arm.view)
+        if arm.kind == "clip":
+            model = next(self.folder.glob("*_clipped.prototxt"), model)
+        return self.tune("whole", str(model), str(weights))
+
+    def point(self, arm: Arm, point: Mapping[str, Any], weights: Path, whole: tuple[float, float]) -> None:
+        """Cuts, fine-tunes, writes a row."""
+        begun = time.monotonic()
+        # the default isn't named
+        choose = {} if point["choose"] == "energy" else {"choose": point["choose"]}
+        aware = None
+        method = point["method"]
+        if method.startswith("aware-"):
+            method, aware = method.removeprefix("aware-"), 20
+        data = str(self.solver_file()) if aware or point["choose"] == "responses" or self.study.recalibrate else None
+        row: dict[str, Any] = dict.fromkeys(("macs", "params", "ranks", "cut", "tuned"), "")
+        try:
+            made = forcereg.decompose(
+                weights, rule=forcereg.MaxMacs(float(point["budget"]), **choose), method=method, layers="*conv*",
+                data=data, data_aware=aware, recalibrate=self.study.recalibrate,
+            )  # fmt: skip
+        except forcereg.UsageError as error:  # a budget that the method can't reach is a finding, too
+            print(f"{arm.word} {method} {point['budget']}: {error}", file=sys.stderr)
+        else:
+            files = made.write(self.folder / "cut")
+            teacher = weights if point["teacher"] == "yes" else None
+            cut, tuned = self.tune("cut", **files, teacher=teacher)
+            net = made.report["net"]
+            ranks = " ".join(f"{one['name']}={'-'.join(map(str, one['ranks']))}" for one in made.report["layers"])
+            row = {
+                "macs": net["macs_after"] / net["macs_before"], "params": net["params_after"] / net["params_before"],
+                "ranks": ranks, "cut": cut, "tuned": tuned,
+            }  # fmt: skip
+        self.write({
+            "net": self.name, "seed": self.seed, "arm": arm.word,
+            "iterations": f"{self.study.iterations}+{self.study.on}",
+            "whole": whole[0], "whole_tuned": whole[1], **point, **row, "tuning": self.study.tuning,
+            "seconds": round(time.monotonic() - begun), "version": self.version, "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(), "machine": machine(), "command": shlex.join(sys.argv[1:]),
+        })  # fmt: skip
+
+    def solver_file(self) -> Path:
+        """The solver with the net as it is trained here, for what needs training batches."""
+        path = Path(self.study.solver).with_name(f"compare_{self.name}_{self.seed}_solver.prototxt")
+        lines = [line for line in Path(self.study.solver).read_text().splitlines() if not line.startswith("net:")]
+        write_text(path, "\n".join([f'net: "{self.net()}"', f"random_seed: {self.seed}", *lines, ""]))
+        return path
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to the file."""
+        new = not self.out.exists()
+        with self.out.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            told = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+            writer.writerow(told)
+        self.rows.append(told)
+        print(
+            " ".join(
+                f"{key}={told[key]}" for key in ("arm", "whole", "method", "choose", "budget", "ranks", "cut", "tuned")
+            )
+        )
+
+
+def resumable(folder: Path, prefix: str) -> bool:
+    """Whether a training of that prefix was ended half way."""
+    return any(folder.glob(f"{prefix}_iter_*.solverstate.h5"))
+
+
+def base_lr(solver: str) -> float:
+    """What the solver's file says."""
+    return float(next(line.split()[1] for line in Path(solver).read_text().splitlines() if line.startswith("base_lr")))
+
+
+def machine() -> str:
+    """The processor's name, and how many threads were used."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"
+
+
+def points(methods: str, budgets: str, choosers: str, teachers: str) -> Iterator[dict[str, Any]]:
+    """All combinations."""
+    for method in methods.split(","):
+        for budget in budgets.split(","):
+            for choose in choosers.split(","):
+                for teacher in teachers.split(","):
+                    yield {"method": method, "choose": choose, "budget": budget, "teacher": teacher}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", choices=STUDIES)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--arms", default="none")
+    parser.add_argument("--methods", default="pca")
+    parser.add_argument("--budgets", default="0.35")
+    parser.add_argument("--choose", default="energy")
+    parser.add_argument("--teacher", default="no", help="no, yes or no,yes")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--version", default="", help="the commit that runs")
+    parser.add_argument("--scale", type=float, default=1, help="of all iterations, for a try")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    out = asked.csv or Path("results") / f"{asked.net}_{asked.seed}.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison(asked.net, asked.seed, out, asked.version)
+    if asked.scale != 1:
+        counts = {
+            name: max(20, round(getattr(comparison.study, name) * asked.scale))
+            for name in ("iterations", "on", "tuning")
+        }
+        comparison.study = replace(comparison.study, **counts)
+    for word in asked.arms.split(","):
+        comparison.run(arm_of(word), list(points(asked.methods, asked.budgets, asked.choose, asked.teacher)))
+
+
+if __name__ == "__main__":
+    main()

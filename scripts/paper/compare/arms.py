@@ -1,0 +1,70 @@
+"""What is done to a net between its first training and the cut, one word an arm, as in `Degradation:1e-3:BOTH:half`.
+
+none                        trained on as it was
+TYPE:DECAY[:VIEW][:WHEN]    force: Constant, Degradation; FILTERS (the paper's), CHANNELS, BOTH, VERTICAL; held to
+                            the end, or let go at `half`, at `three-quarters`, or `slowly` (between these)
+TYPE:DECAY:responses[:WHEN] force in the metric of the layer's inputs
+nuclear:STRENGTH[:WHEN]     the nuclear norm's proximal steps
+exact:SHARE                 the ranks that pca takes at this share of the MACs, reached at half time and kept
+clip:SHARE                  rank clipping of full chains, which keeps that share of each weight's squared norm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VIEWS = ("FILTERS", "CHANNELS", "BOTH", "VERTICAL")
+WHEN = {"half": (0.5, 0.0), "three-quarters": (0.75, 0.0), "slowly": (0.75, 0.25)}
+"""Where the force ends, and over which share before that it falls, as shares of the training."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm's word in parts."""
+
+    word: str
+    kind: str
+    strength: float = 0.0
+    view: str = "FILTERS"
+    responses: bool = False
+    when: str = ""
+
+    @property
+    def force(self) -> bool:
+        """Whether it is a force."""
+        return self.kind in ("Constant", "Degradation", "Linear", "Gravity")
+
+    def fields(self, iterations: int) -> dict[str, Any]:
+        """The solver fields of a training of that many iterations."""
+        found: dict[str, Any] = {"force_decay": 0.0}
+        if self.force:
+            found = {"force_decay": self.strength, "force_type": self.kind}
+            if self.responses:
+                found["force_metric"] = "responses"
+            if self.when:
+                end, release = WHEN[self.when]
+                found["force_iter"] = round(end * iterations)
+                if release:
+                    found["force_release"] = round(release * iterations)
+        return found
+
+
+def arm_of(word: str) -> Arm:
+    """An arm by its word. Raises ValueError for another."""
+    kind, *rest = word.split(":")
+    if kind == "none" and not rest:
+        return Arm(word, kind)
+    arm = Arm(word, kind, float(rest[0]))
+    for part in rest[1:]:
+        if part in VIEWS:
+            arm = Arm(word, arm.kind, arm.strength, part, arm.responses, arm.when)
+        elif part == "responses":
+            arm = Arm(word, arm.kind, arm.strength, arm.view, True, arm.when)
+        elif part in WHEN:
+            arm = Arm(word, arm.kind, arm.strength, arm.view, arm.responses, part)
+        else:
+            raise ValueError(f"{word}: {part!r} is none of {', '.join((*VIEWS, 'responses', *WHEN))}")
+    if not arm.force and arm.kind not in ("nuclear", "exact", "clip"):
+        raise ValueError(f"{word}: {arm.kind!r} is no arm; see scripts/paper/compare/arms.py")
+    return arm

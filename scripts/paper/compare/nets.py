@@ -1,0 +1,68 @@
+"""The nets of the comparison: how each is trained first, trained on, cut and fine-tuned; all arms share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Study:
+    """One net. `base` and `on`: solver fields of the first training and of the one that goes on from its weights.
+
+    `rates`: multiples of base_lr and the share of the second training at which each begins. `tuning`: iterations of
+    fine-tuning, at `tuned_at` times base_lr. `recalibrate`: training batches for BatchNorm's statistics once cut.
+    `edits`: text of the net file to replace.
+    """
+
+    solver: str
+    net: str
+    base: Mapping[str, Any]
+    iterations: int
+    on: int
+    rates: tuple[tuple[float, float], ...]
+    tuning: int
+    tuned_at: float
+    data: tuple[str, ...]
+    recalibrate: int | None = None
+    edits: Mapping[str, str] = field(default_factory=dict)
+
+
+STUDIES = {
+    "lenet": Study(
+        solver="examples/mnist/lenet_force_solver.prototxt",
+        net="examples/mnist/lenet_train_test_force.prototxt",
+        base={"test_interval": 2500},
+        iterations=10_000,
+        on=6_000,
+        rates=((1, 0), (0.1, 0.75)),
+        tuning=300,
+        tuned_at=0.1,
+        data=("mnist_train_lmdb", "mnist_test_lmdb"),
+    ),
+    "convnet": Study(
+        solver="examples/cifar10/cifar10_full_force_solver.prototxt",
+        net="examples/cifar10/cifar10_full_train_test_force.prototxt",
+        base={"stepvalue": [8000, 9500], "test_interval": 2500},
+        iterations=10_000,
+        on=6_000,
+        rates=((1, 0), (0.1, 0.75)),
+        tuning=500,
+        tuned_at=0.1,
+        data=("cifar10_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto"),
+    ),
+    "resnet20": Study(
+        solver="examples/cifar10/cifar10_resnet20_force_solver.prototxt",
+        net="examples/cifar10/cifar10_resnet20_train_test_force.prototxt",
+        base={"lr_policy": "poly", "power": 1.0, "stepvalue": [], "test_interval": 1500},
+        iterations=9_000,
+        on=3_000,
+        rates=((0.1, 0), (0.01, 0.75)),
+        tuning=300,
+        tuned_at=0.01,
+        data=("cifar10_pad4_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto", "mean_pad4.binaryproto"),
+        recalibrate=20,
+        edits={"batch_size: 256": "batch_size: 128"},
+    ),
+}
