@@ -54,7 +54,11 @@ class Comparison:
     def settings(self, prefix: str) -> dict[str, Any]:
         """What all trainings share."""
         quiet = {"display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(self.folder / prefix)}
-        return {**quiet, "solver_mode": "CPU", "force_decay": 0.0}
+        return {**quiet, "solver_mode": "CPU", "force_decay": 0.0, "test_iter": [self.study.tests]}
+
+    def prefix(self, arm: Arm) -> str:
+        """How an arm's snapshots begin."""
+        return arm.word.replace(":", "_")
 
     def net(self, view: str = "FILTERS") -> Path:
         """The net's file, with the force along a view."""
@@ -80,7 +84,7 @@ class Comparison:
 
     def train_on(self, arm: Arm) -> Path:
         """The weights of an arm."""
-        prefix, on = arm.word.replace(":", "_"), self.study.on
+        prefix, on = self.prefix(arm), self.study.on
         done = self.folder / f"{prefix}_iter_{on}.caffemodel.h5"
         if done.exists():
             return done
@@ -155,10 +159,14 @@ class Comparison:
         known = next((row for row in self.rows if row["arm"] == arm.word), None)
         if known:
             return float(known["whole"]), float(known["whole_tuned"])
-        model = self.folder / "chains.prototxt" if arm.kind == "clip" else self.net(arm.view)
-        if arm.kind == "clip":
-            model = next(self.folder.glob("*_clipped.prototxt"), model)
-        return self.tune("whole", str(model), str(weights))
+        return self.tune("whole", str(self.whole_net(arm)), str(weights))
+
+    def whole_net(self, arm: Arm) -> Path:
+        """The net of an arm before the cut, which clipping has made one of chains."""
+        if arm.kind != "clip":
+            return self.net(arm.view)
+        prefix = self.prefix(arm)
+        return next(self.folder.glob(f"{prefix}*_clipped.prototxt"), self.folder / "chains.prototxt")
 
     def point(self, arm: Arm, point: Mapping[str, Any], weights: Path, whole: tuple[float, float]) -> None:
         """Cuts, fine-tunes, writes a row."""
@@ -170,10 +178,13 @@ class Comparison:
         if method.startswith("aware-"):
             method, aware = method.removeprefix("aware-"), 20
         data = str(self.solver_file()) if aware or point["choose"] == "responses" or self.study.recalibrate else None
+        # shares are of the net that was trained first, whatever clipping has left of it
+        total = macs(self.net())
+        share = min(1.0, float(point["budget"]) * total / macs(self.whole_net(arm)))
         row: dict[str, Any] = dict.fromkeys(("macs", "params", "ranks", "cut", "tuned"), "")
         try:
             made = forcereg.decompose(
-                weights, rule=forcereg.MaxMacs(float(point["budget"]), **choose), method=method, layers="*conv*",
+                weights, rule=forcereg.MaxMacs(share, **choose), method=method, layers="*conv*",
                 data=data, data_aware=aware, recalibrate=self.study.recalibrate,
             )  # fmt: skip
         except forcereg.UsageError as error:  # a budget that the method can't reach is a finding, too
@@ -185,7 +196,7 @@ class Comparison:
             net = made.report["net"]
             ranks = " ".join(f"{one['name']}={'-'.join(map(str, one['ranks']))}" for one in made.report["layers"])
             row = {
-                "macs": net["macs_after"] / net["macs_before"], "params": net["params_after"] / net["params_before"],
+                "macs": net["macs_after"] / total, "params": net["params_after"],
                 "ranks": ranks, "cut": cut, "tuned": tuned,
             }  # fmt: skip
         self.write({
@@ -223,6 +234,11 @@ class Comparison:
 def resumable(folder: Path, prefix: str) -> bool:
     """Whether a training of that prefix was ended half way."""
     return any(folder.glob(f"{prefix}_iter_*.solverstate.h5"))
+
+
+def macs(net: Path) -> int:
+    """Of one image in its TEST phase."""
+    return int(forcereg.summary(net).macs or 0)
 
 
 def base_lr(solver: str) -> float:
@@ -264,10 +280,8 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(asked.net, asked.seed, out, asked.version)
     if asked.scale != 1:
-        counts = {
-            name: max(20, round(getattr(comparison.study, name) * asked.scale))
-            for name in ("iterations", "on", "tuning")
-        }
+        least = {"iterations": 20, "on": 20, "tuning": 20, "tests": 3}
+        counts = {name: max(low, round(getattr(comparison.study, name) * asked.scale)) for name, low in least.items()}
         comparison.study = replace(comparison.study, **counts)
     for word in asked.arms.split(","):
         comparison.run(arm_of(word), list(points(asked.methods, asked.budgets, asked.choose, asked.teacher)))

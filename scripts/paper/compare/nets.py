@@ -13,6 +13,7 @@ class Study:
 
     `rates`: multiples of base_lr and the share of the second training at which each begins. `tuning`: iterations of
     fine-tuning, at `tuned_at` times base_lr. `recalibrate`: training batches for BatchNorm's statistics once cut.
+    `tests`: batches of a test.
     `edits`: text of the net file to replace.
     """
 
@@ -26,6 +27,7 @@ class Study:
     tuned_at: float
     data: tuple[str, ...]
     recalibrate: int | None = None
+    tests: int = 100
     edits: Mapping[str, str] = field(default_factory=dict)
 
 

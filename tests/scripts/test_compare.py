@@ -1,0 +1,136 @@
+"""scripts/paper/compare: arms, proximal steps, rows and tables of the comparison."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from paper.compare import arms, proximal, tables
+
+from forcereg.net.module import Learnable
+from tests.conftest import TOP, RunCli
+
+COMPARE = TOP / "scripts" / "paper" / "compare"
+
+
+@pytest.mark.parametrize(
+    ("word", "fields"),
+    [
+        ("none", {"force_decay": 0.0}),
+        ("Degradation:1e-3", {"force_decay": 1e-3, "force_type": "Degradation"}),
+        ("Constant:2e-4:BOTH:half", {"force_decay": 2e-4, "force_type": "Constant", "force_iter": 500}),
+        (
+            "Degradation:1:responses:slowly",
+            {
+                "force_decay": 1.0, "force_type": "Degradation", "force_metric": "responses", "force_iter": 750,
+                "force_release": 250,
+            },
+        ),
+        ("nuclear:0.1", {"force_decay": 0.0}),
+    ],
+)  # fmt: skip
+def test_an_arm_is_solver_fields(word: str, fields: dict[str, object]) -> None:
+    assert arms.arm_of(word).fields(1000) == fields
+
+
+@pytest.mark.parametrize("word", ["force:1", "Constant:1:SIDEWAYS", "none:1", "Constant:strong"])
+def test_another_word_is_no_arm(word: str) -> None:
+    with pytest.raises(ValueError):
+        arms.arm_of(word)
+
+
+def learnable(weight: torch.Tensor) -> Learnable:
+    return Learnable(layer="conv", index=0, blob=weight, lr_mult=1, decay_mult=1, force_mult=1)
+
+
+def solver() -> SimpleNamespace:
+    return SimpleNamespace(lr_policy="fixed", base_lr=0.1, momentum=0.9)
+
+
+def test_nuclear_steps_lower_all_singular_values_by_the_same() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    before = torch.linalg.svdvals(weight.flatten(1).double())
+    with proximal.asking(nuclear=0.05):
+        made = proximal.Nuclear([learnable(weight)], solver(), weight.device)
+        assert [at for at in range(20) if made.feels(at)] == [9, 19]
+        made.project()
+    # 0.05 times ten steps of 0.1 / (1 - 0.9)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(weight.flatten(1).double()), (before - 0.5).clamp(min=0), atol=1e-6, rtol=0
+    )
+    assert not proximal.Nuclear([learnable(weight)], solver(), weight.device).touched
+
+
+@pytest.mark.parametrize(("iteration", "rank"), [(9, 6), (59, 4), (99, 2), (199, 2)])
+def test_exact_ranks_fall_evenly_and_stay(iteration: int, rank: int) -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    with proximal.asking(ranks={"conv": 2}, end=100):
+        made = proximal.ExactRank([learnable(weight)], solver(), weight.device)
+        assert made.feels(iteration)
+        made.project()
+    assert torch.linalg.matrix_rank(weight.flatten(1).double(), rtol=1e-5) == rank
+
+
+def test_nuclear_steps_are_those_of_torchao() -> None:
+    pat = pytest.importorskip("torchao.prototype.pat.group.low_rank", reason="torchao isn't installed")
+    from torchao.prototype.pat.optim import ProxNuclearNorm
+
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    theirs = weight.clone()
+    with pat.SVDGrouper(theirs) as group:
+        ProxNuclearNorm(0.05).apply_(group.p, 10.0)
+    with proximal.asking(nuclear=0.05):
+        proximal.Nuclear([learnable(weight)], solver(), weight.device).project()
+    torch.testing.assert_close(weight, theirs)
+
+
+def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path: Path) -> None:
+    run_cli("configs", "copy", ".", "examples/mnist/*", cwd=tmp_path)
+    run_cli("data", "digits", "examples/mnist", cwd=tmp_path)
+    words = [
+        sys.executable,
+        str(COMPARE),
+        "lenet",
+        "--scale",
+        "0.001",
+        "--methods",
+        "pca",
+        "--budgets",
+        "0.3",
+        "--arms",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
+
+    def run(*arms: str) -> subprocess.CompletedProcess[str]:
+        call = [*words, ",".join(arms)]
+        return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300)
+
+    assert run("none").stdout.count("arm=") == 1
+    told = run("none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3")
+    arms = ["Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
+    assert [line.split()[0] for line in told.stdout.splitlines()] == [f"arm={arm}" for arm in arms]
+    with (tmp_path / "results" / "lenet_1.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["arm"] for row in rows] == ["none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
+    assert all(0 <= float(row[column]) <= 1 for row in rows for column in ("whole", "whole_tuned", "cut", "tuned"))
+    # of the net that was trained first, whatever clipping has left
+    assert all(float(row["macs"]) <= 0.3 for row in rows)
+
+
+def test_tables_are_means_over_seeds_and_their_spread() -> None:
+    def row(seed: int, arm: str, method: str, cut: str, tuned: str) -> dict[str, str]:
+        return {"seed": str(seed), "arm": arm, "method": method, "whole": "0.99", "cut": cut, "tuned": tuned}
+
+    rows = [row(1, "none", "pca", "0.9", "0.95"), row(2, "none", "pca", "0.8", "0.97"), row(1, "none", "vh", "", "")]
+    assert list(tables.table(rows, ["arm"], ["method"])) == [
+        "| arm | seeds | whole | pca | vh |",
+        "|---|---|---|---|---|",
+        "| none | 2 | 99.0 (99.0 to 99.0) | 85.0 (80.0 to 90.0) → 96.0 (95.0 to 97.0) | - |",
+    ]
+    assert tables.chosen(rows, {"method": ["vh"]}) == [rows[2]]
