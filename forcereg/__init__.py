@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.deploy import deploy
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
+    from forcereg.workflows.filters import filters
     from forcereg.workflows.finetune import finetune
     from forcereg.workflows.frontier import frontier
     from forcereg.workflows.layers import layer_types
@@ -106,6 +107,7 @@ _HOME = {
     "deploy": "forcereg.workflows.deploy",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
+    "filters": "forcereg.workflows.filters",
     "finetune": "forcereg.workflows.finetune",
     "force_gradient": "forcereg.solver.force",
     "frontier": "forcereg.workflows.frontier",
@@ -164,6 +166,7 @@ __all__ = [
     "deploy",
     "devices",
     "draw",
+    "filters",
     "finetune",
     "force_gradient",
     "frontier",

@@ -30,6 +30,7 @@ COMMANDS = {
     "decompose": "Replace layers by low-rank chains: by error, ranks or budget.",
     "ranks": "Show the rank that each layer needs at several errors.",
     "sensitivity": "Show the accuracy with each layer decomposed alone.",
+    "filters": "Draw a layer's filters: images, basis, clusters, angles.",
     "frontier": "Compare nets: accuracy against cost, in MACs and measured time.",
     "split-groups": "Turn grouped convolutions into parallel layers.",
     "merge-groups": "Turn parallel layers into grouped convolutions.",

@@ -19,6 +19,10 @@ CSV = "csv"
 PICTURES = ("png", "svg", "pdf")
 """What matplotlib draws."""
 STYLES = ("-", "--", ":", "-.")
+COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+"""Ten that colour-blind people tell apart too (Petroff, arXiv:2107.02270)."""
 INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
 """Entries of a legend that has room among the curves, and rows and entries of one beside them."""
 
@@ -106,7 +110,7 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
             label = plain((f"{run.name}: {name}" if len(found) > 1 else name) + gone(curve))
             first, second = (number, order[name]) if len(found) > 1 else (order[name], 0)
             # ten colours, then the next style
-            style, color = STYLES[(second + first // 10) % len(STYLES)], f"C{first % 10}"
+            style, color = STYLES[(second + first // 10) % len(STYLES)], COLOURS[first % 10]
             # a single point has no line that one could see
             marker = "." if len(curve.values) < 30 else ""
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)

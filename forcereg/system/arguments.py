@@ -17,6 +17,7 @@ LEAST = {
     **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations"), 1),
     **dict.fromkeys(("keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds"), 1),
     **dict.fromkeys(("finetune", "records", "seed", "workers"), 0),
+    "clusters": 2,
 }
 """The smallest value of whole numbers by their names; the options of commands have the same."""
 

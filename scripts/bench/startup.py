@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "decompose": ("--snapshot", W, "--ranks", "2,2", "--out", "low{}"),
     "ranks": (W,),
     "sensitivity": (W, "--solver", S, "--error", "0.2", "-o", "sensitivity{}.svg"),
+    "filters": (W, "--layer", "conv1", "--basis", "-o", "basis{}.svg"),
     "frontier": (W, "--solver", S, "--ranks", "2,2", "--latency", "no", "-o", "frontier{}.svg"),
     "split-groups": (W, "--out", "split{}"),
     "merge-groups": ("split.caffemodel.h5", "--out", "merged{}"),
@@ -82,7 +83,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "configs": (),
 }
 """Command -> arguments with which it has little to do; {} is another number in every round."""
-PICTURES = ("sensitivity", "frontier", "plot")
+PICTURES = ("sensitivity", "filters", "frontier", "plot")
 """These need matplotlib."""
 
 

@@ -17,6 +17,10 @@ from forcereg.report import series
 from forcereg.snapshot import binary, container
 from forcereg.solver import saved
 from forcereg.study import frontier_report, sweep_report
+from forcereg.study.filters.angles import Angles
+from forcereg.study.filters.basis import Basis
+from forcereg.study.filters.images import Images
+from forcereg.study.filters.plane import Plane
 from forcereg.study.sweep_plan import Asked, Kept, Run
 from tests.snapshot.frozen.make import HERE, schema
 
@@ -132,6 +136,10 @@ def test_the_page_has_what_histories_hold() -> None:
         pytest.param("frontier", frontier_report.COLUMNS, id="frontier"),
         pytest.param("sensitivity", [field.name for field in fields(Point)], id="sensitivity"),
         pytest.param("confusion", ["class", "name", "items", "accuracy", "not a number"], id="confusion"),
+        pytest.param("filters", Images.columns, id="filters"),
+        pytest.param("filters --basis", Basis.columns, id="filters-basis"),
+        pytest.param("filters --lda", Plane.columns, id="filters-lda"),
+        pytest.param("filters --angles", Angles.columns, id="filters-angles"),
         pytest.param("plot", series.COLUMNS, id="plot"),
     ],
 )
