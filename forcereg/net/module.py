@@ -15,11 +15,13 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.layers import Layer
 from forcereg.layers.norm import RunningSums
 from forcereg.layers.recording import recording
+from forcereg.layers.weighted import Convolution, Deconvolution
 from forcereg.net.build import build, rebuild, reset_state, spec_of
 from forcereg.net.explain import explained, resized
 from forcereg.net.fuse import Run, run_fused
 from forcereg.net.inputs import by_name, checked
 from forcereg.net.plan import plan_net
+from forcereg.net.sharing import Multipliers
 from forcereg.schema import TRAIN
 from forcereg.schema.spec import LayerSpec, NetSpec
 
@@ -30,7 +32,10 @@ Around = Callable[[LayerSpec, Layer, list[Tensor]], Any]
 
 @dataclass(frozen=True)
 class Learnable:
-    """One learnable blob, where it lives and its multipliers, in Caffe's order of solver parameters."""
+    """One learnable blob, where it lives and its multipliers, in Caffe's order of solver parameters.
+
+    `force_view`: what a force draws together (see lowrank.views), of each of so many `groups` of a weight alone.
+    """
 
     layer: str
     index: int
@@ -38,6 +43,8 @@ class Learnable:
     lr_mult: float
     decay_mult: float
     force_mult: float
+    force_view: str = "FILTERS"
+    groups: int = 1
 
 
 class Net(nn.Module):
@@ -125,10 +132,13 @@ class Net(nn.Module):
     def learnable(self) -> list[Learnable]:
         """The owned blobs in net order with their multipliers: the solver's parameters."""
         params = self.params
-        return [
-            Learnable(name, index, params[name][index], m.lr_mult, m.decay_mult, m.force_mult)
-            for (name, index), m in self._parts.owners.multipliers.items()
-        ]
+
+        def learnable(name: str, index: int, m: Multipliers) -> Learnable:
+            module, blob = self.module(name), params[name][index]
+            groups = module.group if isinstance(module, Convolution | Deconvolution) and index == 0 else 1
+            return Learnable(name, index, blob, m.lr_mult, m.decay_mult, m.force_mult, m.force_view, groups)
+
+        return [learnable(*place, m) for place, m in self._parts.owners.multipliers.items()]
 
     def share_params(self, other: Net) -> list[str]:
         """Takes over `other`'s blobs in the layers of equal name; returns the names that `other` alone has.

@@ -10,35 +10,47 @@ from typing import Any
 from torch import Tensor, nn
 
 from forcereg.layers.base import Layer
+from forcereg.lowrank.views import misfit
 from forcereg.schema import ParamSpec
 from forcereg.schema.spec import LayerSpec
 
 
 @dataclass
 class Multipliers:
-    """lr_mult, decay_mult, force_mult of an owned blob; None while nobody has set it."""
+    """lr_mult, decay_mult, force_mult and force_view of an owned blob; only what somebody has set is `explicit`."""
 
-    explicit: dict[str, float]
+    explicit: dict[str, Any]
 
-    def value(self, field: str) -> float:
+    def value(self, field: str) -> Any:
         # a net that doesn't speak of forces feels none
-        default = 0.0 if field == "force_mult" else 1.0
-        return self.explicit.get(field, default)
+        return self.explicit.get(field, DEFAULTS[field])
 
     @property
     def lr_mult(self) -> float:
-        return self.value("lr_mult")
+        return float(self.value("lr_mult"))
 
     @property
     def decay_mult(self) -> float:
-        return self.value("decay_mult")
+        return float(self.value("decay_mult"))
 
     @property
     def force_mult(self) -> float:
-        return self.value("force_mult")
+        return float(self.value("force_mult"))
+
+    @property
+    def force_view(self) -> str:
+        return str(self.value("force_view"))
 
 
-FIELDS = ("lr_mult", "decay_mult", "force_mult")
+DEFAULTS = {"lr_mult": 1.0, "decay_mult": 1.0, "force_mult": 0.0, "force_view": "FILTERS"}
+
+
+def _said(param: Any) -> dict[str, Any]:
+    """The fields of DEFAULTS that a ParamSpec sets."""
+    said = {field: getattr(param, field) for field in DEFAULTS if param.HasField(field)}
+    if "force_view" in said:
+        said["force_view"] = ParamSpec.ForceView.Name(param.force_view)
+    return said
 
 
 class Owners:
@@ -61,7 +73,10 @@ class Owners:
             raise spec.fail(f"has {len(params)} param entries for {len(blobs)} blobs; remove the surplus")
         for index, blob in enumerate(blobs):
             param = params[index] if index < len(params) else ParamSpec()
-            explicit = {field: getattr(param, field) for field in FIELDS if param.HasField(field)}
+            explicit = _said(param)
+            view = explicit.get("force_view", "FILTERS")
+            if problem := misfit(view, blob.shape):
+                raise spec.fail(f"param {index}: force_view {view} {problem}; use another view, or remove it")
             # BatchNorm's statistics: no solver moves them
             if not isinstance(blob, nn.Parameter):
                 self._warn_fixed(spec, index, param, index < len(params))
@@ -92,7 +107,7 @@ class Owners:
             )
 
     def _borrow(
-        self, spec: LayerSpec, index: int, param: Any, explicit: dict[str, float], owner: tuple[str, int]
+        self, spec: LayerSpec, index: int, param: Any, explicit: dict[str, Any], owner: tuple[str, int]
     ) -> None:
         owned = self._modules[owner[0]].blobs[owner[1]]
         self._check_shape(spec, index, param, self._modules[spec.name].blobs[index], owned, owner)
@@ -100,9 +115,9 @@ class Owners:
         for field, value in explicit.items():
             # whoever speaks first speaks for all sharers; the others may only agree, as in Caffe
             if merged.setdefault(field, value) != value:
+                mine, theirs = (one if isinstance(one, str) else f"{one:g}" for one in (value, merged[field]))
                 raise spec.fail(
-                    f"shared param '{param.name}' has {field} {value:g}, layer '{owner[0]}' gives "
-                    f"{merged[field]:g}; use one value"
+                    f"shared param '{param.name}' has {field} {mine}, layer '{owner[0]}' gives {theirs}; use one value"
                 )
         self._modules[spec.name].share_blob(index, owned)
         self.borrowed[f"{spec.name}/{index}"] = f"{owner[0]}/{owner[1]}"

@@ -16,7 +16,8 @@ CASES = {
     "four": convolution(f"{BODY} group: 4") + RELU,
     "no-bias": convolution(f"{BODY} group: 2 bias_term: false"),
     "kept-fields": convolution(
-        f"{BODY} group: 2", "param { lr_mult: 3 force_mult: 1 } param { lr_mult: 4 } include { phase: TEST }"
+        f"{BODY} group: 2",
+        "param { lr_mult: 3 force_mult: 1 force_view: BOTH } param { lr_mult: 4 } include { phase: TEST }",
     ),
     "two-layers": convolution(f"{BODY} group: 2") + convolution(f"{BODY} group: 4", name="d", bottom="y", top="z"),
 }

@@ -31,7 +31,7 @@ def names(file: NetFile) -> list[str]:
 @pytest.mark.parametrize("body", WINDOWS.values(), ids=list(WINDOWS))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_chain_at_full_rank_equals_its_layer_and_merges_to_it(method: str, body: str) -> None:
-    specs = "param { lr_mult: 3 decay_mult: 2 force_mult: 1 }"
+    specs = "param { lr_mult: 3 decay_mult: 2 force_mult: 1 force_view: BOTH }"
     specs += "" if "bias_term: false" in body else " param { lr_mult: 4 decay_mult: 0 }"
     file = parse_net(INPUT + convolution(f"{body} {FILLERS}", specs))
     weights = arrays(load_net(file, seed=1))

@@ -112,13 +112,13 @@ def test_two_bottoms_and_two_tops() -> None:
 
 def test_what_each_layer_keeps() -> None:
     body = "num_output: 6 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 dilation: 1 group: 2 engine: CAFFE " + FILLERS
-    specs = "param { lr_mult: 3 decay_mult: 2 force_mult: 1 } param { lr_mult: 4 decay_mult: 0 }"
+    specs = "param { lr_mult: 3 decay_mult: 2 force_mult: 1 force_view: BOTH } param { lr_mult: 4 decay_mult: 0 }"
     file = parse_net(INPUT + convolution(body, specs + " include { phase: TEST } propagate_down: false loss_weight: 2"))
     result = decompose(file, arrays(load_net(file)), by_list([4]))
     _, lowrank, linear = result.net.layer
     expected = """
         name: "c_lowrank" type: "Convolution" bottom: "x" top: "y_lowrank" include { phase: TEST }
-        propagate_down: false param { lr_mult: 3 decay_mult: 2 force_mult: 1 }
+        propagate_down: false param { lr_mult: 3 decay_mult: 2 force_mult: 1 force_view: BOTH }
         convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 dilation: 1 group: 2
             engine: CAFFE bias_term: false weight_filler { type: "gaussian" std: 0.3 } }"""
     assert lowrank == text_format.Parse(expected, type(lowrank)())

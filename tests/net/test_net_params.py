@@ -190,6 +190,30 @@ def test_multipliers_of_shared_weights(field: str) -> None:
     assert text.startswith(f"<text>:4: layer 'two': shared param 'w' has {field} 4, layer 'one' gives 3")
 
 
+def test_the_view_of_shared_weights() -> None:
+    assert [one.force_view for one in load_net(shared("force_view: BOTH", "")).learnable][:2] == ["BOTH", "FILTERS"]
+    assert load_net(shared("", "force_view: CHANNELS")).learnable[0].force_view == "CHANNELS"
+    text = fails(shared("force_view: BOTH", "force_view: CHANNELS"))
+    assert "shared param 'w' has force_view CHANNELS, layer 'one' gives BOTH; use one value" in text
+
+
+def test_groups_are_those_of_the_weight() -> None:
+    grouped = NET.replace("num_output: 3", "num_output: 4 group: 2")
+    assert [one.groups for one in load_net(grouped).learnable] == [2] + [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("param", "expected"),
+    [
+        ("param { force_view: VERTICAL }", "param 0: force_view VERTICAL needs a convolution's weight"),
+        ("param {} param { force_view: CHANNELS }", r"param 1: force_view CHANNELS needs a weight of two axes or more"),
+    ],
+)
+def test_a_view_that_a_blob_has_not(param: str, expected: str) -> None:
+    text = fails(inputs(x=(2, 3)) + "\n" + ip("one", "x", "y", 2, param))
+    assert text.startswith("<text>:2: layer 'one'") and expected in text and "use another view" in text
+
+
 def test_a_borrower_can_freeze_the_owner() -> None:
     net = load_net(shared("", "lr_mult: 0"))
     assert not net.params["one"][0].requires_grad

@@ -48,6 +48,7 @@ FORKS = {
         "hole_w": (16003, "optional", "uint32", ""),
     },
     "LayerParameter": {"own_fields": (16000, "optional", "string", "")},
+    "ParamSpec": {"force_view": (16000, "optional", "ParamSpec.ForceView", "FILTERS")},
     "DropoutParameter": {"scale_train": (2, "optional", "bool", "true")},
     "PoolingParameter": {
         "torch_pooling": (40, "optional", "bool", ""),
@@ -55,7 +56,7 @@ FORKS = {
     },
 }
 """Of other forks, and our own: message -> field -> number, label, type, default. Numbers are theirs or private ones."""
-FORK_ENUMS = {"BlobProto.RawType"}
+FORK_ENUMS = {"BlobProto.RawType", "ParamSpec.ForceView"}
 
 
 def number(row: dict[str, str]) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forcereg.solver import force
+from forcereg.solver import force, pairs
 from forcereg.solver.force import ForceField, force_gradient
 
 POWERS = {"Degradation": 0, "Constant": 1, "Linear": 2, "Gravity": 3}
@@ -127,7 +127,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: st
     monkeypatch.setitem(force.WASTE, "cpu", 0)
     whole = added(weights, factors, kind)
     monkeypatch.setitem(force.WASTE, "cpu", 10_000)  # several row counts in one padded batch
-    monkeypatch.setitem(force.BLOCK, "cpu", block)
+    monkeypatch.setitem(pairs.BLOCK, "cpu", block)
     for found, expected, weight, factor in zip(added(weights, factors, kind), whole, weights, factors, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         exact = factor * exact_force(weight, kind)

@@ -29,8 +29,9 @@ class Force(Regularizer):
         super().__init__(learning, p, device)
         factors = [p.force_decay * one.force_mult * (one.blob.dim() >= 2) for one in learning]
         self.touched = [place for place, factor in enumerate(factors) if factor]
+        views = [(one.force_view, one.groups) for one in learning]
         weights = [one.blob for one in learning]
-        self._field = ForceField(weights, factors, p.force_type, p.force_decay_type, p.force_direction)
+        self._field = ForceField(weights, factors, p.force_type, p.force_decay_type, p.force_direction, views)
         self._end = p.force_iter
         self._beside = Beside(device)
 
@@ -61,8 +62,18 @@ class Force(Regularizer):
 
 def forced_layers(net: Net) -> list[str]:
     """The layers with weights that feel a force: those with force_mult that learn and have filters."""
-    feeling = (one for one in net.learnable if one.force_mult and one.blob.dim() >= 2 and one.blob.requires_grad)
-    return list(dict.fromkeys(one.layer for one in feeling))
+    return list(dict.fromkeys(one.layer for one in _feeling(net)))
+
+
+def described(net: Net, p: Any) -> str:
+    """What a run's force is and acts on, in a line."""
+    named = {one.layer: "" if one.force_view == "FILTERS" else f" ({one.force_view})" for one in _feeling(net)}
+    places = ", ".join(f"{layer}{view}" for layer, view in named.items())
+    return f"{p.force_type} {p.force_decay:g} on {places or 'nothing'}"
+
+
+def _feeling(net: Net) -> list[Learnable]:
+    return [one for one in net.learnable if one.force_mult and one.blob.dim() >= 2 and one.blob.requires_grad]
 
 
 def without_force(net: Net, p: Any) -> str:
