@@ -21,6 +21,14 @@ VIEWS = {"FILTERS": ("FILTERS",), "CHANNELS": ("CHANNELS",), "BOTH": ("FILTERS",
 """View -> its unfoldings."""
 
 
+def unfoldings(view: str, groups: int) -> list[tuple[str, int]]:
+    """The unfoldings of a view in training, each with the groups that it is taken of.
+
+    Filters are coordinated all together, as Caffe's fork does; a group's channels have nothing to do with another's.
+    """
+    return [(one, 1 if one == "FILTERS" else groups) for one in VIEWS[view]]
+
+
 def misfit(view: str, shape: Sequence[int]) -> str:
     """Why a weight of this shape has no such view, '' if it has; every weight of two axes or more has filters."""
     if view == "VERTICAL" and len(shape) != 4:

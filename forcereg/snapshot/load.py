@@ -105,7 +105,8 @@ def take_over(copies: Copies) -> None:
     with torch.no_grad():
         for target, values in copies:
             # a copy of the values: those of a file may be read-only, which from_numpy warns of
-            target.copy_(torch.from_numpy(np.array(values, np.float32)))
+            exact = np.float64 if target.dtype == torch.float64 else np.float32
+            target.copy_(torch.from_numpy(np.array(values, exact)))
 
 
 def matched(

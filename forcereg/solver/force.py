@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError, did_you_mean
-from forcereg.lowrank.views import VIEWS, misfit
+from forcereg.lowrank.views import VIEWS, misfit, unfoldings
 from forcereg.registry import force_type as registry
 from forcereg.solver.pairs import Kernel, Member, Pairs, Stack, Sums
 
@@ -137,17 +137,17 @@ def check_force(force_type: str, decay_type: str = "fixed", direction: str = "al
             raise ForceregError(f"{prefix}unknown {field} {found!r}{hint} (known are {', '.join(known)})")
 
 
-def apply_force(grad: Tensor, force: Tensor, factor: float, decay_type: str, direction: str) -> None:
+def apply_force(grad: Tensor, force: Tensor, factor: float | Tensor, decay_type: str, direction: str) -> None:
     """Add `force` to `grad` (which already holds weight decay), in place, by the solver's force settings.
 
-    factor: force_decay * force_mult; negative ones repel. Direction "same" drops the entries of the force
-    whose sign opposes the gradient's; decay type "adaptive" takes `factor` as the ratio of the force's norm
-    to the gradient's, and adds nothing where the force vanishes (Caffe's solver).
+    factor: force_decay * force_mult, a number or 0-d on the device; negative ones repel. Direction "same" drops the
+    entries of the force whose sign opposes the gradient's; decay type "adaptive" takes `factor` as the ratio of the
+    force's norm to the gradient's, and adds nothing where the force vanishes (Caffe's solver).
     """
     if direction == "same":
         force = torch.where(force * grad < 0, 0.0, force)
     if decay_type == "fixed":
-        grad.add_(force, alpha=factor)
+        grad.addcmul_(force, factor) if isinstance(factor, Tensor) else grad.add_(force, alpha=factor)
         return
     size = torch.linalg.vector_norm(force)
     scale = factor * torch.linalg.vector_norm(grad) / size
@@ -160,9 +160,8 @@ class ForceField:
     The work per weight is small next to the cost of launching it, so matrices of one shape are multiplied
     together, and the n x n part is done for several at once: for those of one row count always, for others
     where padding (rows of zeros are skipped) costs less than another round of launches. `factors`: force_decay *
-    force_mult per weight, 0 for none. `views`: each weight's view and groups, each of which has channels of its own
-    while filters are coordinated all together, as in Caffe's fork; none: filters. Raises ForceregError for unknown
-    strings.
+    force_mult per weight, 0 for none. `views`: each weight's view and groups (see lowrank.views); none: filters.
+    `varies`: `set` will be called. Raises ForceregError for unknown strings.
     """
 
     def __init__(
@@ -173,6 +172,7 @@ class ForceField:
         decay_type: str = "fixed",
         direction: str = "all",
         views: Sequence[tuple[str, int]] = (),
+        varies: bool = False,
     ) -> None:
         check_force(force_type, decay_type, direction)
         self._settings = (decay_type, direction)
@@ -181,10 +181,9 @@ class ForceField:
         forces: dict[int, list[Tensor]] = {}
         for i, weight in enumerate(weights):
             view, groups = views[i] if views else ("FILTERS", 1)
-            for unfolding in VIEWS[view] if factors[i] and weight.dim() >= 2 else ():
+            for unfolding, apart in unfoldings(view, groups) if factors[i] and weight.dim() >= 2 else ():
                 # a fixed force takes its factor along where it is rounded to float32; others need it bare
                 factor = factors[i] if self._simple else 1.0
-                apart = 1 if unfolding == "FILTERS" else groups
                 one = Member(weight, torch.empty_like(weight), unfolding, apart, factor)
                 if one.n > 1:
                     # row counts and lengths alike: one batched product for all of them
@@ -192,10 +191,24 @@ class ForceField:
                     forces.setdefault(i, []).append(one.output)
         self._works = _works([Stack(same) for same in alike.values()], registry.get(force_type))
         self._chosen = list(forces)
-        self._factors = [factors[i] for i in self._chosen]
+        self._level, self._factors = 1.0, [factors[i] for i in self._chosen]
+        # kept tensors, so that a graph reads what is set between its runs
+        self._scales = [weights[i].new_tensor(factors[i]) for i in self._chosen] if varies else []
         self._forces = [parts[0] for parts in forces.values()]
         several = [parts for parts in forces.values() if len(parts) > 1]
         self._sums, self._addends = ([parts[place] for parts in several] for place in (0, 1))
+
+    @torch.no_grad()
+    def set(self, level: float) -> None:
+        """All forces times `level`, a share of what they are, from here on: a few launches where it is another."""
+        if level == self._level:
+            return
+        self._level = level
+        if self._simple:
+            for work in self._works:
+                work.set(level)
+        for scale, factor in zip(self._scales, self._factors, strict=True) if not self._simple else ():
+            scale.fill_(factor * level)
 
     @torch.no_grad()
     def compute(self) -> None:
@@ -213,7 +226,8 @@ class ForceField:
             if chosen:
                 torch._foreach_add_(chosen, self._forces)
             return
-        for grad, force, factor in zip(chosen, self._forces, self._factors, strict=True):
+        factors: Sequence[float | Tensor] = self._scales or self._factors
+        for grad, force, factor in zip(chosen, self._forces, factors, strict=True):
             apply_force(grad, force, factor, *self._settings)
 
     def add_to(self, grads: Sequence[Tensor]) -> None:

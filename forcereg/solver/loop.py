@@ -276,6 +276,8 @@ class Solver:
 
     def _iterate(self, display: bool) -> None:
         p, before = self.param, self.current_step
+        for text in self.updater.news(self.iter):
+            self.emit("note", text=text)
         after = policy.advance(p, self.iter, before)
         rate = policy.rate(p, self.iter, after)
         # as this iteration's loss was scaled, before the update moves it
@@ -327,6 +329,7 @@ class Solver:
         else:
             self._before_tests = None
             self._look_at_ranks()
+            self.updater.look(self.iter, self.group.once)
 
     def _look_at_ranks(self) -> None:
         """Behind the tests; tells of ranks and cosines if asked to."""

@@ -109,9 +109,14 @@ class Sums:
     """The forces of a stack where K = 1: with S = sum_j u_j, G_i = l_i ((u_i . S) u_i - S)."""
 
     def __init__(self, stack: Stack) -> None:
-        self._stack, self._scale = stack, stack.factors.reshape(-1, 1, 1)
+        self._stack, self._factors = stack, stack.factors.reshape(-1, 1, 1)
+        self._scale = self._factors.clone()
         self._norm, self._inverse, self._along = stack.rows.new_empty((3, *stack.rows.shape[:2], 1))
         self._sum = torch.empty_like(stack.rows[:, :1])
+
+    def set(self, level: float) -> None:
+        """Forces times `level` from here on."""
+        torch.mul(self._factors, level, out=self._scale)
 
     def compute(self) -> None:
         """Fill the outputs."""
@@ -135,7 +140,8 @@ class Pairs:
 
     def __init__(self, stacks: Sequence[Stack], kernel_of: Kernel) -> None:
         self.stacks, self.kernel_of = stacks, kernel_of
-        self._minus = -torch.cat([stack.factors for stack in stacks]).unsqueeze(1)
+        self._factors = torch.cat([stack.factors for stack in stacks]).unsqueeze(1)
+        self._minus = -self._factors
         count, n = len(self._minus), stacks[0].rows.shape[1]  # the first has the most rows
         # zeros, once: nothing ever writes the padding, whose rows then count as too short
         self.gram = self._minus.new_zeros((count, n, n))
@@ -145,6 +151,10 @@ class Pairs:
         spans = [part.span for part in stacks[0].parts]
         self.work = self.gram.new_empty((2, count, spans[0].stop, n))
         self._blocks = [_Block(self, index, span) for index, span in enumerate(spans)]
+
+    def set(self, level: float) -> None:
+        """Forces times `level` from here on."""
+        torch.mul(self._factors, -level, out=self._minus)
 
     def compute(self) -> None:
         """Fill the outputs."""

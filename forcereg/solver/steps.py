@@ -78,6 +78,7 @@ class Steps:
         what the data or the net raises.
         """
         self._at, self._measured, self._norms = iteration, tuple(measures), {}
+        self.updater.prepare(iteration)
         work = functools.partial(Steps._work, self._me)
         graphed = self.graphed(self._net, work) if watched is None else None
         if graphed is None:

@@ -18,6 +18,7 @@ from forcereg.solver import update
 from forcereg.solver.ondevice import Descent
 from forcereg.solver.precision import LossScale
 from forcereg.solver.regularizers import Regularizer
+from forcereg.solver.regularizers.base import Once
 from forcereg.solver.regularizers.decay import decay
 from forcereg.solver.saved import HISTORY, REGULARIZERS
 from forcereg.solver.state import to_array
@@ -91,12 +92,17 @@ class Updater:
     def renew(self) -> None:
         """Takes its net as that is now: blobs that it had before keep their history, others begin with zeros."""
         places = {id(weight): place for place, weight in enumerate(self.weights)}
-        before = self._kept()
+        before, carried = self._kept(), self._carried()
         self._collect()
         for fresh, held in zip(self._kept(), before, strict=True):
             for place, weight in enumerate(self.weights):
                 if id(weight) in places:
                     fresh[place] = held[places[id(weight)]]
+        for name, tensors in self._carried().items():
+            for key, tensor in tensors.items():
+                held_before = carried.get(name, {}).get(key)
+                if held_before is not None and held_before.shape == tensor.shape:
+                    tensor.copy_(held_before)
 
     def _kept(self) -> list[list[Tensor]]:
         return [*self.history, self._values] if self.p.snapshot_diff else self.history
@@ -109,6 +115,20 @@ class Updater:
     def feeling(self, iteration: int) -> tuple[str, ...]:
         """The regularizers that act in this iteration."""
         return tuple(name for name, one in self._regularizers.items() if one.feels(iteration))
+
+    def prepare(self, iteration: int) -> None:
+        """Tells regularizers which iteration is next: before `begin`, and before a graph that holds it."""
+        for name in self.feeling(iteration):
+            self._regularizers[name].prepare(iteration)
+
+    def look(self, iteration: int, once: Once) -> None:
+        """Lets regularizers look at the weights, behind the tests in front of an iteration."""
+        for name in self.feeling(iteration):
+            self._regularizers[name].look(iteration, once)
+
+    def news(self, iteration: int) -> list[str]:
+        """What regularizers have to say at the beginning of an iteration."""
+        return [text for one in self._regularizers.values() if (text := one.news(iteration))]
 
     def begin(self, iteration: int) -> None:
         """Forgets the gradients of the last iteration; a device starts on what it can beside the passes to come."""
@@ -281,16 +301,17 @@ class Updater:
         return copies + self._matched_regularizers(state)
 
     def _matched_regularizers(self, state: StateFile) -> Copies:
-        """What regularizers carry; one that the state doesn't know begins anew."""
+        """What regularizers carry; what the state doesn't know begins anew."""
         copies: Copies = []
         saved = (state.extra or {}).get(REGULARIZERS, {})
         for name, tensors in self._carried().items():
-            for key, tensor in tensors.items() if name in saved else ():
-                shape = list(np.shape(saved[name].get(key)))
+            known = saved.get(name, {})
+            for key, tensor in ((key, tensor) for key, tensor in tensors.items() if key in known):
+                shape = list(np.shape(known[key]))
                 if shape != list(tensor.shape):
                     text = f"{key} of its regularizer {name} has shape {shape}; expected {list(tensor.shape)}"
                     raise ForceregError(self._misfit(state, text))
-                copies.append((tensor, saved[name][key]))
+                copies.append((tensor, known[key]))
         return copies
 
     def _misfit(self, state: StateFile, what: str) -> str:

@@ -77,6 +77,18 @@ SETTINGS = [
     _solver("unknown-regularization", 'weight_decay: 1\nregularization_type: "L3"', "L3"),
     _solver("unknown-force", 'force_type: "Degradatio"', "unknown force_type 'Degradatio'; did you mean"),
     _solver("unknown-direction", 'force_direction: "up"', "unknown force_direction 'up'"),
+    _solver("force-ramp-negative", "force_ramp: -1", "force_ramp is -1; expected a number of iterations, 0 for none"),
+    _solver(
+        "force-release-endless", "force_release: 9", "force_release is 9, but the force never ends; set force_iter"
+    ),
+    _solver(
+        "force-release-long",
+        "force_ramp: 60\nforce_release: 50\nforce_iter: 100",
+        "force_ramp 60 and force_release 50 are more than force_iter 100",
+    ),
+    _solver("force-until-percent", "force_until: 30", "force_until is 30; expected a share of full ranks, above 0"),
+    _solver("force-until-0", "force_until: 0", "force_until is 0; expected a share of full ranks, above 0"),
+    _solver("force-until-untested", "force_until: 0.3", "force_until is 0.3, but ranks are looked at in tests"),
     _solver("no-test-interval", "test_iter: 1", "test nets need test_interval > 0; found 0"),
     _solver("test-interval-negative", "test_iter: 1\ntest_interval: -3", "test nets need test_interval > 0; found -3"),
     _solver("test-iter-negative", "test_iter: -7\ntest_interval: 1", "test_iter is -7; expected >= 0"),

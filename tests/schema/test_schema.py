@@ -48,6 +48,11 @@ FORKS = {
         "hole_w": (16003, "optional", "uint32", ""),
     },
     "LayerParameter": {"own_fields": (16000, "optional", "string", "")},
+    "SolverParameter": {
+        "force_ramp": (16000, "optional", "int32", "0"),
+        "force_release": (16001, "optional", "int32", "0"),
+        "force_until": (16002, "optional", "float", ""),
+    },
     "ParamSpec": {"force_view": (16000, "optional", "ParamSpec.ForceView", "FILTERS")},
     "DropoutParameter": {"scale_train": (2, "optional", "bool", "true")},
     "PoolingParameter": {

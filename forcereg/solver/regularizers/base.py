@@ -13,13 +13,15 @@ class Shrink(Regularizer):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forcereg.net.module import Learnable
+
+Once = Callable[[Callable[[], Any]], Any]
 
 
 class Regularizer:
@@ -47,6 +49,9 @@ class Regularizer:
         """Whether it acts in this iteration; a graph is recorded for each set of those that do."""
         return True
 
+    def prepare(self, iteration: int) -> None:
+        """Before an iteration in which it feels, and before any graph of it: puts what differs into kept tensors."""
+
     def begin(self) -> None:
         """Before an iteration's passes, on a GPU only: may start on what depends on the weights alone."""
 
@@ -55,6 +60,16 @@ class Regularizer:
 
     def project(self) -> None:
         """Changes the weights behind the update, to what they would stay if it were done again (as a mask does)."""
+
+    def look(self, iteration: int, once: Once) -> None:
+        """Behind the tests in front of an iteration: may change what it does from here on.
+
+        What it goes by has to be the same on all processes: `once(work)` is what `work()` is on the first of them.
+        """
+
+    def news(self, iteration: int) -> str:
+        """What to say of it at the beginning of an iteration; '' nothing."""
+        return ""
 
     def carried(self) -> Mapping[str, Tensor]:
         """Kept tensors that a snapshot has to hold for an exact resume, which fills them in place."""

@@ -5,25 +5,29 @@ What the force is, as mathematics of one weight, is in forcereg.solver.force.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from forcereg.errors import ForceregError
+from forcereg.lowrank.views import unfolded, unfoldings
 from forcereg.net.module import Learnable, Net
 from forcereg.registry import regularizer
 from forcereg.schema.scan import shown
+from forcereg.solver import course
+from forcereg.solver.diagnostics import forced_ranks
 from forcereg.solver.force import ForceField, check_force
 from forcereg.solver.ondevice import Beside
-from forcereg.solver.regularizers.base import Regularizer
+from forcereg.solver.regularizers.base import Once, Regularizer
 
 FORCE = "force"
 
 
 @regularizer(FORCE)
 class Force(Regularizer):
-    """force_decay * force_mult times the force on each weight with rows, until force_iter."""
+    """force_decay * force_mult times the force on each weight with rows, on its course to its end."""
 
     def __init__(self, learning: Sequence[Learnable], p: Any, device: torch.device) -> None:
         super().__init__(learning, p, device)
@@ -31,14 +35,21 @@ class Force(Regularizer):
         self.touched = [place for place, factor in enumerate(factors) if factor]
         views = [(one.force_view, one.groups) for one in learning]
         weights = [one.blob for one in learning]
-        self._field = ForceField(weights, factors, p.force_type, p.force_decay_type, p.force_direction, views)
-        self._end = p.force_iter
+        self._course, self._until = course.course_of(p), p.force_until
+        settings = (p.force_type, p.force_decay_type, p.force_direction)
+        self._field = ForceField(weights, factors, *settings, views, self._course.varies)
+        # the iteration at which force_until was reached, -1 before: a snapshot's tensor, and as the host reads it
+        self._reached = torch.full((1,), -1.0, dtype=torch.float64)
+        self._turned = self._reached.numpy()
+        self._forced = [learning[place] for place in self.touched]
         self._beside = Beside(device)
 
     @staticmethod
     def check(p: Any, name: str) -> None:
         """See Regularizer."""
         check_force(p.force_type, p.force_decay_type, p.force_direction, name)
+        for problem in course.problems(p):
+            raise ForceregError(f"{name}: {problem}")
 
     @staticmethod
     def additive(p: Any) -> bool:
@@ -47,7 +58,43 @@ class Force(Regularizer):
 
     def feels(self, iteration: int) -> bool:
         """See Regularizer."""
-        return bool(self._end == -1 or iteration < self._end)
+        return self._now().level(iteration) > 0
+
+    def prepare(self, iteration: int) -> None:
+        """Sets how strong the forces are."""
+        if self._course.varies:
+            self._field.set(self._now().level(iteration))
+
+    def look(self, iteration: int, once: Once) -> None:
+        """Lets go once all ranks are at most force_until of full ones: of what its view draws together."""
+        if self._until and self._turned[0] < 0 and once(self._low):
+            self._reached.fill_(iteration)
+
+    def news(self, iteration: int) -> str:
+        """See Regularizer."""
+        text = self._now().news(iteration)
+        early = text and self._until and iteration == self._turned[0]
+        return f"All ranks at 5 % error are at most {self._until:g} of full ones. {text}" if early else text
+
+    def carried(self) -> Mapping[str, Tensor]:
+        """See Regularizer."""
+        return {"reached": self._reached} if self._until else {}
+
+    def _now(self) -> course.Course:
+        reached = self._turned[0]
+        return self._course if reached < 0 else self._course.let_go(int(reached))
+
+    def _low(self) -> bool:
+        """Whether all ranks are as low as force_until asks for; never while a weight isn't finite."""
+        matrices = {
+            f"{place}/{unfolding}/{group}": matrix
+            for place, one in enumerate(self._forced)
+            for unfolding, groups in unfoldings(one.force_view, one.groups)
+            for group, matrix in enumerate(unfolded(one.blob.detach(), unfolding, groups))
+        }
+        ranks = forced_ranks(matrices)
+        # no rank is below 1
+        return len(ranks) == len(matrices) and all(rank <= max(1, self._until * n) for rank, n in ranks.values())
 
     def begin(self) -> None:
         """Starts on the forces, beside the passes: small work that leaves most of a GPU idle."""
@@ -69,7 +116,7 @@ def described(net: Net, p: Any) -> str:
     """What a run's force is and acts on, in a line."""
     named = {one.layer: "" if one.force_view == "FILTERS" else f" ({one.force_view})" for one in _feeling(net)}
     places = ", ".join(f"{layer}{view}" for layer, view in named.items())
-    return f"{p.force_type} {p.force_decay:g} on {places or 'nothing'}"
+    return "; ".join(filter(None, (f"{p.force_type} {p.force_decay:g} on {places or 'nothing'}", course.described(p))))
 
 
 def _feeling(net: Net) -> list[Learnable]:
