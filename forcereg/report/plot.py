@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ COLOURS = (
 """Ten that colour-blind people tell apart too (Petroff, arXiv:2107.02270)."""
 INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
 """Entries of a legend that has room among the curves, and rows and entries of one beside them."""
+
+
+Range = tuple[float | None, float | None]
+"""Where an axis begins and ends, None for as the curves do."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture has beside its curves: levels, name -> value, as horizontal lines, and its axes' ranges.
+
+    With `y` or `levels` there may be one panel only.
+    """
+
+    levels: Mapping[str, float] = field(default_factory=dict)
+    x: Range = (None, None)
+    y: Range = (None, None)
 
 
 def panel_of(curve: str) -> str:
@@ -49,9 +66,12 @@ def chosen(run: Run) -> dict[str, list[str]]:
     return panels
 
 
-def draw(runs: Sequence[Run], kind: str) -> bytes:
-    """The picture of one or several runs in one of `KINDS`. Raises ForceregError without matplotlib."""
-    picture = rendered(figure(runs), "svg" if kind == "html" else kind)
+def draw(runs: Sequence[Run], kind: str, look: Look | None = None) -> bytes:
+    """The picture of one or several runs in one of `KINDS`. Raises ForceregError without matplotlib.
+
+    UsageError for a look that doesn't fit its panels.
+    """
+    picture = rendered(figure(runs, look), "svg" if kind == "html" else kind)
     return page(runs, picture.decode()).encode() if kind == "html" else picture
 
 
@@ -81,18 +101,26 @@ def plain(label: str) -> str:
     return (f" {label}" if label.startswith("_") else label).replace("$", r"\$")
 
 
-def figure(runs: Sequence[Run]) -> Any:
-    """The picture as matplotlib's Figure. Raises ForceregError without matplotlib."""
+def figure(runs: Sequence[Run], look: Look | None = None) -> Any:
+    """The picture as matplotlib's Figure. Raises as `draw`."""
+    look = look or Look()
     shown = [chosen(run) for run in runs]
     panels = {panel: [(run, names.get(panel, [])) for run, names in zip(runs, shown, strict=True)] for panel in PANELS}
     panels = {panel: found for panel, found in panels.items() if any(names for _, names in found)}
+    if len(panels) > 1 and (look.levels or look.y != (None, None)):
+        raise UsageError(f"--line and --y-range are for one panel, here are {', '.join(panels)}; choose by --only")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     entries = min(LEGEND, max(sum(len(names) for _, names in found) for found in panels.values()))
     wide = 6.4 + (2.6 * -(-entries // LEGEND_ROWS) if entries > INSIDE else 0)
     made = figure_type()(figsize=(wide * columns, 4 * rows), layout="constrained")
     for place, (panel, found) in enumerate(panels.items(), 1):
-        _panel(made.add_subplot(rows, columns, place, title=panel, xlabel="iteration"), found)
+        axes = made.add_subplot(rows, columns, place, title=panel, xlabel="iteration")
+        _panel(axes, found)
+        for name, level in look.levels.items():
+            axes.axhline(level, color="0.35", linestyle=(0, (1, 1)), linewidth=1.3, label=plain(name))
+        axes.set(xlim=look.x, ylim=look.y)
+        legend(axes)
     return made
 
 
@@ -103,17 +131,26 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(alpha=0.3)
     every = dict.fromkeys(name for _, names in found for name in names)
+    # what all curves are stands once
+    alone = len(every) == 1
+    if alone and len(found) > 1:
+        axes.set_title(plain(next(iter(every))))
     order = {name: place for place, name in enumerate(every)}
     for number, (run, names) in enumerate(found):
         for name in names:
             curve = run.curves[name]
-            label = plain((f"{run.name}: {name}" if len(found) > 1 else name) + gone(curve))
+            said = run.name if alone else f"{run.name}: {name}"
+            label = plain((said if len(found) > 1 else name) + gone(curve))
             first, second = (number, order[name]) if len(found) > 1 else (order[name], 0)
             # ten colours, then the next style
             style, color = STYLES[(second + first // 10) % len(STYLES)], COLOURS[first % 10]
             # a single point has no line that one could see
             marker = "." if len(curve.values) < 30 else ""
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
+
+
+def legend(axes: Any) -> None:
+    """What each curve is: among them, or beside them where many are."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > LEGEND:
         labels[LEGEND - 1 :] = [f"and {len(labels) - LEGEND + 1:,} more"]

@@ -151,6 +151,7 @@ def _compared(plan: Plan, result: Result, solver: Solver, folder: Path, warn: _W
         loss=whole.loss,
         ranks_at_error=[each_of(one.smallest_rank(plan.error))[0] for one in needed],
         full_ranks=[one.ladder.full_rank for one in needed],
+        layers=[one.name for one in needed],
         ranks=cut.ranks,
         macs_cut=trained.accounts.cost(cut.test, cut.weights).macs,
         accuracy_cut=bare.accuracy,

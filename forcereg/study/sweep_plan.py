@@ -90,9 +90,9 @@ class Result:
 
     All scores are of the same test records. The net as trained has `accuracy` and `loss`; `accuracy_whole_tuned` is
     its own, fine-tuned as long as the cut net's `accuracy_tuned`. `ranks_at_error` of `full_ranks`: how many filters of
-    each layer hold all but the sweep's error. `ranks` of the layers that can be cut, in order: 4, 4-3 for a method of
-    two ranks, or "whole". `macs` are multiply-accumulates of the test net for one item, `macs_cut` cut. `seconds` since
-    the run was last begun. `failed`: why training or fine-tuning ended early.
+    each of the `layers` hold all but the sweep's error. `ranks` of the layers that can be cut, in order: 4, 4-3 for a
+    method of two ranks, or "whole". `macs` are multiply-accumulates of the test net for one item, `macs_cut` cut.
+    `seconds` since the run was last begun. `failed`: why training or fine-tuning ended early.
     """
 
     fields: dict[str, str]
@@ -109,6 +109,7 @@ class Result:
     accuracy_tuned: float | None = None
     seconds: float = 0.0
     failed: str = ""
+    layers: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raises ValueError for what no run comes to."""

@@ -13,7 +13,7 @@ from forcereg.study.grid import labels
 from forcereg.study.sweep_plan import Plan, Result
 
 COLUMNS = (
-    "accuracy", "loss", "accuracy_whole_tuned", "ranks_at_error", "full_ranks", "ranks", "macs", "macs_cut",
+    "accuracy", "loss", "accuracy_whole_tuned", "layers", "ranks_at_error", "full_ranks", "ranks", "macs", "macs_cut",
     "accuracy_cut", "accuracy_tuned", "seconds", "failed",
 )  # fmt: skip
 MARKERS = "os^Dv"
@@ -22,18 +22,22 @@ WHOLE = "*"
 
 
 def as_csv(results: Iterable[Result]) -> str:
-    """One line a run: the setting as in the table, its fields, the seed, then `COLUMNS`; ranks as 12/44."""
+    """One line a run: the setting as in the table, its fields, the seed, then `COLUMNS`.
+
+    Ranks are as 12/44, layers as conv1 conv2.
+    """
     results = list(results)
     fields = list(dict.fromkeys(name for result in results for name in result.fields))
     rows = []
     for label, result in zip(labels([result.fields for result in results]), results, strict=True):
         cells = [result.fields.get(name, "") for name in fields]
-        rows.append([label, *cells, result.seed, *(_cell(getattr(result, name)) for name in COLUMNS)])
+        rows.append([label, *cells, result.seed, *(_cell(name, getattr(result, name)) for name in COLUMNS)])
     return csv_text(["setting", *fields, "seed", *COLUMNS], rows)
 
 
-def _cell(value: Any) -> Any:
-    return "/".join(map(str, value)) if isinstance(value, list) else value
+def _cell(name: str, value: Any) -> Any:
+    # names of layers may have a / in them
+    return (" " if name == "layers" else "/").join(map(str, value)) if isinstance(value, list) else value
 
 
 def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:

@@ -13,7 +13,8 @@ import pytest
 
 from forcereg.errors import ForceregError
 from forcereg.report.curves import read_run
-from forcereg.report.plot import draw
+from forcereg.report.plot import Look, draw
+from forcereg.report.rank_shares import is_results, picture, read_shares
 from tests.fuzz.hostile import mangled, variants
 from tests.long_forms import Rounds
 from tests.report.test_curves import CAFFE
@@ -76,6 +77,24 @@ def test_every_entry_of_events_changed(tmp_path: Path) -> None:
         for text in variants(event):
             path.write_text(f"{JSON}{text}\n{{}}\n")
             use(path, None)
+
+
+RESULTS = """setting,a,seed,accuracy,layers,ranks_at_error,full_ranks,failed
+a=1,1,1,0.5,conv1 conv/2,2/3,4/8,
+a=2,2,1,0.75,conv1 conv/2,4/8,4/8,
+a=2,2,2,,,,,diverged
+"""
+
+
+def test_results_changed(tmp_path: Path, rounds: Rounds) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "x.csv"
+    for at, chance in enumerate(rounds(300)):
+        path.write_bytes(mangled(chance, RESULTS.encode()))
+        with contextlib.suppress(ForceregError):
+            if is_results(path):
+                runs = read_shares(path)
+                assert at % 30 or picture(runs, chance.choice(("svg", "png", "pdf")), Look())
 
 
 WORDS = (

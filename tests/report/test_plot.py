@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from forcereg.report.plot import chosen, draw, figure, panel_of
+from forcereg.errors import UsageError
+from forcereg.report import picked
+from forcereg.report.plot import Look, chosen, draw, figure, panel_of
 from forcereg.report.points import Curve, Run
+from forcereg.workflows.plot import levels, range_of
 from tests.conftest import RunCli
 from tests.report.test_curves import CAFFE
 
@@ -44,6 +49,9 @@ def test_outputs_in_training_come_only_where_nothing_else_would() -> None:
     assert chosen(run)["score"] == ["test accuracy"]
 
 
+LOG = "plain/train<1>.log"
+
+
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
     """A folder with two logs of the same name in different folders."""
@@ -63,6 +71,85 @@ def test_pictures_of_one_and_several_runs(logs: Path, run_cli: RunCli) -> None:
     assert ElementTree.parse(logs / "two.svg").getroot().tag.endswith("svg")
     html = (logs / "two.html").read_text()
     assert html.count("<svg") == 1 and "plain/train&lt;1&gt;.log" in html and "<td>test #1 accuracy</td>" in html
+
+
+def test_a_picture_of_scores_alone(logs: Path, run_cli: RunCli) -> None:
+    """As the paper's of fine-tuning: curves named, one panel, the whole net's accuracy as a line."""
+    args = ("--only", "test accuracy", "--labels", "plain,from force", "--line", "whole net=0.99", "--y-range", "0,1")
+    done = run_cli("plot", LOG, "force/train<1>.log", *args, "-o", "two.svg", "--x-range", "0,", cwd=logs)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (logs / "two.svg").read_text()
+    for label in ("plain", "from force", "whole net", "test accuracy"):
+        assert f"<!-- {label} -->" in text
+    assert "loss" not in text
+    done = run_cli("plot", LOG, "--only", "accur*", "-o", "one.csv", cwd=logs)
+    assert (logs / "one.csv").read_text().splitlines()[1:] == ["train<1>,test,accuracy,0,0.0989"]
+
+
+def test_levels_and_ranges_are_drawn() -> None:
+    look = Look({"whole": 0.5, "0.75": 0.75}, (None, 3.0), (0.25, None))
+    (axes,) = figure([with_curves("a", "test accuracy")], look).axes
+    assert [line.get_label() for line in axes.lines] == ["test accuracy", "whole", "0.75"]
+    assert [line.get_ydata()[0] for line in axes.lines[1:]] == [0.5, 0.75]
+    assert axes.get_xlim()[1] == 3 and axes.get_ylim()[0] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ((), {}),
+        (0.5, {"0.5": 0.5}),
+        ([1, 0.5], {"1": 1.0, "0.5": 0.5}),
+        ("a=b=0.5", {"a=b": 0.5}),
+        (("whole=1", "2"), {"whole": 1.0, "2": 2.0}),
+        ({"whole": 1}, {"whole": 1.0}),
+    ],
+)
+def test_levels(given: Any, found: dict[str, float]) -> None:
+    assert levels(given) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [(None, (None, None)), ("0.9,", (0.9, None)), (" ,1", (None, 1.0)), ((0, None), (0.0, None)), ([1, 2], (1.0, 2.0))],
+)
+def test_ranges(given: Any, found: tuple[float | None, float | None]) -> None:
+    assert range_of("x_range", given) == found
+
+
+@pytest.mark.parametrize("given", ["1,2,3", "a,b", (1, 1), 5, ("nan", 1), (True, [])])
+def test_no_ranges(given: Any) -> None:
+    with pytest.raises(UsageError, match="x_range is"):
+        range_of("x_range", given)
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["accuracy"], ["test accuracy"]),
+        (["conv*"], ["conv1 rank", "conv2 rank"]),
+        (["train loss", "lr"], ["train loss", "lr"]),
+        (["loss"], ["train loss", "test loss"]),
+    ],
+)
+def test_only_some_curves(names: list[str], left: list[str]) -> None:
+    run = with_curves("a", "train loss", "test loss", "test accuracy", "lr", "conv1 rank", "conv2 rank")
+    assert list(picked.only([run, Run("b")], names)[0].curves) == left
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12), st.integers(1, 30))
+def test_a_smooth_curve_has_means(values: list[float], window: int) -> None:
+    found = picked.smoothed(Curve(list(range(len(values))), values), window).values
+    for place, value in enumerate(found):
+        around = values[max(0, place - window // 2) : place + (window + 1) // 2]
+        assert value == pytest.approx(sum(around) / len(around), abs=1e-6)
+    if window == 1:
+        assert found == values
+
+
+def test_what_is_no_number_is_in_no_mean() -> None:
+    found = picked.smoothed(Curve([0, 1, 2, 3], [1.0, math.inf, 3.0, math.nan]), 3).values
+    assert found[:3] == [1.0, math.inf, 3.0] and math.isnan(found[3])
 
 
 def drawn(runs: list[Run]) -> list[list[tuple[str, Any, str]]]:
@@ -107,7 +194,11 @@ def test_runs_are_named_as_they_are() -> None:
     runs = [with_curves(name, "lr") for name in ("_hidden", "a$b^$c", "long" * 40)]
     (panel,) = drawn(runs)
     labels = [label for label, *_ in panel]
-    assert labels[0].strip() == "_hidden: lr" and labels[1].replace("\\$", "$") == "a$b^$c: lr" and len(labels[2]) <= 80
+    assert labels[0].strip() == "_hidden" and labels[1].replace("\\$", "$") == "a$b^$c" and len(labels[2]) <= 80
+    (axes,) = figure(runs).axes
+    assert axes.get_title() == "lr"  # what all are stands once
+    assert drawn([with_curves("a", "lr", "train loss")] * 2)[1][0][0] == "a"
+    assert drawn([with_curves("a", "test loss", "train loss")] * 2)[0][0][0] == "a: test loss"
     assert draw(runs, "png").startswith(b"\x89PNG")
 
 
@@ -135,6 +226,22 @@ def test_the_page_gives_least_and_most_of_the_numbers() -> None:
         (("plain/train<1>.log", "-o", "out.bmp"), 1, "out.bmp: expected a name that ends in .png, .svg, .pdf, .html"),
         (("none.log", "-o", "out.png"), 1, "none.log: cannot be read"),
         (("plain/train<1>.log",), 2, "Missing option '--out'"),
+        (
+            (LOG, "--line", "1", "-o", "out.svg"),
+            2,
+            "are for one panel, here are loss, score, learning rate; choose by --only",
+        ),
+        ((LOG, "--y-range", ",1", "-o", "out.svg"), 2, "--line and --y-range are for one panel"),
+        (
+            (LOG, "--only", "acuracy", "-o", "out.svg"),
+            2,
+            "names 'acuracy', which no log has; did you mean \"test accuracy\"?",
+        ),
+        ((LOG, "--only", "lr,,", "-o", "out.svg"), 2, "--only is 'lr,,'; expected names with commas"),
+        ((LOG, "--labels", "a,b", "-o", "out.svg"), 2, "--labels has 2 names; expected 1, one for each log"),
+        ((LOG, "--only", "lr", "--line", "a=b", "-o", "out.svg"), 2, "--line is 'b'; expected a number"),
+        ((LOG, "--x-range", "1", "-o", "out.svg"), 2, "--x-range is '1'; expected two numbers"),
+        ((LOG, "--x-range", "2,1", "-o", "out.svg"), 2, "--x-range is '2,1'; expected the smaller number first"),
     ],
 )
 def test_errors(args: tuple[str, ...], code: int, says: str, logs: Path, run_cli: RunCli) -> None:

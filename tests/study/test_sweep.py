@@ -103,7 +103,7 @@ def test_every_setting_has_a_label_of_its_own(settings: list[dict[str, str]]) ->
 
 
 def result(decay: str, seed: int, accuracy: float) -> Result:
-    done = (0.875, [2, 3], [4, 8], ["whole", "3"], 1000, 500, 0.25, None, 1.5)
+    done = (0.875, [2, 3], [4, 8], ["whole", "3"], 1000, 500, 0.25, None, 1.5, "", ["a/1", "b"])
     return Result({"force_decay": decay, "base_lr": "1"}, seed, accuracy, 0.5, *done)  # type: ignore[arg-type]
 
 
@@ -118,9 +118,9 @@ def test_report() -> None:
     results = [result("0", 1, 0.5), result("0", 2, 0.75), result("1", 1, 1.0)]
     assert list(by_setting(results)) == ["force_decay=0", "force_decay=1"]
     assert as_csv(results).splitlines()[:2] == [
-        "setting,force_decay,base_lr,seed,accuracy,loss,accuracy_whole_tuned,ranks_at_error,full_ranks,ranks,macs,"
+        "setting,force_decay,base_lr,seed,accuracy,loss,accuracy_whole_tuned,layers,ranks_at_error,full_ranks,ranks,macs,"
         "macs_cut,accuracy_cut,accuracy_tuned,seconds,failed",
-        "force_decay=0,0,1,1,0.5,0.5,0.875,2/3,4/8,whole/3,1000,500,0.25,,1.5,",
+        "force_decay=0,0,1,1,0.5,0.5,0.875,a/1 b,2/3,4/8,whole/3,1000,500,0.25,,1.5,",
     ]
     assert spread([0.5, 0.75], ".1%") == "62.5% (50.0% to 75.0%)"
     assert (spread([1.0, 1.0], "g"), spread([None], "g")) == ("1", "-")
@@ -143,7 +143,7 @@ def test_ranks_of_layers_that_may_stay_whole(lists: list[list[int | str]], told:
 
 def test_report_of_runs_that_failed() -> None:
     results = [result("0", 1, 0.5), result("1", 1, 1.0), FAILED]
-    assert as_csv(results).splitlines()[-1] == "force_decay=1,1,1,2,,,,,,,1000,,,,0,diverged"
+    assert as_csv(results).splitlines()[-1] == "force_decay=1,1,1,2,,,,,,,,1000,,,,0,diverged"
     found = table(results, plan_of(0.005, 0)).columns
     headings = ["setting", "whole net", "ranks at 0.5% error", "ranks cut to", "million MACs", "cut"]
     assert [column.heading for column in found] == headings
@@ -189,7 +189,7 @@ def test_a_sweep_and_going_on(tmp_path: Path, run_cli: RunCli) -> None:
         ("0.01", "Constant", "1"),
     ]
     for row in rows:
-        assert 1 <= int(row["ranks_at_error"]) <= 4 == int(row["full_ranks"])
+        assert 1 <= int(row["ranks_at_error"]) <= 4 == int(row["full_ranks"]) and row["layers"] == "conv"
         names = ("accuracy", "accuracy_whole_tuned", "accuracy_cut", "accuracy_tuned")
         assert all(0 <= float(row[name]) <= 1 for name in names)
         assert row["setting"] == f"force_decay={row['force_decay']}" and row["ranks"] in (
