@@ -56,6 +56,14 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
                    "share of its weight's squared norm, as in 0.99.")  # fmt: skip
 @click.option("--clip-until", type=click.IntRange(min=1), metavar="ITER",
               help="With --rank-clipping: reduce no ranks from this iteration on.")  # fmt: skip
+@click.option("--teacher", metavar="FILE", type=click.Path(),
+              help="Learn from this snapshot's net as well: from its scores for the same batch.")  # fmt: skip
+@click.option("--teacher-model", metavar="FILE", type=click.Path(),
+              help="The teacher's net prototxt, where its snapshot doesn't hold one.")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), metavar="T", default=4.0, show_default=True,
+              help="With --teacher: what the scores of both are divided by.")  # fmt: skip
+@click.option("--teacher-weight", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", default=0.5,
+              show_default=True, help="With --teacher: its part of the loss; the labels' is the rest.")  # fmt: skip
 @click.option("--log-json", metavar="FILE", type=click.Path(),
               help="Also write every event there, one JSON object a line.")  # fmt: skip
 @click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
@@ -83,11 +91,12 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Solver]) -> None:
     """Trains by `train` as the options of `command` say: here, or by several processes. Raises ForceregError."""
     from forcereg.solver.launch import effects, in_group, launch
-    from forcereg.workflows.train import check_clipping, check_start
+    from forcereg.workflows.train import TEACHING, check_clipping, check_start, check_teacher
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
+    check_teacher({name: options[name] for name in TEACHING}, flag)
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)
     if count != len(devices) > 1:

@@ -130,6 +130,21 @@ class SoftmaxWithLoss(ClassScores):
         nll.detach().clamp_(max=MAX_NLL)  # behind autograd's back: the gradient stays p - onehot
         return nll, target, None if self.ignore_label is None else target != self.ignore_label
 
+    def soft(self, scores: Tensor, labels: Tensor, goals: Tensor, temperature: float) -> Tensor:
+        """T^2 KL(softmax(goals / T) || softmax(scores / T)), 0-d, summed and divided over items as the loss is.
+
+        scores, goals: of one shape; items of ignore_label count in neither. T^2 makes its gradient as large as that of
+        labels, whatever the temperature T (Hinton et al. 2015, section 2).
+        """
+        aligned, target = self.aligned(scores, labels)
+        logs, aims = (F.log_softmax(one / temperature, 1) for one in (aligned, self.aligned(goals, labels)[0]))
+        terms = F.kl_div(logs, aims, reduction="none", log_target=True).sum(1)
+        valid = None
+        if self.ignore_label is not None:
+            valid = target != self.ignore_label
+            terms = torch.where(valid, terms, 0)
+        return temperature**2 * terms.sum() / normalizer(self.mode, target, valid)
+
     def each(self, batches: int, scores: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
         """See Layer; by as many launches as one batch takes."""
         # classes lie where batches are joined

@@ -213,11 +213,13 @@ class Net(nn.Module):
             # inside `behind`: statistics move when the whole pass is through, not of one that failed half way
             return self._select(self._run(given, extra), extra)
 
-    def forward_loss(self, inputs: Mapping[str, Tensor] | None = None, /) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss (sum of loss_weight * loss, 0-d) and the output blobs."""
+    def forward_loss(
+        self, inputs: Mapping[str, Tensor] | None = None, /, blobs: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss (sum of loss_weight * loss, 0-d) and the output blobs, with `blobs` that layers read."""
         with self.sums.behind():
-            env = self._run(inputs or {}, ())
-        return self.total_loss(env), self._select(env, ())
+            env = self._run(inputs or {}, blobs, fused=True)
+        return self.total_loss(env), self._select(env, blobs)
 
     def total_loss(self, env: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum over every element of every loss blob in `env`, 0-d."""
@@ -243,7 +245,7 @@ class Net(nn.Module):
                 raise ForceregError(f"net has no blob '{name}'{did_you_mean(name, self.shapes)}")
         return {name: env[name] for name in (*self.spec.outputs, *extra)}
 
-    def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str]) -> dict[str, Tensor]:
+    def _run(self, inputs: Mapping[str, Tensor], keep: Sequence[str], fused: bool = False) -> dict[str, Tensor]:
         env = checked(inputs, {name: self.shapes[name] for name in self.inputs}, self.spec.name)
         supply(self.feeds.values(), env)
         missing = [name for name in self.inputs if name not in env]
@@ -252,7 +254,8 @@ class Net(nn.Module):
             raise ForceregError(f"{needed}; give one tensor each or a data layer")
         around, sizes = self.around, {name: env[name].shape for name in self.inputs}
         # one by one where somebody sees what is in between, or torch records it, which wants a layer as a layer
-        for step in self._plan.fused if around is None and not keep and not recording() else self._plan.steps:
+        fused = around is None and (fused or not keep) and not recording()
+        for step in self._plan.fused if fused else self._plan.steps:
             spec = step.spec
             bottoms = [env[name] for name in spec.bottoms]
             # labels, and bottoms for which the file says propagate_down: false
@@ -278,9 +281,9 @@ class Net(nn.Module):
                 env[spec.tops[0]] = tops
             else:
                 env.update(zip(spec.tops, tops, strict=True))
-            if not keep:
-                # what nobody reads any more makes room during the pass; nothing goes where blobs are asked for
-                for name in step.dead:
+            # what nobody reads any more makes room during the pass
+            for name in step.dead:
+                if name not in keep:
                     del env[name]
         return env
 

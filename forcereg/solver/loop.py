@@ -373,7 +373,7 @@ class Solver:
             "train",
             iteration=self.iter,
             loss=float(self._losses.mean()),
-            outputs=read_outputs(outputs, self.net.loss_weights),
+            outputs=read_outputs(outputs, self.passes.loss_weights),
             rate=rate,
             **self._pace.lap(self.iter),
             interval=self.param.display,
@@ -389,7 +389,7 @@ class Solver:
         buffers = list(self.net.buffers())
         kept = [buffer.clone() for buffer in buffers]
         extra = self._snapshots.extra()
-        loss, _ = self.passes.precision.forward_loss(self._fed(self.net, 0))
+        loss, _ = self.passes.forward_loss(self._fed(self.net, 0))
         self._losses.add(self.group.mean(loss))
         self.emit("final", iteration=self.iter, loss=float(self._losses.mean()))
         self._snapshots.put_back(extra)

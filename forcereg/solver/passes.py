@@ -10,6 +10,7 @@ from torch import Tensor
 
 from forcereg.net.module import Net
 from forcereg.solver.debug import Watch
+from forcereg.solver.distill import Lesson
 from forcereg.solver.distributed import Group
 from forcereg.solver.precision import Precision
 from forcereg.solver.replica import Replica
@@ -22,11 +23,32 @@ class Passes:
 
     def __init__(self, net: Net, iter_size: int, precision: Precision, group: Group) -> None:
         self._net, self._iter_size, self.precision, self._group = net, iter_size, precision, group
+        self.lesson: Lesson | None = None
         self.renew()
+
+    def learn(self, lesson: Lesson) -> None:
+        """Has the net learn from its lesson's teacher as well."""
+        self.lesson = lesson
+        self.renew()
+
+    @property
+    def nets(self) -> list[Net]:
+        """All that a pass runs."""
+        return [self._net] if self.lesson is None else [self._net, self.lesson.teacher]
+
+    @property
+    def forward_loss(self) -> Callable[[Mapping[str, Tensor] | None], tuple[Tensor, dict[str, Tensor]]]:
+        """What gives the loss, 0-d, float32, and the outputs of a batch."""
+        return (self.lesson or self.precision).forward_loss
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Output -> what it counts in the loss."""
+        return (self.lesson or self._net).loss_weights
 
     def renew(self) -> None:
         """Looks anew at which weights the net has."""
-        self._replica = Replica(self._group, self._net, self.precision.forward_loss)
+        self._replica = Replica(self._group, self._net, self.forward_loss)
 
     def accumulate(
         self, inputs: Callable[[int], Mapping[str, Tensor] | None], watched: Callable[[Watch], None] | None = None

@@ -5,7 +5,8 @@ Weights, gradients, history and the update are float32 always, and so are tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class Precision:
     def __init__(self, net: Net, device: torch.device, kind: str | None, warn: Callable[[str], None]) -> None:
         if kind is not None and kind not in DTYPES:
             raise ForceregError(f"unknown precision '{kind}'; expected {' or '.join(DTYPES)}")
-        self._net, self._device, self.kind = net, device, kind
+        self._net, self.device, self.kind = net, device, kind
         if kind == "fp16" and device.type == "cpu":
             warn("fp16 on a CPU is slow and gains nothing; use --amp bf16, or a GPU")
         if kind == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -85,12 +86,20 @@ class Precision:
         if kind:
             net.around = self._run
 
-    def forward_loss(self, inputs: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The net's loss, float32, and outputs."""
-        if self._dtype is None:
-            return self._net.forward_loss(inputs)
-        with torch.autocast(self._device.type, self._dtype):
-            return self._net.forward_loss(inputs)
+    def forward_loss(
+        self, inputs: Mapping[str, Tensor] | None, blobs: Sequence[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The net's loss, float32, and outputs, with `blobs` that layers read."""
+        with self._casting():
+            return self._net.forward_loss(inputs, blobs)
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The net's outputs alone."""
+        with self._casting():
+            return self._net(inputs)
+
+    def _casting(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss`, or of the scaled loss, to the weights'."""
@@ -101,7 +110,7 @@ class Precision:
         exact = (spec.type == "Pooling" and len(spec.tops) > 1) or any(spec.loss_weights)
         if not exact and (spec.type in PRODUCTS or spec.type in CARRIERS):
             return module(*bottoms)
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             return module(*(bottom.float() if bottom.dtype == self._dtype else bottom for bottom in bottoms))
 
     def describe(self) -> str:

@@ -13,10 +13,11 @@ from forcereg import snapshot
 from forcereg.errors import ForceregError
 from forcereg.net.module import Net
 from forcereg.schema.text import to_text
+from forcereg.solver.distill import attributes
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.run import Run
 from forcereg.solver.state import pack
-from forcereg.solver.updater import Updater
+from forcereg.solver.steps import Steps
 from forcereg.version import __version__
 
 _FLOAT = 4  # bytes of a value in a snapshot
@@ -82,7 +83,7 @@ def check_room(p: Any, net: Net, slots: int, prefix: Path, name: str) -> None:
 def write_pair(
     run: Run,
     net: Net,
-    updater: Updater,
+    steps: Steps,
     iteration: int,
     current_step: int,
     extra: Mapping[str, Any],
@@ -92,14 +93,15 @@ def write_pair(
 
     `extra` (see state.extra_state) and `more` go into the state's extra.
     """
-    prefix, p, binary = run.prefix(), run.param, writes_binary(run.param)
+    prefix, p, binary, updater = run.prefix(), run.param, writes_binary(run.param), steps.updater
     model, state = snapshot.model_path(prefix, iteration, binary), snapshot.state_path(prefix, iteration, binary)
     run.tell.emit("snapshot", model=str(model), state=str(state), iteration=iteration, binary=binary)
     blobs = pack(net, everywhere=binary)
     diffs = pack(net, updater.last_update()) if p.snapshot_diff else None
     message = snapshot.net_message(net.spec) if binary else None
     # the model first: a state without its model is of no use to --resume auto, a model without state still is one
-    snapshot.write_model(model, blobs, diffs, provenance(net, p, run.seed), message)
+    attrs = {**provenance(net, p, run.seed), **attributes(steps.passes.lesson)}
+    snapshot.write_model(model, blobs, diffs, attrs, message)
     learned = str(snapshot.model_path(p.snapshot_prefix, iteration, binary))
     extra = {**extra, **updater.extra(), snapshot.WEIGHTS: snapshot.fingerprint(blobs), **more}
     snapshot.write_state(state, iteration, current_step, learned, updater.saved_history(), extra, binary)

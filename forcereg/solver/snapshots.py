@@ -10,6 +10,7 @@ from forcereg import snapshot
 from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
+from forcereg.solver.distill import TEACHER, change_of
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.run import Nets, Run
 from forcereg.solver.saved import CLIPPED, SCALE, check_extra
@@ -59,7 +60,7 @@ class Snapshots:
         run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
 
         def work() -> Path:
-            path = write_pair(run, self._nets.train, self._steps.updater, iteration, current_step, extra, clipped)
+            path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped)
             # behind the new pair, so that there is always one that is whole
             if self._keep:
                 snapshot.prune(run.prefix(), self._keep, iteration, writes_binary(run.param))
@@ -88,6 +89,8 @@ class Snapshots:
             run.tell.warn(text or lacking)
         if not report.fresh and not state.goes_with(model):
             run.tell.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
+        if other := change_of(model.attrs.get(TEACHER), self._steps.passes.lesson):
+            run.tell.warn(f"{path}: {other}")
         self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
         self.last = model.path
         self._take_extra(state)

@@ -170,7 +170,7 @@ class Steps:
     def _obstacle(self, net: Net) -> str | None:
         if net is self._net and not net.loss_weights:
             return "there is no loss"
-        return obstacle(net)
+        return next(filter(None, map(obstacle, self.passes.nets if net is self._net else [net])), None)
 
     def _say(self, net: Net, reason: str) -> None:
         text = f"CUDA graphs are off in {'training' if net is self._net else 'tests'}: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from forcereg.system.events import Observer
 
 Said = Callable[[str], str]
+TEACHING = ("teacher", "teacher_model", "temperature", "teacher_weight")
 CHOICES = {"amp": ("bf16", "fp16"), **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none"))}
 
 
@@ -40,6 +42,10 @@ def train(
     seed: int | None = None,
     rank_clipping: float | None = None,
     clip_until: int | None = None,
+    teacher: StrPath | Any | None = None,
+    teacher_model: StrPath | None = None,
+    temperature: float = 4.0,
+    teacher_weight: float = 0.5,
     keep: int | None = None,
     data_budget: int = 2048,
     workers: int = 0,
@@ -66,6 +72,11 @@ def train(
     whole iterations at once there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain
     of a decomposed net keeps when its rank is reduced at each test interval, before iteration `clip_until`. `keep`:
     only so many snapshots.
+
+    `teacher`: a snapshot, or a net in memory, that teaches the net as well: the part `teacher_weight` (above 0, at most
+    1) of each SoftmaxWithLoss goes to how far the scores are from its scores for the same batch, both softened by
+    `temperature` (above 0); see `forcereg.solver.distill`. `teacher_model`: its net, where the snapshot lacks it.
+
     `data_budget`: MiB that a decoded data set may take; `workers`: threads that decode for each data layer, 0 for as
     many as cores. `allow_python_layers`: run code that the nets name.
 
@@ -104,6 +115,10 @@ class Training:
     seed: int | None
     rank_clipping: float | None
     clip_until: int | None
+    teacher: StrPath | Any | None
+    teacher_model: StrPath | None
+    temperature: float
+    teacher_weight: float
     keep: int | None
     data_budget: int
     workers: int
@@ -138,6 +153,7 @@ class Training:
         """Raises UsageError for keywords that exclude each other."""
         check_start(self.snapshot, self.resume, self.weights)
         check_clipping(self.rank_clipping, self.clip_until)
+        check_teacher({name: getattr(self, name) for name in TEACHING})
         for name in ("sigint_effect", "sighup_effect", "amp"):
             check_choice(name, getattr(self, name))
         signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
@@ -178,6 +194,7 @@ class Training:
     def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
         """The solver, its nets and data."""
         from forcereg.schema.rules import stage_names
+        from forcereg.solver.distill import learn_from
         from forcereg.solver.loop import Solver
         from forcereg.system.device import prepare
 
@@ -200,6 +217,9 @@ class Training:
             prepare(solver.device, self.tf32, self.deterministic)
         if self.rank_clipping is not None:
             solver.clip_ranks(self.rank_clipping, self.clip_until)
+        if self.teacher is not None:
+            how = (self.teacher_model, float(self.temperature), float(self.teacher_weight), self.allow_python_layers)
+            learn_from(solver, self.teacher, *how)
         self.remark(solver)
         solver.measure_force = self.measure_force
         return solver
@@ -335,6 +355,19 @@ def check_clipping(share: float | None, until: int | None, said: Said = str) -> 
         raise UsageError(f"{name} is {share!r}; expected a share above 0, at most 1, as in {name} 0.99")
     if share is not None and not 0 < share <= 1:
         raise UsageError(f"{name} is {share:g}; expected a share above 0, at most 1, as in {name} 0.99")
+
+
+def check_teacher(given: Mapping[str, Any], said: Said = str) -> None:
+    """Raises UsageError for the net of no teacher, and for a temperature and a weight that are none."""
+    if given["teacher_model"] is not None and given["teacher"] is None:
+        raise UsageError(f"{said('teacher_model')} is the net of {said('teacher')}, which isn't given; add it")
+    for name, most, expected in (
+        ("temperature", sys.float_info.max, "a finite number above 0, as in 4"),
+        ("teacher_weight", 1, "a share above 0, at most 1, as in 0.5"),
+    ):
+        value = given[name]
+        if not isinstance(value, SupportsFloat) or not 0 < float(value) <= most:
+            raise UsageError(f"{said(name)} is {value!r}; expected {expected}")
 
 
 def check_choice(name: str, value: str | None) -> None:

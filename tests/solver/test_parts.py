@@ -119,7 +119,7 @@ def test_steps_go_away_with_their_last_holder() -> None:
 def test_a_pair_is_written(form: str, tmp_path: Path) -> None:
     settings = f'snapshot_prefix: "s" snapshot_format: {form} momentum: 0.5 snapshot_diff: true'
     made = trained(parts(NET_TEXT, settings, tmp_path))
-    path = write_pair(made.run, made.nets.train, made.steps.updater, 3, 1, {"own": 7}, {"more": 8})
+    path = write_pair(made.run, made.nets.train, made.steps, 3, 1, {"own": 7}, {"more": 8})
     model, state = read_model(path), read_state(str(path).replace("caffemodel", "solverstate"))
     np.testing.assert_array_equal(model.layers["ip"][0], weight(made).numpy())
     assert (state.iteration, state.current_step) == (3, 1) and state.goes_with(model)
