@@ -27,6 +27,7 @@ from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import LossScale
 from forcereg.solver.pull import Pull
+from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.ready import check_ready
 from forcereg.solver.regularizers.force import FORCE, without_force
 from forcereg.solver.run import Teller
@@ -86,10 +87,11 @@ class Solver:
         self.stop_requested = self.snapshot_requested = False
         self.measure_force = False
         self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
-        self.pull = Pull(self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0)
+        watched = self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0
+        self.pull, self._watch = Pull(*watched), RankWatch(*watched)
         self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
-        self._snapshots = Snapshots(self._run, self._nets, self.steps, keep)
+        self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
         self._debugs = self.param.debug_info or specs.train.debug_info
         self._pace = Pace()
@@ -254,6 +256,8 @@ class Solver:
                 if self.stop_requested:
                     break
             display = p.display > 0 and self.iter % p.display == 0
+            if self._watch.due(self.iter, display) and FORCE in self.updater.feeling(self.iter):
+                self._look_at_ranks()
             self._iterate(display)
             self.iter += 1
             # here and between test batches alone, where all ranks come by equally often
@@ -332,11 +336,12 @@ class Solver:
             self.updater.look(self.iter, self.group.once)
 
     def _look_at_ranks(self) -> None:
-        """Behind the tests; tells of ranks and cosines if asked to."""
+        """Behind tests, or without any at some displays; tells of ranks and cosines if asked to."""
         forced = self.updater.touched(FORCE)
         felt = FORCE in self.updater.feeling(self.iter)
         if felt:  # rank 0's: what goes by them must be the same everywhere, and weights differ by rounding
             self.ranks = self.group.once(lambda: forced_ranks(forced))
+            self._watch.take(self.iter, self.ranks)
         if self.measure_force:
             ranks = self.ranks if felt else forced_ranks(forced)
             self.emit("force", iteration=self.iter, layers=coordination(forced, ranks))

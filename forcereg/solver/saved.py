@@ -20,6 +20,8 @@ CLIPPED = "clipped"
 """The entry that holds the iteration at which ranks were last looked at."""
 REGULARIZERS = "regularizers"
 """The entry of what regularizers carry, by their names."""
+WATCH = "watch"
+"""The entry of what is known of the ranks of forced layers."""
 SCALE = "scale"
 """The entry of the loss scale."""
 
@@ -69,6 +71,10 @@ _EXTRA: Mapping[str, Any] = {
     f"?{HISTORY}": TEXT,
     f"?{WEIGHTS}": _whole(0, (1 << 32) - 1),
     f"?{REGULARIZERS}": {"*": {"*": _VALUES}},
+    f"?{WATCH}": {
+        **dict.fromkeys(("at", "since", "still", "stalled"), COUNT),
+        **{key: {"*": COUNT} for key in ("first", "ranks", "collapsed")},
+    },
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
 }
 """The form of each entry; those with "?" may be missing, "*" is any name. Others are a later version's, and ignored."""

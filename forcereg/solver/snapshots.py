@@ -12,21 +12,22 @@ from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.distill import TEACHER, change_of
 from forcereg.solver.prefix import writes_binary
+from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import CLIPPED, SCALE, check_extra
+from forcereg.solver.saved import CLIPPED, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.steps import Steps
 
 
 class Snapshots:
-    """Saves and restores what `nets` and `steps` hold; `keep`: how many snapshots stay, None for all.
+    """Saves and restores what `nets` and `steps` hold, and what `watch` knows.
 
-    `last`: the model that was last written, or gone on from.
+    `keep`: how many snapshots stay, None for all; `last`: the model that was last written, or gone on from.
     """
 
-    def __init__(self, run: Run, nets: Nets, steps: Steps, keep: int | None = None) -> None:
-        self._run, self._nets, self._steps, self._keep = run, nets, steps, keep
+    def __init__(self, run: Run, nets: Nets, steps: Steps, watch: RankWatch, keep: int | None = None) -> None:
+        self._run, self._nets, self._steps, self._watch, self._keep = run, nets, steps, watch, keep
         self.last: Path | None = None
 
     def load_weights(self, path: str | Path) -> snapshot.LoadReport:
@@ -46,7 +47,8 @@ class Snapshots:
         """What an exact resume needs beside weights and history: all ranks' data cursors, random state, loss window."""
         steps, scale = self._steps, self._steps.scale
         extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
-        return extra if scale is None else {**extra, SCALE: scale.state_dict()}
+        own = {WATCH: self._watch.state_dict(), SCALE: {} if scale is None else scale.state_dict()}
+        return {**extra, **{name: state for name, state in own.items() if state}}
 
     def put_back(self, extra: Mapping[str, Any]) -> None:
         """Goes back to where `extra` was taken; the loss scale stays."""
@@ -104,5 +106,6 @@ class Snapshots:
             steps.losses.clear()
         else:
             self.put_back(state.extra)
+        self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
         if steps.scale is not None:
             steps.scale.load_state_dict((state.extra or {}).get(SCALE, {}))

@@ -16,6 +16,7 @@ from forcereg.snapshot import INPUT_SHAPES, NET, WEIGHTS, read_model, read_state
 from forcereg.solver import build
 from forcereg.solver.clipping import RankClipping
 from forcereg.solver.pull import SOON, Pull
+from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.ready import check_ready
 from forcereg.solver.run import Run, Teller
 from forcereg.solver.saving import provenance, write_pair
@@ -115,6 +116,10 @@ def test_steps_go_away_with_their_last_holder() -> None:
 # -- snapshots
 
 
+def watch(made: Parts) -> RankWatch:
+    return RankWatch(made.run.tell, 0, False)
+
+
 @pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
 def test_a_pair_is_written(form: str, tmp_path: Path) -> None:
     settings = f'snapshot_prefix: "s" snapshot_format: {form} momentum: 0.5 snapshot_diff: true'
@@ -137,10 +142,10 @@ def test_where_a_model_comes_from() -> None:
 def test_snapshots_go_on_exactly(tmp_path: Path) -> None:
     settings = 'snapshot_prefix: "s" snapshot_format: HDF5 momentum: 0.5 average_loss: 4 lr_policy: "step" stepsize: 2'
     first = trained(parts(NET_TEXT, settings, tmp_path))
-    saved = Snapshots(first.run, first.nets, first.steps, keep=1)
+    saved = Snapshots(first.run, first.nets, first.steps, watch(first), keep=1)
     model = saved.write(3, 1, saved.extra())
     other = trained(parts(NET_TEXT, settings, tmp_path), 1)
-    snapshots = Snapshots(other.run, other.nets, other.steps)
+    snapshots = Snapshots(other.run, other.nets, other.steps, watch(other))
     state = read_state(str(model).replace("caffemodel", "solverstate"))
     assert snapshots.take_over(state, read_model(model)) == 1 and snapshots.last == model == saved.last
     assert torch.equal(weight(other), weight(first))
@@ -152,10 +157,10 @@ def test_snapshots_go_on_exactly(tmp_path: Path) -> None:
 
 def test_weights_go_by_name(tmp_path: Path) -> None:
     first = trained(parts(NET_TEXT, 'snapshot_prefix: "s" snapshot_format: HDF5', tmp_path))
-    snapshots = Snapshots(first.run, first.nets, first.steps)
+    snapshots = Snapshots(first.run, first.nets, first.steps, watch(first))
     path = snapshots.write(0, 0, snapshots.extra())
     other = parts(NET_TEXT, tests=1)
-    report = Snapshots(other.run, other.nets, other.steps).load_weights(path)
+    report = Snapshots(other.run, other.nets, other.steps, watch(other)).load_weights(path)
     assert not report.fresh
     assert torch.equal(weight(other), weight(first)) and other.recorder.story() == ["weights"]
 
