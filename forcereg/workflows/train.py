@@ -194,8 +194,8 @@ class Training:
     def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
         """The solver, its nets and data."""
         from forcereg.schema.rules import stage_names
-        from forcereg.solver.distill import learn_from
         from forcereg.solver.loop import Solver
+        from forcereg.solver.teacher import learn_from
         from forcereg.system.device import prepare
 
         solver = Solver(

@@ -20,8 +20,9 @@ from forcereg.layers.loss import SoftmaxWithLoss
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.snapshot import read_model
-from forcereg.solver.distill import TEACHER, learn_from
+from forcereg.solver.distill import TEACHER
 from forcereg.solver.loop import Solver
+from forcereg.solver.teacher import learn_from
 from tests.conftest import RunCli
 from tests.solver.graphs import on_device
 from tests.solver.nets import IMAGES, Recorder, blobs_of, write_images, write_solver
