@@ -49,20 +49,13 @@ def resnet(n: int) -> Starter:
 def alexnet() -> Starter:
     """AlexNet on ImageNet, force on every convolution."""
     folder = "models/alexnet"
-    net = read_net(configs_dir() / f"{folder}/train_val.prototxt").message
-    for layer in net.layer:
-        if layer.type == "Convolution":
-            # lr_mult as it would be without an entry
-            (layer.param or [layer.param.add(lr_mult=1)])[0].force_mult = 1
     solver = read_solver(configs_dir() / f"{folder}/solver.prototxt").message
-    solver.net, solver.snapshot_prefix = f"{folder}/train_val_force.prototxt", f"{folder}/alexnet_force"
+    solver.snapshot_prefix = f"{folder}/alexnet_force"
     solver.force_type, solver.force_decay = "Constant", 1e-5
-    files = {
-        f"{folder}/force_solver.prototxt": f"# AlexNet on ImageNet with force regularization.\n{to_text(solver)}",
-        f"{folder}/train_val_force.prototxt": f"# AlexNet on ImageNet, force on every convolution.\n{to_text(net)}",
-        f"{folder}/deploy.prototxt": (configs_dir() / f"{folder}/deploy.prototxt").read_text(encoding="utf-8"),
-    }
-    return Starter(files, "forcereg data images LIST examples/imagenet/ilsvrc12_train_lmdb ...")
+    text = f"# AlexNet on ImageNet with force regularization.\n{to_text(solver)}"
+    data = "forcereg data images LIST examples/imagenet/ilsvrc12_train_lmdb ..."
+    nets = _shipped([f"{folder}/train_val.prototxt", f"{folder}/deploy.prototxt"], data)
+    return Starter({f"{folder}/force_solver.prototxt": text, **nets.files}, data)
 
 
 STARTERS: dict[str, Callable[..., Starter]] = {

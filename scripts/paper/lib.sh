@@ -70,20 +70,22 @@ imagenet() {
   [[ -z $SMOKE ]] || converted made "$python" "$paper/made_data.py" imagenet made
   [[ -z $SMOKE ]] || data=$PWD/made
   for one in ilsvrc12_train_lmdb ilsvrc12_val_lmdb imagenet_mean.binaryproto; do
-    [[ -e $data/$one ]] || { echo "$name: $data/$one: not there; make it by forcereg data images, data mean" >&2; exit 1; }
+    [[ -e $data/$one ]] && continue
+    echo "$name: $data/$one: not there; make it by forcereg data images, data mean" >&2
+    exit 1
   done
   mkdir -p examples/imagenet data/ilsvrc12
   ln -sfn "$data"/ilsvrc12_{train,val}_lmdb examples/imagenet/
   ln -sfn "$data/imagenet_mean.binaryproto" data/ilsvrc12/
 }
 
-# small FILE...: for SMOKE nets of 4 images a batch and fully connected layers of 16.
+# small FILE...: for SMOKE nets of 2 images a batch and fully connected layers of 16.
 small() {
-  [[ -z $SMOKE ]] || sed -i -E 's/batch_size: [0-9]+/batch_size: 4/; s/num_output: (4096|1024)$/num_output: 16/' "$@"
+  [[ -z $SMOKE ]] || sed -i -E 's/batch_size: [0-9]+/batch_size: 2/; s/num_output: (4096|1024)$/num_output: 16/' "$@"
 }
 
-# solver PHASE FROM [FIELD=VALUE...]: PHASE_solver.prototxt, a shipped solver with other values, SCALE's iterations and 21
-# tests, the last behind the last iteration.
+# solver PHASE FROM [FIELD=VALUE...]: PHASE_solver.prototxt, a shipped solver with other values, SCALE's iterations and
+# 21 tests, the last behind the last iteration.
 solver() {
   local phase=$1 from=$2 fields=("${@:3}" "snapshot_prefix=\"$1\"" "random_seed=$SEED")
   [[ -z $SMOKE ]] || fields+=(test_iter=1)
@@ -117,7 +119,8 @@ retrain() {
   echo "== retrained by force: $1 ${values[*]}"
   # shellcheck disable=SC2086 # several words
   logged "retrain_$1.log" "$FORCEREG" sweep --solver retrain_solver.prototxt --weights "$trained" --out "retrain/$1" \
-    --set force_decay="$(IFS=,; echo "${values[*]}")" --set force_type="$1" --error 0.05 $cut --device "$DEVICE" >"retrain_$1.txt"
+    --set force_decay="$(IFS=,; echo "${values[*]}")" --set force_type="$1" --error 0.05 $cut --device "$DEVICE" \
+    >"retrain_$1.txt"
 }
 
 # tune: every cut net, as cut/STRENGTH_TYPE.*, further by the fine-tuning solver; tuned/STRENGTH_TYPE.log.

@@ -3,8 +3,8 @@
 #   bash scripts/paper/resnet20.sh CIFAR10 [OUT]
 #   N=3,5,9 bash scripts/paper/resnet20.sh CIFAR10 [OUT]    all three, each in OUT/resnet20, ...
 # CIFAR10: what `forcereg data cifar10` takes, a folder or tar file. Variables: see lib.sh; N (3): blocks a group.
-# ResNet-20: 13 hours to train, 6.7 for each of 7 retrainings, 1.7 to fine-tune each: 72 hours on one CPU thread (at 750 ms
-# an iteration of 256 images, AMD EPYC); ResNet-32 about 1.7, ResNet-56 about 3 times that; never run on a GPU.
+# ResNet-20: 13 hours to train, 6.7 for each of 7 retrainings, 1.7 to fine-tune each: 72 hours on one CPU thread (at
+# 750 ms an iteration of 256 images, AMD EPYC); ResNet-32 about 1.7, ResNet-56 about 3 times that; never run on a GPU.
 # shellcheck source=scripts/paper/lib.sh disable=SC2034 # what lib.sh reads
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -50,7 +50,7 @@ def test_depth(n: int) -> None:
 
 
 def test_alexnet_forces_every_convolution() -> None:
-    message = parse_net(made("alexnet", 3).files["models/alexnet/train_val_force.prototxt"]).message
+    message = parse_net(made("alexnet", 3).files["models/alexnet/train_val.prototxt"]).message
     for layer in message.layer:
         assert [p.force_mult for p in layer.param][:1] == (
             [1.0] if layer.type == "Convolution" else [0.0][: len(layer.param)]

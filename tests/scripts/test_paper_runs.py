@@ -1,0 +1,135 @@
+"""scripts/paper/*.sh: all of them run on made data, what they leave is valid, and run again they train nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.conftest import TOP
+
+PAPER = TOP / "scripts" / "paper"
+FORCEREG = Path(sys.executable).with_name("forcereg")
+NETS = {
+    "lenet/paper": ("lenet", 2),
+    "convnet": ("convnet", 3),
+    "resnet20/resnet20": ("resnet20", 21),
+    "alexnet": ("alexnet", 5),
+    "googlenet": ("googlenet", 57),
+}
+"""Folder of a net's results -> its name and how many layers can be cut."""
+
+
+def run(script: str, *args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", PAPER / f"{script}.sh", *args],
+        cwd=cwd,
+        env=os.environ | {"FORCEREG": str(FORCEREG), "OMP_NUM_THREADS": "1"} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2400,
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all scripts leave, on made data."""
+    folder = tmp_path_factory.mktemp("paper")
+    done = run("all", "out", cwd=folder, SMOKE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"{name}: done" for name in sorted(scripts())]
+    return folder / "out"
+
+
+def scripts() -> list[str]:
+    return [path.stem for path in PAPER.glob("*.sh") if path.stem in {net.split("/")[0] for net in NETS}]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    lines = path.read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+@pytest.mark.parametrize("folder", NETS)
+def test_every_net_has_a_table_of_all_its_phases(folder: str, smoke: Path) -> None:
+    name, layers = NETS[folder]
+    found = rows(smoke / folder / f"{name}.csv")
+    assert [(row["force_decay"], row["force_type"]) for row in found] == [
+        ("0", ""),
+        ("1e-3", "Constant"),
+        ("1e-3", "Degradation"),
+    ]
+    for row in found:
+        assert all(0 <= float(row[score]) <= 1 for score in ("accuracy", "accuracy_cut", "accuracy_tuned"))
+        assert 0 < int(row["macs_cut"]) <= int(row["macs"])
+        needed, full = (list(map(int, row[ranks].split("/"))) for ranks in ("ranks_at_error", "full_ranks"))
+        assert len(needed) == len(row["ranks"].split("/")) == layers
+        assert all(0 < rank <= most for rank, most in zip(needed, full, strict=True))
+    shown = (smoke / folder / f"{name}.txt").read_text()
+    assert all(f"{float(row['accuracy_tuned']):.2%}" in shown for row in found)
+    assert "1e-3 Degradation" in shown
+
+
+def test_alexnet_is_cut_by_the_papers_ranks(smoke: Path) -> None:
+    assert {row["ranks"] for row in rows(smoke / "alexnet" / "alexnet.csv")} == {"8/40/150/160/120"}
+    net = (smoke / "alexnet" / "cut" / "0.prototxt").read_text()
+    assert "kernel_h: 11" in net and "kernel_w: 11" in net
+
+
+@pytest.mark.parametrize("folder", [*NETS, "lenet/frontier", "lenet/sweep"])
+def test_pictures_are_pictures(folder: str, smoke: Path) -> None:
+    pictures = list((smoke / folder).rglob("*.svg"))
+    assert pictures
+    for picture in pictures:
+        drawn = ElementTree.fromstring(picture.read_text())
+        assert drawn.tag.endswith("}svg") and len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 20
+
+
+def test_lenet_has_a_row_for_every_claim(smoke: Path) -> None:
+    caffe = [line.split() for line in (smoke / "lenet/caffe/results.txt").read_text().splitlines()]
+    assert [line[:2] for line in caffe[1:]] == [
+        ["Degradation", "0"], ["Constant", "0.001"], ["Constant", "0.0001"], ["Degradation", "0.001"]
+    ]  # fmt: skip
+    assert all(0 <= float(line[2]) <= 1 and line[4].count("/") == 1 for line in caffe[1:])
+    methods = rows(smoke / "lenet/frontier/methods.csv")
+    assert {row["net"] for row in methods} == {"no force", "Degradation 0.001", "Constant 0.0001"}
+    assert {row["method"] for row in methods} == {"", "pca", "vh"}
+    assert len(rows(smoke / "lenet/sweep/results.csv")) == 7
+
+
+def test_run_again_nothing_is_trained(smoke: Path) -> None:
+    def trained() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in smoke.rglob("*.caffemodel.h5")}
+
+    before = trained()
+    table = smoke / "convnet" / "convnet.csv"
+    table.unlink()
+    done = run("convnet", "", smoke / "convnet", cwd=smoke, SMOKE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trained() == before and len(rows(table)) == 3
+    assert "fine-tuned:" not in done.stdout and "== baseline" not in done.stdout
+
+
+@pytest.mark.parametrize("script", [*scripts(), "all"])
+def test_without_data_the_usage_is_shown(script: str, tmp_path: Path) -> None:
+    done = run(script, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"bash scripts/paper/{script}.sh " in done.stderr and "lib.sh" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    lacking = run("alexnet", tmp_path, tmp_path / "out", cwd=tmp_path)
+    assert lacking.returncode == 1
+    assert f"alexnet: {tmp_path}/ilsvrc12_train_lmdb: not there; make it by forcereg data images" in lacking.stderr
+    none = run("all", tmp_path, tmp_path / "out", cwd=tmp_path)
+    assert none.returncode == 0
+    assert f"googlenet: left out, no {tmp_path}/imagenet" in none.stdout
+    steps = run("lenet", "", tmp_path / "steps", cwd=tmp_path, SMOKE="1", STEPS="papr")
+    assert steps.returncode == 2 and "STEPS has 'papr'; expected of: paper caffe frontier sweep" in steps.stderr
