@@ -147,7 +147,7 @@ reproduce() {
   local type
   for type in "${types[@]}"; do retrain "$type"; done
   tune
-  "$python" "$paper/table.py" "$name" --score "$score" | tee "$name.txt"
+  "$python" "$paper/phases.py" "$name" --score "$score" | tee "$name.txt"
   mkdir -p pictures
   "$FORCEREG" plot baseline.log -o pictures/baseline.svg
   "$FORCEREG" plot tuned/*.log -o pictures/finetune.svg

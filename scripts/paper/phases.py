@@ -1,6 +1,6 @@
 """What a script's nets came to: OUT/NAME.csv with every number, and a table of it.
 
-    python scripts/paper/table.py NAME [--score OUTPUT]
+    python scripts/paper/phases.py NAME [--score OUTPUT]
 
 Run in OUT: reads baseline.log, the runs of `forcereg sweep` in retrain/*/, and tuned/*.log.
 """
