@@ -15,7 +15,7 @@ arithmetic is in forcereg.solver.pairs.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import inf
 
 import torch
@@ -34,6 +34,7 @@ WASTE = {"cpu": 8_000, "cuda": 200_000}
 
 DECAY_TYPES = ("fixed", "adaptive")
 DIRECTIONS = ("all", "same")
+METRICS = ("weights", "responses")
 
 
 @registry("Degradation")
@@ -66,13 +67,21 @@ def apart(squared: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int = 1, view: str = "FILTERS") -> Tensor:
+def force_gradient(
+    weight: Tensor,
+    force_type: str = "Degradation",
+    groups: int = 1,
+    view: str = "FILTERS",
+    moments: Tensor | None = None,
+) -> Tensor:
     """The force on `weight`, to be scaled by force_decay * force_mult and added to its gradient.
 
     weight: two axes or more, its rows along axis 0; the result has its shape, dtype and memory layout.
     With `groups` > 1 each block of rows is coordinated alone (Caffe's fork coordinates all together). `view`: what is
     drawn together, "FILTERS", "CHANNELS" (input-channel slices), "BOTH", the sum of these two, or "VERTICAL" (the
-    rows of `vh`'s unfolding): what the method that will cut the weight lowers the rank of. In a training
+    rows of `vh`'s unfolding): what the method that will cut the weight lowers the rank of. `moments`: E[x x^T] of what
+    a filter is multiplied with, (K, K) or (groups, K, K), K entries a filter, on any scale: norms and cosines are then
+    those of responses, w^T M w, and filters alike are such as respond alike; for the view "FILTERS". In a training
     loop of one's own the force is added behind weight decay, for each convolution of `model`:
 
         optimizer.zero_grad()
@@ -97,8 +106,8 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
         scaler.step(optimizer)
         scaler.update()
 
-    Raises ForceregError for an unknown type or view, a weight without rows or such a view, or groups that do not
-    divide them.
+    Raises ForceregError for an unknown type or view, a weight without rows or such a view, groups that do not divide
+    them, or moments of another shape or beside another view.
 
     >>> import torch
     >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -116,7 +125,8 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
         raise ForceregError(f"force_gradient: unknown view {view!r}{hint} (known are {', '.join(VIEWS)})")
     if problem := misfit(view, shape):
         raise ForceregError(f"force_gradient: view {view} {problem}")
-    members = [Member(weight, torch.empty_like(weight), one, groups) for one in VIEWS[view]]
+    metric = None if moments is None else _metric(moments, weight, groups, view)
+    members = [Member(weight, torch.empty_like(weight), one, groups, moments=metric) for one in VIEWS[view]]
     # a row alone feels nothing, not even rounding
     members = [one for one in members if one.n > 1]
     for work in _works([Stack([one]) for one in members], kernel_of):
@@ -125,12 +135,32 @@ def force_gradient(weight: Tensor, force_type: str = "Degradation", groups: int 
     return sum(forces[1:], forces[0]) if forces else torch.zeros_like(weight)
 
 
-def check_force(force_type: str, decay_type: str = "fixed", direction: str = "all", where: str = "") -> None:
-    """Raise ForceregError, opened by `where`, listing the known names, unless all three solver strings are known."""
+def _metric(moments: Tensor, weight: Tensor, groups: int, view: str) -> Tensor:
+    """Moments as the force takes them, for `force_gradient`."""
+    k = weight[0].numel()
+    if view != "FILTERS":
+        raise ForceregError(f"force_gradient: moments are of filters, and view is {view}; expected FILTERS")
+    if tuple(moments.shape) not in {(groups, k, k)} | ({(k, k)} if groups == 1 else set()):
+        expected = f"({'' if groups == 1 else f'{groups}, '}{k}, {k})"
+        raise ForceregError(f"force_gradient: moments of shape {tuple(moments.shape)}; expected {expected}")
+    return normalised(moments.to(weight.device, torch.float64).reshape(groups, k, k))
+
+
+def normalised(moments: Tensor) -> Tensor:
+    """(groups, K, K) moments with 1 for the mean of each diagonal, so that norms are like those of weights."""
+    mean = moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    return moments / mean.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def check_force(
+    force_type: str, decay_type: str = "fixed", direction: str = "all", where: str = "", metric: str = "weights"
+) -> None:
+    """Raise ForceregError, opened by `where`, listing the known names, unless all four solver strings are known."""
     registry.get(force_type, where)
     for field, found, known in (
         ("force_decay_type", decay_type, DECAY_TYPES),
         ("force_direction", direction, DIRECTIONS),
+        ("force_metric", metric, METRICS),
     ):
         if found not in known:
             hint, prefix = did_you_mean(found, known), f"{where}: " if where else ""
@@ -161,7 +191,8 @@ class ForceField:
     together, and the n x n part is done for several at once: for those of one row count always, for others
     where padding (rows of zeros are skipped) costs less than another round of launches. `factors`: force_decay *
     force_mult per weight, 0 for none. `views`: each weight's view and groups (see lowrank.views); none: filters.
-    `varies`: `set` will be called. Raises ForceregError for unknown strings.
+    `varies`: `set` will be called. `moments`: a kept metric for each weight, normalised (groups, K, K), by which each
+    group's filters are then drawn together alone; none: the plain one. Raises ForceregError for unknown strings.
     """
 
     def __init__(
@@ -173,6 +204,7 @@ class ForceField:
         direction: str = "all",
         views: Sequence[tuple[str, int]] = (),
         varies: bool = False,
+        moments: Mapping[int, Tensor] | None = None,
     ) -> None:
         check_force(force_type, decay_type, direction)
         self._settings = (decay_type, direction)
@@ -181,13 +213,16 @@ class ForceField:
         forces: dict[int, list[Tensor]] = {}
         for i, weight in enumerate(weights):
             view, groups = views[i] if views else ("FILTERS", 1)
+            metric = (moments or {}).get(i)
             for unfolding, apart in unfoldings(view, groups) if factors[i] and weight.dim() >= 2 else ():
                 # a fixed force takes its factor along where it is rounded to float32; others need it bare
                 factor = factors[i] if self._simple else 1.0
-                one = Member(weight, torch.empty_like(weight), unfolding, apart, factor)
+                apart = apart if metric is None else groups
+                one = Member(weight, torch.empty_like(weight), unfolding, apart, factor, metric)
                 if one.n > 1:
                     # row counts and lengths alike: one batched product for all of them
-                    alike.setdefault((one.n, one.k, one.inner, weight.device), []).append(one)
+                    key = (one.n, one.k, one.inner, weight.device, None if metric is None else i)
+                    alike.setdefault(key, []).append(one)
                     forces.setdefault(i, []).append(one.output)
         self._works = _works([Stack(same) for same in alike.values()], registry.get(force_type))
         self._chosen = list(forces)

@@ -28,13 +28,17 @@ BLOCK = {"cpu": 256, "cuda": 1024}
 
 @dataclass(frozen=True)
 class Member:
-    """A weight seen as the matrices of one unfolding (see lowrank.views), where their forces go, and their factor."""
+    """A weight seen as the matrices of one unfolding (see lowrank.views), where their forces go, and their factor.
+
+    `moments` (groups, k, k) float64, entries in the weight's order: products of rows are in this metric.
+    """
 
     weight: Tensor  # not detached, and no view of it: somebody may replace its `data`
     output: Tensor
     unfolding: str = "FILTERS"
     groups: int = 1
     factor: float = 1.0
+    moments: Tensor | None = None
 
     @property
     def inner(self) -> int:
@@ -55,13 +59,16 @@ class Member:
     def shaped(self, matrices: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Rows `start` to `stop` of all groups: of the output, and of `matrices` (groups, rows, k), shaped as these.
 
-        The order of a row's entries is free: it is memory's, so that filters of a dense weight are copied as they lie.
+        The order of a row's entries is free without moments: it is memory's, so that filters of a dense weight are
+        copied as they lie.
         """
         blob, lead = split(self.output, self.groups), int(self.groups > 1)
         rows = [axis + lead for axis in ROWS[self.unfolding]]
         blob = blob.narrow(rows[0], start // self.inner, (stop - start) // self.inner)
         entries = [axis for axis in range(lead, blob.dim()) if axis not in rows]
-        order = [*range(lead), *rows, *sorted(entries, key=blob.stride, reverse=True)]
+        if self.moments is None:
+            entries.sort(key=blob.stride, reverse=True)
+        order = [*range(lead), *rows, *entries]
         return blob, matrices.view([blob.shape[axis] for axis in order]).permute(inverse_of(order))
 
 
@@ -71,13 +78,17 @@ def inverse_of(order: list[int]) -> list[int]:
 
 
 class Stack:
-    """The matrices of all members, of one number n of rows and k of entries, together: float64 rows (count, n, k)."""
+    """The matrices of all members, of one number n of rows and k of entries, together: float64 rows (count, n, k).
+
+    `images` are what rows are multiplied with each other by: they themselves, or times the moments of the one member.
+    """
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members, first = members, members[0]
         n, self.inner, counts = first.n, first.inner, [one.groups for one in members]
         self.kind = "cpu" if first.weight.device.type == "cpu" else "cuda"  # of BLOCK and WASTE
         self.rows = first.weight.new_empty((sum(counts), n, first.k), dtype=torch.float64)
+        self.images = self.rows if first.moments is None else torch.empty_like(self.rows)
         self.factors = self.rows.new_tensor([one.factor for one in members for _ in range(one.groups)])
         self._inputs = [one.shaped(rows, 0, n)[1] for one, rows in zip(members, self.rows.split(counts), strict=True)]
         # all parts of a stack write to one buffer in turn, so that it stays in the cache
@@ -88,13 +99,25 @@ class Stack:
     def load(self) -> None:
         """Take the weights as they are now."""
         torch._foreach_copy_(self._inputs, [split(one.weight, one.groups) for one in self.members])
+        if (moments := self.members[0].moments) is not None:
+            torch.bmm(self.rows, moments, out=self.images)
+
+    def norms(self, out: Tensor) -> None:
+        """The rows' norms (count, n, 1)."""
+        if self.images is self.rows:
+            torch.linalg.vector_norm(self.rows, dim=-1, keepdim=True, out=out)
+            return
+        k = self.rows.shape[-1]
+        torch.bmm(self.images.view(-1, 1, k), self.rows.view(-1, k, 1), out=out.view(-1, 1, 1))
+        # moments have no negative eigenvalues but by rounding
+        out.clamp_(min=0).sqrt_()
 
 
 class Part:
     """Some rows of a stack, and a buffer for their forces, both (count, rows, k)."""
 
     def __init__(self, stack: Stack, span: slice, pulls: Tensor) -> None:
-        self.span, self.rows = span, stack.rows[:, span]
+        self.span, self.rows, self.images = span, stack.rows[:, span], stack.images[:, span]
         self.pulls = pulls[:, : span.stop - span.start]
         each = self.pulls.split([one.groups for one in stack.members])
         shaped = [one.shaped(pull, span.start, span.stop) for one, pull in zip(stack.members, each, strict=True)]
@@ -122,12 +145,12 @@ class Sums:
         """Fill the outputs."""
         stack, norm, inverse, along, total = self._stack, self._norm, self._inverse, self._along, self._sum
         stack.load()
-        torch.linalg.vector_norm(stack.rows, dim=-1, keepdim=True, out=norm)
+        stack.norms(norm)
         # 1 / inf = 0 takes short rows out without a mask or a branch on their number
         torch.threshold(norm, MIN_NORM, inf, out=inverse).reciprocal_()
         # S, with the factor: the rows are never divided by their norms, which would be a pass over all
         torch.bmm(inverse.mT, stack.rows, out=total).mul_(self._scale)
-        torch.bmm(stack.rows, total.mT, out=along).mul_(inverse)
+        torch.bmm(stack.images, total.mT, out=along).mul_(inverse)
         torch.threshold_(norm, MIN_NORM, 0)
         for part in stack.parts:
             torch.mul(part.rows, along[:, part.span], out=part.pulls)
@@ -191,7 +214,7 @@ class _Block:
                 part, n = stack.parts[index], stack.rows.shape[1]
                 size = part.rows.shape[1]
                 self._grams.append(
-                    (part.rows, stack.rows[:, span.start :].mT, self._gram[weights, :size, span.start : n])
+                    (part.images, stack.rows[:, span.start :].mT, self._gram[weights, :size, span.start : n])
                 )
                 self._pulls.append((self._mix[weights, :size, :n], stack.rows, part))
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from forcereg.layers import Layer
 from forcereg.net.batching import gathered
 from forcereg.net.module import Net
 from forcereg.net.scoring import Tally
-from forcereg.solver.debug import Watch
+from forcereg.schema.spec import LayerSpec
+from forcereg.solver import debug
 from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, obstacle
 from forcereg.solver.passes import Passes
 from forcereg.solver.precision import LossScale
+from forcereg.solver.regularizers.base import Watch
 from forcereg.solver.run import Nets, Run
 from forcereg.solver.trouble import NotFinite
 from forcereg.solver.updater import Measures, Updater
@@ -44,6 +47,7 @@ class Steps:
         self._me: Steps = weakref.proxy(self)
         self._net, self._iter_size = nets.train, run.param.iter_size
         self._name, self._tell, self._recorder = run.name, run.tell, recorder
+        self._mean = run.group.mean
         # as the precision left it: who sets another one later wants to see layers one by one
         self._around = {id(net): net.around for net in nets}
         self._graphed: dict[int, Graphed[Any]] = {}
@@ -68,7 +72,7 @@ class Steps:
         rate: float,
         inputs: Fed,
         tell: Callable[[Outputs], None],
-        watched: Callable[[Watch], None] | None = None,
+        watched: Callable[[debug.Watch], None] | None = None,
         measures: Mapping[str, Callable[[Tensor], None]] = UNMEASURED,
     ) -> None:
         """An iteration at learning rate `rate`; `tell` is shown the outputs once the loss is in the window.
@@ -80,9 +84,11 @@ class Steps:
         self._at, self._measured, self._norms = iteration, tuple(measures), {}
         self.updater.prepare(iteration)
         work = functools.partial(Steps._work, self._me)
-        graphed = self.graphed(self._net, work) if watched is None else None
+        watches = self.updater.watches(iteration)
+        graphed = self.graphed(self._net, work) if watched is None and not watches else None
         if graphed is None:
-            self._run(rate, inputs, tell, watched)
+            with shown(self._net, watches):
+                self._run(rate, inputs, tell, watched)
             norms = self._norms
         else:
             outputs, norms = self._replay(graphed, rate, inputs)
@@ -91,7 +97,7 @@ class Steps:
             measures[name](found)
 
     def _run(
-        self, rate: float, inputs: Fed, tell: Callable[[Outputs], None], watched: Callable[[Watch], None] | None
+        self, rate: float, inputs: Fed, tell: Callable[[Outputs], None], watched: Callable[[debug.Watch], None] | None
     ) -> None:
         """An iteration as it is, one launch after the other."""
         self._grads = None
@@ -99,6 +105,7 @@ class Steps:
         passes = functools.partial(self.passes.accumulate, inputs, watched)
         # on the recorder's stream even without a graph: autograd's nodes stay with the stream that they first ran on
         loss, outputs = passes() if self._recorder is None else self._recorder.run(passes)
+        self.updater.watched(self._at, self._mean)
         self.losses.add(loss)
         tell(outputs)
         with self._explained(rate):
@@ -189,6 +196,24 @@ class Steps:
                 f"{self._name}: at iteration {self._at} the learning rate {rate:g}, its product with lr_mult, "
                 "or weight_decay * decay_mult is larger than a float32; use smaller values"
             ) from error
+
+
+@contextlib.contextmanager
+def shown(net: Net, watches: Sequence[Watch]) -> Iterator[None]:
+    """In the block each layer of `net` is shown with its bottoms before it runs."""
+    around = net.around
+
+    def run(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+        for watch in watches:
+            watch(spec, module, bottoms)
+        return module(*bottoms) if around is None else around(spec, module, bottoms)
+
+    if watches:
+        net.around = run
+    try:
+        yield
+    finally:
+        net.around = around
 
 
 class _Tally(Tally):

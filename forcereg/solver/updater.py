@@ -18,7 +18,7 @@ from forcereg.solver import update
 from forcereg.solver.ondevice import Descent
 from forcereg.solver.precision import LossScale
 from forcereg.solver.regularizers import Regularizer
-from forcereg.solver.regularizers.base import Once
+from forcereg.solver.regularizers.base import Once, Watch
 from forcereg.solver.regularizers.decay import decay
 from forcereg.solver.saved import HISTORY, REGULARIZERS
 from forcereg.solver.state import to_array
@@ -120,6 +120,16 @@ class Updater:
         """Tells regularizers which iteration is next: before `begin`, and before a graph that holds it."""
         for name in self.feeling(iteration):
             self._regularizers[name].prepare(iteration)
+
+    def watches(self, iteration: int) -> list[Watch]:
+        """What is to see the passes of this iteration, which has been prepared."""
+        found = [self._regularizers[name].watch() for name in self.feeling(iteration)]
+        return [one for one in found if one is not None]
+
+    def watched(self, iteration: int, mean: Callable[[Tensor], Tensor]) -> None:
+        """Behind the passes of an iteration; `mean` of a tensor over all processes."""
+        for name in self.feeling(iteration):
+            self._regularizers[name].watched(mean)
 
     def look(self, iteration: int, once: Once) -> None:
         """Lets regularizers look at the weights, behind the tests in front of an iteration."""

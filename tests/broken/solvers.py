@@ -86,6 +86,10 @@ SETTINGS = [
         "force_ramp: 60\nforce_release: 50\nforce_iter: 100",
         "force_ramp 60 and force_release 50 are more than force_iter 100",
     ),
+    _solver(
+        "unknown-metric", 'force_metric: "response"', "unknown force_metric 'response'; did you mean \"responses\""
+    ),
+    _solver("metric-interval-0", "force_metric_interval: 0", "force_metric_interval is 0; expected >= 1"),
     _solver("force-until-percent", "force_until: 30", "force_until is 30; expected a share of full ranks, above 0"),
     _solver("force-until-0", "force_until: 0", "force_until is 0; expected a share of full ranks, above 0"),
     _solver("force-until-untested", "force_until: 0.3", "force_until is 0.3, but ranks are looked at in tests"),

@@ -17,10 +17,10 @@ from forcereg.data.feed import Feed
 from forcereg.data.mean import write_mean
 from forcereg.errors import ForceregError
 from forcereg.net.load import load_net
+from forcereg.net.moments import input_moments
 from forcereg.net.scoring import score
 from forcereg.snapshot import read_model
 from forcereg.solver.loop import Solver
-from forcereg.study.moments import input_moments
 from tests.conftest import RunCli
 from tests.data.lmdbs import encoded, make_feed, put_leveldb, put_lmdb, raw
 from tests.data.pictures import STREAM, make_images, noise, png

@@ -52,6 +52,8 @@ FORKS = {
         "force_ramp": (16000, "optional", "int32", "0"),
         "force_release": (16001, "optional", "int32", "0"),
         "force_until": (16002, "optional", "float", ""),
+        "force_metric": (16003, "optional", "string", "weights"),
+        "force_metric_interval": (16004, "optional", "int32", "500"),
     },
     "ParamSpec": {"force_view": (16000, "optional", "ParamSpec.ForceView", "FILTERS")},
     "DropoutParameter": {"scale_train": (2, "optional", "bool", "true")},

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import forcereg.study.moments as moments
+import forcereg.net.moments as moments
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Selection, prepare
 from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.methods import RIDGE
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
+from forcereg.net.moments import input_moments
 from forcereg.schema.text import parse_net, read_solver
 from forcereg.solver.state import pack
-from forcereg.study.moments import TrainingData, input_moments, prepare_aware
+from forcereg.study.moments import TrainingData, prepare_aware
 from tests.solver.nets import IMAGES, write_images, write_solver
 
 BATCHES = 3

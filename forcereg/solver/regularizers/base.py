@@ -19,9 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forcereg.layers import Layer
 from forcereg.net.module import Learnable
+from forcereg.schema.spec import LayerSpec
 
 Once = Callable[[Callable[[], Any]], Any]
+Watch = Callable[[LayerSpec, Layer, Sequence[Tensor]], None]
 
 
 class Regularizer:
@@ -51,6 +54,13 @@ class Regularizer:
 
     def prepare(self, iteration: int) -> None:
         """Before an iteration in which it feels, and before any graph of it: puts what differs into kept tensors."""
+
+    def watch(self) -> Watch | None:
+        """What is shown each layer and its inputs in the passes of the prepared iteration, which no graph then runs."""
+        return None
+
+    def watched(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Behind the passes of an iteration in which it feels; `mean` of a tensor over all processes."""
 
     def begin(self) -> None:
         """Before an iteration's passes, on a GPU only: may start on what depends on the weights alone."""

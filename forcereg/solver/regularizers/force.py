@@ -5,7 +5,7 @@ What the force is, as mathematics of one weight, is in forcereg.solver.force.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from forcereg.schema.scan import shown
 from forcereg.solver import course
 from forcereg.solver.diagnostics import forced_ranks
 from forcereg.solver.force import ForceField, check_force
+from forcereg.solver.metric import Metric, check_metric
 from forcereg.solver.ondevice import Beside
-from forcereg.solver.regularizers.base import Once, Regularizer
+from forcereg.solver.regularizers.base import Once, Regularizer, Watch
 
 FORCE = "force"
 
@@ -37,17 +38,22 @@ class Force(Regularizer):
         weights = [one.blob for one in learning]
         self._course, self._until = course.course_of(p), p.force_until
         settings = (p.force_type, p.force_decay_type, p.force_direction)
-        self._field = ForceField(weights, factors, *settings, views, self._course.varies)
+        self._forced = [learning[place] for place in self.touched]
+        self._metric = Metric(self._forced, p.force_metric_interval) if p.force_metric == "responses" else None
+        moments = dict(zip(self.touched, self._metric.moments, strict=True)) if self._metric else {}
+        self._field = ForceField(weights, factors, *settings, views, self._course.varies, moments)
+        self._looks = False  # whether this iteration looks at inputs
         # the iteration at which force_until was reached, -1 before: a snapshot's tensor, and as the host reads it
         self._reached = torch.full((1,), -1.0, dtype=torch.float64)
         self._turned = self._reached.numpy()
-        self._forced = [learning[place] for place in self.touched]
         self._beside = Beside(device)
 
     @staticmethod
     def check(p: Any, name: str) -> None:
         """See Regularizer."""
-        check_force(p.force_type, p.force_decay_type, p.force_direction, name)
+        check_force(p.force_type, p.force_decay_type, p.force_direction, name, p.force_metric)
+        if p.force_metric_interval < 1:
+            raise ForceregError(f"{name}: force_metric_interval is {p.force_metric_interval}; expected >= 1")
         for problem in course.problems(p):
             raise ForceregError(f"{name}: {problem}")
 
@@ -64,6 +70,16 @@ class Force(Regularizer):
         """Sets how strong the forces are."""
         if self._course.varies:
             self._field.set(self._now().level(iteration))
+        self._looks = self._metric is not None and self._metric.due(iteration)
+
+    def watch(self) -> Watch | None:
+        """See Regularizer; what the metric of responses is made of."""
+        return self._metric.watch if self._metric is not None and self._looks else None
+
+    def watched(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """See Regularizer."""
+        if self._metric is not None and self._looks:
+            self._metric.take(mean)
 
     def look(self, iteration: int, once: Once) -> None:
         """Lets go once all ranks are at most force_until of full ones: of what its view draws together."""
@@ -78,7 +94,8 @@ class Force(Regularizer):
 
     def carried(self) -> Mapping[str, Tensor]:
         """See Regularizer."""
-        return {"reached": self._reached} if self._until else {}
+        reached = {"reached": self._reached} if self._until else {}
+        return {**reached, **(self._metric.carried() if self._metric is not None else {})}
 
     def _now(self) -> course.Course:
         reached = self._turned[0]
@@ -98,7 +115,8 @@ class Force(Regularizer):
 
     def begin(self) -> None:
         """Starts on the forces, beside the passes: small work that leaves most of a GPU idle."""
-        self._beside.start(self._field.compute)
+        if not self._looks:  # else the passes tell first what they depend on
+            self._beside.start(self._field.compute)
 
     def add(self, grads: Sequence[Tensor]) -> None:
         """See Regularizer."""
@@ -116,7 +134,15 @@ def described(net: Net, p: Any) -> str:
     """What a run's force is and acts on, in a line."""
     named = {one.layer: "" if one.force_view == "FILTERS" else f" ({one.force_view})" for one in _feeling(net)}
     places = ", ".join(f"{layer}{view}" for layer, view in named.items())
-    return "; ".join(filter(None, (f"{p.force_type} {p.force_decay:g} on {places or 'nothing'}", course.described(p))))
+    metric = ", by responses," if p.force_metric == "responses" else ""
+    text = f"{p.force_type} {p.force_decay:g}{metric} on {places or 'nothing'}"
+    return "; ".join(filter(None, (text, course.described(p))))
+
+
+def check_fit(net: Net, p: Any) -> None:
+    """Raises ForceregError for a net whose forced weights `p` asks more of than they have."""
+    if p.force_decay and p.force_metric == "responses":
+        check_metric(net, _feeling(net))
 
 
 def _feeling(net: Net) -> list[Learnable]:

@@ -18,7 +18,7 @@ from forcereg.schema.text import SolverFile
 from forcereg.solver.chains import force_on_chains
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
-from forcereg.solver.regularizers.force import described, without_force
+from forcereg.solver.regularizers.force import check_fit, described, without_force
 from forcereg.solver.saving import check_room, check_saving, pair_size, saves
 from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
 from forcereg.study.check.nets import check_data, check_fed, check_net, net_facts
@@ -64,6 +64,7 @@ def _check_force(file: SolverFile, train: Net, report: Report) -> None:
     p = file.message
     if p.force_decay:
         report.facts["force"] = described(train, p)
+        report.attempt(lambda: check_fit(train, p))
         if text := without_force(train, p):
             report.warn(f"{file.name}: {text}")
         if text := force_on_chains(train, p):
