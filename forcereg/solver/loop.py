@@ -29,7 +29,7 @@ from forcereg.solver.precision import LossScale
 from forcereg.solver.pull import Pull
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.ready import check_ready
-from forcereg.solver.regularizers.force import FORCE, without_force
+from forcereg.solver.regularizers.force import FORCE, drawn, without_force
 from forcereg.solver.run import Teller
 from forcereg.solver.setup import solver_file
 from forcereg.solver.snapshots import Snapshots
@@ -337,7 +337,7 @@ class Solver:
 
     def _look_at_ranks(self) -> None:
         """Behind tests, or without any at some displays; tells of ranks and cosines if asked to."""
-        forced = self.updater.touched(FORCE)
+        forced = drawn(self.net, self.updater.touched(FORCE))
         felt = FORCE in self.updater.feeling(self.iter)
         if felt:  # rank 0's: what goes by them must be the same everywhere, and weights differ by rounding
             self.ranks = self.group.once(lambda: forced_ranks(forced))

@@ -125,6 +125,17 @@ class Force(Regularizer):
         self._field.add(grads)
 
 
+def drawn(net: Net, touched: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that feel a force as the rows that it draws together (of BOTH the filters), all groups' in one."""
+    views = {id(one.blob): one for one in net.learnable}
+    return {name: _rows(views[id(weight)]) for name, weight in touched.items()}
+
+
+def _rows(one: Learnable) -> Tensor:
+    unfolding, groups = unfoldings(one.force_view, one.groups)[0]
+    return unfolded(one.blob.detach(), unfolding, groups).flatten(0, 1)
+
+
 def forced_layers(net: Net) -> list[str]:
     """The layers with weights that feel a force: those with force_mult that learn and have filters."""
     return list(dict.fromkeys(one.layer for one in _feeling(net)))
