@@ -133,7 +133,7 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
     every = dict.fromkeys(name for _, names in found for name in names)
     # what all curves are stands once
     alone = len(every) == 1
-    if alone and len(found) > 1:
+    if alone and len(found) > 1 and "lr" not in every:
         axes.set_title(plain(next(iter(every))))
     order = {name: place for place, name in enumerate(every)}
     for number, (run, names) in enumerate(found):

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from forcereg.lowrank.accuracy import Point
 from forcereg.lowrank.factor import rank_text
-from forcereg.report.plot import figure_type, plain, rendered
+from forcereg.report.plot import COLOURS, STYLES, figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 
 EXACT = 1e-6
@@ -43,9 +43,9 @@ def picture(points: Sequence[Point], kind: str) -> bytes:
         found = [(point.error, point.accuracy) for point in rest if point.layer == name]
         own = sorted(pair for pair in found if pair[0] > EXACT)
         # ten colours, then the next style
-        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        style = STYLES[number // 10 % len(STYLES)]
         errors, accuracies = [pair[0] for pair in own], [pair[1] for pair in own]
-        axes.plot(errors, accuracies, style, color=f"C{number % 10}", marker=".", label=plain(name))
+        axes.plot(errors, accuracies, style, color=COLOURS[number % 10], marker=".", label=plain(name))
     axes.axhline(whole.accuracy, color="0.6", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set(xlabel="relative squared error of the layer that is decomposed", ylabel="test accuracy (dotted: whole)")

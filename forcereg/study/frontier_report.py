@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forcereg.lowrank.factor import rank_text
-from forcereg.report.plot import figure_type, plain, rendered
+from forcereg.report.plot import COLOURS, figure_type, plain, rendered
 from forcereg.report.table import Table, csv_text, numeric
 from forcereg.study.frontier import WHOLE, Point
 
@@ -144,7 +144,7 @@ def looks(points: Iterable[Point]) -> dict[str, dict[str, Any]]:
     """How each net is drawn."""
     nets = enumerate(dict.fromkeys(point.net for point in points))
     # matplotlib has ten colours; then they begin again with another marker
-    return {net: {**LINE, "color": f"C{at % 10}", "marker": MARKERS[at // 10 % len(MARKERS)]} for at, net in nets}
+    return {net: {**LINE, "color": COLOURS[at % 10], "marker": MARKERS[at // 10 % len(MARKERS)]} for at, net in nets}
 
 
 def _legends(made: Any, points: Sequence[Point]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from forcereg.report.plot import figure_type, plain, rendered
+from forcereg.report.plot import COLOURS, figure_type, plain, rendered
 from forcereg.report.table import Column, Table, csv_text
 from forcereg.study.grid import labels
 from forcereg.study.sweep_plan import Plan, Result
@@ -106,7 +106,7 @@ def picture(results: Sequence[Result], plan: Plan, kind: str) -> bytes:
     figure = figure_type()(figsize=(15, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (name, runs) in enumerate(by_setting(results).items()):
-        look = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "linestyle": ""}
+        look = {"color": COLOURS[number % 10], "marker": MARKERS[number // 10 % len(MARKERS)], "linestyle": ""}
         for run in runs:
             if run.accuracy is None or not run.full_ranks:
                 continue

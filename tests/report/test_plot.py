@@ -196,7 +196,9 @@ def test_runs_are_named_as_they_are() -> None:
     labels = [label for label, *_ in panel]
     assert labels[0].strip() == "_hidden" and labels[1].replace("\\$", "$") == "a$b^$c" and len(labels[2]) <= 80
     (axes,) = figure(runs).axes
-    assert axes.get_title() == "lr"  # what all are stands once
+    assert axes.get_title() == "learning rate"
+    # what all are stands once
+    assert figure([with_curves(name, "test accuracy") for name in "ab"]).axes[0].get_title() == "test accuracy"
     assert drawn([with_curves("a", "lr", "train loss")] * 2)[1][0][0] == "a"
     assert drawn([with_curves("a", "test loss", "train loss")] * 2)[0][0][0] == "a: test loss"
     assert draw(runs, "png").startswith(b"\x89PNG")

@@ -17,6 +17,7 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Selection, prepare
 from forcereg.lowrank.ranks import Whole, by_error, by_list, unless_dearer
 from forcereg.net.load import load_net, net_shapes
+from forcereg.report.plot import COLOURS
 from forcereg.schema.text import parse_net
 from forcereg.solver.trouble import NotFinite
 from forcereg.study.accounting import accounts
@@ -264,10 +265,10 @@ def test_the_pictures_points_are_those_of_the_csv() -> None:
     for line in axes.lines:
         look = (str(line.get_color()), str(line.get_fillstyle()), str(line.get_marker()))
         drawn.setdefault(look, set()).update((round(x, 3), round(y, 3)) for x, y in zip(*line.get_data(), strict=True))
-    assert drawn["C1", "none", "*"] == {(2.0, 0.97)} and drawn["C1", "full", "*"] == {(2.0, 0.99)}
-    assert drawn["C0", "none", "o"] == drawn["C0", "none", ""] == {(0.4, 0.92), (1.2, 0.96)}
-    assert drawn["C1", "none", "o"] == {(0.4, 0.9), (1.2, 0.94)}
-    assert drawn["C1", "full", "o"] == drawn["C1", "full", ""] == {(0.4, 0.92), (1.2, 0.96)}
+    assert drawn[COLOURS[1], "none", "*"] == {(2.0, 0.97)} and drawn[COLOURS[1], "full", "*"] == {(2.0, 0.99)}
+    assert drawn[COLOURS[0], "none", "o"] == drawn[COLOURS[0], "none", ""] == {(0.4, 0.92), (1.2, 0.96)}
+    assert drawn[COLOURS[1], "none", "o"] == {(0.4, 0.9), (1.2, 0.94)}
+    assert drawn[COLOURS[1], "full", "o"] == drawn[COLOURS[1], "full", ""] == {(0.4, 0.92), (1.2, 0.96)}
 
 
 def test_nothing_fine_tuned_is_shown_where_nothing_was() -> None:
