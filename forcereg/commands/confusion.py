@@ -52,16 +52,16 @@ def command(
     Each record counts once: the mean that `test` prints weighs batches, and a class's accuracy is 0 there in every
     batch that lacks the class. Here a class that the set lacks is called absent. Works for maps of labels, too.
     """
-    from forcereg.report.plot import figure_type
+    from forcereg.report.plot import CSV, FILES, figure_type, picture_kind
     from forcereg.report.progress import Shown
     from forcereg.system.files import check_writable
-    from forcereg.workflows.confusion import confusion, kind_of
+    from forcereg.workflows.confusion import confusion
 
     # all of these before the count, which may take long
-    kinds = [kind_of(path) for path in out]
+    kinds = [picture_kind(path, FILES) for path in out]
     for path in out:
         check_writable(path)
-    if {*kinds} - {"csv"}:
+    if {*kinds} - {CSV}:
         figure_type()  # without matplotlib it ends here, not after the count
     with Shown() as observer:
         found = confusion(

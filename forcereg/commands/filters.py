@@ -44,10 +44,11 @@ def command(
     SNAPSHOT: a .caffemodel, also as .h5, or its solver state; also of a decomposed net, by the name that the layer had.
     Several of one run come in the order of their iterations.
     """
-    from forcereg.workflows.filters import filters, kind_of
+    from forcereg.report.plot import FILES, picture_kind
+    from forcereg.workflows.filters import filters
 
     for path in out:
-        kind_of(path)
+        picture_kind(path, FILES)
     found = filters(
         snapshots, layer=layer, basis=basis, lda=lda, angles=angles, error=error, clusters=clusters, labels=labels,
         model=model, seed=seed, observer=lines,

@@ -13,12 +13,15 @@ from typing import Any
 
 from forcereg.errors import ForceregError, UsageError, printable
 from forcereg.report.points import Curve, Run
+from forcereg.system.paths import StrPath
 
 PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
 KINDS = ("png", "svg", "pdf", "html")
 CSV = "csv"
 PICTURES = ("png", "svg", "pdf")
 """What matplotlib draws."""
+FILES = (CSV, *PICTURES)
+"""Numbers, or a picture of them."""
 STYLES = ("-", "--", ":", "-.")
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
@@ -211,9 +214,9 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def picture_kind(out: Path) -> str:
-    """What is drawn for a file of this name. Raises UsageError for an ending that can't be."""
-    kind = out.suffix.removeprefix(".").lower()
-    if kind not in PICTURES:
-        raise UsageError(f"--out is '{out}'; expected a name that ends in {', '.join(f'.{one}' for one in PICTURES)}")
+def picture_kind(out: StrPath, kinds: Sequence[str] = PICTURES) -> str:
+    """What is written to a file of this name. Raises UsageError for an ending that none of `kinds` has."""
+    kind = Path(out).suffix.removeprefix(".").lower()
+    if kind not in kinds:
+        raise UsageError(f"--out is '{out}'; expected a name that ends in {', '.join(f'.{one}' for one in kinds)}")
     return kind

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.net.scoring import check_blobs, coverage
+from forcereg.report.plot import CSV, FILES, picture_kind
 from forcereg.schema.rules import stage_names
 from forcereg.study import confusion_report
 from forcereg.study.confusion import Confusion, class_names
@@ -21,8 +22,6 @@ from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import read_file, write_bytes, write_text
 from forcereg.system.paths import StrPath
-
-KINDS = ("csv", "png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class NamedConfusion(Confusion):
 
         Raises UsageError for another ending, ForceregError without matplotlib and if the system refuses.
         """
-        kind = kind_of(path)
-        if kind == "csv":
+        kind = picture_kind(path, FILES)
+        if kind == CSV:
             write_text(Path(path), confusion_report.as_csv(self, self.names))
         else:
             write_bytes(Path(path), confusion_report.picture(self, self.titles, kind))
@@ -113,14 +112,6 @@ def repeated(net: Net, iterations: int | None) -> list[str]:
         for one in seen
         if one.seen > one.records
     ]
-
-
-def kind_of(path: StrPath) -> str:
-    """What is written to a file of this name. Raises UsageError for an ending that can't be."""
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise UsageError(f"--out is '{path}'; expected a name that ends in {', '.join(f'.{one}' for one in KINDS)}")
-    return kind
 
 
 def read_lines(path: StrPath) -> list[str]:

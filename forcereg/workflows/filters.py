@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forcereg.errors import UsageError, check_share
-from forcereg.report.plot import CSV, PICTURES
+from forcereg.report.plot import CSV, FILES, picture_kind
 from forcereg.study.filters.angles import Angles
 from forcereg.study.filters.bank import Bank, banks
 from forcereg.study.filters.basis import Basis
@@ -38,7 +38,7 @@ class Filters:
 
         Raises UsageError for another ending, ForceregError without matplotlib and if the system refuses.
         """
-        kind = kind_of(path)
+        kind = picture_kind(path, FILES)
         if kind == CSV:
             write_text(Path(path), self.view.csv())
         else:
@@ -102,12 +102,3 @@ def filters(
     else:
         view = Images(layer, tuple(found))
     return Filters(tuple(found), view)
-
-
-def kind_of(path: StrPath) -> str:
-    """What is written to a file of this name. Raises UsageError for an ending that can't be."""
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in (*PICTURES, CSV):
-        endings = ", ".join(f".{one}" for one in (*PICTURES, CSV))
-        raise UsageError(f"--out is '{path}'; expected a name that ends in {endings}")
-    return kind

@@ -301,7 +301,7 @@ def test_every_layer_has_every_view(layer: str, lines: tuple[int, ...], snapshot
     ("args", "code", "message"),
     [
         (["--basis", "--lda", "-o", "x.png"], 2, "--basis and --lda are both given; use one"),
-        (["-o", "x.gif"], 2, "--out is 'x.gif'; expected a name that ends in .png, .svg, .pdf, .csv"),
+        (["-o", "x.gif"], 2, "--out is 'x.gif'; expected a name that ends in .csv, .png, .svg, .pdf"),
         (["--basis", "--error", "2", "-o", "x.png"], 2, "the error bound is 2; expected 0 to 1"),
         (["--lda", "--clusters", "9", "-o", "x.csv"], 2, "--clusters is 9; expected 2 to 7, fewer than the filters"),
         (["--labels", "a,b", "-o", "x.png"], 2, "--labels is 'a,b'; expected 1 different names"),
