@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.sweep import sweep
     from forcereg.workflows.time import time
     from forcereg.workflows.train import train
+    from forcereg.workflows.tune import tune
 
 _HOME = {
     "Decomposition": "forcereg.workflows.decompose",
@@ -126,6 +127,7 @@ _HOME = {
     "sweep": "forcereg.workflows.sweep",
     "time": "forcereg.workflows.time",
     "train": "forcereg.workflows.train",
+    "tune": "forcereg.workflows.tune",
 }
 """Public name -> the module that has it."""
 
@@ -186,6 +188,7 @@ __all__ = [
     "sweep",
     "time",
     "train",
+    "tune",
 ]
 
 

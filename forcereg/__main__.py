@@ -42,6 +42,7 @@ COMMANDS = {
     "draw": "Draw a net as svg, png or text.",
     "layers": "List the layer types that run, with their parameters.",
     "sweep": "Train a grid of settings, cut and fine-tune each, and compare.",
+    "tune": "Search the force with which nets are best when cut.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",

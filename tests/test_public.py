@@ -33,6 +33,7 @@ PLAIN = {"Observer", "__version__"}
 TYPED = "tests/typed/user.py"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
+            "tune": "optuna",
             "convert_digits": "sklearn"}  # fmt: skip
 """Public name -> what its example needs beside forcereg itself."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import startup
-from startup import COMMANDS, IMAGES, PICTURES, above, figures, first_iteration, report
+from startup import COMMANDS, IMAGES, NEEDS, above, figures, first_iteration, report
 
 from forcereg.__main__ import COMMANDS as ALL
 from tests.solver.nets import write_images, write_solver
@@ -34,6 +34,7 @@ COSTLY = {
     "PIL",
     "rich",
     "matplotlib",
+    "optuna",
     "sklearn",
     "sympy",
 }
@@ -107,7 +108,7 @@ def test_full_collections_are_rare_while_a_command_runs(tmp_path: Path) -> None:
 
 
 def test_every_command_is_measured() -> None:
-    assert set(COMMANDS) == set(ALL) and set(PICTURES) < set(ALL)
+    assert set(COMMANDS) == set(ALL) and set(NEEDS) < set(ALL)
 
 
 LINES = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -105,6 +105,20 @@ CHOICE: list[Decorator] = [
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--method, --fc, --only-layers, --except-layers and --multiple as arguments of their own."""
     return functools.reduce(lambda made, option: option(made), reversed(CHOICE), function)
+
+
+def choice_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `choice_options`, with those of device, data and code. Raises UsageError."""
+    # of LayerOptions what they lack is as when it isn't given
+    given: dict[str, Any] = {field.name: None for field in fields(LayerOptions)} | LACKING | dict(options)
+    return {name: one for name, one in LayerOptions(**given).keywords.items() if name in KEYWORDS}
+
+
+LACKING = {"fold_bn": False, "seed": 0, "input_shape": ()}
+"""Of the options of `layer_options` what they lack and isn't None."""
+KEYWORDS = (
+    "method", "layers", "except_layers", "fc", "multiple", "device", "data_budget", "workers", "allow_python_layers",
+)  # fmt: skip
 
 
 layer_options = gathered("layers", LayerOptions, [

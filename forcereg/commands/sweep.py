@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from forcereg.commands.lowrank_options import LayerOptions, choice_options
+from forcereg.commands.lowrank_options import choice_keywords, choice_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.commands.options import code_options, data_options, device_options, names_in
 from forcereg.errors import ForceregError
@@ -63,9 +63,7 @@ def command(
     from forcereg.workflows.sweep import ERROR, sweep
 
     figure_type()  # without matplotlib it ends here, not after hours
-    # a sweep has some of the layers' options only: the others as they are when not given
-    given: dict[str, Any] = {field.name: None for field in fields(LayerOptions)} | LAYERS | options
-    layers = {name: one for name, one in LayerOptions(**given).keywords.items() if name in KEYWORDS}
+    layers = choice_keywords(options)
     error = ranks.values["error"]
     others = [name for name in ranks.given if name != "error"]
     # beside another rule --error only says at which error ranks are told
@@ -86,10 +84,3 @@ def tell(event: Event) -> None:
     """Prints how it goes to stderr."""
     if event.kind in ("note", "warning"):
         echo(f"warning: {event.text}" if event.kind == "warning" else event.text, err=True)
-
-
-LAYERS = {"fold_bn": False, "seed": 0, "input_shape": ()}
-"""Of the options of other commands what `sweep` lacks and isn't None."""
-KEYWORDS = (
-    "method", "layers", "except_layers", "fc", "multiple", "device", "data_budget", "workers", "allow_python_layers",
-)  # fmt: skip

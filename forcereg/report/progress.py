@@ -91,7 +91,7 @@ class Steps:
             echo(f"{self._title} {self._count} of at most {self._most}: {text}", err=True)
 
 
-FEW = {"net"}
+FEW = {"net", "trial"}
 """Tasks of few long steps: a line each, where there is no terminal."""
 
 

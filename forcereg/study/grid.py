@@ -44,8 +44,18 @@ def alternatives(text: str) -> tuple[str, list[str]]:
     Raises UsageError for anything else.
     """
     name, equals, rest = text.partition("=")
+    values = split_values(rest)
+    if not equals or not name.strip() or not all(values):
+        raise UsageError(f"--set {text}: expected FIELD=VALUE,VALUE,..., as in --set force_decay=0,1e-4,1e-3")
+    if name.strip() in OWN:
+        raise UsageError(f"--set {text}: a sweep sets {name.strip()} itself; use {OWN[name.strip()]}")
+    return name.strip(), values
+
+
+def split_values(text: str) -> list[str]:
+    """The values that commas separate, but for those inside brackets, braces or quotes."""
     values, depth, quote, start = [], 0, "", 0
-    for place, char in enumerate(rest):
+    for place, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
         elif char in "\"'":
@@ -55,14 +65,9 @@ def alternatives(text: str) -> tuple[str, list[str]]:
         elif char in "]}":
             depth -= 1
         elif char == "," and not depth:
-            values.append(rest[start:place])
+            values.append(text[start:place])
             start = place + 1
-    values = [value.strip() for value in [*values, rest[start:]]]
-    if not equals or not name.strip() or not all(values):
-        raise UsageError(f"--set {text}: expected FIELD=VALUE,VALUE,..., as in --set force_decay=0,1e-4,1e-3")
-    if name.strip() in OWN:
-        raise UsageError(f"--set {text}: a sweep sets {name.strip()} itself; use {OWN[name.strip()]}")
-    return name.strip(), values
+    return [value.strip() for value in [*values, text[start:]]]
 
 
 def grid(sets: Sequence[str], seeds: int) -> list[Setting]:
@@ -76,13 +81,18 @@ def grid(sets: Sequence[str], seeds: int) -> list[Setting]:
         raise UsageError(f"--set names a field twice ({', '.join(names)}); give all of its values in one")
     settings: dict[str, Setting] = {}
     for values in itertools.product(*(values for _, values in fields)):
-        chosen = dict(zip(names, values, strict=True))
-        if "force_decay" in chosen and _is_zero(chosen["force_decay"]):
-            chosen = {name: value for name, value in chosen.items() if name == "force_decay" or "force" not in name}
+        chosen = saying(dict(zip(names, values, strict=True)))
         for seed in range(1, seeds + 1):
             setting = Setting(chosen, seed)
             settings.setdefault(setting.folder, setting)  # without force several combinations are one
     return list(settings.values())
+
+
+def saying(fields: dict[str, str]) -> dict[str, str]:
+    """The fields that say something: without force (force_decay 0) its others don't."""
+    if not _is_zero(fields.get("force_decay", "")):
+        return fields
+    return {name: value for name, value in fields.items() if name == "force_decay" or "force" not in name}
 
 
 def labels(settings: Sequence[Mapping[str, str]]) -> list[str]:

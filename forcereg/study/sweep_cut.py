@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.ranks import Choice
 from forcereg.lowrank.rules import Rule, criterion_of
 from forcereg.net.read import ReadNet
+from forcereg.schema.text import SolverFile
 from forcereg.study.judged import Judged
 from forcereg.study.opened import Opened, Opening
 from forcereg.study.rule_names import field_of, named, record
-from forcereg.study.sweep_plan import Cut, Trained
-from forcereg.system.paths import listed
+from forcereg.study.sweep_plan import Cut, Plan, Trained
+from forcereg.system.paths import StrPath, listed
 
 
 def cut_by(rule: Rule, opening: Opening, even_if_dearer: bool = False) -> Cut:
@@ -32,6 +34,20 @@ def cut_by(rule: Rule, opening: Opening, even_if_dearer: bool = False) -> Cut:
     choose = partial(chosen, rule, opening, even_if_dearer)
     words = named(rule) if opening.method == "pca" else f"{named(rule)} by {opening.method}"
     return Cut(words, key_of(rule, opening, even_if_dearer), choose, opening.selection(rule.layers), rule.scores)
+
+
+def plan_of(
+    solver: SolverFile, opening: Opening, cut: Cut, weights: StrPath | Sequence[StrPath], error: float, finetune: int
+) -> Plan:
+    """What runs of a solver share whose nets are opened so, and cut so; models are named from here."""
+    running = {
+        "device": opening.device,
+        "budget": opening.data_budget << 20,
+        "workers": opening.workers,
+        "allow_python_layers": opening.allow_python_layers,
+    }
+    # from here: a solver's own paths start at its root
+    return Plan(solver, [Path(path).resolve() for path in listed(weights)], error, finetune, running, cut)
 
 
 def chosen(rule: Rule, opening: Opening, even_if_dearer: bool, trained: Trained) -> Mapping[str, Choice]:

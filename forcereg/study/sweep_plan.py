@@ -68,7 +68,7 @@ class Plan:
     """What every run of a sweep shares: the solver, models to start from, the cut, and how long to fine-tune.
 
     `error`: at which the ranks that filters need are told, whatever the cut is; None as `cut`: at that. `options` are
-    `Solver`'s.
+    `Solver`'s. `whole`: whether whole nets are fine-tuned beside the cut ones.
     """
 
     solver: SolverFile
@@ -77,6 +77,12 @@ class Plan:
     finetune: int
     options: Mapping[str, Any] = field(default_factory=dict)
     cut: Cut | None = None
+    whole: bool = True
+
+    @property
+    def asked(self) -> Asked:
+        """What its results depend on, beside their runs."""
+        return Asked(self.error, self.finetune, self.rule.key)
 
     @property
     def rule(self) -> Cut:
@@ -169,7 +175,7 @@ def runs_of(plan: Plan, settings: Sequence[Setting], out: Path) -> list[Run]:
         tests = tested_nets(solver, root, own.file)
         if not tests:
             raise ForceregError(
-                f"{solver.name}: has no test net, so a sweep can't compare; set test_iter and test_interval"
+                f"{solver.name}: has no test net, so runs can't be compared; set test_iter and test_interval"
             )
         # the nets' text, not their names: an edited net is another run
         nets = [hashlib.sha256(net.file.text.encode()).hexdigest() for net in (own, *tests)]

@@ -27,12 +27,23 @@ def as_csv(results: Iterable[Result]) -> str:
     Ranks are as 12/44, layers as conv1 conv2.
     """
     results = list(results)
+    header, rows = cells_of(results)
+    names = labels([result.fields for result in results])
+    return csv_text(["setting", *header], [[name, *row] for name, row in zip(names, rows, strict=True)])
+
+
+def cells_of(results: Sequence[Result]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a CSV file: every field that one of them sets, the seed, `COLUMNS`."""
     fields = list(dict.fromkeys(name for result in results for name in result.fields))
-    rows = []
-    for label, result in zip(labels([result.fields for result in results]), results, strict=True):
-        cells = [result.fields.get(name, "") for name in fields]
-        rows.append([label, *cells, result.seed, *(_cell(name, getattr(result, name)) for name in COLUMNS)])
-    return csv_text(["setting", *fields, "seed", *COLUMNS], rows)
+    rows = [
+        [
+            *(one.fields.get(name, "") for name in fields),
+            one.seed,
+            *(_cell(name, getattr(one, name)) for name in COLUMNS),
+        ]
+        for one in results
+    ]
+    return [*fields, "seed", *COLUMNS], rows
 
 
 def _cell(name: str, value: Any) -> Any:

@@ -24,6 +24,10 @@ from forcereg.system.events import Observer
 from forcereg.system.files import append_text
 
 
+class Ended(ForceregError):
+    """What an observer raises to end a training whose result nobody will need: why."""
+
+
 def tuning(solver: SolverFile, net: NetFile, test: NetFile | None, iterations: int, seed: int) -> Any:
     """The SolverParameter that fine-tunes `net`: with the first test net only, or `test` in its place."""
     param = SolverParameter()

@@ -15,7 +15,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 LEAST = {
     **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations"), 1),
-    **dict.fromkeys(("keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth"), 1),
+    **dict.fromkeys(
+        ("keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
+    ),
     **dict.fromkeys(("finetune", "records", "seed", "workers"), 0),
     "clusters": 2,
 }

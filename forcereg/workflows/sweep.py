@@ -17,13 +17,13 @@ from forcereg.schema.text import SolverFile
 from forcereg.study import sweep as engine
 from forcereg.study.grid import alternatives, grid
 from forcereg.study.opened import Opening
-from forcereg.study.sweep_cut import cut_by
+from forcereg.study.sweep_cut import cut_by, plan_of
 from forcereg.study.sweep_plan import Plan, Result
 from forcereg.study.sweep_report import as_csv, picture
 from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
-from forcereg.system.paths import StrPath, listed
+from forcereg.system.paths import StrPath
 from forcereg.workflows.train import read
 
 ERROR = 0.05
@@ -102,15 +102,7 @@ def sweep(
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers, tell=tell,
     )  # fmt: skip
     cut = cut_by(MaxError(error) if rule is None else rule, opening, even_if_dearer)
-    running = {
-        "device": device,
-        "budget": data_budget << 20,
-        "workers": workers,
-        "allow_python_layers": allow_python_layers,
-    }
-    # from here: a solver's own paths start at its root
-    models = [Path(path).resolve() for path in listed(weights)]
-    plan = Plan(timed_solver(read(solver), texts, max_iter), models, error, finetune, running, cut)
+    plan = plan_of(timed_solver(read(solver), texts, max_iter), opening, cut, weights, error, finetune)
     files = folder / "results.csv", folder / "sweep.svg"
     results: list[Result] = []
     for result in engine.sweep(plan, grid(texts, seeds), folder, tell.note, tell.warn):

@@ -78,13 +78,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "draw": ("net.prototxt", "net{}.txt"),
     "layers": (),
     "sweep": ("--solver", S, "--set", "base_lr=0.01", "--out", "sweep{}"),
+    "tune": ("--solver", S, "--goal", "macs<=1", "--trials", "1", "--out", "tune{}"),
     "plot": ("train.log", "-o", "curves{}.svg"),
     "new": ("lenet", "new{}"),
     "configs": (),
 }
 """Command -> arguments with which it has little to do; {} is another number in every round."""
-PICTURES = ("sensitivity", "filters", "frontier", "plot")
-"""These need matplotlib."""
+NEEDS = {**dict.fromkeys(("sensitivity", "filters", "frontier", "sweep", "plot"), "matplotlib"), "tune": "optuna"}
+"""Command -> what it needs beside forcereg itself."""
 
 
 # -- the child that measures train's first iteration by its own clock
@@ -184,10 +185,10 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     probed = ["-c", "from startup import probe; probe()", *train]
     untested = ("--set", "test_initialization=false", "--set", "test_interval=1000")
     found: dict[str, list[float]] = {"import torch": [], "--help": []}
-    drawn = importlib.util.find_spec("matplotlib") is not None
+    lacks = {name for name, module in NEEDS.items() if importlib.util.find_spec(module) is None}
     for number in range(rounds):
         for name, args in COMMANDS.items():
-            if name in PICTURES and not drawn:
+            if name in lacks:
                 continue
             found["import torch"].append(timed(["-c", "import torch"], folder)[0])
             found["--help"].append(timed(["-m", "forcereg", "--help"], folder)[0])
@@ -229,9 +230,9 @@ def report(found: dict[str, list[float]]) -> None:
     for name, more in above(found).items():
         verdict = Figure("", name, more, COMMAND, "s").verdict
         print(f"{name:14}{median[name]:9.2f}{more:+20.2f}{f'<= {COMMAND:g}':>10}  {verdict}")
-    for name in PICTURES:
+    for name, module in NEEDS.items():
         if name not in found:
-            print(f"{name:14} not measured: it needs matplotlib")
+            print(f"{name:14} not measured: it needs {module}")
     print()
     print("\n".join(rows(figures(found))))
 

@@ -16,7 +16,7 @@ from forcereg.lowrank.accuracy import Point
 from forcereg.report import series
 from forcereg.snapshot import binary, container
 from forcereg.solver import saved
-from forcereg.study import frontier_report, sweep_report
+from forcereg.study import frontier_report, sweep_report, tune_report
 from forcereg.study.filters.angles import Angles
 from forcereg.study.filters.basis import Basis
 from forcereg.study.filters.images import Images
@@ -133,6 +133,7 @@ def test_the_page_has_what_histories_hold() -> None:
     ("command", "columns"),
     [
         pytest.param("sweep", ["setting", "seed", *sweep_report.COLUMNS], id="sweep"),
+        pytest.param("tune", [*tune_report.COLUMNS, "seed", *sweep_report.COLUMNS], id="tune"),
         pytest.param("frontier", frontier_report.COLUMNS, id="frontier"),
         pytest.param("sensitivity", [field.name for field in fields(Point)], id="sensitivity"),
         pytest.param("confusion", ["class", "name", "items", "accuracy", "not a number"], id="confusion"),

@@ -224,7 +224,7 @@ def _folders(out: Path) -> list[str]:
 def test_a_solver_without_a_test(tmp_path: Path, run_cli: RunCli) -> None:
     write_solver(write_images(tmp_path), "max_iter: 1")
     done = run_cli("sweep", "--solver", "solver.prototxt", "--set", "base_lr=1", cwd=tmp_path)
-    assert done.returncode == 1 and "has no test net, so a sweep can't compare" in done.stderr
+    assert done.returncode == 1 and "has no test net, so runs can't be compared" in done.stderr
 
 
 def test_a_shell_completes_its_files() -> None:
@@ -457,7 +457,7 @@ def test_a_full_disk_ends_the_sweep(where: str, tmp_path: Path, monkeypatch: pyt
     if where == "finetune":
         monkeypatch.setattr(Evaluator, "finetune", full)
     else:
-        monkeypatch.setattr("forcereg.study.sweep.train", full)
+        monkeypatch.setattr("forcereg.study.sweep_run.train", full)
     with pytest.raises(ForceregError, match="no space left"):
         swept(tmp_path, "base_lr=0.1,0.2", finetune=1)
 

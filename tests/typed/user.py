@@ -60,6 +60,8 @@ def cut(snapshot: Path) -> None:
     points = forcereg.frontier([snapshot], solver="solver.prototxt", rule={"half": forcereg.MaxMacs(0.5)}).points
     found = forcereg.confusion("net.prototxt", snapshot, labels=["cat", "dog"])
     runs = forcereg.sweep("solver.prototxt", set={"force_decay": [0, 0.001]}, seeds=2).results
+    best = forcereg.tune("solver.prototxt", goal=forcereg.MaxMacs(0.5), trials=20, search={"base_lr": "1e-4:1e-2"}).best
+    print(best and best.result.fields)
     used: dict[str, tuple[int, ...]] = forcereg.deploy(snapshot, outputs="fc7").inputs
     print(len(points), found.accuracy, [run.failed for run in runs], used)
 

@@ -1,0 +1,162 @@
+"""A search for the solver settings that serve a goal best: each trial is a run of a sweep, settings by Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from forcereg.errors import ForceregError
+from forcereg.lowrank.rules import MaxMacs
+from forcereg.solver.loop import Solver
+from forcereg.solver.setup import solver_root, tested_nets, trained_net
+from forcereg.study.grid import Setting
+from forcereg.study.opened import Opening
+from forcereg.study.shared import JOURNAL, PRUNED, Shared, Taken, Tried
+from forcereg.study.sweep_cut import cut_by
+from forcereg.study.sweep_plan import Plan, Result, runs_of
+from forcereg.study.sweep_run import Warnings, known_result, run, score_cut
+from forcereg.study.tune_goal import Goal
+from forcereg.study.tune_space import Space
+from forcereg.study.tuning import Ended
+from forcereg.system.events import Event, Observer, Tell
+from forcereg.system.files import make_folder
+from forcereg.system.locks import held
+
+HELD = "lock"
+"""The file of a run's folder that the process holds which runs it."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search is to do: `plan` of every trial but for its cut, `goal`, `space`, and how many `trials` in all.
+
+    `opening`: which layers are cut, by which method. `prune_after`: the share of the iterations before which no trial
+    is pruned. `where`: the study, None for one in the search's folder.
+    """
+
+    plan: Plan
+    goal: Goal
+    space: Space
+    opening: Opening
+    trials: int
+    seed: int
+    prune_after: float
+    where: str | None = None
+
+    def asked(self, out: Path) -> dict[str, Any]:
+        """What tells the study from others, by names for people. Raises ForceregError for a setting that can't be."""
+        settings = [Setting(fields, self.seed) for fields in ({}, self.space.without_force, *self.space.probes)]
+        # also looks at the settings at the search's ends
+        first, *_ = runs_of(self.plan, settings, out)
+        cut = self.goal.cut(self.opening, None).key
+        return {**asdict(first), **cut, "search": list(self.space.texts), "finetune": self.plan.finetune}
+
+
+def tune(searched: Searched, out: Path, tell: Tell) -> Iterator[Sequence[Tried]]:
+    """Runs trials, a folder each below `out`, until the study has as many as asked for.
+
+    Yields all that the study has, before the first and behind each. A trial whose process was killed goes on from its
+    newest snapshot; one whose loss isn't finite is pruned, and told. Raises ForceregError for all else;
+    KeyboardInterrupt once a trial that was told to stop has saved itself.
+    """
+    asked = searched.asked(out)
+    _check_scored(searched.plan)
+    make_folder(out)
+    where = str(out / JOURNAL) if searched.where is None else searched.where
+    warm = round(searched.prune_after * searched.plan.solver.message.max_iter)
+    shared = Shared(where, out, asked, searched.space, searched.seed, searched.goal.of_accuracy, warm)
+    search = _Search(searched, out, shared, Warnings(tell.warn))
+    yield (known := shared.tried())
+    step = tell.steps("trial", max(0, searched.trials - len(known)))
+    while True:
+        with shared.take(searched.trials) as taken:
+            if taken is None:
+                return
+            name = Setting(taken.fields, searched.seed).folder
+            tell.note(f"trying {name}")
+            step(f"{name}: {search.run(taken)}")
+        yield shared.tried()
+
+
+def _check_scored(plan: Plan) -> None:
+    """Raises ForceregError if the first test net has no accuracy."""
+    root = solver_root(plan.solver)
+    net = tested_nets(plan.solver, root, trained_net(plan.solver, root).file)[0].spec(root)
+    if all(layer.type != "Accuracy" for layer in net.layers):
+        raise ForceregError(
+            f"{net.filename}: has no Accuracy layer in its test phase, by which trials are judged; add one"
+        )
+
+
+class _Search:
+    """The trials that this process runs."""
+
+    def __init__(self, searched: Searched, out: Path, shared: Shared, heard: Warnings) -> None:
+        self._of, self._out, self._shared, self._heard = searched, out, shared, heard
+        self._untried = not searched.goal.of_accuracy
+
+    def run(self, taken: Taken) -> str:
+        """Runs a trial and tells the study what it came to; the same in words."""
+        goal = self._of.goal
+        result = self._without_force if taken.plain else self._result(taken.fields, self._baseline, taken)
+        value = None if result.failed else goal.value(result)
+        self._shared.finish(taken, result, value)
+        return result.failed if value is None else f"{value:.2%}{' of the MACs' if goal.of_accuracy else ''}"
+
+    @cached_property
+    def _without_force(self) -> Result:
+        """The run without force, which is a trial too; who needs it first runs it, the others wait for it."""
+        return self._result(self._of.space.without_force, None, None)
+
+    def _baseline(self) -> Result:
+        """The same as what others are compared with. Raises ForceregError if it failed."""
+        if self._without_force.failed:
+            raise ForceregError(
+                f"the run without force failed, so there is no accuracy to keep: {self._without_force.failed}"
+            )
+        return self._without_force
+
+    def _result(self, fields: dict[str, str], baseline: Callable[[], Result] | None, taken: Taken | None) -> Result:
+        setting = Setting(fields, self._of.seed)
+        folder = self._out / setting.folder
+        plan = replace(self._of.plan, cut=self._of.goal.cut(self._of.opening, baseline))
+        (identity,) = runs_of(plan, [setting], self._out)
+        make_folder(folder)
+        with held(folder / HELD):  # of two processes that come to the same settings one waits for the other's result
+            known = known_result(plan, setting, folder)
+            if known is not None:
+                return known
+            watch = None if taken is None else partial(self._watched, plan, taken)
+            found = run(plan, setting, identity, folder, self._heard, self._untried, watch)
+            self._untried = False
+            return found
+
+    def _watched(self, plan: Plan, taken: Taken, solver: Solver) -> Observer:
+        # where MACs are what is to be little, nets are compared at what the one without force needs
+        cut = plan.rule
+        if self._of.goal.of_accuracy:
+            cut = cut_by(MaxMacs(self._of.goal.value(self._baseline())), self._of.opening)
+
+        def standing(iteration: int) -> str:
+            """Why the run ends at a test, if it does."""
+            accuracy = score_cut(plan, cut, solver, self._heard) or 0.0
+            value = 1 - accuracy if self._of.goal.of_accuracy else accuracy
+            hopeless = self._shared.hopeless(taken, iteration, value)
+            return (
+                f"{PRUNED} {iteration}: cut it has {accuracy:.2%}, below the median of the trials" if hopeless else ""
+            )
+
+        return partial(_prune, solver, standing)
+
+
+def _prune(solver: Solver, standing: Callable[[int], str], event: Event) -> None:
+    """An observer: raises Ended at the solver's tests if `standing` says why."""
+    # the last test is the trial's end, which is judged by all that it comes to
+    if event.kind != "test" or event.net or not 0 < event.iteration < solver.param.max_iter:
+        return
+    # weights that aren't finite end the training by themselves
+    if solver.updater.all_finite() and (why := standing(event.iteration)):
+        raise Ended(why)
