@@ -74,8 +74,9 @@ def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:
              "layer; else these stay whole. What --ranks says always holds.",
     )(call)  # fmt: skip
     made = click.option(
-        "--choose", metavar="energy|minmax",
-        help="With a budget: how it spreads over the layers, by their errors' weighed sum or by the largest.  "
+        "--choose", metavar="energy|minmax|responses|remainder",
+        help="With a budget: how it spreads over the layers: by the weighed sum of their errors, by the largest, by "
+             "errors of responses to training data (--solver), or by errors behind the leading directions.  "
              "[default: energy]",
     )(made)  # fmt: skip
     # decorators apply from the inside out: the last one is the first in --help

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, inf
 from typing import Literal, SupportsFloat
 
 import numpy as np
+from torch import Tensor
 
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError, UsageError
@@ -46,13 +47,19 @@ class Options:
 
 
 def by_budget(
-    measure: Measure, share: float, whole: Cost | None, fill: bool = True, choose: Chooser | None = None
+    measure: Measure,
+    share: float,
+    whole: Cost | None,
+    fill: bool = True,
+    choose: Chooser | None = None,
+    moments: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Criterion:
     """The best ranks within `share`, in (0, 1], of the `whole` net's MACs or learned values.
 
     Best is what `choose` says, None: the least sum of the layers' relative squared errors, each weighed by what the
     layer costs whole; among the choices that spend the budget to 2 %, among all within it where no choice does, or
-    without `fill`. A layer whose chain would cost as much as the layer stays whole. Raises UsageError for a share out
+    without `fill`. `moments`: gives those of the layers' inputs by name, (groups, K, K), to a `choose` that needs them.
+    A layer whose chain would cost as much as the layer stays whole. Raises UsageError for a share out
     of range; the criterion raises it for one that can't be reached, and says what can; ForceregError where the net's
     cost is unknown.
     """
@@ -67,14 +74,15 @@ def by_budget(
         if total is None or any(getattr(one.dense, measure) is None for one in candidates):
             why = "data that isn't here (--input-shape), or layers that need --allow-python-layers or --import"
             raise ForceregError(f"the net's {WORDS[measure]} are unknown, so there is no share of them to keep: {why}")
+        seen = chooser.seen(candidates, moments() if moments and chooser.inputs else {})
         rest = total - sum(getattr(one.dense, measure) for one in candidates)
-        offers = [offered(one, measure) for one in candidates]
+        offers = [offered(one, measure) for one in seen]
         reached = rest + sum(offer[0][1] for offer in offers)
         room = int(share * total) - rest
         if reached > rest + room:
             raise out_of_reach(candidates, measure, share, reached, total)
         slack = int(MET * share * total) if fill else room
-        found = spread(candidates, measure, offers, room, slack, chooser.worst)
+        found = spread(seen, measure, offers, room, slack, chooser.worst)
         return {one.name: choice for one, choice in zip(candidates, found, strict=True)}
 
     return criterion

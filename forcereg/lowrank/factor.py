@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from forcereg.lowrank.metric import Metric, without
 
 NOISE = 1e-12  # relative; an error bound met but for the rounding of float64 counts as met
 
@@ -112,6 +115,24 @@ class Method(ABC):
     def sizes(self, rank: Any) -> list[tuple[Any, ...]]:
         """Their shapes, without computing them; with arrays for numbers where the rank has arrays."""
 
+    def losses(self, metric: Metric) -> Callable[[Rank], float]:
+        """Rank -> the size, in a metric, of what its approximation leaves out of the weight.
+
+        Each by its chain here; methods that get at all of them at once do so.
+        """
+
+        @cache
+        def loss(rank: Rank) -> float:
+            tensors = self.tensors(rank)
+            groups = groups_of([tuple(one.shape) for one in tensors], self.weight.shape[1])
+            return metric.size(self.weight - compose(tensors, groups))
+
+        return loss
+
+    def behind(self) -> Metric:
+        """The size of what lies behind the leading direction of each mode that the method cuts: here of the outputs."""
+        return Metric() if len(self.weight) == 1 else Metric(without(leading(self.weight.flatten(1))))
+
     def smallest_rank(self, error: float) -> int:
         """The smallest rank whose error, relative to `scale`, is at most `error`; the full rank for 0."""
         if error == 0:  # full, even if float64 sees a lower rank
@@ -203,6 +224,16 @@ def compose(tensors: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
     return whole
 
 
+def groups_of(sizes: Sequence[Sequence[int]], channels: int) -> list[int]:
+    """The groups of convolutions in a chain, from their weights' shapes and the channels of its input."""
+    found = []
+    for count, own, *_ in sizes:
+        # CP's middle parts work on each channel alone: as many groups as channels
+        found.append(channels // own)
+        channels = count
+    return found
+
+
 def ungrouped(weight: Tensor, groups: int) -> Tensor:
     """A grouped convolution's weight (M, C / groups, ...) with its zeros: (M, C, ...)."""
     if groups == 1:
@@ -240,6 +271,30 @@ def tail_sums(energies: Tensor) -> Tensor:
     # from the smallest on: the total less what is kept would cancel
     tails = energies.flip(-1).cumsum(-1).flip(-1)
     return torch.cat([tails, torch.zeros_like(tails[..., :1])], -1)
+
+
+def square_tails(products: Tensor) -> Tensor:
+    """(m, m) inner products of m terms -> (m + 1,): the squared size of the sum of the terms left out, as above."""
+    # the rows of what is left out: twice what lies right of the diagonal
+    return tail_sums(products.diagonal() + 2 * products.triu(1).sum(1)).clamp(min=0)
+
+
+def left_axes(rows: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (N, m) and squared singular values (m,) of rows (N, K), descending.
+
+    m is the smaller side, N if `count` is more than that.
+    """
+    if len(rows) <= max(rows.shape[1], count):
+        # the Gram matrix is as exact as errors need, which are squares, and many times faster for long filters
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return vectors.flip(1), values.flip(0).clamp(min=0)
+    left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
+    return left, singular.square()
+
+
+def leading(rows: Tensor) -> Tensor:
+    """The first left singular vector (N,) of rows (N, K)."""
+    return left_axes(rows)[0][:, 0]
 
 
 def smallest_rank(energies: Tensor, error: float) -> int:

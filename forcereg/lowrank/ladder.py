@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from forcereg.lowrank import search
-from forcereg.lowrank.factor import NOISE, Factors, Part, Rank, blocks_of, each_of, rank_text
+from forcereg.lowrank.factor import NOISE, Factors, Method, Part, Rank, blocks_of, each_of, groups_of, rank_text
 from forcereg.lowrank.kinds import factorizer
+from forcereg.lowrank.metric import Metric
 
 
 class Ladder:
@@ -62,6 +64,7 @@ class Ladder:
         self.steps = tuple(_steps(one, groups, multiple) for one in each)
         """For each rank that the method has, the totals that can be chosen, rising."""
         self._scale = sum(one.scale for one in self._methods)
+        self._measured: dict[Any, Ladder] = {}
 
     @property
     def full_rank(self) -> int:
@@ -201,6 +204,16 @@ class Ladder:
         indices = [bisect_left(steps, one) for steps, one in zip(self.steps, each_of(rank), strict=True)]
         return int(np.ravel_multi_index(indices, [len(steps) for steps in self.steps]))
 
+    def measured(self, key: Any, metric: Callable[[Method, int], Metric]) -> Ladder:
+        """The same, but its errors in a metric for the method of each group, known by its number.
+
+        Worked out once for each key.
+        """
+        if key not in self._measured:
+            metrics = [metric(one, group) for group, one in enumerate(self._methods)]
+            self._measured[key] = Measured(self, metrics)
+        return self._measured[key]
+
     # -- chains
 
     def sizes(self, rank: Rank) -> list[tuple[int, ...]]:
@@ -220,13 +233,10 @@ class Ladder:
         return self._chain(rank, [torch.empty(size, device="meta") for size in self.sizes(rank)], nan)
 
     def _chain(self, rank: Rank, weights: Sequence[Tensor], error: float) -> Factors:
-        parts = []
-        channels = self._methods[0].weight.shape[1]
-        for slot, weight in zip(self.slots, weights, strict=True):
-            # CP's middle parts work on each channel alone: as many groups as channels
-            parts.append(Part(slot, weight, self.groups * (channels // weight.shape[1])))
-            channels = len(weight) // self.groups
-        return Factors(each_of(self.rounded(rank)), error, self.full_ranks, self.groups, tuple(parts))
+        groups = groups_of(self._methods[0].sizes(self._each(rank)), self._methods[0].weight.shape[1])
+        whole = zip(self.slots, weights, groups, strict=True)
+        parts = tuple(Part(slot, weight, self.groups * own) for slot, weight, own in whole)
+        return Factors(each_of(self.rounded(rank)), error, self.full_ranks, self.groups, parts)
 
 
 def _steps(full: int, groups: int, multiple: int) -> Sequence[int]:
@@ -234,6 +244,34 @@ def _steps(full: int, groups: int, multiple: int) -> Sequence[int]:
     if multiple == 1:
         return range(groups, groups * full + 1, groups)
     return [groups * each for each in (*range(multiple, full, multiple), full)]
+
+
+class Measured(Ladder):
+    """A ladder whose errors are measured by metrics, one a group; the chains are those of its method."""
+
+    def __init__(self, ladder: Ladder, metrics: Sequence[Metric]) -> None:
+        self.__dict__.update(ladder.__dict__)
+        self.__dict__.pop("_most", None)  # may be known of the other's errors
+        each = list(zip(self._methods, metrics, strict=True))
+        self._losses = [one.losses(metric) for one, metric in each]
+        sizes = [(metric.size(one.weight), metric.negligible(one.weight)) for one, metric in each]
+        self._scale = sum(size for size, nothing in sizes if size > nothing)
+
+    def error(self, rank: Rank) -> float:
+        """As of every ladder, but by the metrics; it may rise with the rank."""
+        return self._loss(self._each(rank))
+
+    def estimate(self, rank: Rank) -> float:
+        """The same."""
+        return self.error(rank)
+
+    @cached_property
+    def _most(self) -> np.ndarray:
+        each = itertools.product(*([step // self.groups for step in steps] for steps in self.steps))
+        return np.array([self._loss(rank) for rank in each])
+
+    def _loss(self, each: Rank) -> float:
+        return sum(loss(each) for loss in self._losses) / self._scale if self._scale else 0.0
 
 
 class Watched(Ladder):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.lowrank.factor import Method, Rank, Slot, tail_sums
+from forcereg.lowrank.factor import Method, Rank, Slot, leading, left_axes, square_tails, tail_sums
+from forcereg.lowrank.metric import RIDGE, Metric, regularised, without
 from forcereg.registry import factorizer
-
-RIDGE = 1e-6  # of the mean input power: directions that the batches never showed still count a little
 
 
 class Spectral(Method):
@@ -36,6 +36,15 @@ class Spectral(Method):
     def squared_error(self, rank: Rank) -> float:
         """The sum of the squared singular values that are left out."""
         return self._tails[single(rank)]
+
+    @abstractmethod
+    def products(self, metric: Metric) -> Tensor:
+        """Inner products (m, m), in a metric, of the terms of rank 1 that make up the weight, leading ones first."""
+
+    def losses(self, metric: Metric) -> Callable[[Rank], float]:
+        """Of all ranks at once: what is left out is a sum of terms, whose squared size their products add up to."""
+        tails = square_tails(self.products(metric)).tolist()
+        return lambda rank: tails[single(rank)]
 
 
 @factorizer("pca")
@@ -66,6 +75,17 @@ class Pca(Spectral):
     def energies(self) -> Tensor:
         """Eigenvalues of W W^T, or of W L (W L)^T."""
         return self._axes[1]
+
+    def products(self, metric: Metric) -> Tensor:
+        """Of u_i (u_i^T W)."""
+        axes = self._axes[0]
+        terms = axes.T @ self.weight.flatten(1)
+        return (axes.T @ metric.left(axes)) * (metric.right(terms) @ terms.T)
+
+    def behind(self) -> Metric:
+        """As of every method, of the responses with `moments`."""
+        inputs = None if self.moments is None else regularised(self.moments)
+        return Metric(None if len(self.weight) == 1 else without(self._axes[0][:, 0]), inputs)
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """Basis (R, C, *kernel) and combining weights (N, R, 1...)."""
@@ -117,6 +137,25 @@ class Vh(Spectral):
         """Of the weight as (C * kh, kw * N)."""
         return self._axes[1]
 
+    def products(self, metric: Metric) -> Tensor:
+        """Of the outer products of vertical and horizontal filters."""
+        vertical, horizontal = self.tensors(self.full_rank)
+        tall, wide = vertical.flatten(1), horizontal.squeeze(2)  # (m, C * kh), (N, m, kw)
+        scaled = metric.left(wide.flatten(1)).reshape(wide.shape)
+        side, width = tall.shape[1], wide.shape[2]
+        if metric.inputs is None:
+            return (tall @ tall.T) * sum(wide[..., x].T @ scaled[..., x] for x in range(width))
+        moments = metric.inputs.reshape(side, width, side, width)
+        places = itertools.product(range(width), repeat=2)
+        found = [(wide[..., x].T @ scaled[..., z]) * (tall @ moments[:, x, :, z] @ tall.T) for x, z in places]
+        return torch.stack(found).sum(0)
+
+    def behind(self) -> Metric:
+        """Of the weight as (C * kh, kw * N), which is what is cut."""
+        if self.full_rank == 1:
+            return Metric()
+        return Metric(inputs=without(leading(self._matrix()), self.weight.shape[3]))
+
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """(R, C, kh, 1) and (N, R, 1, kw), the singular values' roots in both."""
         count, channels, height, width = self.weight.shape
@@ -160,6 +199,21 @@ class Kmeans(Method):
     def squared_error(self, rank: Rank) -> float:
         """Summed over the filters."""
         return self._grown(single(rank))[0]
+
+    def losses(self, metric: Metric) -> Callable[[Rank], float]:
+        """Of rows whose products are those of the filters in the metric: clusters' means are the same of them."""
+        rows = self._rows
+        if metric.inputs is not None:
+            whole = self.weight.flatten(1)
+            values, vectors = torch.linalg.eigh(metric.right(whole) @ whole.T)
+            rows = (vectors * values.clamp(min=0).sqrt()).numpy()
+
+        @cache
+        def loss(rank: Rank) -> float:
+            labels = self._grown(single(rank))[1]
+            return Metric(metric.outputs).size(torch.from_numpy(rows - means(rows, labels, single(rank))[labels]))
+
+        return loss
 
     def tensors(self, rank: Rank) -> tuple[Tensor, ...]:
         """The clusters' means, and a 1 for each filter's own."""
@@ -218,19 +272,6 @@ def means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 def spread(rows: np.ndarray, labels: np.ndarray, count: int) -> float:
     """The squared distances of all rows from their clusters' means, summed."""
     return float(np.square(rows - means(rows, labels, count)[labels]).sum())
-
-
-def left_axes(rows: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (N, m) and squared singular values (m,) of rows (N, K), descending.
-
-    m is the smaller side, N if `count` is more than that.
-    """
-    if len(rows) <= max(rows.shape[1], count):
-        # the Gram matrix is as exact as errors need, which are squares, and many times faster for long filters
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        return vectors.flip(1), values.flip(0).clamp(min=0)
-    left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
-    return left, singular.square()
 
 
 def single(rank: Rank) -> int:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.lowrank.factor import IN, LINEAR, Method, Rank, Slot
+from forcereg.lowrank.factor import IN, LINEAR, Method, Rank, Slot, leading
 from forcereg.lowrank.methods import single
+from forcereg.lowrank.metric import Metric
+from forcereg.lowrank.tucker import behind_both
 from forcereg.registry import factorizer
 
 SWEEPS = 3  # alternating least squares at each rank of CP, which starts from the rank before
@@ -69,6 +71,12 @@ class Cp(Method):
             vertical.T[:, None, :, None].contiguous(),
             horizontal.T[:, None, None, :].contiguous(),
             out[:, :, None, None],
+        )
+
+    def behind(self) -> Metric:
+        """Of the outputs and of the inputs; kernels are too small to leave a direction of theirs out."""
+        return behind_both(
+            self.weight, leading(self.weight.flatten(1)), leading(self.weight.transpose(0, 1).flatten(1))
         )
 
     def sizes(self, rank: Rank) -> list[tuple[int, ...]]:

@@ -24,6 +24,8 @@ from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from forcereg.lowrank.accuracy import Accuracy
     from forcereg.lowrank.config import LayerRules
     from forcereg.lowrank.factor import Rank
@@ -45,6 +47,9 @@ class Subject(Protocol):
 
     def scored_by(self, score: Callable[[Any], float]) -> Accuracy:
         """The same by a function of the net."""
+
+    def moments(self) -> Mapping[str, Tensor]:
+        """E[x x^T] of the inputs of each layer that can be decomposed, over training data: name -> (groups, K, K)."""
 
     @property
     def tell(self) -> Tell:
@@ -329,7 +334,8 @@ class Budget(Rule):
         """See Rule."""
         from forcereg.lowrank.budget import by_budget
 
-        return by_budget(self.measure, self.share, subject.whole, choose=chooser.get(self.choose)())
+        choose = chooser.get(self.choose)()
+        return by_budget(self.measure, self.share, subject.whole, choose=choose, moments=subject.moments)
 
 
 @rank_rule("MaxMacs", option=Option(
@@ -341,8 +347,10 @@ class MaxMacs(Budget):
     """The best ranks with which the whole net has at most the share `share` of its MACs, above 0, at most 1.
 
     `choose`: how it spreads over the layers. "energy" makes least the sum of their relative squared errors, each
-    weighed by what the layer costs whole; "minmax" the largest of them (ALDS, NeurIPS 2021). Raises UsageError for
-    another number or word, and when ranks are chosen for a share that can't be reached.
+    weighed by what the layer costs whole; "minmax" the largest of them (ALDS, NeurIPS 2021); "responses" the sum of
+    the errors of the layers' responses to training data; "remainder" that of the errors behind the leading directions,
+    for nets trained with force. Raises UsageError for another number or word, and when ranks are chosen for a share
+    that can't be reached.
 
     >>> forcereg.MaxMacs(0.5, choose="minmax")
     MaxMacs(share=0.5, choose='minmax')

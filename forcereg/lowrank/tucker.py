@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcereg.lowrank.factor import IN, LINEAR, LOWRANK, Method, Rank, tail_sums
-from forcereg.lowrank.methods import left_axes
+from forcereg.lowrank.factor import IN, LINEAR, LOWRANK, Method, Rank, left_axes, tail_sums
+from forcereg.lowrank.metric import Metric, without
 from forcereg.registry import factorizer
 
 SWEEPS, GAIN = 20, 1e-5
@@ -71,15 +71,41 @@ class Tucker2(Method):
     def _bounds(self) -> tuple[Tensor, Tensor]:
         energies = self._turned[0].square().sum(1)
         outputs, inputs = tail_sums(energies.sum(1))[1:], tail_sums(energies.sum(0))[1:]
-        # what is left out, never the whole less what is kept: that would cancel where little is left out
-        least = torch.maximum(outputs[:, None], inputs)
-        most = outputs[:, None] + tail_sums(energies)[:, 1:].cumsum(0)
+        least, most = torch.maximum(outputs[:, None], inputs), left_out(energies)
         # rounding may leave the upper bound below the lower one
         return least, torch.maximum(least, most)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The larger of the two spectra's tails, and the error for the weight's own bases."""
         return self._bounds
+
+    def losses(self, metric: Metric) -> Callable[[Rank], float]:
+        """For the weight's own bases, of all pairs at once, whose shape HOOI changes little.
+
+        In these, with inputs from s on left out of output i and all of it from r on, the error is g_i[s:] for i < r and
+        g_i beyond; its size is a sum over i, since `outputs` is diagonal there: it has to be a projection along
+        them, as of `behind`. Of g_i[s:]^T M g_i[s:] the terms that s leaves out are M's block of s and what lies right
+        of it, twice: summed from the end they give it for every s.
+        """
+        whole, out, into = self._turned
+        count, kernel, channels = whole.shape
+        rows = whole.transpose(1, 2).flatten(1)
+        moved = rows
+        if metric.inputs is not None:
+            size = len(into), kernel
+            half = torch.einsum("cj,ckdl,di->jkil", into, metric.inputs.reshape(*size, *size), into)
+            ones = torch.ones(channels, channels, dtype=whole.dtype)
+            twice = ones.triu() + ones.triu(1)
+            moved = rows @ (half * twice[:, None, :, None]).reshape(rows.shape[1], -1).T
+        shares = (out * metric.left(out)).sum(0)
+        terms = (rows * moved).reshape(count, channels, kernel).sum(2)
+        table = left_out(shares[:, None] * terms).clamp(min=0).numpy()
+        return lambda rank: float(table[tuple(one - 1 for one in _pair(rank))])
+
+    def behind(self) -> Metric:
+        """Of the outputs and of the inputs, each where it has more than one direction."""
+        _, out, into = self._turned
+        return behind_both(self.weight, out[:, 0], into[:, 0])
 
     def is_quick(self, rank: Rank) -> bool:
         """Known, or of a small weight."""
@@ -134,6 +160,22 @@ class Tucker2(Method):
         count, channels, *kernel = self.weight.shape
         (out, into), ones = rank, [1] * len(kernel)
         return [(into, channels, *ones), (out, into, *kernel), (count, out, *ones)]
+
+
+def left_out(terms: Tensor) -> Tensor:
+    """(N, C) -> (N, C): the sum over what pairs (r, s) leave out, all rows from r on and all columns from s on."""
+    # what is left out, never the whole less what is kept: that would cancel where little is left out
+    tails = tail_sums(terms)
+    return tail_sums(tails[:, 0])[1:, None] + tails[:, 1:].cumsum(0)
+
+
+def behind_both(weight: Tensor, out: Tensor, into: Tensor) -> Metric:
+    """What lies behind leading directions of outputs (N,) and inputs (C,) of a weight (N, C, *kernel).
+
+    Its size of an error E is that of (I - u u^T) E (I - v v^T); a mode of one channel, which isn't cut, counts whole.
+    """
+    outputs = None if len(out) == 1 else without(out)
+    return Metric(outputs, None if len(into) == 1 else without(into, prod(weight.shape[2:])))
 
 
 def _pair(rank: Rank) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class Evaluator:
             raise problem
         self.solver, self.root, self.runs = solver, solver_root(solver), 0
         train = trained_net(solver, self.root)
+        self.train_file = train.file
         tests = tested_nets(solver, self.root, train.file)
         if not tests:
             raise ForceregError(f"{solver.name}: has no test net to score with; set test_iter and test_interval")

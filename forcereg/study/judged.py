@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+
+from torch import Tensor
 
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
 from forcereg.lowrank.accuracy import Accuracy
+from forcereg.lowrank.decompose import prepare
 from forcereg.lowrank.ranks import Choice
 from forcereg.net.module import Net
 from forcereg.schema.text import net_from_message
 from forcereg.study.latency import filled_net
+from forcereg.study.moments import BATCHES, moments_of
 from forcereg.study.opened import Opened, Opening
 from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
@@ -30,6 +35,18 @@ class Judged:
     def whole(self) -> Cost:
         """Of the whole net as it is."""
         return self.opened.whole
+
+    @cached_property
+    def _moments(self) -> Mapping[str, Tensor]:
+        data = self.asked.training_data(self.asked.data_aware or BATCHES)
+        read, selection = self.opened.read, replace(self.asked.selection(), state=self.opened.accounts.state)
+        # of the net that reads data, which a deploy net doesn't
+        reading = prepare(data.source(read.file), self.opened.weights, None, selection)
+        return moments_of(reading, [one.name for one in self.opened.prepared.candidates], data)
+
+    def moments(self) -> Mapping[str, Tensor]:
+        """See Subject: over as many batches as a data-aware decomposition has, or BATCHES."""
+        return self._moments
 
     @property
     def tell(self) -> Tell:

@@ -28,6 +28,9 @@ from forcereg.solver.setup import solver_root, trained_net
 from forcereg.study.evaluate import load
 from forcereg.system.device import choose_device, prepare
 
+BATCHES = 10
+"""Looked at if nobody says how many: enough for a metric to choose ranks by."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -99,9 +102,17 @@ def prepare_aware(file: NetFile, weights: Weights, shapes: Any, selection: Selec
     if not names:
         methods = ", ".join(sorted({one.method for one in first.candidates})) or "no layer"
         raise UsageError(f"--data-aware needs a layer to decompose by {' or '.join(aware())}; there is {methods}")
-    # a chain as the one layer whose input counts
-    merged = merge(first.file.message, first.weights, [first.chains[name] for name in names if name in first.chains])
-    net = data.net(net_from_message(merged[0], first.file.name), merged[1])
-    moments = input_moments(net, names, data.batches)
-    net.close()
+    moments = moments_of(first, names, data)
     return prepare_plain(file, weights, shapes, replace(selection, moments=moments))
+
+
+def moments_of(prepared: Prepared, layers: Collection[str], data: TrainingData) -> dict[str, Tensor]:
+    """`input_moments` of candidates of a net that reads data. Raises ForceregError as `TrainingData.net`."""
+    # a chain as the one layer whose input counts
+    chains = [prepared.chains[name] for name in layers if name in prepared.chains]
+    merged = merge(prepared.file.message, prepared.weights, chains)
+    net = data.net(net_from_message(merged[0], prepared.file.name), merged[1])
+    try:
+        return input_moments(net, layers, data.batches)
+    finally:
+        net.close()

@@ -52,7 +52,8 @@ def plan_of(
 
 def chosen(rule: Rule, opening: Opening, even_if_dearer: bool, trained: Trained) -> Mapping[str, Choice]:
     """The ranks of a trained net."""
-    read = ReadNet(trained.model, trained.prepared.file, trained.accounts.root)
+    # the net that was trained, whose data some rules look at; costs and scores are the test net's
+    read = ReadNet(trained.model, trained.evaluator.train_file, trained.accounts.root)
     opened = Opened(read, trained.prepared, trained.accounts)
     judged = Judged(opened, replace(opening, scorer=trained.evaluator))
     return criterion_of(rule, judged, even_if_dearer)(trained.prepared.candidates)

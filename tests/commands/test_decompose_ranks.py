@@ -209,9 +209,7 @@ def test_the_papers_alexnet_recipe(tmp_path: Path, run_cli: RunCli) -> None:
 
 def test_data_aware_minimises_the_error_of_the_responses(tmp_path: Path, capsys) -> None:
     """Inputs whose channels differ in power: another approximation, of the same rank, whose error is the responses'."""
-    data = """layer { name: "data" type: "DummyData" top: "data" dummy_data_param {
-  shape { dim: 4 dim: 3 dim: 12 dim: 12 } data_filler { type: "gaussian" std: 2 mean: 1 } } }"""
-    text = data + NET[NET.index('layer { name: "conv1"') : NET.index('layer { name: "loss"')]
+    text = FED.replace("FILLER", 'type: "gaussian" std: 2 mean: 1') + BODY
     path = fresh_snapshot(tmp_path, text)
     plain = printed_for(capsys, path, "--ranks", "4,2", "--out", tmp_path / "plain")
     aware = printed_for(capsys, path, "--ranks", "4,2", "--out", tmp_path / "aware", "--data-aware", "2")
@@ -223,6 +221,35 @@ def test_data_aware_minimises_the_error_of_the_responses(tmp_path: Path, capsys)
         whole, *cut = (load_net(*one, input_shapes={"data": batch.shape})(data=batch)["ip"] for one in nets)
     of_plain, of_aware = (float((whole - one).square().mean()) for one in cut)
     assert of_aware < of_plain
+
+
+FED = """layer { name: "data" type: "DummyData" top: "data" dummy_data_param {
+  shape { dim: 4 dim: 3 dim: 12 dim: 12 } data_filler { FILLER } } }"""
+BODY = NET[NET.index('layer { name: "conv1"') : NET.index('layer { name: "loss"')]
+
+
+@pytest.mark.parametrize(
+    "filler", ['type: "gaussian" std: 2 mean: 1', 'type: "constant" value: 1'], ids=["noise", "flat"]
+)
+@pytest.mark.parametrize("method", ["pca", "svd", "kmeans", "vh", "tucker2", "cp"])
+def test_budgets_spread_by_responses(tmp_path: Path, capsys, method: str, filler: str) -> None:
+    """A grouped layer among them; also where the inputs' moments have a low rank, and by data-aware chains."""
+    path = fresh_snapshot(tmp_path, FED.replace("FILLER", filler) + BODY)
+    asked = ("--max-macs", "0.8", "--method", method, "--choose", "responses")
+    found = printed_for(capsys, path, *asked, "--out", tmp_path / "low")
+    assert found["layers"] and found["net"]["macs_after"] <= 0.8 * found["net"]["macs_before"]
+    if method in ("pca", "svd"):
+        aware = printed_for(capsys, path, *asked, "--out", tmp_path / "aware", "--data-aware", "2")
+        assert all(0 <= layer["error"] <= 1 for layer in aware["layers"])
+        assert aware["net"]["macs_after"] <= 0.8 * aware["net"]["macs_before"]
+
+
+def test_responses_without_data(tmp_path: Path, capsys) -> None:
+    fed = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 12 dim: 12 } } }'
+    path = fresh_snapshot(tmp_path, fed + BODY)
+    assert run("--snapshot", path, "--max-macs", "0.8", "--choose", "responses") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "its train phase reads no data (a deploy net?); give the solver" in err
 
 
 @pytest.mark.parametrize("rule", [("--error", "0"), ("--energy", "1"), ("--fork-svd-ratio", "1", "--method", "svd")])

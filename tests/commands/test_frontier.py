@@ -186,7 +186,17 @@ def test_ways_to_spread_a_budget_side_by_side(folder: Path, cli: Cli) -> None:
     assert code == 0, err
     assert [row["target"] for row in rows(folder)] == ["whole", "max-macs 0.7 minmax", "error 0.3"]
     # of a net of one layer the best rank is the same
-    assert "none, pca, max-macs 0.7: left out: a net that is there already" in err
+    assert "pca, max-macs 0.7: left out: a net that is there already" in err
+
+
+@pytest.mark.parametrize("solver", ["solver.prototxt", "apart.prototxt"])
+def test_ways_that_look_at_data_and_at_directions(folder: Path, cli: Cli, solver: str) -> None:
+    args = ("--solver", solver, *QUICK[2:], "--method", "vh,tucker2", "--max-macs", "0.8")
+    code, _, err = cli("frontier", NETS[0], *args, "--choose", "responses,remainder")
+    assert code == 0, err
+    whole, *found = rows(folder)
+    assert {row["method"] for row in found} == {"vh", "tucker2"}
+    assert all(int(row["macs"]) <= 0.8 * int(whole["macs"]) for row in found)
 
 
 def test_defaults(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def rows_of(root: Path) -> list[dict[str, str]]:
         pytest.param(("--max-macs", "0.7"), "max-macs 0.7", id="macs"),
         pytest.param(("--max-params", "0.8", "--method", "svd"), "max-params 0.8 by svd", id="params"),
         pytest.param(("--max-macs", "0.7", "--choose", "minmax"), "max-macs 0.7 minmax", id="minmax"),
+        pytest.param(("--max-macs", "0.7", "--choose", "responses"), "max-macs 0.7 responses", id="responses"),
         pytest.param(("--ranks", "2,3"), "ranks 2,3", id="ranks"),
         pytest.param(("--max-accuracy-drop", "1", "--only-layers", "conv2"), "max-accuracy-drop 1", id="accuracy"),
         pytest.param(("--ranks", "2,3", "--method", "tucker2"), "ranks 2,3 by tucker2", id="pairs"),
