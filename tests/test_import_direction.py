@@ -28,7 +28,7 @@ FLOORS = (
 )
 LOOSE = {"__init__", "__main__", "errors", "registry", "version", "cost"}
 """Modules that lie in no room."""
-PURE = ("solver/force.py", "solver/pairs.py", "lowrank/views.py", "lowrank/factor.py")
+PURE = ("solver/force.py", "solver/pairs.py", "lowrank/views.py", "lowrank/factor.py", "lowrank/metric.py")
 """Mathematics: these import torch, errors, the registry and each other."""
 LIGHT = {"errors", "registry", "version", "cost", "system", "schema", "__init__", "commands", "__main__"}
 HEAVY = ("forcereg.system.capture", "forcereg.system.device", "forcereg.system.hdf5")  # these are about torch and h5py
