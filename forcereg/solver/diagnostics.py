@@ -14,42 +14,43 @@ from forcereg.lowrank.factor import smallest_rank
 ERROR = 0.05
 """The relative squared error at which ranks are reported."""
 Ranks = dict[str, tuple[int, int]]
-"""Layer -> its rank at that error, its full rank."""
+"""Layer, with its unfolding unless that is of filters -> its rank at that error, its full rank."""
 SMALLEST = 1e-30
 """A gradient's norm where it has none."""
 
 
-def mean_cosine(weight: Tensor) -> Tensor:
-    """Mean cosine over all pairs of different filters (rows) of `weight`, 0-d float64; 0 for a single filter."""
-    rows = weight.detach().flatten(1).double()
-    count = rows.shape[0]
+def mean_cosine(matrix: Tensor) -> Tensor:
+    """Mean cosine over all pairs of different rows of (..., rows, entries), 0-d float64; 0 for a single row."""
+    rows = matrix.detach().double()
+    count = rows.shape[-2]
     # the sum over pairs is |sum of units|^2 less the units' own squares: no n x n matrix
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    pairs = unit.sum(0).square().sum() - unit.square().sum()
-    return pairs / max(1, count * (count - 1))
+    unit = torch.nn.functional.normalize(rows, dim=-1)
+    pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))
+    return pairs.mean() / max(1, count * (count - 1))
 
 
 @torch.no_grad()
-def forced_ranks(layers: Mapping[str, Tensor]) -> Ranks:
-    """Rank at 5 % error and full rank of each weight that is finite, as a matrix whose rows lie along axis 0.
+def forced_ranks(matrices: Mapping[str, Tensor]) -> Ranks:
+    """Rank at 5 % error and full rank of each of `matrices`, (..., rows, entries), that is finite.
 
-    From the eigenvalues of the smaller Gram matrix, float64, on the weights' device, which is read for each.
+    Of several, those of groups, it is the largest rank. From the eigenvalues of the smaller Gram matrices, float64, on
+    the device that they are on, which is read for each.
     """
     found: Ranks = {}
-    for name, weight in layers.items():
-        if not weight.isfinite().all():  # the loss tells, an iteration later
+    for name, matrix in matrices.items():
+        if not matrix.isfinite().all():  # the loss tells, an iteration later
             continue
-        rows = weight.flatten(1).double()
-        wide = rows if len(rows) <= rows.shape[1] else rows.T
-        energies = torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_(min=0)
-        found[name] = smallest_rank(energies, ERROR), len(wide)
+        rows = matrix.double()
+        wide = rows if rows.shape[-2] <= rows.shape[-1] else rows.mT
+        energies = torch.linalg.eigvalsh(wide @ wide.mT).flip(-1).clamp_(min=0)
+        found[name] = smallest_rank(energies, ERROR), wide.shape[-2]
     return found
 
 
-def coordination(layers: Mapping[str, Tensor], ranks: Ranks) -> list[dict[str, Any]]:
-    """Rank and mean pairwise cosine of each layer that `ranks`, its `forced_ranks`, has."""
+def coordination(matrices: Mapping[str, Tensor], ranks: Ranks) -> list[dict[str, Any]]:
+    """Rank and mean pairwise cosine of each of `matrices` that `ranks`, its `forced_ranks`, has."""
     return [
-        {"layer": name, "rank": rank, "cosine": float(mean_cosine(layers[name]))} for name, (rank, _) in ranks.items()
+        {"layer": name, "rank": rank, "cosine": float(mean_cosine(matrices[name]))} for name, (rank, _) in ranks.items()
     ]
 
 

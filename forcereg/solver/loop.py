@@ -29,7 +29,7 @@ from forcereg.solver.precision import LossScale
 from forcereg.solver.pull import Pull
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.ready import check_ready
-from forcereg.solver.regularizers.force import FORCE, drawn, without_force
+from forcereg.solver.regularizers.force import FORCE, forced_matrices, without_force
 from forcereg.solver.run import Teller
 from forcereg.solver.setup import solver_file
 from forcereg.solver.snapshots import Snapshots
@@ -88,7 +88,7 @@ class Solver:
         self.measure_force = False
         self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
         watched = self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0
-        self.pull, self._watch = Pull(*watched), RankWatch(*watched)
+        self.pull, self._watch = Pull(*watched), RankWatch(*watched, self.param.force_ramp)
         self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
@@ -337,7 +337,7 @@ class Solver:
 
     def _look_at_ranks(self) -> None:
         """Behind tests, or without any at some displays; tells of ranks and cosines if asked to."""
-        forced = drawn(self.net, self.updater.touched(FORCE))
+        forced = forced_matrices(self.net, self.param)
         felt = FORCE in self.updater.feeling(self.iter)
         if felt:  # rank 0's: what goes by them must be the same everywhere, and weights differ by rounding
             self.ranks = self.group.once(lambda: forced_ranks(forced))

@@ -17,10 +17,7 @@ from forcereg.lowrank.methods import Vh
 from forcereg.lowrank.views import ROWS, VIEWS, misfit, unfolded
 from forcereg.solver import pairs
 from forcereg.solver.force import DECAY_TYPES, DIRECTIONS, ForceField, apply_force, force_gradient
-from forcereg.solver.loop import Solver
-from forcereg.solver.regularizers.force import drawn as drawn_rows
 from tests.solver.graphs import TWO_LAYERS, both
-from tests.solver.nets import IMAGES, write_images, write_solver
 from tests.solver.test_force import POWERS, pairwise_force
 
 types = pytest.mark.parametrize("kind", POWERS)
@@ -189,16 +186,3 @@ def test_a_training_by_graphs_equals_one_without(extra: str, tmp_path: Path) -> 
     (tmp_path / "net.prototxt").write_text(TWO_LAYERS)
     filters, _ = both(tmp_path, f"{extra} force_decay: 0.01 max_iter: 12 snapshot_after_train: false")
     assert not torch.equal(filters.state["ip/0"], plain.state["ip/0"])
-
-
-@pytest.mark.parametrize("view", ["FILTERS", "CHANNELS", "BOTH", "VERTICAL"])
-def test_ranks_are_those_of_what_is_drawn_together(view: str, tmp_path: Path) -> None:
-    """Else a force on channels would be warned of for moving no rank of the filters."""
-    net = IMAGES.replace("force_mult: 1", f"force_mult: 1 force_view: {view}")
-    solver = Solver(write_solver(write_images(tmp_path, net), "force_decay: 1e-3 test_iter: 1 test_interval: 1"))
-    conv = solver.net.params["conv"][0]
-    unfolding = VIEWS[view][0]
-    (rows,) = drawn_rows(solver.net, {"conv": conv}).values()
-    assert torch.equal(rows, unfolded(conv.detach(), unfolding)[0])
-    solver.step(1)
-    assert solver.ranks["conv"][1] == min(rows.shape)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forcereg.lowrank.factor import smallest_rank, spectrum
-from forcereg.solver.diagnostics import ERROR, forced_ranks
-from forcereg.solver.regularizers.force import FORCE
-from tests.solver.nets import TESTED, batches, regression
+from forcereg.solver.diagnostics import ERROR, coordination, forced_ranks
+from forcereg.solver.loop import Solver
+from forcereg.solver.regularizers.force import FORCE, forced_matrices
+from tests.solver.nets import TESTED, batches, regression, write_solver
 
 FORCED = "param { lr_mult: 1 force_mult: 1 }"
 
@@ -27,7 +28,7 @@ def test_ranks_are_those_of_the_spectrum(rows: int, channels: int, size: int, ra
     weight = (torch.randn(rows, rank, generator=random) @ torch.randn(rank, width, generator=random)).reshape(shape)
     for one in (weight + noise, (weight + noise).to(memory_format=torch.channels_last)):
         expected = smallest_rank(spectrum(one), ERROR)
-        assert forced_ranks({"conv": one}) == {"conv": (expected, min(rows, width))}
+        assert forced_ranks({"conv": one.flatten(1)}) == {"conv": (expected, min(rows, width))}
 
 
 def test_weights_that_tell_nothing() -> None:
@@ -47,3 +48,39 @@ def test_a_solver_has_them_from_its_last_test_with_a_force(extra: str, tmp_path:
     assert solver.ranks.keys() == ({"ip"} if decay else set())
     if not extra:
         assert solver.ranks == forced_ranks(solver.updater.touched(FORCE))
+
+
+GROUPED = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 dim: 4 dim: 4 } } }
+layer {
+  name: "conv" type: "Convolution" bottom: "x" top: "y" param { force_mult: 1 force_view: VIEW }
+  convolution_param { num_output: 6 group: 2 kernel_size: 2 }
+}
+layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 }
+"""
+PLAIN, CROSSED = [[1.0, 0], [0, 1]], [[0.0, 1], [1, 0]]
+FILTERS, CHANNELS = ("conv", 2, 6, 0.7), ("conv (CHANNELS)", 2, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        ("FILTERS", [FILTERS]),
+        ("CHANNELS", [CHANNELS]),
+        ("BOTH", [FILTERS, CHANNELS]),
+        ("VERTICAL", [("conv (VERTICAL)", 2, 4, 1 / 3)]),
+    ],
+)
+def test_ranks_are_of_what_is_drawn_together(
+    view: str, expected: list[tuple[str, int, int, float]], tmp_path: Path
+) -> None:
+    """Group by group where the view is: the larger rank counts, and the mean of cosines."""
+    (tmp_path / "net.prototxt").write_text(GROUPED.replace("VIEW", view))
+    solver = Solver(write_solver(tmp_path, "force_decay: 0.1"))
+    with torch.no_grad():
+        # the second group's channels are alike
+        solver.net.params["conv"][0].copy_(torch.tensor([[PLAIN, CROSSED]] * 3 + [[PLAIN, PLAIN]] * 3))
+    matrices = forced_matrices(solver.net, solver.param)
+    ranks = forced_ranks(matrices)
+    rows = coordination(matrices, ranks)
+    assert [(row["layer"], *ranks[row["layer"]], pytest.approx(row["cosine"])) for row in rows] == expected

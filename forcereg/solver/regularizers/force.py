@@ -103,12 +103,7 @@ class Force(Regularizer):
 
     def _low(self) -> bool:
         """Whether all ranks are as low as force_until asks for; never while a weight isn't finite."""
-        matrices = {
-            f"{place}/{unfolding}/{group}": matrix
-            for place, one in enumerate(self._forced)
-            for unfolding, groups in unfoldings(one.force_view, one.groups)
-            for group, matrix in enumerate(unfolded(one.blob.detach(), unfolding, groups))
-        }
+        matrices = _matrices(self._forced)
         ranks = forced_ranks(matrices)
         # no rank is below 1
         return len(ranks) == len(matrices) and all(rank <= max(1, self._until * n) for rank, n in ranks.values())
@@ -125,20 +120,28 @@ class Force(Regularizer):
         self._field.add(grads)
 
 
-def drawn(net: Net, touched: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that feel a force as the rows that it draws together (of BOTH the filters), all groups' in one."""
-    views = {id(one.blob): one for one in net.learnable}
-    return {name: _rows(views[id(weight)]) for name, weight in touched.items()}
-
-
-def _rows(one: Learnable) -> Tensor:
-    unfolding, groups = unfoldings(one.force_view, one.groups)[0]
-    return unfolded(one.blob.detach(), unfolding, groups).flatten(0, 1)
-
-
 def forced_layers(net: Net) -> list[str]:
     """The layers with weights that feel a force: those with force_mult that learn and have filters."""
     return list(dict.fromkeys(one.layer for one in _feeling(net)))
+
+
+def forced_matrices(net: Net, p: Any) -> dict[str, Tensor]:
+    """What the force draws together, by layer: (groups, rows, entries); none where force_decay is 0.
+
+    A layer's name has "/index" behind it unless the weight is its first blob, and " (CHANNELS)" or the like where these
+    aren't its filters; BOTH makes two entries.
+    """
+    return _matrices(_feeling(net)) if p.force_decay else {}
+
+
+def _matrices(forced: Sequence[Learnable]) -> dict[str, Tensor]:
+    found = {}
+    for one in forced:
+        name = f"{one.layer}/{one.index}" if one.index else one.layer
+        for unfolding, groups in unfoldings(one.force_view, one.groups):
+            view = "" if unfolding == "FILTERS" else f" ({unfolding})"
+            found[name + view] = unfolded(one.blob.detach(), unfolding, groups)
+    return found
 
 
 def described(net: Net, p: Any) -> str:
