@@ -19,6 +19,8 @@ MOST = 10_000
 """Runs of a file."""
 GAP, TICK = 0.036, 0.05
 """Between the settings' names above a picture, and from it to them, in its width and height."""
+NAMED = 24
+"""Settings whose names have room above a picture."""
 MARKERS = "os^Dv<>Pph"
 
 
@@ -33,7 +35,7 @@ class Shares:
 
 
 def is_results(path: Path) -> bool:
-    """Whether a file is a sweep's results.csv, by its header. Raises ForceregError if it can't be read."""
+    """Whether a file is the results.csv of a sweep or of tune, by its header. Raises ForceregError if unreadable."""
     header = next(_plain_lines(path), "")
     return {*NEEDED} <= {*header.split(",")}
 
@@ -48,13 +50,13 @@ def read_shares(path: Path) -> list[Shares]:
     source = ((number, line) for number, line in enumerate(lines(path), 1) if line.strip() and line[0] != "#")
     _, first = next(source)
     header = first.split(",")
-    found = []
+    found: list[Shares] = []
     for number, line in source:
         try:
             (cells,) = csv.reader([line], strict=True)
             if len(cells) != len(header):
                 raise ValueError
-            run = _run(dict(zip(header, cells, strict=True)))
+            run = _run(dict(zip(header, cells, strict=True)), f"run {len(found) + 1}")
         except (csv.Error, ValueError):
             raise ForceregError(f"{path}:{number}: is no row of a sweep's results; run the sweep again") from None
         if run is not None:
@@ -68,8 +70,8 @@ def read_shares(path: Path) -> list[Shares]:
     return found
 
 
-def _run(row: dict[str, str]) -> Shares | None:
-    """Raises ValueError for cells that hold something else."""
+def _run(row: dict[str, str], other: str) -> Shares | None:
+    """`other`: what to call the setting that has no name. Raises ValueError for cells that hold something else."""
     if not row["accuracy"] or not row["full_ranks"]:
         return None
     accuracy = float(row["accuracy"])
@@ -80,7 +82,8 @@ def _run(row: dict[str, str]) -> Shares | None:
     # files of before had no names, and a name may have a space in it
     if len(names) != len(full) or not all(names):
         names = [f"layer {number}" for number in range(1, 1 + len(full))]
-    setting = row.get("setting") or "all"
+    trial = row.get("trial")
+    setting = row.get("setting") or (f"trial {trial}" if trial else other)
     return Shares(setting, accuracy, tuple(names), tuple(rank / most for rank, most in zip(ranks, full, strict=True)))
 
 
@@ -121,7 +124,7 @@ def figure(runs: Sequence[Shares], look: Look | None = None) -> Any:
         axes.set(ylim=look.y)
     axes.grid(alpha=0.3)
     legend(axes)
-    if len(settings) > 1:
+    if 1 < len(settings) <= NAMED:
         _name(axes, list(settings), errors)
     return figure
 

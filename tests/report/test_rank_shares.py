@@ -54,7 +54,13 @@ def test_what_is_read(results: Path) -> None:
 
 def test_a_file_without_names_numbers_its_layers(results: Path) -> None:
     results.write_text("# by hand\naccuracy,ranks_at_error,full_ranks\n\n0.5,1/2,4/8\n")
-    assert read_shares(results) == [Shares("all", 0.5, ("layer 1", "layer 2"), (0.25, 0.25))]
+    assert read_shares(results) == [Shares("run 1", 0.5, ("layer 1", "layer 2"), (0.25, 0.25))]
+
+
+def test_trials_are_settings(results: Path) -> None:
+    """As tune writes them."""
+    results.write_text("trial,accuracy,ranks_at_error,full_ranks\n0,0.5,1,4\n1,,,\n2,0.5,2,4\n")
+    assert [run.setting for run in read_shares(results)] == ["trial 0", "trial 2"]
 
 
 def test_points_are_means_by_error(results: Path) -> None:

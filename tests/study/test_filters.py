@@ -127,6 +127,14 @@ def test_the_basis_is_pca_s(groups: int, error: float) -> None:
         torch.testing.assert_close(block.flatten(1) @ unit.T @ unit, block.flatten(1))
 
 
+def test_directions_of_rounding_alone_are_not_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    rows = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)).double() @ torch.ones(2, 2).double()
+    view = Basis.of("conv", [bank(torch.cat([rows, rows], 1))], 0.05)
+    (axes,) = view.figure().axes
+    assert len(axes.images) == len(axes.patches) == 1 and axes.get_title(loc="left") == "x: 1 of 4"
+
+
 def test_a_layer_of_zeros_has_a_basis() -> None:
     (found,) = Basis.of("conv", [bank(torch.zeros(3, 1, 2, 2))], 0.05).found
     assert found.shares == (0.0, 0.0, 0.0) and found.needed == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from forcereg.lowrank.factor import NOISE
 from forcereg.lowrank.ladder import Ladder
 from forcereg.report.plot import COLOURS, figure_type, plain
 from forcereg.study.filters.bank import Bank
@@ -32,6 +33,11 @@ class Directions:
     filters: Tensor
     shares: tuple[float, ...]
     needed: int
+
+    @property
+    def rank(self) -> int:
+        """How many have more than rounding in them: of a decomposed layer as many as it was left."""
+        return max(1, sum(share > NOISE for share in self.shares))
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,13 @@ class Basis(View):
 
     def figure(self) -> Any:
         """A row for each group of each snapshot, what is needed framed, below each image its share."""
-        counts = [min(SHOWN, len(one.shares)) for one in self.found]
+        counts = [min(SHOWN, one.rank) for one in self.found]
         across = min(ACROSS, max(counts))
         tiles = [images(one.filters[:count]) for one, count in zip(self.found, counts, strict=True)]
         framed = max(map(tall, tiles))
         row = framed + TEXT
         heights = [ceil(count / across) * row for count in counts]
-        size = max(5.0, 0.7 * across), 0.7 * sum(heights) + 0.35 * len(heights) + 0.3
+        size = max(8.0, 0.7 * across), 0.7 * sum(heights) + 0.35 * len(heights) + 0.3
         figure = figure_type()(figsize=size, layout="constrained")
         from matplotlib.patches import Rectangle
 
@@ -88,8 +94,8 @@ class Basis(View):
                 if place < one.needed:
                     corner = column + ROOM / 4, top + ROOM / 4
                     axes.add_patch(Rectangle(corner, 1 - ROOM / 2, framed - ROOM / 2, **frame))
-            axes.set(xlim=(0, across), ylim=(height, 0), aspect="equal")
-            beyond = f", the first {len(own)} drawn" if len(own) < len(one.shares) else ""
+            axes.set(xlim=(0, across), ylim=(height, 0), aspect="equal", anchor="W")
+            beyond = f", the first {len(own)} drawn" if len(own) < one.rank else ""
             title = f"{plain(one.label)}: {one.needed} of {len(one.shares)}{beyond}"
             axes.set_title(title, fontsize="medium", loc="left")
             axes.axis("off")

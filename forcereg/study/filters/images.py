@@ -47,14 +47,14 @@ class Images(View):
         across = min(int(WIDE / side), max(counts))
         row = max(tall(own) for own in tiles)
         heights = [ceil(count / across) * row for count in counts]
-        size = max(4.0, side * across), side * sum(heights) + 0.4 * len(heights)
+        size = max(6.0, side * across), side * sum(heights) + 0.4 * len(heights)
         figure = figure_type()(figsize=size, layout="constrained")
         every = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, bank, own, height in zip(every, self.banks, tiles, heights, strict=True):
             for place, image in enumerate(own):
                 put(axes, image, place % across, place // across * row)
             left = f", the first {len(own)} of {len(bank.weight):,}" if len(own) < len(bank.weight) else ""
-            axes.set(xlim=(0, across), ylim=(height, 0), aspect="equal")
+            axes.set(xlim=(0, across), ylim=(height, 0), aspect="equal", anchor="W")
             axes.set_title(f"{plain(bank.label)}: filters of {plain(self.layer)}{left}", fontsize="medium", loc="left")
             axes.axis("off")
         return figure
