@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from forcereg.lowrank.decompose import Prepared
+from forcereg.study import judged
+from forcereg.study.moments import moments_of
 from tests.commands.conftest import Cli
 from tests.solver.nets import IMAGES, write_images, write_solver
 
@@ -48,7 +52,6 @@ def rows_of(root: Path) -> list[dict[str, str]]:
     [
         pytest.param(("--max-macs", "0.7"), "max-macs 0.7", id="macs"),
         pytest.param(("--max-params", "0.8", "--method", "svd"), "max-params 0.8 by svd", id="params"),
-        pytest.param(("--max-macs", "0.7", "--choose", "minmax"), "max-macs 0.7 minmax", id="minmax"),
         pytest.param(("--max-macs", "0.7", "--choose", "responses"), "max-macs 0.7 responses", id="responses"),
         pytest.param(("--ranks", "2,3"), "ranks 2,3", id="ranks"),
         pytest.param(("--max-accuracy-drop", "1", "--only-layers", "conv2"), "max-accuracy-drop 1", id="accuracy"),
@@ -68,6 +71,25 @@ def test_nets_cut_by_one_rule(two: Path, cli: Cli, rule: tuple[str, ...], words:
             assert int(row["macs_cut"]) <= 0.7 * MACS
         if "ranks" in words:
             assert row["ranks"].split("-")[0][0] == "2" and ("-" in row["ranks"]) == ("tucker2" in words)
+
+
+def test_responses_are_those_to_training_data(two: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a test net of its own, whose ranks they choose: tests are not to be looked at before."""
+    for name, phase in (("train", "TEST"), ("test", "TRAIN")):
+        head, *layers = (two / "net.prototxt").read_text().split("\nlayer {")
+        own = [layer for layer in layers if f"include {{ phase: {phase} }}" not in layer]
+        (two / f"{name}.prototxt").write_text("\nlayer {".join([head, *own]))
+    write_solver(two, SCHEDULE, net='train_net: "train.prototxt" test_net: "test.prototxt"')
+    read = []
+
+    def watched(reading: Prepared, *rest: Any) -> Any:
+        read.append((Path(reading.file.name).name, *rest[:1]))
+        return moments_of(reading, *rest)
+
+    monkeypatch.setattr(judged, "moments_of", watched)
+    code, _, err = cli(*ASK, "--max-macs", "0.7", "--choose", "responses")
+    assert code == 0, err
+    assert read and set(map(str, read)) == {"('train.prototxt', ['conv', 'conv2'])"}
 
 
 def test_equal_cost_and_the_ranks_that_an_error_asks_for(two: Path, cli: Cli) -> None:

@@ -48,7 +48,10 @@ def train(path: Path) -> float:
 
 
 def cut(snapshot: Path) -> None:
-    rules: list[forcereg.MaxError | forcereg.MaxMacs] = [forcereg.MaxError(0.05), forcereg.MaxMacs(0.5)]
+    rules: list[forcereg.MaxError | forcereg.MaxMacs] = [
+        forcereg.MaxError(0.05),
+        forcereg.MaxMacs(0.5, choose="minmax"),
+    ]
     for rule in rules:
         made: forcereg.Decomposition = forcereg.decompose(snapshot, rule=rule, layers=["conv*"])
         paths: dict[str, str] = made.write("low", format="binary")
