@@ -78,7 +78,7 @@ def problems(p: Any) -> Iterator[ForceregError]:
             yield ForceregError(f"{field} is {getattr(p, field)}; expected a number of iterations, 0 for none")
     if p.HasField("force_until") and not 0 < p.force_until <= 1:
         yield ForceregError(f"force_until is {p.force_until:g}; expected a share of full ranks, above 0 and at most 1")
-    if p.force_until and not (p.test_interval > 0 and p.test_iter):
+    if p.force_decay and p.force_until and not (p.test_interval > 0 and p.test_iter):
         yield ForceregError(
             f"force_until is {p.force_until:g}, but ranks are looked at in tests and there are none; set test_interval "
             "and test_iter"

@@ -92,7 +92,11 @@ SETTINGS = [
     _solver("metric-interval-0", "force_metric_interval: 0", "force_metric_interval is 0; expected >= 1"),
     _solver("force-until-percent", "force_until: 30", "force_until is 30; expected a share of full ranks, above 0"),
     _solver("force-until-0", "force_until: 0", "force_until is 0; expected a share of full ranks, above 0"),
-    _solver("force-until-untested", "force_until: 0.3", "force_until is 0.3, but ranks are looked at in tests"),
+    _solver(
+        "force-until-untested",
+        "force_decay: 1\nforce_until: 0.3",
+        "force_until is 0.3, but ranks are looked at in tests",
+    ),
     _solver("no-test-interval", "test_iter: 1", "test nets need test_interval > 0; found 0"),
     _solver("test-interval-negative", "test_iter: 1\ntest_interval: -3", "test nets need test_interval > 0; found -3"),
     _solver("test-iter-negative", "test_iter: -7\ntest_interval: 1", "test_iter is -7; expected >= 0"),

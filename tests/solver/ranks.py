@@ -75,6 +75,11 @@ REGULARIZED = 'weight_decay: 0.01 force_decay: 0.01 force_type: "Constant" '
 SETTINGS = {
     "plain": (CONV, REGULARIZED + "momentum: 0.9 test_iter: 5 test_interval: 7 display: 4 average_loss: 3"),
     "clipped": (CONV, REGULARIZED + "momentum: 0.9 iter_size: 2 clip_gradients: 0.4 display: 4"),
+    "responses": (
+        CONV,
+        REGULARIZED + 'momentum: 0.9 force_metric: "responses" force_metric_interval: 6 force_ramp: 4 force_until: 1 '
+        "force_release: 8 test_iter: 5 test_interval: 7 test_initialization: false",
+    ),
     "adam": (SHARED, REGULARIZED + 'type: "Adam" momentum: 0.9 base_lr: 0.01 iter_size: 2'),
 }
 
