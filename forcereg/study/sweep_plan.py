@@ -115,7 +115,7 @@ class Result:
     accuracy_tuned: float | None = None
     seconds: float = 0.0
     failed: str = ""
-    layers: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list, metadata=sidefiles.LATER)
 
     def check(self) -> None:
         """Raises ValueError for what no run comes to."""

@@ -22,6 +22,8 @@ MOST = 64 << 20
 DEEPEST = 50
 """Lists and objects within each other."""
 DIGITS = 1000
+LATER = {"later": True}
+"""The metadata of a field, with a default, that files lack which were written before there was one."""
 LARGEST = 1 << 63
 """Whole numbers stay below it, and what is computed from them can be told as a float."""
 
@@ -80,7 +82,8 @@ def _inside(value: Any) -> Iterable[Any]:
 def of_form(value: Any, form: Any) -> Any:
     """`value`, dataclasses made of objects that have all of their fields. Raises ValueError for another form.
 
-    A dataclass may have a method `check` that raises ValueError for values that can't be.
+    A field whose metadata is `LATER` may be missing. A dataclass may have a method `check` that raises ValueError for
+    values that can't be.
     """
     origin = get_origin(form)
     if form is Any:
@@ -113,8 +116,9 @@ def _one_of(value: Any, forms: Iterable[Any]) -> Any:
 
 def _made(value: dict[str, Any], form: Any) -> Any:
     hints = _hints(form)
+    later = {one.name for one in dataclasses.fields(form) if one.metadata == LATER}
     # all or none: a file of another version isn't guessed at
-    if value.keys() != hints.keys():
+    if value.keys() | later != hints.keys():
         raise ValueError(f"its names aren't {', '.join(hints)}")
     made = form(**{name: of_form(one, hints[name]) for name, one in value.items()})
     if hasattr(made, "check"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forcereg.system.sidefiles import known, of_form, parse_json, read_json
+from forcereg.system.sidefiles import LATER, known, of_form, parse_json, read_json
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Outer:
     inner: Inner | None
     more: list[int]
     table: dict[str, float]
+    since: list[str] = field(default_factory=list, metadata=LATER)
 
 
 OURS = {"name": "a", "count": 1, "inner": {"share": 0.5}, "more": [1, 2], "table": {"x": 1}}
@@ -38,6 +39,12 @@ def test_a_form() -> None:
     assert of_form(OURS, Outer) == Outer("a", 1, Inner(0.5), [1, 2], {"x": 1})
     assert of_form({**OURS, "inner": None}, Outer).inner is None
     assert of_form([1, "x"], list[Any]) == [1, "x"]
+
+
+def test_a_field_of_later_may_be_missing() -> None:
+    assert of_form({**OURS, "since": ["x"]}, Outer).since == ["x"] and of_form(OURS, Outer).since == []
+    with pytest.raises(ValueError):
+        of_form({**OURS, "since": 1}, Outer)
 
 
 @pytest.mark.parametrize(
