@@ -33,7 +33,7 @@ def command(ctx: click.Context, /, model: str, test_model: str | None, keep_forc
     The solver's nets are replaced, all else holds: its rates, its length (--max-iter), its force on layers that are
     whole. On the parts of decomposed layers there is none, unless --keep-force asks for it: it would lower their ranks
     further. Snapshots go to its snapshot_prefix with _finetuned behind, so that the original's stay, unless --set
-    snapshot_prefix says otherwise. Options are those of train.
+    snapshot_prefix says otherwise. With --teacher it learns from the whole net as well. Options are those of train.
     """
     from forcereg.workflows.finetune import finetune
 

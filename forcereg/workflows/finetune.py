@@ -60,9 +60,10 @@ def finetune(
     `model`: the net that takes the place of the solver's, as decompose wrote it; `weights`: the model that it wrote
     beside it, or `snapshot` to go on. `test_model`: in place of test nets that are files of their own. All else of the
     solver holds, but for the force on the parts of decomposed layers, unless `keep_force`: it would lower their ranks
-    further. Snapshots go to the solver's snapshot_prefix with _finetuned behind, unless `set` has one. All other
-    keywords, what is returned and raised: as `forcereg.train`; also UsageError without `weights` or `snapshot`, and
-    ForceregError for weights that lack a part of a decomposed layer.
+    further. The cut net may learn from the whole one as well, its `teacher`. Snapshots go to the solver's
+    snapshot_prefix with _finetuned behind, unless `set` has one. All other keywords, what is returned and raised: as
+    `forcereg.train`; also UsageError without `weights` or `snapshot`, and ForceregError for weights that lack a part of
+    a decomposed layer.
 
     >>> low = "net_iter_20_lowrank"
     >>> solver = forcereg.finetune("solver.prototxt", model=f"{low}.prototxt", weights=f"{low}.caffemodel.h5")
