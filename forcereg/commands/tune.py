@@ -19,6 +19,7 @@ from forcereg.system.terminal import echo
               help="The most accuracy at a cost, or the fewest MACs at a loss of accuracy.")  # fmt: skip
 @click.option("--trials", required=True, type=click.IntRange(min=1), metavar="N",
               help="How many in all; the first is without force.")  # fmt: skip
+@click.option("--choose", metavar="NAME", help="How a bound on cost is spread over the layers, as decompose's.")
 @click.option("--search", multiple=True, metavar="FIELD=LOW:HIGH|A,B",
               help="A solver field and its bounds or values, as force_iter=25%:100% or base_lr=0.01; repeatable.  "
               "[default: force_decay=1e-5:1e-2, force_type=Constant,Degradation]")  # fmt: skip
@@ -42,6 +43,7 @@ def command(
     solver: str,
     goal: str,
     trials: int,
+    choose: str | None,
     search: tuple[str, ...],
     finetune: int,
     max_iter: int | None,
@@ -71,9 +73,9 @@ def command(
     layers = choice_keywords(options)
     with Shown() as observer:
         found = tune(
-            solver, goal=goal, trials=trials, search=search, finetune=finetune, max_iter=max_iter,
-            weights=names_in(weights), seed=seed, prune_after=prune_after, study=study, out=out, observer=observer,
-            **layers,
+            solver, goal=goal, trials=trials, choose=choose, search=search, finetune=finetune,
+            max_iter=max_iter, weights=names_in(weights), seed=seed, prune_after=prune_after, study=study, out=out,
+            observer=observer, **layers,
         )  # fmt: skip
     table(found.trials, found.plan, found.goal).show()
     best = found.best

@@ -10,9 +10,9 @@ from typing import Any
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.ranks import Choice
-from forcereg.lowrank.rules import MaxAccuracyDrop, MaxMacs, MaxParams, Rule
+from forcereg.lowrank.rules import Budget, MaxAccuracyDrop, MaxMacs, MaxParams, Rule
 from forcereg.study.opened import Opening
-from forcereg.study.rule_names import value_text
+from forcereg.study.rule_names import spread_text
 from forcereg.study.sweep_cut import chosen, cut_by
 from forcereg.study.sweep_plan import Cut, Result, Trained
 from forcereg.system.arguments import wrong
@@ -41,7 +41,7 @@ class Goal:
     def words(self) -> str:
         """As on the command line: macs<=0.5."""
         name = next(name for name, kind in FORMS.items() if type(self.rule) is kind)
-        return f"{name}<={value_text(self.rule)}"
+        return f"{name}<={spread_text(self.rule)}"
 
     @property
     def of_accuracy(self) -> bool:
@@ -74,10 +74,17 @@ def _within(drop: float, opening: Opening, baseline: Callable[[], Result], train
     return {} if left < 0 else chosen(MaxAccuracyDrop(min(1.0, left)), opening, False, trained)
 
 
-def goal_of(asked: Any) -> Goal:
-    """A goal as text, or as the rule that bounds it. Raises UsageError."""
-    if not isinstance(asked, str):
-        return Goal(asked)
+def goal_of(asked: Any, choose: str | None = None) -> Goal:
+    """A goal as text, or as the rule that bounds it; `choose`: how a budget is spread. Raises UsageError."""
+    made = _read(asked) if isinstance(asked, str) else Goal(asked)
+    if choose is None:
+        return made
+    if not isinstance(made.rule, Budget):
+        raise UsageError("--choose says how a budget is spread; give macs<=F or params<=F with it")
+    return Goal(replace(made.rule, choose=choose))
+
+
+def _read(asked: str) -> Goal:
     found = re.fullmatch(r"\s*(\w+)\s*<=\s*(\S+)\s*", asked)
     kind = FORMS.get(found[1]) if found else None
     try:

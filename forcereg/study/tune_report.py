@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import storable
-from forcereg.report.plot import figure_type, plain, rendered
+from forcereg.report.plot import COLOURS, figure_type, plain, rendered
 from forcereg.report.table import Column, Table, csv_text
 from forcereg.schema.text import to_text
 from forcereg.solver.setup import solver_root
@@ -118,7 +118,7 @@ def _looks(trials: Sequence[Tried]) -> Mapping[str, Mapping[str, Any]]:
     """Force type -> colour and marker."""
     kinds = dict.fromkeys(one.result.fields.get("force_type", "") for one in trials)
     return {
-        kind: {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
+        kind: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         for number, kind in enumerate(kinds)
     }
 

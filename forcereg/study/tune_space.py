@@ -96,7 +96,7 @@ class Space:
     def without_force(self) -> dict[str, str]:
         """The fields of the run without force: those that are fixed, the others as in the solver."""
         fixed = {one.field: one.values[0] for one in self.dimensions if isinstance(one, Choices) and not one.values[1:]}
-        return saying({**fixed, "force_decay": "0"})
+        return saying({"force_decay": "0"} | fixed | {"force_decay": "0"})
 
     @property
     def probes(self) -> list[dict[str, str]]:

@@ -53,6 +53,7 @@ def tune(
     *,
     goal: Any,
     trials: int,
+    choose: str | None = None,
     search: Mapping[str, Any] | Sequence[str] = (),
     finetune: int = 0,
     max_iter: int | None = None,
@@ -77,8 +78,8 @@ def tune(
     `solver`: as for `forcereg.train`. `goal`: "macs<=0.5" or forcereg.MaxMacs(0.5), "params<=0.5" or MaxParams: the
     most accurate net with at most this share of the whole one's cost, behind `finetune` iterations without force at a
     tenth of base_lr; "drop<=0.01" or MaxAccuracyDrop: the net with the fewest MACs whose accuracy, before fine-tuning,
-    is at most so much below that of the whole net trained without force. `trials`: how many in all; the first is
-    without force, so that the answer may be that none is better.
+    is at most so much below that of the whole net trained without force. `choose`: how a budget is spread, as
+    MaxMacs'. `trials`: how many in all; the first is without force, so that the answer may be that none is better.
 
     `search`: field -> its values in a list, or "LOW:HIGH" (each decade as likely if LOW is above 0; percentages are
     shares of max_iter, as in {"force_iter": "25%:100%"}), or texts as on the command line. What isn't said:
@@ -100,7 +101,7 @@ def tune(
     >>> found.best.result.macs_cut <= 0.5 * found.best.result.macs, found.solver.name
     (True, 'best_solver.prototxt')
     """
-    aim = goal_of(goal)
+    aim = goal_of(goal, choose)
     check_share("prune_after", prune_after)
     figure_type()  # without matplotlib it ends here, not after hours
     tell, folder = Tell(observer), Path(out)
