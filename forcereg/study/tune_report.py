@@ -22,6 +22,8 @@ from forcereg.study.tune_goal import Goal
 COLUMNS = ("trial", "state", "value")
 """Those before a sweep's."""
 MARKERS = "os^Dv"
+WHOLE = "*"
+"""The marker of a net that isn't cut."""
 
 
 def best_of(trials: Iterable[Tried], goal: Goal) -> Tried | None:
@@ -83,42 +85,46 @@ def share_left(run: Result) -> float | None:
 
 def picture(trials: Sequence[Tried], plan: Plan, goal: Goal, kind: str) -> bytes:
     """What came of which strength, and accuracy against cost. Raises ForceregError without matplotlib."""
-    figure = figure_type()(figsize=(12, 5), layout="constrained")
+    figure = figure_type()(figsize=(15, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    looks = _looks(trials)
-    for one in trials:
-        if one.value is None:
-            continue
-        decay = float(one.result.fields.get("force_decay", 0))
+    done, looks = ranked(trials, goal)[::-1], _looks(trials)  # the best are drawn last, above the others
+    for one in done:
         look = looks[one.result.fields.get("force_type", "")]
-        if decay > 0:
-            left.plot(decay, one.value, linestyle="", **look)
+        if decay := float(one.result.fields.get("force_decay", 0)):
+            left.plot(decay, one.value, **look)
+            left.set_xscale("log")
         else:
-            left.axhline(one.value, linestyle="--", color="0.4")
-        for share, accuracy in _points(one.result):
-            right.plot(share, accuracy, linestyle="", **(look if share < 1 else {**look, "marker": "*"}))
-    _front(right, [point for one in trials if one.value is not None for point in _points(one.result)])
-    if any(float(one.result.fields.get("force_decay", 0)) > 0 for one in trials if one.value is not None):
-        left.set_xscale("log")
+            left.axhline(one.value or 0.0, linestyle="--", color="0.4")
+        _nets(right, one.result, look)
+    _front(right, [point for one in done for point in _points(one.result)])
     left.set(xlabel="force_decay", ylabel="MACs left, of the whole net's" if goal.of_accuracy else "test accuracy")
     right.set(xlabel="MACs left, of the whole net's", ylabel="test accuracy")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    for name, look in looks.items():
-        right.plot([], [], linestyle="", label=plain(name or "without force"), **look)
-    right.plot([], [], linestyle="", marker="*", color="0.4", label="whole nets")
     left.plot([], [], linestyle="--", color="0.4", label="without force")
-    left.legend(fontsize="small")
-    tuned = f", fine-tuned for {plan.finetune}" if plan.finetune else ""
-    right.legend(fontsize="small", title=f"cut for {goal.words}{tuned}")
+    for name, look in looks.items():
+        right.plot([], [], label=plain(name or "nets without force"), **look)
+    right.plot([], [], linestyle="", marker=WHOLE, color="0.4", label="whole nets")
+    right.plot([], [], color="0.4", linewidth=1, label="none cheaper and better")
+    tuned = f"\nhollow: before, full: fine-tuned for {plan.finetune}" if plan.finetune else ""
+    figure.legend(fontsize="small", title=f"cut for {goal.words}{tuned}", loc="outside right upper")
     return rendered(figure, kind)
+
+
+def _nets(axes: Any, run: Result, look: Mapping[str, Any]) -> None:
+    """The whole net of a run and the cut one: hollow as it was cut, full as it ended."""
+    share = share_left(run)
+    if share is not None and run.accuracy_tuned is not None and run.accuracy_cut is not None:
+        axes.plot(share, run.accuracy_cut, fillstyle="none", **look)
+    for (place, accuracy), marker in zip(_points(run)[::-1], (look["marker"], WHOLE), strict=False):
+        axes.plot(place, accuracy, **{**look, "marker": marker})
 
 
 def _looks(trials: Sequence[Tried]) -> Mapping[str, Mapping[str, Any]]:
     """Force type -> colour and marker."""
     kinds = dict.fromkeys(one.result.fields.get("force_type", "") for one in trials)
     return {
-        kind: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        kind: {"linestyle": "", "color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         for number, kind in enumerate(kinds)
     }
 

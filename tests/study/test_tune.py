@@ -329,23 +329,12 @@ def test_tuning_and_going_on(root: Path, run_cli: RunCli) -> None:
     again = run_cli(*ask, "--trials", "3", cwd=root)
     assert again.returncode == 0 and "trial 1 of at most 1" in again.stderr, again.stderr
     assert rows_of(out)[:2] == rows and len(rows_of(out)) == 3
-    for change, message in (
-        (("--goal", "macs<=0.8"), "study.journal: holds a study with other goal (macs<=0.9; now macs<=0.8)"),
-        (("--finetune", "2"), "other finetune (1; now 2)"),
-        (("--method", "svd"), "other method (pca; now svd)"),
-        (("--max-iter", "4"), "holds a run with other solver (max_iter: 6; now max_iter: 4)"),
-        (("--seed", "2"), "study.journal: holds a study with other solver"),
-    ):
-        refused = run_cli(*ask, "--trials", "3", *change, cwd=root)
-        assert refused.returncode == 1 and message in refused.stderr and "Traceback" not in refused.stderr, (
-            refused.stderr
-        )
-
-    # from its own folder, and from where it was made
-    for place in (root, root / "work"):
-        trained = run_cli("train", "--solver", out / "best_solver.prototxt", cwd=place)
-        assert trained.returncode == 0, trained.stderr
-    assert (out / "best_iter_6.caffemodel.h5").is_file()
+    refused = run_cli(*ask, "--trials", "3", "--goal", "macs<=0.8", cwd=root)
+    message = "work/out/study.journal: holds a study with other goal (macs<=0.9; now macs<=0.8); give another"
+    assert refused.returncode == 1 and refused.stderr.startswith(f"forcereg: {message}"), refused.stderr
+    # as it is, from elsewhere
+    trained = run_cli("train", "--solver", "out/best_solver.prototxt", cwd=root / "work")
+    assert trained.returncode == 0 and (out / "best_iter_6.caffemodel.h5").is_file(), trained.stderr
 
 
 def test_processes_share_the_work(root: Path, nursery: Nursery) -> None:
@@ -387,22 +376,6 @@ def test_a_killed_process_s_trial_goes_on_from_its_snapshot(root: Path, run_cli:
     # the same as without
     assert run_cli(*ASK, "--trials", "1", "--out", "straight", cwd=root).returncode == 0
     assert [{**one, "trial": ""} for one in rows_of(root / "straight")] == [{**row, "trial": ""}]
-
-
-def test_what_cannot_be_is_told_before_anything_is_trained(root: Path, run_cli: RunCli) -> None:
-    for more, message in (
-        (("--search", "force_type=Constant,Bogus"), "Bogus"),
-        (("--search", "base_lr=0.1:0"), "expected a lower and a higher number"),
-        (("--goal", "macs<=0.001"), "can't be reached"),
-        (("--prune-after", "2"), "prune_after is 2; expected 0 to 1"),
-        (("--only-layers", "conv7"), "no Convolution or InnerProduct layer 'conv7'"),
-    ):
-        done = run_cli(*ASK, "--trials", "1", *more, cwd=root)
-        assert done.returncode in (1, 2) and message in done.stderr, done.stderr
-        assert not list(root.rglob("*iter*")) and "Traceback" not in done.stderr
-    (root / "net.prototxt").write_text((root / "net.prototxt").read_text().replace('"Accuracy"', '"SoftmaxWithLoss"'))
-    done = run_cli(*ASK, "--trials", "1", "--out", "other", cwd=root)
-    assert done.returncode == 1 and "has no Accuracy layer in its test phase, by which trials are judged" in done.stderr
 
 
 # -- the call
@@ -466,16 +439,42 @@ def test_a_search_without_optuna(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("search", "message"),
+    ("more", "message"),
     [
-        ({"base_lr": 0.1}, "search has 0.1 for base_lr"),
-        ([0.1], "search has 0.1; expected"),
-        (3, "search has 3; expected"),
+        ({"search": ["force_type=Constant,Bogus"]}, "Bogus"),
+        ({"goal": "macs<=0.001"}, "can't be reached"),
+        ({"prune_after": 2}, "prune_after is 2; expected 0 to 1"),
+        ({"layers": "conv7"}, "no Convolution or InnerProduct layer 'conv7'"),
+        ({"layers": lambda layer: True}, "layers is a function"),
+        ({"trials": 0}, "trials is 0; expected 1 or more"),
+        ({"search": {"base_lr": 0.1}}, "search has 0.1 for base_lr"),
+        ({"search": [0.1]}, "search has 0.1; expected"),
+        ({"search": 3}, "search has 3; expected"),
     ],
 )
-def test_slips(search: Any, message: str, root: Path) -> None:
-    with pytest.raises(UsageError, match=message):
-        tuned(search=search)
+def test_what_cannot_be_is_told_before_anything_is_trained(more: dict[str, Any], message: str, root: Path) -> None:
+    with pytest.raises(ForceregError, match=message):
+        tuned(**more)
+    assert not list(root.rglob("*iter*"))
+
+
+def test_a_net_without_accuracy(root: Path) -> None:
+    (root / "net.prototxt").write_text((root / "net.prototxt").read_text().replace('"Accuracy"', '"SoftmaxWithLoss"'))
+    with pytest.raises(ForceregError, match="has no Accuracy layer in its test phase, by which trials are judged"):
+        tuned()
+
+
+def test_going_on_as_something_else_is_refused(root: Path) -> None:
+    tuned(1, max_iter=1)
+    for more, message in (
+        ({"finetune": 2}, r"study.journal: holds a study with other finetune \(0; now 2\)"),
+        ({"method": "svd"}, r"other method \(pca; now svd\)"),
+        ({"search": {"base_lr": "1e-3:1"}}, r"other search .*; now .*base_lr=1e-3:1"),
+        ({"max_iter": 4}, r"holds a run with other solver \(max_iter: 1; now max_iter: 4\)"),
+        ({"seed": 2}, "study.journal: holds a study with other solver; give another"),
+    ):
+        with pytest.raises(ForceregError, match=message):
+            tuned(1, **{"max_iter": 1, **more})
 
 
 # -- what is shown
