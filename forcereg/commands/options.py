@@ -32,6 +32,17 @@ def data_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(decode_option(function))  # fmt: skip
 
 
+def start_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--max-iter and --weights, of each of several runs."""
+    function = click.option(
+        "--weights", metavar="A,B", default="", type=click.Path(),
+        help="Start every run from these models (comma separated).",
+    )(function)  # fmt: skip
+    return click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="Of every run, as train's.")(
+        function
+    )
+
+
 def decode_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--decode-budget (MiB), which holds for the whole process."""
     return click.option(

@@ -10,7 +10,7 @@ import click
 
 from forcereg.commands.lowrank_options import choice_keywords, choice_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
-from forcereg.commands.options import code_options, data_options, device_options, names_in
+from forcereg.commands.options import code_options, data_options, device_options, names_in, start_options
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 @click.option("--solver", required=True, metavar="FILE", type=click.Path(), help="Solver prototxt.")
 @click.option("--set", "sets", multiple=True, required=True, metavar="FIELD=A,B,...",
               help="A solver field and the values to try; commas inside [] separate nothing; repeatable.")  # fmt: skip
-@click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="Of every run, as train's.")
-@click.option("--weights", metavar="A,B", default="", type=click.Path(),
-              help="Start every run from these models (comma separated).")  # fmt: skip
+@start_options
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each setting.")
 @rank_options
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",

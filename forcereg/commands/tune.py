@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from forcereg.commands.lowrank_options import choice_keywords, choice_options
-from forcereg.commands.options import code_options, data_options, device_options, names_in
+from forcereg.commands.options import code_options, data_options, device_options, names_in, start_options
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
@@ -25,9 +25,7 @@ from forcereg.system.terminal import echo
               "[default: force_decay=1e-5:1e-2, force_type=Constant,Degradation]")  # fmt: skip
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Iterations to train each cut net on, without force, at a tenth of base_lr.")  # fmt: skip
-@click.option("--max-iter", type=click.IntRange(0, 2**31 - 1), metavar="N", help="Of every trial, as train's.")
-@click.option("--weights", metavar="A,B", default="", type=click.Path(),
-              help="Start every trial from these models (comma separated).")  # fmt: skip
+@start_options
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of training and search.")
 @click.option("--prune-after", type=float, default=0.3, show_default=True, metavar="F",
               help="Share of the iterations behind which bad trials are ended; 1: none.")  # fmt: skip

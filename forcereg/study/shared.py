@@ -72,19 +72,17 @@ def optuna() -> Any:
 @contextlib.contextmanager
 def heard(warn: Callable[[str], None]) -> Iterator[None]:
     """Has what Optuna warns of told to `warn`, and nothing of its log printed."""
-    module = optuna()
+    optuna()  # it gives its log a handler, which prints
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warn(f"optuna: {record.getMessage()}")  # type: ignore[method-assign]
-    logger, level = logging.getLogger("optuna"), module.logging.get_verbosity()
-    module.logging.disable_default_handler()
-    module.logging.set_verbosity(logging.WARNING)
-    logger.addHandler(handler)
+    logger = logging.getLogger("optuna")
+    level, logger.handlers, before = logger.level, [handler], logger.handlers
+    logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        module.logging.set_verbosity(level)
-        module.logging.enable_default_handler()
+        logger.handlers = before
+        logger.setLevel(level)
 
 
 class Shared:
@@ -97,7 +95,8 @@ class Shared:
     def __init__(
         self, where: str, out: Path, asked: Mapping[str, Any], space: Space, seed: int, falling: bool, warm: int
     ) -> None:
-        self._optuna, self._where, self._out, self._space, self._seed = optuna(), where, out, space, seed
+        self._optuna, self._place, self._out, self._space, self._seed = optuna(), where, out, space, seed
+        self._where = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1...@", where)  # errors show no password
         self._direction, self._warm = "minimize" if falling else "maximize", warm
         make_folder(out / RUNNING)
         with held(out / RUNNING / "lock"), self._reached():
@@ -115,9 +114,9 @@ class Shared:
         )
 
     def _storage(self) -> Any:
-        if "://" in self._where:
-            return self._where
-        journal = self._optuna.storages.journal.JournalFileBackend(self._where)
+        if "://" in self._place:
+            return self._place
+        journal = self._optuna.storages.journal.JournalFileBackend(self._place)
         return self._optuna.storages.JournalStorage(journal)
 
     def _begin(self, asked: dict[str, Any]) -> None:

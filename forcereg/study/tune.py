@@ -11,12 +11,12 @@ from typing import Any
 from forcereg.errors import ForceregError
 from forcereg.lowrank.rules import MaxMacs
 from forcereg.solver.loop import Solver
-from forcereg.solver.setup import solver_root, tested_nets, trained_net
+from forcereg.solver.setup import problems, solver_root, tested_nets, trained_net
 from forcereg.study.grid import Setting
 from forcereg.study.opened import Opening
 from forcereg.study.shared import JOURNAL, PRUNED, Shared, Taken, Tried
 from forcereg.study.sweep_cut import cut_by
-from forcereg.study.sweep_plan import Plan, Result, runs_of
+from forcereg.study.sweep_plan import Plan, Result, runs_of, solver_of
 from forcereg.study.sweep_run import Warnings, known_result, run, score_cut
 from forcereg.study.tune_goal import Goal
 from forcereg.study.tune_space import Space
@@ -59,8 +59,8 @@ def tune(searched: Searched, out: Path, tell: Tell) -> Iterator[Sequence[Tried]]
     """Runs trials, a folder each below `out`, until the study has as many as asked for.
 
     Yields all that the study has, before the first and behind each. A trial whose process was killed goes on from its
-    newest snapshot; one whose loss isn't finite is pruned, and told. Raises ForceregError for all else;
-    KeyboardInterrupt once a trial that was told to stop has saved itself.
+    newest snapshot; one whose loss isn't finite, or whose settings don't go together, has failed, and no other has.
+    Raises ForceregError for all else; KeyboardInterrupt once a trial that was told to stop has saved itself.
     """
     asked = searched.asked(out)
     _check_scored(searched.plan)
@@ -123,6 +123,9 @@ class _Search:
         setting = Setting(fields, self._of.seed)
         folder = self._out / setting.folder
         plan = replace(self._of.plan, cut=self._of.goal.cut(self._of.opening, baseline))
+        # each setting may be had, as was looked at, but not all of them together
+        if wrong := next(problems(solver_of(plan, setting).message, plan.solver.name), None):
+            return Result(fields, self._of.seed, failed=str(wrong))
         (identity,) = runs_of(plan, [setting], self._out)
         make_folder(folder)
         with held(folder / HELD):  # of two processes that come to the same settings one waits for the other's result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 import forcereg
 from forcereg.errors import ForceregError, UsageError
 from forcereg.study.opened import Opening
-from forcereg.study.shared import PRUNED, RUNNING, Shared, Tried
+from forcereg.study.shared import PRUNED, RUNNING, Shared, Tried, heard
 from forcereg.study.sweep_plan import Plan, Result
 from forcereg.study.tune_goal import Goal, goal_of
 from forcereg.study.tune_report import as_csv, best_of, picture, table
-from forcereg.study.tune_space import Range, space_of
+from forcereg.study.tune_space import Range, Space, space_of
 from forcereg.system.events import Event
 from tests.conftest import RunCli
 from tests.nursery import Nursery
@@ -291,8 +292,19 @@ def test_a_file_that_is_no_study_is_told_in_a_line(text: str, tmp_path: Path) ->
 
 
 def test_a_database_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ForceregError, match="nosuch://x: can't be used as a study"):
-        shared(tmp_path, "nosuch://x")
+    with pytest.raises(ForceregError, match=r"nosuch://me:\.\.\.@there/x: can't be used as a study") as info:
+        shared(tmp_path, "nosuch://me:secret@there/x")
+    assert "secret" not in str(info.value)
+
+
+def test_what_optuna_warns_of_is_told() -> None:
+    told: list[str] = []
+    logger = logging.getLogger("optuna")
+    before = logger.handlers, logger.level
+    with heard(told.append):
+        logger.getChild("storages").info("nothing")
+        logger.getChild("storages").warning("slow %s", "disk")
+    assert told == ["optuna: slow disk"] and (logger.handlers, logger.level) == before
 
 
 # -- the command
@@ -423,6 +435,14 @@ def test_a_trial_that_diverges_ends_no_other(root: Path) -> None:
     assert [one.state for one in found.trials] == ["complete", "failed", "failed"]
     assert all("not finite at iteration" in one.result.failed for one in found.trials[1:])
     assert "no force was better than any" in found.solver.read_text()
+
+
+def test_settings_that_do_not_go_together_are_a_failed_trial(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suggest = {"force_decay": "0.1", "force_iter": "2", "force_release": "4"}
+    monkeypatch.setattr(Space, "suggest", lambda self, trial: suggest)
+    found = tuned(2, search={"force_iter": "50%:100%", "force_release": "0%:50%"})
+    assert [one.state for one in found.trials] == ["complete", "failed"]
+    assert "force_release 4 are more than force_iter 2" in found.trials[1].result.failed
 
 
 def test_the_fewest_macs_within_a_drop(root: Path) -> None:
