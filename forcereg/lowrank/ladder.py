@@ -247,7 +247,10 @@ def _steps(full: int, groups: int, multiple: int) -> Sequence[int]:
 
 
 class Measured(Ladder):
-    """A ladder whose errors are measured by metrics, one a group; the chains are those of its method."""
+    """A ladder whose errors are measured by metrics, one a group.
+
+    Its chains, and the smallest ranks at an error, are those of its method.
+    """
 
     def __init__(self, ladder: Ladder, metrics: Sequence[Metric]) -> None:
         self.__dict__.update(ladder.__dict__)
