@@ -102,17 +102,17 @@ def planned(subjects: Sequence[Subject], targets: Sequence[Target], tell: Tell) 
     for subject in subjects:
         if all(aim.subject.name != subject.name for aim in aims):
             aims.append(Aim(subject, WHOLE, {}))
-        had: list[Mapping[str, Rank]] = [{}]  # the whole net among them
+        had: list[tuple[str, Mapping[str, Rank]]] = [(WHOLE, {})]
         for target in targets:
             try:
                 ranks = _reached(subject, target)
-                if ranks in had:
+                if same := [text for text, known in had if known == ranks]:
                     # left out and told as what the rule itself refuses
-                    raise UsageError("a net that is there already" if ranks else "it leaves the net whole")
+                    raise UsageError(f"a net that is there already: {same[0]}" if ranks else "it leaves the net whole")
             except UsageError as error:
                 tell(f"{subject.name}, {subject.method}, {target.text}: left out: {error}")
                 continue
-            had.append(ranks)
+            had.append((target.text, ranks))
             aims.append(Aim(subject, target.text, ranks))
     if all(aim.target == WHOLE for aim in aims):
         raise UsageError("every target was left out, so there is nothing to compare; give others")
