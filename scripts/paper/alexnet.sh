@@ -21,5 +21,5 @@ solver retrain models/alexnet/retrain_force_solver.prototxt
 solver finetune models/alexnet/finetune_solver.prototxt
 
 lambdas_Constant="1.5e-5 2e-5 2.5e-5" lambdas_Degradation="1.2e-5 2e-5 3.5e-5"
-cut="--method mixed --rank-config models/alexnet/ranks_mixed.json" score=accuracy
+cut="--method mixed --rank-config models/alexnet/ranks_mixed.json" score=accuracy layers=(conv1 conv2)
 reproduce

@@ -20,5 +20,5 @@ solver retrain ${shipped}_force_solver.prototxt "${retrained[@]}"
 solver finetune ${shipped}_solver.prototxt base_lr=0.0001 max_iter=20000 stepvalue=10000 stepvalue=15000
 
 lambdas_Constant="3e-5 1e-4 3e-4" lambdas_Degradation=$lambdas_Constant
-cut="--error 0.05" score=accuracy
+cut="--error 0.05" score=accuracy layers=(conv1 conv2)
 reproduce

@@ -20,5 +20,5 @@ solver retrain models/googlenet/retrain_force_solver.prototxt
 solver finetune models/googlenet/finetune_solver.prototxt
 
 lambdas_Constant="1.5e-5 2e-5 2.5e-5" lambdas_Degradation="1.2e-5 2e-5 3.5e-5"
-cut="--error 0.05" score=loss3/top-1
+cut="--error 0.05" score=loss3/top-1 layers=(conv1/7x7_s2 conv2/3x3)
 reproduce

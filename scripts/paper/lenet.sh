@@ -35,7 +35,7 @@ paper() {
   solver retrain "$shipped" base_lr=0.001
   solver finetune examples/mnist/lenet_solver.prototxt base_lr=0.001 max_iter=2000 lr_policy='"fixed"'
   lambdas_Constant="1e-4 1e-3 1e-2" lambdas_Degradation=$lambdas_Constant
-  cut="--error 0.05" score=accuracy
+  cut="--error 0.05" score=accuracy layers=(conv1 conv2)
   reproduce
 }
 

@@ -121,6 +121,7 @@ retrain() {
   logged "retrain_$1.log" "$FORCEREG" sweep --solver retrain_solver.prototxt --weights "$trained" --out "retrain/$1" \
     --set force_decay="$(IFS=,; echo "${values[*]}")" --set force_type="$1" --error 0.05 $cut --device "$DEVICE" \
     >"retrain_$1.txt"
+  strongest+=("retrain/$1/force_decay=${values[-1]},force_type=$1,seed=1")
 }
 
 # tune: every cut net, as cut/STRENGTH_TYPE.*, further by the fine-tuning solver; tuned/STRENGTH_TYPE.log.
@@ -128,7 +129,7 @@ tune() {
   local net label ending
   mkdir -p cut tuned
   for net in retrain/*/*/net_lowrank.prototxt; do
-    label=$(basename "$(dirname "$net")" | sed -E 's/^force_decay=//; s/,force_type=/_/; s/,seed=1$//')
+    label=$(label_of "$(dirname "$net")")
     [[ -f tuned/${label}_iter_$(iterations_of finetune).caffemodel.h5 ]] && continue
     echo "== fine-tuned: $label"
     # --weights takes commas for what parts several files
@@ -138,18 +139,39 @@ tune() {
   done
 }
 
+# figures: the paper's, of the trained net and of those retrained without and with the strongest force of each type.
+figures() {
+  local type folder nets=("$trained") labels="trained"
+  mkdir -p pictures
+  for folder in "retrain/${types[0]}/force_decay=0,seed=1" "${strongest[@]}"; do
+    nets+=("$folder/net_iter_$(iterations_of retrain).caffemodel.h5")
+    labels+=,$(label_of "$folder")
+  done
+  figure 1_basis filters "${nets[@]}" --labels "$labels" --layer "${layers[0]}" --basis
+  figure 2_lda filters "${nets[@]}" --labels "$labels" --layer "${layers[1]}" --lda
+  figure 3_angles filters "${nets[@]}" --labels "$labels" --layer "${layers[1]}" --angles
+  for type in "${types[@]}"; do figure "4_ranks_$type" plot "retrain/$type/results.csv"; done
+  figure 5_finetuning plot tuned/*.log --only "$score" \
+    --line "whole=$(awk -F, '$2 == "0" { print $5; exit }' "$name.csv")"
+}
+
+figure() { "$FORCEREG" "${@:2}" -o "pictures/$1.svg" >>figures.out || { tail -n 3 figures.out >&2; exit 1; }; }
+
+# label_of FOLDER: 1e-3_Constant for a run of a sweep.
+label_of() { basename "$1" | sed -E 's/^force_decay=//; s/,force_type=/_/; s/,seed=1$//'; }
+
 # reproduce: all phases by baseline_solver, retrain_solver and finetune_solver.prototxt, the table and the pictures.
-# The script sets $lambdas_Constant and $lambdas_Degradation, $cut, and $score, the accuracy's name.
+# The script sets $lambdas_Constant and $lambdas_Degradation, $cut, $score, the accuracy's name, and $layers, two whose
+# filters are pictured: as images, by their directions.
 reproduce() {
   [[ -z $SMOKE ]] || LAMBDAS=${LAMBDAS:-1e-3}
   cut=${CUT:-$cut}
   train baseline
   local type
+  strongest=()
   for type in "${types[@]}"; do retrain "$type"; done
   tune
   "$python" "$paper/phases.py" "$name" --score "$score" | tee "$name.txt"
-  mkdir -p pictures
-  "$FORCEREG" plot baseline.log -o pictures/baseline.svg
-  "$FORCEREG" plot tuned/*.log -o pictures/finetune.svg
+  figures
   echo "Tables, pictures, snapshots and logs are in $PWD."
 }

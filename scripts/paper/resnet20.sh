@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 begin resnet20 "$@"
 lambdas_Constant="3e-6 1e-5 3e-5" lambdas_Degradation=$lambdas_Constant
-cut="--error 0.05" score=accuracy
+cut="--error 0.05" score=accuracy layers=(res_grp1_1_conv1 res_grp3_3_conv2)
 cifar10
 
 # of_depth N: everything for one net, in a folder of its own.

@@ -91,6 +91,12 @@ def test_pictures_are_pictures(folder: str, smoke: Path) -> None:
         assert drawn.tag.endswith("}svg") and len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 20
 
 
+@pytest.mark.parametrize("folder", NETS)
+def test_every_net_has_the_papers_figures(folder: str, smoke: Path) -> None:
+    figures = "1_basis", "2_lda", "3_angles", "4_ranks_Constant", "4_ranks_Degradation", "5_finetuning"
+    assert sorted(path.stem for path in (smoke / folder / "pictures").iterdir()) == sorted(figures)
+
+
 def test_lenet_has_a_row_for_every_claim(smoke: Path) -> None:
     caffe = [line.split() for line in (smoke / "lenet/caffe/results.txt").read_text().splitlines()]
     assert [line[:2] for line in caffe[1:]] == [
