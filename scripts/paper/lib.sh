@@ -124,7 +124,7 @@ retrain() {
   strongest+=("retrain/$1/force_decay=${values[-1]},force_type=$1,seed=1")
 }
 
-# tune: every cut net, as cut/STRENGTH_TYPE.*, further by the fine-tuning solver; tuned/STRENGTH_TYPE.log.
+# tune: every cut net, as cut/LABEL.*, further by the fine-tuning solver; tuned/LABEL.log.
 tune() {
   local net label ending
   mkdir -p cut tuned
@@ -141,24 +141,25 @@ tune() {
 
 # figures: the paper's, of the trained net and of those retrained without and with the strongest force of each type.
 figures() {
-  local type folder nets=("$trained") labels="trained"
+  local type folder nets=("$trained") labels="trained" tuned
   mkdir -p pictures
   for folder in "retrain/${types[0]}/force_decay=0,seed=1" "${strongest[@]}"; do
     nets+=("$folder/net_iter_$(iterations_of retrain).caffemodel.h5")
-    labels+=,$(label_of "$folder")
+    labels+=,$(label_of "$folder" | tr _ ' ')
   done
   figure 1_basis filters "${nets[@]}" --labels "$labels" --layer "${layers[0]}" --basis
   figure 2_lda filters "${nets[@]}" --labels "$labels" --layer "${layers[1]}" --lda
   figure 3_angles filters "${nets[@]}" --labels "$labels" --layer "${layers[1]}" --angles
   for type in "${types[@]}"; do figure "4_ranks_$type" plot "retrain/$type/results.csv"; done
-  figure 5_finetuning plot tuned/*.log --only "$score" \
+  tuned=$(basename -s .log tuned/*.log | tr _ ' ' | paste -sd ,)
+  figure 5_finetuning plot tuned/*.log --labels "$tuned" --only "$score" \
     --line "whole=$(awk -F, '$2 == "0" { print $5; exit }' "$name.csv")"
 }
 
 figure() { "$FORCEREG" "${@:2}" -o "pictures/$1.svg" >>figures.out || { tail -n 3 figures.out >&2; exit 1; }; }
 
-# label_of FOLDER: 1e-3_Constant for a run of a sweep.
-label_of() { basename "$1" | sed -E 's/^force_decay=//; s/,force_type=/_/; s/,seed=1$//'; }
+# label_of FOLDER: 1e-3_Constant for a run of a sweep, or no_force.
+label_of() { basename "$1" | sed -E 's/^force_decay=//; s/,force_type=/_/; s/,seed=1$//; s/^0$/no_force/'; }
 
 # reproduce: all phases by baseline_solver, retrain_solver and finetune_solver.prototxt, the table and the pictures.
 # The script sets $lambdas_Constant and $lambdas_Degradation, $cut, $score, the accuracy's name, and $layers, two whose

@@ -41,7 +41,8 @@ class Arm:
     @property
     def label(self) -> str:
         """As the files in tuned/ are called."""
-        return "_".join(self.found.fields.get(name, "") for name in ("force_decay", "force_type")).strip("_")
+        strength, kind = (self.found.fields.get(name, "") for name in ("force_decay", "force_type"))
+        return f"{strength}_{kind}" if kind else "no_force"
 
     def cells(self) -> list[object]:
         """Those of COLUMNS behind the first."""
