@@ -22,7 +22,7 @@ NETS = {
     "alexnet": ("alexnet", 5),
     "googlenet": ("googlenet", 57 + 2),
 }
-"""Folder of a net's results -> its name and how many layers can be cut (GoogLeNet: with those of its auxiliary classifiers)."""
+"""Folder of a net's results -> its name, and how many layers can be cut; GoogLeNet's auxiliary classifiers have two."""
 
 
 def run(script: str, *args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
