@@ -33,6 +33,7 @@ COMPARE = TOP / "scripts" / "paper" / "compare"
             },
         ),
         ("nuclear:0.1", {"force_decay": 0.0}),
+        ("adaptive:0.2", {"force_decay": 0.2, "force_type": "Degradation", "force_decay_type": "adaptive"}),
     ],
 )  # fmt: skip
 def test_an_arm_is_solver_fields(word: str, fields: dict[str, object]) -> None:
@@ -115,6 +116,7 @@ def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path
     told = run("none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3")
     arms = ["Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
     assert [line.split()[0] for line in told.stdout.splitlines()] == [f"arm={arm}" for arm in arms]
+    assert "arm=none" not in run("none").stdout
     with (tmp_path / "results" / "lenet_1.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["arm"] for row in rows] == ["none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3"]

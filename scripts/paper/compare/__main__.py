@@ -190,11 +190,14 @@ class Comparison:
         except forcereg.UsageError as error:  # a budget that the method can't reach is a finding, too
             print(f"{arm.word} {method} {point['budget']}: {error}", file=sys.stderr)
         else:
-            files = made.write(self.folder / "cut")
-            teacher = weights if point["teacher"] == "yes" else None
-            cut, tuned = self.tune("cut", **files, teacher=teacher)
             net = made.report["net"]
             ranks = " ".join(f"{one['name']}={'-'.join(map(str, one['ranks']))}" for one in made.report["layers"])
+            alike = {key: point[key] for key in ("method", "teacher")}
+            if same := self.known(arm, {**alike, "ranks": ranks}):  # another budget or chooser made this very net
+                cut, tuned = float(same["cut"]), float(same["tuned"])
+            else:
+                teacher = weights if point["teacher"] == "yes" else None
+                cut, tuned = self.tune("cut", **made.write(self.folder / "cut"), teacher=teacher)
             row = {
                 "macs": net["macs_after"] / total, "params": net["params_after"],
                 "ranks": ranks, "cut": cut, "tuned": tuned,

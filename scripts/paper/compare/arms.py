@@ -33,13 +33,15 @@ class Arm:
     @property
     def force(self) -> bool:
         """Whether it is a force."""
-        return self.kind in ("Constant", "Degradation", "Linear", "Gravity")
+        return self.kind in ("Constant", "Degradation", "Linear", "Gravity", "adaptive")
 
     def fields(self, iterations: int) -> dict[str, Any]:
         """The solver fields of a training of that many iterations."""
         found: dict[str, Any] = {"force_decay": 0.0}
         if self.force:
             found = {"force_decay": self.strength, "force_type": self.kind}
+            if self.kind == "adaptive":
+                found |= {"force_type": "Degradation", "force_decay_type": "adaptive"}
             if self.responses:
                 found["force_metric"] = "responses"
             if self.when:
