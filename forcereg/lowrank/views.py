@@ -11,6 +11,7 @@ its own, because it is cut alone. The rows of a matrix are what a force draws to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -21,12 +22,18 @@ VIEWS = {"FILTERS": ("FILTERS",), "CHANNELS": ("CHANNELS",), "BOTH": ("FILTERS",
 """View -> its unfoldings."""
 
 
-def unfoldings(view: str, groups: int) -> list[tuple[str, int]]:
+def unfoldings(view: str, groups: int, apart: bool = False) -> list[tuple[str, int]]:
     """The unfoldings of a view in training, each with the groups that it is taken of.
 
-    Filters are coordinated all together, as Caffe's fork does; a group's channels have nothing to do with another's.
+    Filters are coordinated all together, as Caffe's fork does, unless `apart`; a group's channels have nothing to do
+    with another's.
     """
-    return [(one, 1 if one == "FILTERS" else groups) for one in VIEWS[view]]
+    return [(one, 1 if one == "FILTERS" and not apart else groups) for one in VIEWS[view]]
+
+
+def row_count(shape: Sequence[int], unfolding: str, groups: int) -> int:
+    """Rows of each matrix that `unfolded` gives for a weight of this shape."""
+    return prod(shape[axis] for axis in ROWS[unfolding]) // (groups if 0 in ROWS[unfolding] else 1)
 
 
 def misfit(view: str, shape: Sequence[int]) -> str:

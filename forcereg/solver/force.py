@@ -214,10 +214,10 @@ class ForceField:
         for i, weight in enumerate(weights):
             view, groups = views[i] if views else ("FILTERS", 1)
             metric = (moments or {}).get(i)
-            for unfolding, apart in unfoldings(view, groups) if factors[i] and weight.dim() >= 2 else ():
+            parts = unfoldings(view, groups, metric is not None) if factors[i] and weight.dim() >= 2 else []
+            for unfolding, apart in parts:
                 # a fixed force takes its factor along where it is rounded to float32; others need it bare
                 factor = factors[i] if self._simple else 1.0
-                apart = apart if metric is None else groups
                 one = Member(weight, torch.empty_like(weight), unfolding, apart, factor, metric)
                 if one.n > 1:
                     # row counts and lengths alike: one batched product for all of them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,8 @@ class Metric:
     """
 
     def __init__(self, forced: Sequence[Learnable], interval: int) -> None:
-        self._places = {one.layer: place for place, one in enumerate(forced)}
+        # by weights: several layers may share one
+        self._places = {id(one.blob): place for place, one in enumerate(forced)}
         self._interval = interval
         lengths = [one.blob[0].numel() for one in forced]
         self.moments = [
@@ -44,8 +44,9 @@ class Metric:
 
     @torch.no_grad()
     def watch(self, spec: LayerSpec, module: Layer, bottoms: Sequence[Tensor]) -> None:
-        """Adds up what goes into a layer."""
-        if (place := self._places.get(spec.name)) is None:
+        """Adds up what goes into a layer with one of the weights."""
+        place = self._places.get(id(module.blobs[0])) if module.blobs else None
+        if place is None:
             return
         for x in bottoms:
             for rows in inputs_of(module, x.detach()):
@@ -58,8 +59,7 @@ class Metric:
         """Takes what was added up into the moments; `mean` over all processes."""
         for place, found in self._found.items():
             batch, kept = normalised(mean(found.total / found.count)), self.moments[place]
-            first = self._known[place] != self._lengths[place]
-            new = batch if first else kept + SHARE * (batch - kept)
+            new = torch.where(kept.any(), kept + SHARE * (batch - kept), batch)
             # under a loss scale a step may be left out for what isn't finite, and nothing may stay of it
             kept.copy_(torch.where(batch.isfinite().all(), new, kept))
         self._known.copy_(self._lengths)
@@ -72,22 +72,30 @@ class Metric:
 
 def check_metric(net: Net, forced: Sequence[Learnable]) -> None:
     """Raises ForceregError for a weight that has no metric of responses, or where memory can't hold them all."""
-    needed: list[tuple[Any, int]] = []
     for one in forced:
-        module = net.module(one.layer)
-        fix = 'remove its force_mult, or use force_metric: "weights"'
-        known = isinstance(module, Convolution) or (
-            isinstance(module, InnerProduct) and not module.spec.message.inner_product_param.transpose
-        )
-        if not known or one.index:
-            what = (
-                f"a weight of {module.spec.type}" if one.index or not isinstance(module, InnerProduct) else "transpose"
-            )
-            raise module.spec.fail(f'force_metric "responses" is of Convolution and InnerProduct, not of {what}; {fix}')
-        if one.force_view != "FILTERS":
-            raise module.spec.fail(
-                f'force_metric "responses" is of FILTERS, its force_view is {one.force_view}; use one or the other'
-            )
-        needed.append((module.spec, 3 * 8 * one.groups * one.blob[0].numel() ** 2))
-    if net.learnable[0].blob.device.type == "cpu":
+        own = f"{one.layer}/{one.index}"
+        sharing = [borrower.rpartition("/")[0] for borrower, owner in net.shared.items() if owner == own]
+        for layer in (one.layer, *sharing):
+            _check_layer(net.module(layer), one)
+    needed = [(net.module(one.layer).spec, 3 * 8 * one.groups * one.blob[0].numel() ** 2) for one in forced]
+    if needed and forced[0].blob.device.type == "cpu":
         check_room(needed, "the second moments of its input")
+
+
+def _check_layer(module: Layer, one: Learnable) -> None:
+    """Raises ForceregError for a layer with this weight that has no metric of responses."""
+    fix = 'remove its force_mult, or use force_metric: "weights"'
+    if isinstance(module, InnerProduct) and module.spec.message.inner_product_param.transpose:
+        what = "transpose"
+    elif one.index or not isinstance(module, Convolution | InnerProduct):
+        what = f"a weight of {module.spec.type}"
+    elif (module.shaped_blobs[0].shape, getattr(module, "group", 1)) != (one.blob.shape, one.groups):
+        what = f"a weight that has another shape or other groups in {one.layer}"
+    else:
+        what = ""
+    if what:
+        raise module.spec.fail(f'force_metric "responses" is of Convolution and InnerProduct, not of {what}; {fix}')
+    if one.force_view != "FILTERS":
+        raise module.spec.fail(
+            f'force_metric "responses" is of FILTERS, its force_view is {one.force_view}; use one or the other'
+        )

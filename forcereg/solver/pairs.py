@@ -15,7 +15,7 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from forcereg.lowrank.views import ROWS, split
+from forcereg.lowrank.views import ROWS, row_count, split
 
 Kernel = Callable[[Tensor], Tensor]
 """Squared distances (count, rows, n) float64, which it may overwrite -> K, of that shape."""
@@ -48,8 +48,7 @@ class Member:
     @property
     def n(self) -> int:
         """Rows of each matrix."""
-        axis = ROWS[self.unfolding][0]
-        return self.inner * self.weight.shape[axis] // (self.groups if axis == 0 else 1)
+        return row_count(self.weight.shape, self.unfolding, self.groups)
 
     @property
     def k(self) -> int:

@@ -20,6 +20,7 @@ from forcereg.solver.loop import Solver
 from forcereg.solver.regularizers.force import FORCE
 from forcereg.solver.updater import Updater
 from tests.conftest import RunCli
+from tests.small_nets import inputs, ip
 from tests.solver.graphs import TWO_LAYERS, both
 from tests.solver.nets import REGRESSION, Recorder, batches, blobs_of, regression, write_images, write_solver
 from tests.solver.test_resume import assert_same
@@ -134,6 +135,16 @@ def test_all_processes_do_what_the_first_one_finds() -> None:
     assert updater.feeling(4) == (FORCE,)
     updater.look(6, lambda work: True)
     assert updater.feeling(5) == (FORCE,) and updater.feeling(6) == ()
+
+
+@pytest.mark.parametrize(("until", "goes"), [("0.7", True), ("0.69", False)])
+def test_a_share_is_meant_as_it_is_written(until: str, goes: bool) -> None:
+    """float32's 0.7 is less than 7 of 10."""
+    net = load_net(inputs(x=(4, 10)) + ip("ip", "x", "y", 10, FORCED), phase="TRAIN", seed=3)
+    updater = Updater(net, parse_solver(f"force_decay: 1 force_until: {until}").message, torch.device("cpu"), "s")
+    updater.weights[0].data.copy_(torch.diag(torch.tensor([1.0] * 7 + [0.0] * 3)))
+    updater.look(4, lambda work: work())
+    assert (updater.feeling(4) == ()) == goes
 
 
 def test_rank_clipping_leaves_it_where_it_is() -> None:

@@ -201,6 +201,17 @@ def test_what_is_not_finite_leaves_nothing() -> None:
     assert metric.due(2) and not metric.due(3)
 
 
+def test_a_first_batch_that_is_not_finite_is_none() -> None:
+    net = load_net(TWO_LAYERS, phase="TRAIN", seed=3)
+    metric = Metric([one for one in net.learnable if one.force_mult][:1], 2)
+    spec, module = next((spec, module) for spec, module in net.built if spec.name == "ip")
+    assert module is not None
+    for value, expected in ((torch.nan, 0.0), (2.0, 1.0)):
+        metric.watch(spec, module, [torch.full((4, 3), value)])
+        metric.take(lambda found: found)
+        torch.testing.assert_close(metric.moments[0], torch.full((1, 3, 3), expected).double())
+
+
 def test_ranks_that_are_clipped_are_looked_at_anew(tmp_path: Path) -> None:
     chains = CHAINS.replace('top: "conv" param { lr_mult: 1 }', 'top: "conv" param { lr_mult: 1 force_mult: 1 }')
     write_images(tmp_path, chains)
@@ -237,3 +248,38 @@ def test_layers_without_it(layer: str, expected: str, tmp_path: Path, run_cli: R
         Solver(solver)
     done = run_cli("check", "solver.prototxt", cwd=tmp_path)
     assert str(info.value).rpartition("/")[2] in done.stdout and done.returncode == 1
+
+
+@pytest.mark.parametrize("text", [NET, NET + ip("l", "x", "z", 1, "param { force_mult: 1 }")])
+def test_a_net_without_such_weights(text: str, tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(text)
+    recorder = Recorder()
+    Solver(write_solver(tmp_path, f"force_decay: 1 {RESPONSES}"), observers=[recorder])
+    assert any("NOTHING IS REGULARIZED" in text for text in recorder.texts())
+
+
+TWICE = NET + "\n".join(
+    [
+        ip("a", "x", "p", 3, 'param { name: "w" force_mult: 1 }', "bias_term: false"),
+        ip("b", "p", "q", 3, 'param { name: "w" }', "bias_term: false SHAPE"),
+        ip("c", "q", "r", 2),
+        'layer { name: "loss" type: "EuclideanLoss" bottom: "r" bottom: "y" top: "loss" }',
+    ]
+)
+
+
+def test_a_shared_weight_has_the_inputs_of_all_its_layers(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(TWICE.replace("SHAPE", ""))
+    solver = Solver(write_solver(tmp_path, f"force_decay: 0.01 max_iter: 2 {RESPONSES}"))
+    weight = solver.net.params["a"][0].detach().clone().double()
+    solver.step(1, batches)
+    rows = batches(0, 0)["x"].double()
+    rows = torch.cat([rows, rows @ weight.mT])
+    metric = solver.updater._regularizers[FORCE]._metric  # type: ignore[attr-defined]
+    torch.testing.assert_close(metric.moments[0], normalised((rows.mT @ rows)[None]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_weight_that_is_another_one_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(TWICE.replace("SHAPE", "transpose: true"))
+    with pytest.raises(ForceregError, match=r"layer 'b': .* not of transpose; remove its force_mult"):
+        Solver(write_solver(tmp_path, f"force_decay: 1 {RESPONSES}"))

@@ -14,7 +14,7 @@ from forcereg.lowrank.factor import smallest_rank, spectrum
 from forcereg.solver.diagnostics import ERROR, coordination, forced_ranks
 from forcereg.solver.loop import Solver
 from forcereg.solver.regularizers.force import FORCE, forced_matrices
-from tests.solver.nets import TESTED, batches, regression, write_solver
+from tests.solver.nets import TESTED, Recorder, batches, regression, write_solver
 
 FORCED = "param { lr_mult: 1 force_mult: 1 }"
 
@@ -84,3 +84,28 @@ def test_ranks_are_of_what_is_drawn_together(
     ranks = forced_ranks(matrices)
     rows = coordination(matrices, ranks)
     assert [(row["layer"], *ranks[row["layer"]], pytest.approx(row["cosine"])) for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "extra", "shapes"),
+    [
+        pytest.param("force_view: BOTH }", "", {"conv": (1, 6, 4)}, id="one-channel"),
+        pytest.param("force_view: CHANNELS }", "", {}, id="nothing"),
+        pytest.param("}", 'force_metric: "responses"', {"conv": (1, 6, 4)}, id="responses"),
+    ],
+)
+def test_what_is_alone_has_no_rank(layer: str, extra: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    net = GROUPED.replace("force_view: VIEW }", layer).replace("group: 2", "").replace("dim: 1 dim: 4", "dim: 1 dim: 1")
+    (tmp_path / "net.prototxt").write_text(net)
+    recorder = Recorder()
+    solver = Solver(write_solver(tmp_path, f"force_decay: 0.1 {extra}"), observers=[recorder])
+    found = forced_matrices(solver.net, solver.param)
+    assert {name: tuple(matrix.shape) for name, matrix in found.items()} == shapes
+    assert bool(solver.updater.touched(FORCE)) == bool(shapes)
+    assert any("nothing to draw together in conv, by their" in text for text in recorder.texts()) != bool(shapes)
+
+
+def test_in_the_metric_of_responses_each_group_is_alone(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(GROUPED.replace("VIEW", "FILTERS"))
+    solver = Solver(write_solver(tmp_path, 'force_decay: 0.1 force_metric: "responses"'))
+    assert forced_matrices(solver.net, solver.param)["conv"].shape == (2, 3, 8)

@@ -245,6 +245,7 @@ def test_last_display_shows_the_bad_loss(tmp_path: Path) -> None:
         pytest.param("force_decay: -0.1", "", True, id="discrimination"),
         pytest.param("force_decay: 0.1", "param { lr_mult: 1 } param { force_mult: 1 }", True, id="only-a-bias"),
         pytest.param("force_decay: 0.1", "param { lr_mult: 0 force_mult: 1 }", True, id="frozen"),
+        pytest.param("force_decay: 0.1", "param { force_mult: 1 force_view: CHANNELS }", False, id="channels"),
         pytest.param("force_decay: 0.1 force_iter: 0", "param { force_mult: 1 }", True, id="force_iter-0"),
         pytest.param("force_decay: 0.1 force_iter: -2", "param { force_mult: 1 }", True, id="force_iter--2"),
         pytest.param("force_decay: 0.1 force_iter: 1", "param { force_mult: 1 }", False, id="force_iter-1"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.lowrank.views import unfolded, unfoldings
+from forcereg.lowrank.views import row_count, unfolded, unfoldings
 from forcereg.net.module import Learnable, Net
 from forcereg.registry import regularizer
 from forcereg.schema.scan import shown
@@ -32,13 +32,14 @@ class Force(Regularizer):
 
     def __init__(self, learning: Sequence[Learnable], p: Any, device: torch.device) -> None:
         super().__init__(learning, p, device)
-        factors = [p.force_decay * one.force_mult * (one.blob.dim() >= 2) for one in learning]
+        factors = [p.force_decay * one.force_mult * bool(_drawn(one, p)) for one in learning]
         self.touched = [place for place, factor in enumerate(factors) if factor]
         views = [(one.force_view, one.groups) for one in learning]
         weights = [one.blob for one in learning]
-        self._course, self._until = course.course_of(p), p.force_until
+        # as it is written: a float32 0.7 is a little less, and 7 of 10 would be too many
+        self._course, self._until = course.course_of(p), float(f"{p.force_until:g}")
         settings = (p.force_type, p.force_decay_type, p.force_direction)
-        self._forced = [learning[place] for place in self.touched]
+        self._p, self._forced = p, [learning[place] for place in self.touched]
         self._metric = Metric(self._forced, p.force_metric_interval) if p.force_metric == "responses" else None
         moments = dict(zip(self.touched, self._metric.moments, strict=True)) if self._metric else {}
         self._field = ForceField(weights, factors, *settings, views, self._course.varies, moments)
@@ -103,7 +104,7 @@ class Force(Regularizer):
 
     def _low(self) -> bool:
         """Whether all ranks are as low as force_until asks for; never while a weight isn't finite."""
-        matrices = _matrices(self._forced)
+        matrices = _matrices(self._forced, self._p)
         ranks = forced_ranks(matrices)
         # no rank is below 1
         return len(ranks) == len(matrices) and all(rank <= max(1, self._until * n) for rank, n in ranks.values())
@@ -121,8 +122,8 @@ class Force(Regularizer):
 
 
 def forced_layers(net: Net) -> list[str]:
-    """The layers with weights that feel a force: those with force_mult that learn and have filters."""
-    return list(dict.fromkeys(one.layer for one in _feeling(net)))
+    """The layers whose weights are to feel a force: those with force_mult that learn and have filters."""
+    return list(dict.fromkeys(one.layer for one in _asked(net)))
 
 
 def forced_matrices(net: Net, p: Any) -> dict[str, Tensor]:
@@ -131,14 +132,14 @@ def forced_matrices(net: Net, p: Any) -> dict[str, Tensor]:
     A layer's name has "/index" behind it unless the weight is its first blob, and " (CHANNELS)" or the like where these
     aren't its filters; BOTH makes two entries.
     """
-    return _matrices(_feeling(net)) if p.force_decay else {}
+    return _matrices(_feeling(net, p), p) if p.force_decay else {}
 
 
-def _matrices(forced: Sequence[Learnable]) -> dict[str, Tensor]:
+def _matrices(forced: Sequence[Learnable], p: Any) -> dict[str, Tensor]:
     found = {}
     for one in forced:
         name = f"{one.layer}/{one.index}" if one.index else one.layer
-        for unfolding, groups in unfoldings(one.force_view, one.groups):
+        for unfolding, groups in _drawn(one, p):
             view = "" if unfolding == "FILTERS" else f" ({unfolding})"
             found[name + view] = unfolded(one.blob.detach(), unfolding, groups)
     return found
@@ -146,7 +147,7 @@ def _matrices(forced: Sequence[Learnable]) -> dict[str, Tensor]:
 
 def described(net: Net, p: Any) -> str:
     """What a run's force is and acts on, in a line."""
-    named = {one.layer: "" if one.force_view == "FILTERS" else f" ({one.force_view})" for one in _feeling(net)}
+    named = {one.layer: "" if one.force_view == "FILTERS" else f" ({one.force_view})" for one in _feeling(net, p)}
     places = ", ".join(f"{layer}{view}" for layer, view in named.items())
     metric = ", by responses," if p.force_metric == "responses" else ""
     text = f"{p.force_type} {p.force_decay:g}{metric} on {places or 'nothing'}"
@@ -156,21 +157,35 @@ def described(net: Net, p: Any) -> str:
 def check_fit(net: Net, p: Any) -> None:
     """Raises ForceregError for a net whose forced weights `p` asks more of than they have."""
     if p.force_decay and p.force_metric == "responses":
-        check_metric(net, _feeling(net))
+        check_metric(net, _feeling(net, p))
 
 
-def _feeling(net: Net) -> list[Learnable]:
+def _feeling(net: Net, p: Any) -> list[Learnable]:
+    return [one for one in _asked(net) if _drawn(one, p)]
+
+
+def _asked(net: Net) -> list[Learnable]:
     return [one for one in net.learnable if one.force_mult and one.blob.dim() >= 2 and one.blob.requires_grad]
+
+
+def _drawn(one: Learnable, p: Any) -> list[tuple[str, int]]:
+    """The unfoldings of a weight that have rows to draw together, and the groups that each is taken of."""
+    shape, apart = one.blob.shape, p.force_metric == "responses"
+    found = unfoldings(one.force_view, one.groups, apart) if len(shape) >= 2 else []
+    return [(unfolding, groups) for unfolding, groups in found if row_count(shape, unfolding, groups) > 1]
 
 
 def without_force(net: Net, p: Any) -> str:
     """What to say where force_decay is set and nothing feels a force; '' where something does."""
     given = ", ".join(dict.fromkeys(shown(one.layer) for one in net.learnable if one.force_mult))
     why, fix = "no weight has force_mult", "add `param { force_mult: 1 }` to"
-    if forced_layers(net):
+    if _feeling(net, p):
         if p.force_iter == -1 or p.force_iter > 0:
             return ""
         why, fix = f"force_iter is {p.force_iter}, so it never begins", "remove force_iter, or set how long it acts on"
+    elif alone := ", ".join(map(shown, forced_layers(net))):
+        why = f"it has nothing to draw together in {alone}, by their force_view single filters or channels"
+        fix = "use another force_view there, or put `param { force_mult: 1 }` first in"
     elif given:
         why = f"force_mult stands only at what doesn't learn or is a bias ({given})"
         fix = "set lr_mult there, or put `param { force_mult: 1 }` first in"
