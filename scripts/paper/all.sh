@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run of the paper, JOBS (2) scripts at a time, one thread each:
 #   bash scripts/paper/all.sh DATA [OUT]
-#   SMOKE=1 bash scripts/paper/all.sh [OUT]    on made data, to see that everything runs: about 2 minutes on 2 cores
+#   SMOKE=1 bash scripts/paper/all.sh [OUT]    on made data, to see that everything runs: about 5 minutes of CPU time
 # DATA: a folder of mnist/ (idx files), cifar10 (folder or tar), imagenet/ (see alexnet.sh); what isn't there is left
 # out. Each script writes into OUT/SCRIPT and says what it does in OUT/SCRIPT.out; its hours stand in it. Variables: see
 # lib.sh.

@@ -5,7 +5,8 @@
 #
 # and these variables:
 #   SCALE (1)       all iterations times this: SCALE=0.1 for a try
-#   LAMBDAS, TYPES  strengths of the force, "1e-4 1e-3", instead of the script's; types, "Constant Degradation"
+#   LAMBDAS, TYPES  strengths of the force, "1e-4 1e-3", instead of the script's; types, "Constant Degradation", the
+#                   first one the same whenever a script is run again
 #   CUT             how the trained nets are cut, instead of the script's: decompose's options, "--max-macs 0.5"
 #   SEED (1)        of the first training and of fine-tuning (retraining has 1)
 #   DEVICE (auto)   cpu, cuda or cuda:1
@@ -27,7 +28,7 @@ tests=20
 begin() {
   name=$1 data=${2:-}
   if [[ -z $data && -z $SMOKE ]]; then
-    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2
+    sed -n '2,/^[^#]/{/^# shellcheck/d; s/^#\( \|$\)//p}' "$0" >&2
     exit 2
   fi
   local out=${3:-$name-out}
