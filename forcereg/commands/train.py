@@ -60,7 +60,7 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
               help="Learn from this snapshot's net as well: from its scores for the same batch.")  # fmt: skip
 @click.option("--teacher-model", metavar="FILE", type=click.Path(),
               help="The teacher's net prototxt, where its snapshot doesn't hold one.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), metavar="T", default=4.0, show_default=True,
+@click.option("--temperature", type=click.FloatRange(0.001, 100), metavar="T", default=4.0, show_default=True,
               help="With --teacher: what the scores of both are divided by.")  # fmt: skip
 @click.option("--teacher-weight", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", default=0.5,
               show_default=True, help="With --teacher: its part of the loss; the labels' is the rest.")  # fmt: skip

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from forcereg.system.events import Observer
 
 Said = Callable[[str], str]
-TEACHING = ("teacher", "teacher_model", "temperature", "teacher_weight")
+TEACHING = {"teacher": None, "teacher_model": None, "temperature": 4.0, "teacher_weight": 0.5}
+"""The keywords of a teacher, and what they are without one."""
 CHOICES = {"amp": ("bf16", "fp16"), **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none"))}
 
 
@@ -75,7 +76,7 @@ def train(
 
     `teacher`: a snapshot, or a net in memory, that teaches the net as well: the part `teacher_weight` (above 0, at most
     1) of each SoftmaxWithLoss goes to how far the scores are from its scores for the same batch, both softened by
-    `temperature` (above 0); see `forcereg.solver.distill`. `teacher_model`: its net, where the snapshot lacks it.
+    `temperature` (0.001 to 100); see `forcereg.solver.distill`. `teacher_model`: its net, where the snapshot lacks it.
 
     `data_budget`: MiB that a decoded data set may take; `workers`: threads that decode for each data layer, 0 for as
     many as cores. `allow_python_layers`: run code that the nets name.
@@ -358,16 +359,18 @@ def check_clipping(share: float | None, until: int | None, said: Said = str) -> 
 
 
 def check_teacher(given: Mapping[str, Any], said: Said = str) -> None:
-    """Raises UsageError for the net of no teacher, and for a temperature and a weight that are none."""
-    if given["teacher_model"] is not None and given["teacher"] is None:
-        raise UsageError(f"{said('teacher_model')} is the net of {said('teacher')}, which isn't given; add it")
-    for name, most, expected in (
-        ("temperature", sys.float_info.max, "a finite number above 0, as in 4"),
-        ("teacher_weight", 1, "a share above 0, at most 1, as in 0.5"),
+    """Raises UsageError for what is said of no teacher, and for a temperature and a weight that are none."""
+    # what is softened more is alike to float32: its divergence would be rounding
+    for name, least, most, expected in (
+        ("temperature", 0.001, 100, "a number from 0.001 to 100, as in 4"),
+        ("teacher_weight", sys.float_info.min, 1, "a share above 0, at most 1, as in 0.5"),
     ):
         value = given[name]
-        if not isinstance(value, SupportsFloat) or not 0 < float(value) <= most:
+        if not isinstance(value, SupportsFloat) or not least <= float(value) <= most:
             raise UsageError(f"{said(name)} is {value!r}; expected {expected}")
+    for name, without in TEACHING.items() if given["teacher"] is None else ():
+        if given[name] != without:
+            raise UsageError(f"{said(name)} is of {said('teacher')}, which isn't given; add it")
 
 
 def check_choice(name: str, value: str | None) -> None:

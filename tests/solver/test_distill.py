@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, UsageError
 from forcereg.layers.loss import SoftmaxWithLoss
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
@@ -23,6 +23,7 @@ from forcereg.snapshot import read_model
 from forcereg.solver.distill import TEACHER
 from forcereg.solver.loop import Solver
 from forcereg.solver.teacher import learn_from
+from forcereg.workflows.train import TEACHING, check_teacher
 from tests.conftest import RunCli
 from tests.solver.graphs import on_device
 from tests.solver.nets import IMAGES, Recorder, blobs_of, write_images, write_solver
@@ -292,6 +293,20 @@ def test_a_net_in_memory_and_a_split(folder: Path) -> None:
 # -- by the command
 
 
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e-4, 1e30, "4", None])
+def test_temperatures_that_are_none(value: Any) -> None:
+    """At 1e30 the soft loss was no number."""
+    with pytest.raises(UsageError, match=r"temperature is .*; expected a number from 0.001 to 100, as in 4"):
+        check_teacher({**TEACHING, "teacher": "t", "temperature": value})
+
+
+@pytest.mark.parametrize("name", ["teacher_model", "temperature", "teacher_weight"])
+def test_what_is_said_of_no_teacher(name: str) -> None:
+    check_teacher(TEACHING)
+    with pytest.raises(UsageError, match=f"{name} is of teacher, which isn't given; add it"):
+        check_teacher({**TEACHING, name: 0.25})
+
+
 def test_commands(folder: Path, run_cli: RunCli) -> None:
     (folder / "net.prototxt").write_text(IMAGES)
     write_solver(folder, RUN)
@@ -305,8 +320,8 @@ def test_commands(folder: Path, run_cli: RunCli) -> None:
     done = run_cli("finetune", *start, *base, *options, cwd=folder)
     assert done.returncode == 0 and "loss counts 0.1, loss_soft counts 0.9" in done.stderr, done.stderr
     for wrong, message in (
-        (("--teacher-model", "net.prototxt"), "--teacher-model is the net of --teacher, which isn't given"),
-        (("--temperature", "inf"), "--temperature is inf; expected a finite number above 0"),
+        (("--teacher-model", "net.prototxt"), "--teacher-model is of --teacher, which isn't given"),
+        (("--teacher-weight", "0.3"), "--teacher-weight is of --teacher, which isn't given; add it"),
     ):
         done = run_cli("train", *base, *wrong, cwd=folder)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -221,13 +221,43 @@ def test_several_snapshots_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    "filters",
+    [
+        pytest.param([np.repeat(np.eye(3)[:2], 4, 0)], id="a class is a point"),
+        pytest.param([np.array([[1.0]] * 4 + [[-2.0]] * 3)], id="of one weight"),
+        pytest.param([np.ones((4, 6)), np.ones((3, 6))], id="all alike"),
+        pytest.param([np.ones((4, 6)), -np.ones((3, 6))], id="two points"),
+        pytest.param([np.eye(9), np.eye(9)], id="the same net twice"),
+    ],
+)
+def test_filters_without_a_discriminant_have_a_plane(filters: list[np.ndarray]) -> None:
+    """What a strong force leaves: filters that are alike."""
+    pytest.importorskip("sklearn")
+    banks = [Bank("ab"[place], torch.from_numpy(one)) for place, one in enumerate(filters)]
+    found = Plane.of("conv", banks, clusters=2, seed=2**40)
+    assert found.points.shape == (sum(map(len, filters)), 2) and np.isfinite(found.points).all()
+    assert len({tuple(point) for point in found.points.round(6)}) <= len({tuple(row) for row in np.vstack(filters)})
+
+
+def test_every_cluster_has_a_look_and_its_place() -> None:
+    pytest.importorskip("sklearn")
+    found = Plane.of("conv", [bank(np.repeat(np.eye(12), 2, 0))], clusters=12, seed=0)
+    assert found.kinds == [f"cluster {number}" for number in range(1, 13)]
+    looks = [(line.get_marker(), line.get_color()) for line in found.figure().axes[0].lines]
+    assert len(set(looks)) == 12
+
+
+@pytest.mark.parametrize(
     ("banks", "clusters", "message"),
     [
         ([bank(np.eye(3))], 3, "--clusters is 3; expected 2 to 2, fewer than the filters of 'conv'"),
         ([bank(np.eye(3)), bank(np.eye(4))], 2, "the filters of 'conv' have 3 and 4 weights"),
         ([bank(np.zeros((3, 3)))], 2, "fewer than two filters that aren't zero"),
+        ([bank(np.eye(2))], 2, "layer 'conv' has two filters that aren't zero: too few"),
+        ([bank(np.ones((5, 3)))], 2, "--clusters is 2, but layer 'conv' has filters of only 1 different direction;"),
+        ([bank(np.repeat(np.eye(2), 4, 0))], 3, "has filters of only 2 different directions; ask for no more clusters"),
     ],
-    ids=["clusters", "sizes", "zeros"],
+    ids=["clusters", "sizes", "zeros", "two", "alike", "few directions"],
 )
 def test_what_has_no_plane(banks: list[Bank], clusters: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):

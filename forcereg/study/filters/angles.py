@@ -60,7 +60,8 @@ class Angles(View):
     def lines(self) -> Iterator[str]:
         """The means."""
         for one in self.found:
-            yield f"{one.label}: {int(one.counts.sum()):,} pairs of filters, mean angle {one.mean:.1f} degrees"
+            pairs = int(one.counts.sum())
+            yield f"{one.label}: {pairs:,} pair{'s' * (pairs > 1)} of filters, mean angle {one.mean:.1f} degrees"
 
     def figure(self) -> Any:
         """A curve for each snapshot; those of one run in shades, the later the darker."""

@@ -36,7 +36,7 @@ class Images(View):
         for bank in self.banks:
             count, *shape = bank.weight.shape
             groups = f" in {bank.groups} groups" if bank.groups > 1 else ""
-            yield f"{bank.label}: {count:,} filters of {'x'.join(map(str, shape))}{groups}"
+            yield f"{bank.label}: {count:,} filter{'s' * (count > 1)} of {'x'.join(map(str, shape))}{groups}"
 
     def figure(self) -> Any:
         """A grid of images for each snapshot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,7 +18,10 @@ from forcereg.study.filters.view import View
 
 EACH, MOST = 5, 64
 """Filters to one principal component that the discriminants are sought among, and the most of these."""
-MARKERS = "os^Dv<>Pp*"
+NOISE = 1e-9
+"""Coordinates of directions that differ by less are the same."""
+MARKERS = "os^Dv<>P*"
+"""One less than colours, so that the eleventh class looks like no other."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Plane(View):
             raise UsageError(f"layer '{layer}' has fewer than two filters that aren't zero: nothing to project")
         rows = torch.cat(directions).numpy()
         snapshots = [bank.label for bank, own in zip(banks, directions, strict=True) for _ in own]
-        one = len(banks) == 1
+        one, seed = len(banks) == 1, seed % 2**32  # scikit-learn's
         classes = clustered(rows, layer, clusters, seed) if one else snapshots
         points = discriminants(rows, classes, seed)
         return cls(layer, "cluster" if one else "snapshot", points, tuple(snapshots), tuple(classes))
@@ -56,7 +60,9 @@ class Plane(View):
     @property
     def kinds(self) -> list[str]:
         """The classes in order."""
-        return list(dict.fromkeys(sorted(self.classes) if self.by == "cluster" else self.classes))
+        every = list(dict.fromkeys(self.classes))
+        # cluster 10 behind cluster 9
+        return sorted(every, key=lambda kind: (len(kind), kind)) if self.by == "cluster" else every
 
     def rows(self) -> Iterator[Sequence[Any]]:
         """Each filter's place."""
@@ -86,12 +92,19 @@ class Plane(View):
 
 def clustered(rows: np.ndarray, layer: str, clusters: int, seed: int) -> list[str]:
     """Each direction's cluster by k-means, "cluster 1" the largest. Raises UsageError for more than make sense."""
+    if len(rows) < 3:
+        raise UsageError(f"layer '{layer}' has two filters that aren't zero: too few to find clusters of")
     if not 2 <= clusters < len(rows):
         raise UsageError(
-            f"--clusters is {clusters}; expected 2 to {max(2, len(rows) - 1)}, fewer than the filters of '{layer}'"
+            f"--clusters is {clusters}; expected 2 to {len(rows) - 1}, fewer than the filters of '{layer}'"
         )
     learn = scikit_learn()
-    found = learn.KMeans(clusters, n_init=10, random_state=seed).fit(rows).labels_
+    with warnings.catch_warnings():  # of too few that differ, which is said below
+        warnings.simplefilter("ignore", learn.ConvergenceWarning)
+        found = learn.KMeans(clusters, n_init=10, random_state=seed).fit(rows).labels_
+    if (count := len(np.unique(found))) < clusters:
+        different = f"has filters of only {count} different direction{'s' * (count > 1)}"
+        raise UsageError(f"--clusters is {clusters}, but layer '{layer}' {different}; ask for no more clusters")
     order = np.argsort(-np.bincount(found, minlength=clusters), kind="stable")
     return [f"cluster {1 + place}" for place in np.argsort(order)[found]]
 
@@ -104,9 +117,16 @@ def discriminants(rows: np.ndarray, classes: Sequence[str], seed: int) -> np.nda
     weights than there are of them, any classes could be told apart.
     """
     learn = scikit_learn()
+    if np.ptp(rows, 0).max() < NOISE:
+        return np.zeros((len(rows), 2))
     few = min(max(2, min(MOST, len(rows) // EACH)), len(rows) - 1, rows.shape[1])
     principal = learn.PCA(few, random_state=seed).fit_transform(rows)
-    axes = min(2, len(set(classes)) - 1, few)
+    kinds, place = np.unique(classes, return_inverse=True)
+    means = np.stack([principal[place == kind].mean(0) for kind in range(len(kinds))])
+    if np.abs(principal - means[place]).max() < NOISE or np.ptp(means, 0).max() < NOISE:
+        # each class is one point, or all have one middle: no direction tells them apart better than the most spread
+        return np.pad(principal, ((0, 0), (0, max(0, 2 - few))))[:, :2]
+    axes = min(2, len(kinds) - 1, few)
     analysis = learn.LinearDiscriminantAnalysis(n_components=axes)
     found = analysis.fit(principal, classes).transform(principal)
     if found.shape[1] == 2:
@@ -122,6 +142,8 @@ def scikit_learn() -> Any:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.exceptions import ConvergenceWarning
     except ImportError:
         raise ForceregError('--lda needs scikit-learn; install it with pip install "forcereg[lowrank]"') from None
-    return SimpleNamespace(KMeans=KMeans, PCA=PCA, LinearDiscriminantAnalysis=LinearDiscriminantAnalysis)
+    found = KMeans, PCA, LinearDiscriminantAnalysis, ConvergenceWarning
+    return SimpleNamespace(**{one.__name__: one for one in found})
