@@ -88,7 +88,7 @@ class Solver:
         self.measure_force = False
         self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
         watched = self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0
-        self.pull, self._watch = Pull(*watched), RankWatch(*watched, self.param.force_ramp)
+        self.pull, self._watch = Pull(*watched), RankWatch(*watched)
         self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
@@ -341,7 +341,7 @@ class Solver:
         felt = FORCE in self.updater.feeling(self.iter)
         if felt:  # rank 0's: what goes by them must be the same everywhere, and weights differ by rounding
             self.ranks = self.group.once(lambda: forced_ranks(forced))
-            self._watch.take(self.iter, self.ranks)
+            self._watch.take(self.iter, self.ranks, self.updater.whole(FORCE, self.iter))
         if self.measure_force:
             ranks = self.ranks if felt else forced_ranks(forced)
             self.emit("force", iteration=self.iter, layers=coordination(forced, ranks))

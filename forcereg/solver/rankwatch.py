@@ -18,12 +18,11 @@ class RankWatch:
 
     A force that has halved a rank once isn't too small, however long ranks stay where they are then, and one of 1 has
     nowhere to go. `decay`: force_decay; one that isn't above 0 draws nothing together. `tested`: whether the run has
-    tests. `ramp`: the iteration from which on the force is whole. What it knows goes into snapshots, so that a resumed
-    run warns where one that was never stopped would.
+    tests. What it knows goes into snapshots, so that a resumed run warns where one that was never stopped would.
     """
 
-    def __init__(self, tell: Teller, decay: float, tested: bool, ramp: int = 0) -> None:
-        self._tell, self._decay, self._tested, self._ramp = tell, decay, tested, ramp
+    def __init__(self, tell: Teller, decay: float, tested: bool) -> None:
+        self._tell, self._decay, self._tested = tell, decay, tested
         self._at = self._since = -1  # the last look, and the one at which ranks had last moved
         self._still = self._stalled = 0
         self._first, self._ranks, self._collapsed = dict[str, int](), dict[str, int](), dict[str, int]()
@@ -32,11 +31,14 @@ class RankWatch:
         """Whether to look in front of this iteration, which feels a force; behind tests that is plain."""
         return not self._tested and display and (self._at < 0 or iteration - self._at >= SOON)
 
-    def take(self, iteration: int, ranks: Ranks) -> None:
-        """Compares ranks with those of the last look, and warns of what they tell."""
+    def take(self, iteration: int, ranks: Ranks, whole: bool = True) -> None:
+        """Compares ranks with those of the last look, and warns of what they tell.
+
+        `whole`: the force neither rises nor falls; while it does, ranks that stay tell nothing of force_decay.
+        """
         self._at = iteration
         found = {name: rank for name, (rank, _) in ranks.items()}
-        if iteration < self._ramp or any(self._ranks.get(name) != rank for name, rank in found.items()):
+        if not whole or any(self._ranks.get(name) != rank for name, rank in found.items()):
             self._since, self._still = iteration, 0
         else:
             self._still += 1

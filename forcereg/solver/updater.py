@@ -116,6 +116,10 @@ class Updater:
         """The regularizers that act in this iteration."""
         return tuple(name for name, one in self._regularizers.items() if one.feels(iteration))
 
+    def whole(self, name: str, iteration: int) -> bool:
+        """Whether the regularizer `name` acts as strongly as it ever will."""
+        return name in self._regularizers and self._regularizers[name].whole(iteration)
+
     def prepare(self, iteration: int) -> None:
         """Tells regularizers which iteration is next: before `begin`, and before a graph that holds it."""
         for name in self.feeling(iteration):

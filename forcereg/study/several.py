@@ -25,10 +25,9 @@ def labels_of(snapshots: Sequence[StrPath], labels: str | Sequence[str] | None) 
     if twice := [given for at, given in enumerate(snapshots) if paths[at] in paths[:at]]:
         raise UsageError(f"SNAPSHOT {twice[0]} is given twice")
     if labels is not None:
-        text = labels if isinstance(labels, str) else ",".join(labels)
-        names = [name.strip() for name in text.split(",")]
+        names = [name.strip() for name in (labels.split(",") if isinstance(labels, str) else labels)]
         if len(names) != len(snapshots) or len(set(names)) < len(names) or not all(names):
-            raise UsageError(f"--labels is '{text}'; expected {len(snapshots)} different names with commas")
+            raise UsageError(f"--labels is '{','.join(names)}'; expected {len(snapshots)} different names with commas")
         return names
     parts = [(*path.parent.parts, stem(path)) for path in paths]
     # a path's last part stays, also where one path is the beginning of another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -11,7 +11,7 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.report import picked
 from forcereg.report.curves import read_run
 from forcereg.report.plot import CSV, PICTURES, Look, Range, draw, kind_of
-from forcereg.report.points import Run
+from forcereg.report.points import LARGEST, Run
 from forcereg.report.rank_shares import is_results, picture, read_shares
 from forcereg.report.series import series_csv
 from forcereg.system.arguments import checked, wrong
@@ -80,8 +80,10 @@ def read_runs(paths: Sequence[Path], labels: str | Sequence[str] | None, tell: T
     names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in paths]
     if labels is not None:
         names = names_of("--labels", labels)
-        if len(names) != len(paths):
-            raise UsageError(f"--labels has {len(names)} names; expected {len(paths)}, one for each log")
+        if len(names) != len(paths) or len(set(names)) < len(names):
+            raise UsageError(
+                f"--labels is '{','.join(names)}'; expected {len(paths)} different names, one for each log"
+            )
     runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
     for run in runs:
         for remark in run.remarks:
@@ -101,6 +103,8 @@ def levels(line: Any) -> dict[str, float]:
     """Names and numbers of a mapping, of numbers, or of texts "NAME=NUMBER" or "NUMBER". Raises UsageError."""
     if isinstance(line, Mapping):
         return {str(name): finite("line", value) for name, value in line.items()}
+    if not isinstance(line, str | SupportsFloat | Iterable):
+        raise wrong("line", line, "a number, several in a list, or names and numbers")
     found = {}
     for one in [line] if isinstance(line, str | SupportsFloat) else line:
         # from the right: a name may have an = in it
@@ -128,6 +132,7 @@ def finite(option: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise wrong(option, value, "a number")
+    # as what is drawn: matplotlib's ticks can't go on for ever
+    if not abs(number) <= LARGEST:
+        raise wrong(option, value, f"a number, {LARGEST:g} at most")
     return number

@@ -17,7 +17,7 @@ from forcereg.errors import UsageError
 from forcereg.report import picked
 from forcereg.report.plot import Look, chosen, draw, figure, panel_of
 from forcereg.report.points import Curve, Run
-from forcereg.workflows.plot import levels, range_of
+from forcereg.workflows.plot import levels, plot, range_of
 from tests.conftest import RunCli
 from tests.report.test_curves import CAFFE
 
@@ -109,6 +109,17 @@ def test_levels(given: Any, found: dict[str, float]) -> None:
     assert levels(given) == found
 
 
+@pytest.mark.parametrize("given", [None, {"a": None}, [None], "1e308", "nan", float("inf")])
+def test_no_levels(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"line is .*; expected a number"):
+        levels(given)
+
+
+def test_two_runs_have_two_names(logs: Path) -> None:
+    with pytest.raises(UsageError, match="--labels is 'a,a'; expected 2 different names, one for each log"):
+        plot([logs / LOG] * 2, logs / "x.svg", labels=["a", "a"])
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [(None, (None, None)), ("0.9,", (0.9, None)), (" ,1", (None, 1.0)), ((0, None), (0.0, None)), ([1, 2], (1.0, 2.0))],
@@ -117,7 +128,7 @@ def test_ranges(given: Any, found: tuple[float | None, float | None]) -> None:
     assert range_of("x_range", given) == found
 
 
-@pytest.mark.parametrize("given", ["1,2,3", "a,b", (1, 1), 5, ("nan", 1), (True, [])])
+@pytest.mark.parametrize("given", ["1,2,3", "a,b", (1, 1), 5, ("nan", 1), (True, []), ("-1e308", "1e308")])
 def test_no_ranges(given: Any) -> None:
     with pytest.raises(UsageError, match="x_range is"):
         range_of("x_range", given)
@@ -240,7 +251,7 @@ def test_the_page_gives_least_and_most_of_the_numbers() -> None:
             "names 'acuracy', which no log has; did you mean \"test accuracy\"?",
         ),
         ((LOG, "--only", "lr,,", "-o", "out.svg"), 2, "--only is 'lr,,'; expected names with commas"),
-        ((LOG, "--labels", "a,b", "-o", "out.svg"), 2, "--labels has 2 names; expected 1, one for each log"),
+        ((LOG, "--labels", "a,b", "-o", "out.svg"), 2, "--labels is 'a,b'; expected 1 different names, one for"),
         ((LOG, "--only", "lr", "--line", "a=b", "-o", "out.svg"), 2, "--line is 'b'; expected a number"),
         ((LOG, "--x-range", "1", "-o", "out.svg"), 2, "--x-range is '1'; expected two numbers"),
         ((LOG, "--x-range", "2,1", "-o", "out.svg"), 2, "--x-range is '2,1'; expected the smaller number first"),

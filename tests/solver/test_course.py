@@ -210,3 +210,21 @@ def test_check_tells_of_it(tmp_path: Path, run_cli: RunCli) -> None:
         "Degradation 0.01 on conv (VERTICAL); rises over 500 iterations, let go once all ranks at 5 % error are at "
         "most 0.3 of full, at the latest ends at iteration 5,000, falls over its last 1,000"
     )
+
+
+@pytest.mark.parametrize(
+    ("course", "whole"),
+    [
+        ("", range(14)),
+        ("force_ramp: 4", range(4, 14)),
+        ("force_iter: 12 force_release: 5", range(8)),
+        ("force_iter: 12", range(12)),
+        ("force_until: 1 force_release: 4", range(7)),
+    ],
+)
+def test_a_force_is_whole_between_its_rise_and_its_fall(course: str, whole: range) -> None:
+    net = load_net(REGRESSION.replace("PARAMS", FORCED), phase="TRAIN", seed=3)
+    updater = Updater(net, parse_solver(f"force_decay: 1 {course}").message, torch.device("cpu"), "s")
+    updater.look(6, lambda work: True)
+    assert [i for i in range(14) if updater.whole(FORCE, i)] == list(whole)
+    assert not updater.whole("nothing", 0)

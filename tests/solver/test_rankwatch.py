@@ -68,16 +68,17 @@ def test_what_is_warned_of(every: int, looks: list[list[int]], expected: list[tu
     assert warned(every, looks, -1e-5) == []
 
 
-def test_nothing_is_said_of_a_force_that_still_rises() -> None:
+@pytest.mark.parametrize(("first", "last", "expected"), [(4000, 9000, [5000]), (0, 1500, []), (0, 2000, [2000])])
+def test_nothing_is_said_of_a_force_that_rises_or_falls(first: int, last: int, expected: list[int]) -> None:
     recorder = Recorder()
-    watch = RankWatch(Teller([recorder]), 1e-5, True, ramp=3500)
+    watch = RankWatch(Teller([recorder]), 1e-5, True)
     at = []
     for iteration in range(0, 8000, 1000):
-        watch.take(iteration, {"a": (9, 20)})
+        watch.take(iteration, {"a": (9, 20)}, first <= iteration <= last)
         at += [iteration] * len(recorder.texts())
         recorder.events.clear()
     # the last look at a force that rose was at 3000
-    assert at == [5000]
+    assert at == expected
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=2), max_size=8), st.sampled_from([1000, 5000]))

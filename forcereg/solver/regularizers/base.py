@@ -52,6 +52,10 @@ class Regularizer:
         """Whether it acts in this iteration; a graph is recorded for each set of those that do."""
         return True
 
+    def whole(self, iteration: int) -> bool:
+        """Whether it acts as strongly as it ever will."""
+        return self.feels(iteration)
+
     def prepare(self, iteration: int) -> None:
         """Before an iteration in which it feels, and before any graph of it: puts what differs into kept tensors."""
 

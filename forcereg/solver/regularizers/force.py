@@ -67,6 +67,10 @@ class Force(Regularizer):
         """See Regularizer."""
         return self._now().level(iteration) > 0
 
+    def whole(self, iteration: int) -> bool:
+        """See Regularizer."""
+        return self._now().level(iteration) == 1
+
     def prepare(self, iteration: int) -> None:
         """Sets how strong the forces are."""
         if self._course.varies:
