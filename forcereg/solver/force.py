@@ -106,8 +106,8 @@ def force_gradient(
         scaler.step(optimizer)
         scaler.update()
 
-    Raises ForceregError for an unknown type or view, a weight without rows or such a view, groups that do not divide
-    them, or moments of another shape or beside another view.
+    Raises ForceregError for an unknown type or view, a weight without rows, floating point or such a view, groups that
+    do not divide them, or moments of another shape or beside another view.
 
     >>> import torch
     >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -120,6 +120,8 @@ def force_gradient(
     if weight.dim() < 2 or groups < 1 or shape[0] % groups:
         expected = f"two axes or more and a first axis divisible by groups = {groups}"
         raise ForceregError(f"force_gradient: weight of shape {tuple(shape)}; expected {expected}")
+    if not weight.is_floating_point():
+        raise ForceregError(f"force_gradient: weight of {weight.dtype}; expected floating point")
     if view not in VIEWS:
         hint = did_you_mean(view, VIEWS)
         raise ForceregError(f"force_gradient: unknown view {view!r}{hint} (known are {', '.join(VIEWS)})")

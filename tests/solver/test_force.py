@@ -230,6 +230,13 @@ def test_wrong_shapes(shape: tuple[int, ...], groups: int) -> None:
         force_gradient(torch.ones(shape), groups=groups)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_other_numbers_feel_none(dtype: torch.dtype) -> None:
+    """Rounded, or without its imaginary part, a force would be another one."""
+    with pytest.raises(ForceregError, match=f"force_gradient: weight of {dtype}; expected floating point"):
+        force_gradient(torch.ones(3, 2, dtype=dtype))
+
+
 @pytest.mark.parametrize("case", golden_cases("force", lambda case: case.attrs["kind"] == "single"))
 def test_equals_caffe(case: Case) -> None:
     """With a loss gradient of exactly zero, Caffe's first update is the force times its factors."""
