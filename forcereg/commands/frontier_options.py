@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 
-from forcereg.commands.lowrank_options import fractions, gathered, names
+from forcereg.commands.lowrank_options import fractions, gathered
 from forcereg.commands.lowrank_rules import BUDGETS, check_choose, rule_of
 from forcereg.commands.options import flag
 from forcereg.lowrank.rules import Rule
@@ -33,7 +32,7 @@ class Aims:
         if not asked and all(text is None for text in given.values()):
             given["max_macs"] = SHARES
         check_choose(self.choose, given)
-        choosers: Sequence[str | None] = names("--choose", self.choose) or [None]
+        choosers = [None] if self.choose is None else [name.strip() for name in self.choose.split(",")]
         found = [rule_of(*one) for one in asked]
         for field, text in given.items():
             each = choosers if field in BUDGETS else [None]

@@ -65,7 +65,7 @@ class Evaluator:
         self.test_file = None if tests[0].file is train.file else tests[0].file
         """The test net, where it is another file than the one that is trained."""
         self._told, self._tell = set[str](), tell
-        self.device = choose_device(device, solver.message, self._warn)
+        self.device = choose_device(device, solver.message, self.warn)
         # without a seed nets on random data couldn't be compared, nor their scores kept
         seed = solver.message.random_seed
         self.seed = int(seed) if seed >= 0 else 1
@@ -76,14 +76,15 @@ class Evaluator:
         self._cache = Cache(None if allow_python_layers else cache)
         self._feeds: Sequence[Feed] = ()  # of the last net: while they live the next one shares the decoded set
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Tells it unless it was told before."""
         if text not in self._told:
             self._told.add(text)
             self._tell(text)
 
     def _heard(self, event: Event) -> None:
         if event.kind == "warning":
-            self._warn(event.text)
+            self.warn(event.text)
 
     # -- scores
 
@@ -111,7 +112,7 @@ class Evaluator:
 
     def _scored(self, spec: NetSpec, weights: Weights) -> Evaluation:
         for text in spec.warnings:
-            self._warn(text)
+            self.warn(text)
         prepare(self.device)
         generator = torch.Generator().manual_seed(self.seed)
         net = Net(spec, self._context, None, generator, self._allow).place(self.device)
@@ -123,7 +124,7 @@ class Evaluator:
         # of all phases: weights of layers that only training has aren't lost
         known = {layer.name for layer in parse_net(spec.text, spec.filename).message.layer}
         if lost := [name for name in load(net, weights).ignored if weights[name] and name not in known]:
-            self._warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
+            self.warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
         check_blobs(net, self.device)
         means = score(net, self.solver.message.test_iter[0])
         for feed in self._feeds:  # not before the new net has taken over what they decoded

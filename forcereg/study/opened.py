@@ -172,7 +172,9 @@ class Opening:
 
     def training_data(self, batches: int, seed: int | None = None) -> TrainingData:
         """So many batches of the solver's data or the net's own. Raises ForceregError for a wrong solver."""
-        options = (self.device, self.data_budget << 20, self.workers, self.allow_python_layers, self.tell.warn)
+        # what the scorer has warned of isn't told again
+        warn = self.tell.warn if self.scorer is None else self.scorer.warn
+        options = (self.device, self.data_budget << 20, self.workers, self.allow_python_layers, warn)
         # a sweep's runs have solvers of their own
         solver = self.scorer.solver if self.solver is None and self.scorer is not None else self.solver_file
         return TrainingData(batches, solver, *options, seed=seed)

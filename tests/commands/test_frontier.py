@@ -192,7 +192,7 @@ def test_ways_to_spread_a_budget_side_by_side(folder: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("solver", ["solver.prototxt", "apart.prototxt"])
 def test_ways_that_look_at_data_and_at_directions(folder: Path, cli: Cli, solver: str) -> None:
     args = ("--solver", solver, *QUICK[2:], "--method", "vh,tucker2", "--max-macs", "0.8")
-    code, _, err = cli("frontier", NETS[0], *args, "--choose", "responses,remainder")
+    code, _, err = cli("frontier", NETS[0], *args, "--choose", "responses, remainder")
     assert code == 0, err
     whole, *found = rows(folder)
     assert {row["method"] for row in found} == {"vh", "tucker2"}
@@ -289,6 +289,9 @@ def test_a_decomposed_net_is_one_of_them(folder: Path, cli: Cli) -> None:
             (*NETS, *QUICK, "--choose", "minimax"),
             "way to spread a budget 'minimax'; did you mean \"minmax\"",
             id="choose",
+        ),
+        pytest.param(
+            (*NETS, *QUICK, "--choose", ""), "unknown way to spread a budget ''; known are energy", id="choose-nothing"
         ),
         pytest.param(
             (*NETS, *QUICK, "--error", "0.1", "--choose", "minmax"),

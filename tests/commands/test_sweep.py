@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from forcereg.lowrank.decompose import Prepared
 from forcereg.study import judged
@@ -90,6 +91,13 @@ def test_responses_are_those_to_training_data(two: Path, cli: Cli, monkeypatch: 
     code, _, err = cli(*ASK, "--max-macs", "0.7", "--choose", "responses")
     assert code == 0, err
     assert read and set(map(str, read)) == {"('train.prototxt', ['conv', 'conv2'])"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="warns only without a GPU")
+def test_what_training_data_are_warned_of_is_told_once(two: Path, cli: Cli) -> None:
+    write_solver(two, f"{SCHEDULE} solver_mode: GPU")
+    code, _, err = cli(*ASK, "--max-macs", "0.7", "--choose", "responses")
+    assert code == 0 and err.count("no CUDA device") == 1, err
 
 
 def test_equal_cost_and_the_ranks_that_an_error_asks_for(two: Path, cli: Cli) -> None:
