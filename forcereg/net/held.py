@@ -35,11 +35,11 @@ def in_binary(path: Path) -> bool:
     return not in_memory(path) and is_binary(path)
 
 
-def held(found: Any) -> tuple[ModelFile, Path | None]:
+def held(found: Any, name: str = "snapshot") -> tuple[ModelFile, Path | None]:
     """A net in memory as a model file, and the root of the net's relative paths, None for where Python runs.
 
     `found`: a Net, what has one as its `net` (a Solver), a net made of a snapshot, with `net` and `weights`, or a
-    ModelFile. Values are copied. Raises UsageError for anything else.
+    ModelFile. Values are copied. Raises UsageError, which calls it `name`, for anything else.
     """
     if isinstance(found, ModelFile):
         return found, None
@@ -51,7 +51,7 @@ def held(found: Any) -> tuple[ModelFile, Path | None]:
     weights = getattr(found, "weights", None)
     if isinstance(net, NetParameter) and isinstance(weights, Mapping):
         return ModelFile(path, {name: dict(blobs) for name, blobs in weights.items()}, {NET: to_text(net)}), None
-    raise wrong("snapshot", found, EXPECTED)
+    raise wrong(name, found, EXPECTED)
 
 
 def copied(net: Net) -> dict[str, dict[int, np.ndarray]]:

@@ -47,14 +47,15 @@ def read_net_of(
     model: StrPath | None = None,
     given: Mapping[str, Sequence[int]] | None = None,
     warn: Warn = warnings.warn,
+    said: tuple[str, str] = ("snapshot", "--model"),
 ) -> ReadNet:
     """A snapshot with the net of `model`, a prototxt, or the one that it holds itself; `given`: shapes of inputs.
 
-    The snapshot may be in memory (see `held`). Warns of what the two don't have in common. Raises ForceregError for
-    files that can't be read or don't fit.
+    The snapshot may be in memory (see `held`). `said`: what errors call the two. Warns of what they don't have in
+    common. Raises ForceregError for files that can't be read or don't fit.
     """
-    weights, root = (read_weights(snapshot), None) if is_path(snapshot) else held(snapshot)
-    file, found = asked_net(model, weights, given, warn)
+    weights, root = (read_weights(snapshot), None) if is_path(snapshot) else held(snapshot, said[0])
+    file, found = asked_net(model, weights, given, warn, said[1])
     if root is None or model is not None:
         root = found
     return ReadNet(in_form(weights, file, warn), file, root, model)
@@ -75,14 +76,15 @@ def asked_net(
     weights: ModelFile,
     given: Mapping[str, Sequence[int]] | None = None,
     warn: Warn = warnings.warn,
+    option: str = "--model",
 ) -> tuple[NetFile, Path]:
     """The net of --model or of the snapshot, and the root of its relative paths. Raises ForceregError.
 
-    `given`: shapes of inputs.
+    `given`: shapes of inputs. `option`: what errors call `model`.
     """
     text = weights.attrs.get("forcereg_net")
     if model is None and text is None:
-        raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by --model net.prototxt")
+        raise ForceregError(f"{weights.path}: holds no net text (Caffe wrote it?); give it by {option} net.prototxt")
     file = read_net(os.fspath(model)) if model is not None else parse_net(str(text), held_name(weights))
     for line in file.warnings:
         warn(line)

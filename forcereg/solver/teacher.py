@@ -39,7 +39,7 @@ def learn_from(
     Raises ForceregError for a net without SoftmaxWithLoss, and for a teacher that lacks weights, the net's scores or
     inputs, or has other classes.
     """
-    read = read_net_of(teacher, model, warn=solver.warn)
+    read = read_net_of(teacher, model, warn=solver.warn, said=("teacher", "--teacher-model"))
     state = net_state(TEST, read.file.message.state, net_state(TEST), *solver.param.test_state[:1])
     whole = build_spec(read.file, state, read.root)
     heads, left = heads_of(solver.net, whole)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.layers.loss import SoftmaxWithLoss
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
-from forcereg.snapshot import read_model
+from forcereg.snapshot import read_model, write_model
 from forcereg.solver.distill import TEACHER
 from forcereg.solver.loop import Solver
 from forcereg.solver.teacher import learn_from
@@ -265,6 +266,15 @@ def test_one_line_for_a_teacher_that_cannot_teach(net: str, teacher: str, messag
     with pytest.raises(ForceregError, match=message) as caught:
         taught(folder, net=net, model=folder / "teacher.prototxt")
     assert "\n" not in str(caught.value)
+
+
+def test_errors_name_the_teacher_s_own_options(folder: Path) -> None:
+    solver = Solver(write_solver(folder))
+    write_model(folder / "caffes.caffemodel", {"ip": {0: np.zeros((3, 4), np.float32)}})
+    with pytest.raises(ForceregError, match=r"holds no net text .*; give it by --teacher-model net.prototxt"):
+        learn_from(solver, folder / "caffes.caffemodel")
+    with pytest.raises(UsageError, match="teacher is 5; expected the path of"):
+        learn_from(solver, 5)
 
 
 RECURRENT = """
