@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +138,18 @@ def test_tables_are_means_over_seeds_and_their_spread() -> None:
         "| none | 2 | 99.0 (99.0 to 99.0) | 85.0 (80.0 to 90.0) → 96.0 (95.0 to 97.0) | - |",
     ]
     assert tables.chosen(rows, {"method": ["vh"]}) == [rows[2]]
+
+
+PAGE = (TOP / "scripts" / "paper" / "README.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```\npython (scripts/paper/compare/tables.py [^`]*)\n```\n\n((?:\|.*\n)+)", PAGE)
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[str(at) for at in range(len(SHOWN))])
+def test_the_page_shows_what_the_rows_say(command: str, shown: str) -> None:
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    files = [str(path) for word in words if "*" in word for path in sorted(TOP.glob(word))]
+    assert tables.told([*files, *(word for word in words if "*" not in word)]) == shown.splitlines()
+
+
+def test_the_page_shows_tables() -> None:
+    assert len(SHOWN) >= 3

@@ -25,8 +25,9 @@ def read(paths: Iterable[Path]) -> list[dict[str, str]]:
 
 
 def chosen(rows: Iterable[Row], where: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Those whose columns have one of the values."""
-    return [row for row in rows if all(row[column] in values for column, values in where.items())]
+    """Those whose columns have one of the values, in the order of the values."""
+    found = [row for row in rows if all(row[column] in values for column, values in where.items())]
+    return sorted(found, key=lambda row: [values.index(row[column]) for column, values in where.items()])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -62,17 +63,18 @@ def table(rows: Sequence[Row], down: Sequence[str], across: Sequence[str]) -> It
         yield f"| {' | '.join([*key, str(len(seeds)), *wholes, *(cell(places.get(one, [])) for one in columns)])} |"
 
 
-def main() -> None:
+def told(words: Sequence[str] | None = None) -> list[str]:
+    """The table that a command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--down", default="arm")
     parser.add_argument("--across", default="method")
     parser.add_argument("--where", nargs="*", default=[], help="COLUMN=VALUE or COLUMN=A,B")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     where = {column: values.split(",") for column, _, values in (one.partition("=") for one in asked.where)}
     rows = chosen(read(asked.files), where)
-    print("\n".join(table(rows, asked.down.split(","), asked.across.split(","))))
+    return list(table(rows, asked.down.split(","), asked.across.split(",")))
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(told()))
