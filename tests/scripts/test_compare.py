@@ -17,6 +17,7 @@ from paper.compare import arms, proximal, tables
 
 from forcereg.net.module import Learnable
 from tests.conftest import TOP, RunCli
+from tests.nursery import Nursery
 
 COMPARE = TOP / "scripts" / "paper" / "compare"
 
@@ -42,10 +43,29 @@ def test_an_arm_is_solver_fields(word: str, fields: dict[str, object]) -> None:
     assert arms.arm_of(word).fields(1000) == fields
 
 
-@pytest.mark.parametrize("word", ["force:1", "Constant:1:SIDEWAYS", "none:1", "Constant:strong"])
+@pytest.mark.parametrize("word", ["force:1", "Constant:1:SIDEWAYS", "none:1", "Constant:strong", "Constant"])
 def test_another_word_is_no_arm(word: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"^{word}: "):
         arms.arm_of(word)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--arms", "none,Constant"), "--arms: Constant: expected Constant:STRENGTH"),
+        (("--methods", "pca,pcb"), "--methods: 'pcb' is none of cp, "),
+        (("--budgets", "0.3,x"), "--budgets: 'x' is no number"),
+        (("--budgets", "30"), "--budgets: the share of MACs to keep is 30; expected above 0, at most 1"),
+        (("--choose", "minimax"), "--choose: 'minimax' is none of energy, minmax"),
+        (("--teacher", "maybe"), "--teacher: 'maybe' is none of no, yes"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_trained(
+    args: tuple[str, ...], message: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    code = f"import runpy; runpy.run_path({str(COMPARE)!r}, run_name='__main__')"
+    done = nursery.run("-c", code, "lenet", *args, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and not list(tmp_path.iterdir())
 
 
 def learnable(weight: torch.Tensor) -> Learnable:
@@ -110,12 +130,12 @@ def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path
     ]
     env = {**os.environ, "PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
 
-    def run(*arms: str) -> subprocess.CompletedProcess[str]:
-        call = [*words, ",".join(arms)]
+    def run(arms: str, *more: str) -> subprocess.CompletedProcess[str]:
+        call = [*words, arms, *more]
         return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300)
 
     assert run("none").stdout.count("arm=") == 1
-    told = run("none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3")
+    told = run("none,Degradation:1e-3:half,clip:0.9,exact:0.3")
     arms = ["Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
     assert [line.split()[0] for line in told.stdout.splitlines()] == [f"arm={arm}" for arm in arms]
     assert "arm=none" not in run("none").stdout
@@ -125,6 +145,8 @@ def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path
     assert all(0 <= float(row[column]) <= 1 for row in rows for column in ("whole", "whole_tuned", "cut", "tuned"))
     # of the net that was trained first, whatever clipping has left
     assert all(float(row["macs"]) <= 0.3 for row in rows)
+    # another seed's rows in one file aren't its own
+    assert run("none", "--seed", "2", "--csv", "results/lenet_1.csv").stdout.count("arm=none") == 1
 
 
 def test_tables_are_means_over_seeds_and_their_spread() -> None:

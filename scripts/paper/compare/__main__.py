@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import itertools
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from arms import Arm, arm_of
 from nets import STUDIES, Study
 
 import forcereg
+from forcereg.lowrank.choosers import chooser
+from forcereg.lowrank.kinds import factorizer
+from forcereg.lowrank.ladder import aware
 from forcereg.system.files import write_text
 
 COLUMNS = (
@@ -41,13 +45,15 @@ SHOWN = ("arm", "whole", "method", "choose", "budget", "teacher", "ranks", "cut"
 class Comparison:
     """One net at one seed."""
 
-    def __init__(self, name: str, seed: int, out: Path, version: str) -> None:
-        self.name, self.seed, self.out = name, seed, out
-        self.study: Study = STUDIES[name]
+    def __init__(self, name: str, study: Study, seed: int, out: Path, version: str) -> None:
+        self.name, self.study, self.seed, self.out = name, study, seed, out
         self.folder = Path("runs") / f"{name}_{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.version = version
-        self.rows = list(csv.DictReader(out.open())) if out.exists() else []
+        self.own = {"net": name, "seed": str(seed), "iterations": f"{study.iterations}+{study.on}"}
+        # one file may hold several nets, seeds and tries
+        rows = list(csv.DictReader(out.read_text().splitlines())) if out.exists() else []
+        self.rows = [row for row in rows if all(row[key] == value for key, value in self.own.items())]
 
     # -- training
 
@@ -203,8 +209,7 @@ class Comparison:
                 "ranks": ranks, "cut": cut, "tuned": tuned,
             }  # fmt: skip
         self.write({
-            "net": self.name, "seed": self.seed, "arm": arm.word,
-            "iterations": f"{self.study.iterations}+{self.study.on}",
+            **self.own, "arm": arm.word,
             "whole": whole[0], "whole_tuned": whole[1], **point, **row, "tuning": self.study.tuning,
             "seconds": round(time.monotonic() - begun), "version": self.version, "torch": torch.__version__,
             "date": datetime.date.today().isoformat(), "machine": machine(), "command": shlex.join(sys.argv[1:]),
@@ -227,11 +232,7 @@ class Comparison:
             told = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()}
             writer.writerow(told)
         self.rows.append(told)
-        print(
-            " ".join(
-                f"{key}={told[key]}" for key in ("arm", "whole", "method", "choose", "budget", "ranks", "cut", "tuned")
-            )
-        )
+        print(" ".join(f"{key}={told[key]}" for key in SHOWN))
 
 
 def resumable(folder: Path, prefix: str) -> bool:
@@ -256,24 +257,48 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"
 
 
-def points(methods: str, budgets: str, choosers: str, teachers: str) -> Iterator[dict[str, Any]]:
-    """All combinations."""
-    for method in methods.split(","):
-        for budget in budgets.split(","):
-            for choose in choosers.split(","):
-                for teacher in teachers.split(","):
-                    yield {"method": method, "choose": choose, "budget": budget, "teacher": teacher}
+def several(known: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of an argument: words with commas, all of them among these."""
+
+    def read(text: str) -> list[str]:
+        words = text.split(",")
+        if wrong := [word for word in words if word not in known]:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(known)}")
+        return words
+
+    return read
+
+
+def arms_in(text: str) -> list[Arm]:
+    """Those of words with commas."""
+    try:
+        return [arm_of(word) for word in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def shares_in(text: str) -> list[str]:
+    """Budgets with commas, as they were written."""
+    for word in text.split(","):
+        try:
+            forcereg.MaxMacs(float(word))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is no number") from None
+        except forcereg.UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text.split(",")
 
 
 def main() -> None:
+    methods = [*factorizer, *(f"aware-{method}" for method in aware())]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("net", choices=STUDIES)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--arms", default="none")
-    parser.add_argument("--methods", default="pca")
-    parser.add_argument("--budgets", default="0.35")
-    parser.add_argument("--choose", default="energy")
-    parser.add_argument("--teacher", default="no", help="no, yes or no,yes")
+    parser.add_argument("--arms", type=arms_in, default="none", help="see arms.py")
+    parser.add_argument("--methods", type=several(methods), default="pca")
+    parser.add_argument("--budgets", type=shares_in, default="0.35", help="shares of the net's MACs")
+    parser.add_argument("--choose", type=several(list(chooser)), default="energy")
+    parser.add_argument("--teacher", type=several(["no", "yes"]), default="no", help="no, yes or no,yes")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--version", default="", help="the commit that runs")
     parser.add_argument("--scale", type=float, default=1, help="of all iterations, for a try")
@@ -281,13 +306,16 @@ def main() -> None:
     torch.set_num_threads(1)
     out = asked.csv or Path("results") / f"{asked.net}_{asked.seed}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
-    comparison = Comparison(asked.net, asked.seed, out, asked.version)
+    study = STUDIES[asked.net]
     if asked.scale != 1:
         least = {"iterations": 20, "on": 20, "tuning": 20, "tests": 3}
-        counts = {name: max(low, round(getattr(comparison.study, name) * asked.scale)) for name, low in least.items()}
-        comparison.study = replace(comparison.study, **counts)
-    for word in asked.arms.split(","):
-        comparison.run(arm_of(word), list(points(asked.methods, asked.budgets, asked.choose, asked.teacher)))
+        counts = {name: max(low, round(getattr(study, name) * asked.scale)) for name, low in least.items()}
+        study = replace(study, **counts)
+    comparison = Comparison(asked.net, study, asked.seed, out, asked.version)
+    every = itertools.product(asked.methods, asked.budgets, asked.choose, asked.teacher)
+    points = [dict(zip(("method", "budget", "choose", "teacher"), one, strict=True)) for one in every]
+    for arm in asked.arms:
+        comparison.run(arm, points)
 
 
 if __name__ == "__main__":

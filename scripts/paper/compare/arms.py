@@ -57,7 +57,12 @@ def arm_of(word: str) -> Arm:
     kind, *rest = word.split(":")
     if kind == "none" and not rest:
         return Arm(word, kind)
-    arm = Arm(word, kind, float(rest[0]))
+    if not rest:
+        raise ValueError(f"{word}: expected {kind}:STRENGTH; see scripts/paper/compare/arms.py")
+    try:
+        arm = Arm(word, kind, float(rest[0]))
+    except ValueError:
+        raise ValueError(f"{word}: {rest[0]!r} is no strength; expected a number") from None
     for part in rest[1:]:
         if part in VIEWS:
             arm = Arm(word, arm.kind, arm.strength, part, arm.responses, arm.when)

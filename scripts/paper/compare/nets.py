@@ -25,7 +25,6 @@ class Study:
     rates: tuple[tuple[float, float], ...]
     tuning: int
     tuned_at: float
-    data: tuple[str, ...]
     recalibrate: int | None = None
     tests: int = 100
     edits: Mapping[str, str] = field(default_factory=dict)
@@ -41,7 +40,6 @@ STUDIES = {
         rates=((1, 0), (0.1, 0.75)),
         tuning=300,
         tuned_at=0.1,
-        data=("mnist_train_lmdb", "mnist_test_lmdb"),
     ),
     "convnet": Study(
         solver="examples/cifar10/cifar10_full_force_solver.prototxt",
@@ -52,7 +50,6 @@ STUDIES = {
         rates=((1, 0), (0.1, 0.75)),
         tuning=500,
         tuned_at=0.1,
-        data=("cifar10_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto"),
     ),
     "resnet20": Study(
         solver="examples/cifar10/cifar10_resnet20_force_solver.prototxt",
@@ -63,7 +60,6 @@ STUDIES = {
         rates=((0.1, 0), (0.01, 0.75)),
         tuning=300,
         tuned_at=0.01,
-        data=("cifar10_pad4_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto", "mean_pad4.binaryproto"),
         recalibrate=20,
         edits={"batch_size: 256": "batch_size: 128"},
     ),
