@@ -149,6 +149,6 @@ def _range(field: str, low: str, high: str, kind: int, max_iter: int, where: str
     except ValueError:
         raise UsageError(f"{where}: expected {'whole ' if whole else ''}numbers, as in {EXPECTED}") from None
     if not all(map(math.isfinite, found)) or found[0] >= found[1]:
-        raise UsageError(f"{where}: expected a lower and a higher number, as in {EXPECTED}")
+        raise UsageError(f"{where}: expected a lower and a higher number, as in force_decay=1e-5:1e-2")
     scale = 100 if shares else 1
     return Range(field, found[0] / scale, found[1] / scale, whole, max_iter if shares else 0)

@@ -13,6 +13,9 @@
 # shellcheck source=scripts/paper/lib.sh disable=SC2034 # what lib.sh reads
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+read -ra steps <<<"${STEPS:-paper caffe frontier sweep}"
+name=lenet
+among STEPS "paper caffe frontier sweep" "${steps[@]}"
 begin lenet "$@"
 "$FORCEREG" configs copy --force . 'examples/mnist/*' >/dev/null
 if [[ -n $SMOKE ]]; then
@@ -98,11 +101,7 @@ sweep() {
     --device "$DEVICE"
 }
 
-for step in ${STEPS:-paper caffe frontier sweep}; do
-  case $step in
-    paper | caffe | frontier | sweep) ;;
-    *) echo "lenet.sh: STEPS has '$step'; expected of: paper caffe frontier sweep" >&2; exit 2 ;;
-  esac
+for step in "${steps[@]}"; do
   echo "== $step"
   mkdir -p "$step"
   ln -sfn ../examples "$step/examples"

@@ -24,6 +24,28 @@ read -ra types <<<"${TYPES:-Constant Degradation}"
 tests=20
 [[ -z $SMOKE ]] || SCALE=0 tests=2
 
+# wrong WHAT: ends the script, which can't use a variable.
+wrong() {
+  echo "$name: $1" >&2
+  exit 2
+}
+
+# numbers VARIABLE WORD...: all of them, or it ends.
+numbers() {
+  local word
+  for word in "${@:2}"; do
+    [[ $word =~ ^[0-9]*\.?[0-9]+(e-?[0-9]+)?$ ]] || wrong "$1 has '$word'; expected numbers, as in 0.1 or 1e-4"
+  done
+}
+
+# among VARIABLE KNOWN WORD...: all of them are known, or it ends.
+among() {
+  local word
+  for word in "${@:3}"; do
+    [[ " $2 " == *" $word "* ]] || wrong "$1 has '$word'; expected of: $2"
+  done
+}
+
 # begin NAME DATA [OUT]: into the folder of results; DATA becomes $data, which is made for SMOKE.
 begin() {
   name=$1 data=${2:-}
@@ -31,6 +53,9 @@ begin() {
     sed -n '2,/^[^#]/{/^# shellcheck/d; s/^#\( \|$\)//p}' "$0" >&2
     exit 2
   fi
+  # shellcheck disable=SC2086 # several words
+  numbers SCALE "$SCALE" && numbers LAMBDAS ${LAMBDAS:-}
+  among TYPES "Constant Degradation" "${types[@]}"
   local out=${3:-$name-out}
   [[ -z $data ]] || data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
   if [[ -z ${FORCEREG:-} ]]; then

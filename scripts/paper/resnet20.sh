@@ -9,6 +9,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 begin resnet20 "$@"
+N=${N:-3}
+[[ $N =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || wrong "N is '$N'; expected blocks with commas, as in 3,5,9"
 lambdas_Constant="3e-6 1e-5 3e-5" lambdas_Degradation=$lambdas_Constant
 cut="--error 0.05" score=accuracy layers=(res_grp1_1_conv1 res_grp3_3_conv2)
 cifar10
@@ -31,5 +33,4 @@ of_depth() {
   reproduce
 }
 
-N=${N:-3}
 for n in ${N//,/ }; do (of_depth "$n"); done

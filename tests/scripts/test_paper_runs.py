@@ -137,5 +137,20 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
     none = run("all", tmp_path, tmp_path / "out", cwd=tmp_path)
     assert none.returncode == 0
     assert f"googlenet: left out, no {tmp_path}/imagenet" in none.stdout
-    steps = run("lenet", "", tmp_path / "steps", cwd=tmp_path, SMOKE="1", STEPS="papr")
-    assert steps.returncode == 2 and "STEPS has 'papr'; expected of: paper caffe frontier sweep" in steps.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "variable", "value", "message"),
+    [
+        ("lenet", "STEPS", "paper papr", "STEPS has 'papr'; expected of: paper caffe frontier sweep"),
+        ("convnet", "SCALE", "ten", "SCALE has 'ten'; expected numbers, as in 0.1 or 1e-4"),
+        ("convnet", "LAMBDAS", "1e-4 high", "LAMBDAS has 'high'; expected numbers"),
+        ("alexnet", "TYPES", "Constant Spring", "TYPES has 'Spring'; expected of: Constant Degradation"),
+        ("resnet20", "N", "3,five", "N is '3,five'; expected blocks with commas, as in 3,5,9"),
+    ],
+)
+def test_a_variable_that_is_none_ends_it_at_once(
+    script: str, variable: str, value: str, message: str, tmp_path: Path
+) -> None:
+    done = run(script, tmp_path, tmp_path / "out", cwd=tmp_path, **{variable: value})
+    assert done.returncode == 2 and f"{script}: {message}" in done.stderr and "==" not in done.stdout
