@@ -178,7 +178,7 @@ def completed(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        pytest.param(["t"], {"plain,train", "plain,test", "plain,time"}, id="command"),
+        pytest.param(["t"], {"plain,train", "plain,test", "plain,time", "plain,tune"}, id="command"),
         pytest.param(["train", "--sig"], {"plain,--sigint-effect", "plain,--sighup-effect"}, id="option"),
         pytest.param(["train", "-sig"], {"plain,-sigint-effect", "plain,-sighup-effect"}, id="single-dash"),
         pytest.param(["train", "--sigint-effect", "s"], {"plain,stop", "plain,snapshot"}, id="value"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from forcereg.system.locks import held
 from tests.conftest import TOP
 
 PAPER = TOP / "scripts" / "paper"
@@ -39,11 +41,18 @@ def run(script: str, *args: str | Path, cwd: Path, **env: str) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all scripts leave, on made data."""
-    folder = tmp_path_factory.mktemp("paper")
-    done = run("all", "out", cwd=folder, SMOKE="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"{name}: done" for name in sorted(scripts())]
+    """What all scripts leave, on made data: minutes of work, done once for all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+    # xdist gives each process a folder of its own in a common one
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "paper"
+    folder.mkdir(exist_ok=True)
+    with held(folder / "lock"):
+        told = folder / "told"
+        if not told.exists():
+            done = run("all", "out", cwd=folder, SMOKE="1")
+            told.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
+    code, *lines = told.read_text().splitlines()
+    assert code == "0" and sorted(lines) == [f"{name}: done" for name in sorted(scripts())], lines
     return folder / "out"
 
 
@@ -109,14 +118,15 @@ def test_lenet_has_a_row_for_every_claim(smoke: Path) -> None:
     assert len(rows(smoke / "lenet/sweep/results.csv")) == 7
 
 
-def test_run_again_nothing_is_trained(smoke: Path) -> None:
+def test_run_again_nothing_is_trained(smoke: Path, tmp_path: Path) -> None:
     def trained() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in smoke.rglob("*.caffemodel.h5")}
+        return {path: path.stat().st_mtime_ns for path in out.rglob("*.caffemodel.h5")}
 
+    out = shutil.copytree(smoke / "convnet", tmp_path / "convnet", symlinks=True)
     before = trained()
-    table = smoke / "convnet" / "convnet.csv"
+    table = out / "convnet.csv"
     table.unlink()
-    done = run("convnet", "", smoke / "convnet", cwd=smoke, SMOKE="1")
+    done = run("convnet", "", out, cwd=tmp_path, SMOKE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert trained() == before and len(rows(table)) == 3
     assert "fine-tuned:" not in done.stdout and "== baseline" not in done.stdout
