@@ -115,10 +115,11 @@ class Comparison:
             files = made.write(self.folder / "chains")
             fields["net"], start, clipping = files["model"], Path(files["weights"]), arm.strength
             fields["test_interval"] = on // 10
+        begun = resumable(self.folder, prefix)
         with proximal.asking(**asked):
             forcereg.train(
-                self.study.solver, set=fields, weights=None if resumable(self.folder, prefix) else start,
-                seed=self.seed, max_iter=on, resume=resumable(self.folder, prefix), keep=1, rank_clipping=clipping,
+                self.study.solver, set=fields, weights=None if begun else start, seed=self.seed, max_iter=on,
+                resume=begun, keep=1, rank_clipping=clipping,
                 clip_until=None if clipping is None else on // 2,
             )  # fmt: skip
         return done
@@ -136,10 +137,9 @@ class Comparison:
             **self.settings(prefix), "lr_policy": "fixed", "base_lr": base_lr(study.solver) * study.tuned_at,
             "snapshot": 0, "snapshot_after_train": False, "test_interval": study.tuning, "stepvalue": [],
         }  # fmt: skip
-        taught: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         forcereg.finetune(
             study.solver, model=model, weights=weights, set=fields, seed=self.seed, max_iter=study.tuning,
-            observer=heard, **taught,
+            observer=heard, teacher=teacher,
         )  # fmt: skip
         return found[0], found[-1]
 
