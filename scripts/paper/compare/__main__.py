@@ -13,7 +13,6 @@ import argparse
 import csv
 import datetime
 import itertools
-import platform
 import shlex
 import sys
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import proximal
 import torch
 from arms import Arm, arm_of
-from nets import STUDIES, Study
+from nets import STUDIES, Study, machine, net_text
 
 import forcereg
 from forcereg.lowrank.choosers import chooser
@@ -68,9 +67,7 @@ class Comparison:
 
     def net(self, view: str = "FILTERS") -> Path:
         """The net's file, with the force along a view."""
-        text = Path(self.study.net).read_text()
-        for old, new in self.study.edits.items():
-            text = text.replace(old, new)
+        text = net_text(self.study)
         if view != "FILTERS":
             text = text.replace("force_mult: 1", f"force_mult: 1 force_view: {view}")
         # beside the original, where its data is looked for
@@ -248,13 +245,6 @@ def macs(net: Path) -> int:
 def base_lr(solver: str) -> float:
     """What the solver's file says."""
     return float(next(line.split()[1] for line in Path(solver).read_text().splitlines() if line.startswith("base_lr")))
-
-
-def machine() -> str:
-    """The processor's name, and how many threads were used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"
 
 
 def several(known: Collection[str]) -> Callable[[str], list[str]]:

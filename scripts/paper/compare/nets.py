@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,18 @@ STUDIES = {
         edits={"batch_size: 256": "batch_size: 128"},
     ),
 }
+
+
+def net_text(study: Study) -> str:
+    """Its net file as it is trained here."""
+    text = Path(study.net).read_text()
+    for old, new in study.edits.items():
+        text = text.replace(old, new)
+    return text
+
+
+def machine() -> str:
+    """The processor's name, and how many threads were used."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"

@@ -1,0 +1,113 @@
+"""A trained ResNet-20 retrained with force until its last stage collapses: each try's ranks at 5 % error and accuracy.
+
+    cd FOLDER
+    python SCRIPTS/paper/compare/collapse.py WEIGHTS --decay 1e-3 --rate 0.05 --iterations 1500
+
+WEIGHTS: a snapshot of the shipped ResNet-20; FOLDER: as for the comparison. The rate falls to 0 on a line. Each try
+adds a row to --csv (results/collapse.csv) once it is done; one that was ended goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from nets import STUDIES, machine, net_text
+
+import forcereg
+
+COLUMNS = (
+    "weights", "type", "decay", "layers", "until", "rate", "iterations", "seed", "before", "accuracy", "ranks_before",
+    "ranks", "last_stage", "version", "torch", "date", "machine", "command",
+)  # fmt: skip
+LAST = "res_grp3"
+
+
+def ranks_of(weights: Path) -> dict[str, int]:
+    """Of the convolutions, at 5 % error by pca."""
+    found = forcereg.ranks(weights, error=[0.05]).report["layers"]
+    return {layer["name"]: layer["ranks"][0] for layer in found}
+
+
+def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
+    """The test accuracies before and after, and the weights, of one try."""
+    study = STUDIES["resnet20"]
+    found: list[float] = []
+
+    def heard(event: forcereg.Event) -> None:
+        if event.kind == "test":
+            found.append(next(one.value for one in event.outputs if one.name == "accuracy"))
+
+    forced = "force_mult: 1"
+    text = net_text(study)
+    if asked.layers == "last":  # only there
+        head, mark, tail = text.partition(f'name: "{LAST}_1_conv1"')
+        text = head.replace(forced, "force_mult: 0") + mark + tail
+    name = (
+        f"collapse_{asked.type}_{asked.decay}_{asked.layers}_{asked.until}_{asked.rate}_{asked.iterations}_{asked.seed}"
+    )
+    net = Path(study.net).with_name(f"{name}.prototxt")
+    net.write_text(text)
+    fields: dict[str, Any] = {
+        "net": str(net), "display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(folder / name),
+        "snapshot": 500, "solver_mode": "CPU", "test_iter": [study.tests], "test_interval": 1000, "lr_policy": "poly", "power": 1.0,
+        "stepvalue": [], "base_lr": asked.rate, "force_decay": asked.decay, "force_type": asked.type,
+    }  # fmt: skip
+    if asked.until < 1:
+        fields["force_iter"] = round(asked.until * asked.iterations)
+    begun = any(folder.glob(f"{name}_iter_*.solverstate.h5"))
+    forcereg.train(
+        study.solver, set=fields, weights=None if begun else asked.weights, seed=asked.seed, max_iter=asked.iterations,
+        resume=begun, keep=1, observer=heard,
+    )  # fmt: skip
+    return found[0], found[-1], folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--type", choices=("Constant", "Degradation"), default="Degradation")
+    parser.add_argument("--decay", type=float, default=1e-3)
+    parser.add_argument(
+        "--layers", choices=("all", "last"), default="all", help="forced: every convolution, or its last stage's"
+    )
+    parser.add_argument("--until", type=float, default=1.0, help="the share of the iterations that feels the force")
+    parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--csv", type=Path, default=Path("results/collapse.csv"))
+    parser.add_argument("--version", default="", help="the commit that runs")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path("runs/collapse")
+    for one in (folder, asked.csv.parent):
+        one.mkdir(parents=True, exist_ok=True)
+    before, accuracy, made = tried(asked, folder)
+    ranks = ranks_of(made)
+    row = {key: value for key, value in vars(asked).items() if key in COLUMNS} | {
+        "weights": asked.weights.name, "before": f"{before:.6g}", "accuracy": f"{accuracy:.6g}",
+        "ranks_before": " ".join(map(str, ranks_of(asked.weights).values())),
+        "ranks": " ".join(map(str, ranks.values())),
+        "last_stage": " ".join(str(rank) for layer, rank in ranks.items() if layer.startswith(LAST)),
+        "torch": torch.__version__, "date": datetime.date.today().isoformat(), "machine": machine(),
+        "command": shlex.join(sys.argv[1:]),
+    }  # fmt: skip
+    new = not asked.csv.exists()
+    with asked.csv.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(" ".join(f"{key}={row[key]}" for key in ("decay", "rate", "iterations", "accuracy", "ranks")))
+
+
+if __name__ == "__main__":
+    main()
