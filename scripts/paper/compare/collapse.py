@@ -59,7 +59,8 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     fields: dict[str, Any] = {
         "net": str(net), "display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(folder / name),
         "snapshot": 500, "solver_mode": "CPU", "test_iter": [study.tests], "test_interval": 1000,
-        "lr_policy": "poly", "power": 1.0, "stepvalue": [], "base_lr": asked.rate, "force_decay": asked.decay, "force_type": asked.type,
+        "lr_policy": "poly", "power": 1.0, "stepvalue": [], "base_lr": asked.rate,
+        "force_decay": asked.decay, "force_type": asked.type,
     }  # fmt: skip
     if asked.until < 1:
         fields["force_iter"] = round(asked.until * asked.iterations)
