@@ -175,3 +175,26 @@ def test_the_page_shows_what_the_rows_say(command: str, shown: str) -> None:
 
 def test_the_page_shows_tables() -> None:
     assert len(SHOWN) >= 3
+
+
+def script(nursery: Nursery, path: Path, *args: str, cwd: Path) -> None:
+    code = f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = nursery.run("-c", code, *args, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_try_at_collapse_is_a_row(nursery: Nursery, run_cli: RunCli, tmp_path: Path) -> None:
+    run_cli("configs", "copy", ".", "examples/cifar10/*resnet20*", cwd=tmp_path)
+    folder = tmp_path / "examples" / "cifar10"
+    script(nursery, COMPARE.parent / "made_data.py", "cifar10", str(folder), cwd=tmp_path)
+    tiny = ("--set", "force_decay=0", "--set", "test_iter=1", "--max-iter", "1", "--device", "cpu")
+    run_cli("train", "--solver", "examples/cifar10/cifar10_resnet20_force_solver.prototxt", *tiny, cwd=tmp_path)
+    weights = next(folder.glob("*iter_1.caffemodel.h5"))
+    options = "--decay 1 --rate 0.1 --iterations 2 --tests 1 --layers last".split()
+    script(nursery, COMPARE / "collapse.py", str(weights), *options, cwd=tmp_path)
+    with (tmp_path / "results" / "collapse.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    before, after = (list(map(int, row[column].split())) for column in ("ranks_before", "ranks"))
+    assert len(after) == len(before) == 19 and after[-6:] == list(map(int, row["last_stage"].split()))
+    # only the last stage was drawn together
+    assert sum(after[-6:]) < sum(before[-6:]) and after[:13] == before[:13]
