@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.deploy import deploy
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
+    from forcereg.workflows.export import export
     from forcereg.workflows.filters import filters
     from forcereg.workflows.finetune import finetune
     from forcereg.workflows.frontier import frontier
@@ -108,6 +109,7 @@ _HOME = {
     "deploy": "forcereg.workflows.deploy",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
+    "export": "forcereg.workflows.export",
     "filters": "forcereg.workflows.filters",
     "finetune": "forcereg.workflows.finetune",
     "force_gradient": "forcereg.solver.force",
@@ -168,6 +170,7 @@ __all__ = [
     "deploy",
     "devices",
     "draw",
+    "export",
     "filters",
     "finetune",
     "force_gradient",

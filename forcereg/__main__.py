@@ -35,6 +35,7 @@ COMMANDS = {
     "split-groups": "Turn grouped convolutions into parallel layers.",
     "merge-groups": "Turn parallel layers into grouped convolutions.",
     "deploy": "Write a trained net for use: inputs for data, no labels.",
+    "export": "Write a trained net for other programs: ONNX, proved equal.",
     "convert": "Write a model or solver state as binary or HDF5.",
     "data": "Make LMDBs (mnist, digits, cifar10, images) and mean images.",
     "check": "Look for everything that would go wrong, without running.",

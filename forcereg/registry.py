@@ -41,7 +41,8 @@ class Option:
 class About:
     """What users are told of a registered thing: the LayerParameter messages it reads, and its limits in a phrase.
 
-    One of `params` is the name of a message, or `message.field,field` where only some of its fields are read.
+    One of `params` is the name of a message, or `message.field,field` where only some of its fields are read; of an
+    ONNX form it is an operator.
     `option`: of things that are each an option of a command.
     """
 
@@ -110,3 +111,4 @@ solver_type: Registry[Any] = Registry("solver type")
 factorizer: Registry[Any] = Registry("decomposition method")
 rank_rule: Registry[Any] = Registry("rank rule")
 chooser: Registry[Any] = Registry("way to spread a budget")
+onnx_form: Registry[Any] = Registry("layer type with an ONNX form")

@@ -21,7 +21,7 @@ FLOORS = (
     ("schema",),
     ("layers", "data", "snapshot", "lowrank"),
     ("net", "report"),
-    ("solver",),
+    ("solver", "exports"),
     ("study",),
     ("workflows",),
     ("commands", "__init__", "__main__"),

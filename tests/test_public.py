@@ -33,7 +33,7 @@ PLAIN = {"Observer", "__version__"}
 TYPED = "tests/typed/user.py"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
-            "tune": "optuna",
+            "tune": "optuna", "export": "onnxruntime",
             "convert_digits": "sklearn"}  # fmt: skip
 """Public name -> what its example needs beside forcereg itself."""
 
@@ -161,6 +161,8 @@ KEYWORDS = {
     "choose": "rule",
     "input_shape": "input_shapes",
     "no_cuda_graph": "cuda_graph",
+    "no_fold": "fold",
+    "no_verify": "verify",
     "only_layers": "layers",
     "solver": "data",
 }

@@ -350,10 +350,10 @@ class LRN(Elementwise):
         if not self.within:
             if recording():
                 return x * self._channel_means(x).mul(self.alpha).add(self.k).pow(-self.beta)
-            sums = partial(_channel_sums, size=_reach(self.size, x.shape[1]))
+            sums = partial(_channel_sums, size=reach(self.size, x.shape[1]))
             return _LocalResponse.apply(x, sums, self.alpha / self.size, self.beta, self.k)
         height, width = sizes(x)[2:]
-        window = _reach(self.size, height), _reach(self.size, width)
+        window = reach(self.size, height), reach(self.size, width)
         mean = partial(F.avg_pool2d, kernel_size=window, stride=1, padding=(window[0] // 2, window[1] // 2))
         # avg_pool2d divides by the window as it was cut; Caffe always by size^2
         alpha = self.alpha * (window[0] / self.size) * (window[1] / self.size)
@@ -362,12 +362,12 @@ class LRN(Elementwise):
 
     def _channel_means(self, x: Tensor) -> Tensor:
         """The sums of squares over `size`, as one of torch's poolings."""
-        window = _reach(self.size, sizes(x)[1])
+        window = reach(self.size, sizes(x)[1])
         squares = F.pad(x.square()[:, None], (0, 0, 0, 0, window // 2, window // 2))
         means = F.avg_pool3d(squares, (window, 1, 1), 1)[:, 0]
         return means * (window / self.size)
 
 
-def _reach(window: int, size: int) -> int:
+def reach(window: int, size: int) -> int:
     # centred at one end, it reaches size - 1 values to the other
     return min(window, max(2 * size - 1, 1))

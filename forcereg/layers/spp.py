@@ -34,12 +34,12 @@ class SPP(Layer):
         self.method = SPPParameter.PoolMethod.Name(message.pool)
         self.levels = message.pyramid_height
         images, channels, height, width = shapes[0]
-        self._pyramid((height, width))
-        # behind _pyramid, which ends a height of millions at the first level that doesn't fit
+        self.pyramid((height, width))
+        # behind `pyramid`, which ends a height of millions at the first level that doesn't fit
         bins = sum(4**level for level in range(self.levels))
         self.out_shapes = ((images, channels, 1, 1) if self.levels == 1 else (images, channels * bins),)
 
-    def _pyramid(self, size: tuple[int, int]) -> list[Windows]:
+    def pyramid(self, size: tuple[int, int]) -> list[Windows]:
         """The windows of each level; the first level that doesn't fit ends it, however many are asked for."""
         return [self._level(size, level) for level in range(self.levels)]
 
@@ -60,5 +60,5 @@ class SPP(Layer):
         return Windows((height, width), (height, width), (top, left), True)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = [pool(x, windows, self.method, self.training)[0] for windows in self._pyramid((x.shape[2], x.shape[3]))]
+        maps = [pool(x, windows, self.method, self.training)[0] for windows in self.pyramid((x.shape[2], x.shape[3]))]
         return maps[0] if self.levels == 1 else torch.cat([level.flatten(1) for level in maps], 1)

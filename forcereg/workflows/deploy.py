@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from forcereg.errors import UsageError
-from forcereg.net.deploy import deploy as engine
-from forcereg.net.deploy.files import DeployedNet
-from forcereg.net.held import is_path
-from forcereg.net.read import read_net_of
+from forcereg.net.deploy.files import DeployedNet, made_for_use
 from forcereg.schema.rules import stage_names
-from forcereg.schema.text import NetFile, is_text, read_net
-from forcereg.snapshot import ModelFile
 from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath, listed
@@ -51,33 +43,14 @@ def deploy(
     >>> made.write("use")
     {'model': 'use.prototxt', 'weights': 'use.caffemodel.h5'}
     """
-    tell = Tell(observer)
-    file, model = opened(net, weights, tell)
-    done = engine(
-        file,
+    return made_for_use(
+        net,
+        weights,
+        Tell(observer).warn,
         batch=batch,
         outputs=listed(outputs),
         input_shapes=input_shapes,
-        known_shapes=model.input_shapes if model else None,
-        weighted=[name for name, blobs in model.layers.items() if blobs] if model else (),
         level=level,
         stages=stage_names(stage),
         allow_python_layers=allow_python_layers,
     )
-    # for `write`, which overwrites none of them
-    read = tuple(Path(path) for path in (net, weights) if path is not None and is_path(path))
-    return DeployedNet(**vars(done), file=file, model=model, read=read)
-
-
-def opened(net: StrPath | Any, weights: StrPath | None, tell: Tell) -> tuple[NetFile, ModelFile | None]:
-    """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
-    if is_path(net) and is_text(os.fspath(net)):
-        if weights is None:
-            return read_net(os.fspath(net)), None
-        found = read_net_of(weights, net, warn=tell.warn)
-    elif weights is not None:
-        named = net if is_path(net) else f"a {type(net).__name__}"
-        raise UsageError(f"{named} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
-    else:
-        found = read_net_of(net, warn=tell.warn)
-    return found.file, found.model

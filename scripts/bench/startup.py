@@ -71,6 +71,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "split-groups": (W, "--out", "split{}"),
     "merge-groups": ("split.caffemodel.h5", "--out", "merged{}"),
     "deploy": ("net.prototxt", "-o", "use{}.prototxt"),
+    "export": (W, "-o", "net{}.onnx", "--no-verify"),
     "convert": (W, "net{}.caffemodel"),
     "data": ("mean", "small_lmdb", "mean{}.binaryproto"),
     "check": (S,),
@@ -84,7 +85,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "configs": (),
 }
 """Command -> arguments with which it has little to do; {} is another number in every round."""
-NEEDS = {**dict.fromkeys(("sensitivity", "filters", "frontier", "sweep", "plot"), "matplotlib"), "tune": "optuna"}
+NEEDS = {
+    **dict.fromkeys(("sensitivity", "filters", "frontier", "sweep", "plot"), "matplotlib"),
+    "tune": "optuna",
+    "export": "onnx",
+}
 """Command -> what it needs beside forcereg itself."""
 
 

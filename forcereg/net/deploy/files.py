@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from forcereg.errors import UsageError, printable
 from forcereg.net.deploy import Deployed
+from forcereg.net.deploy import deploy as engine
 from forcereg.net.deploy.weights import write_weights
-from forcereg.net.held import in_binary
+from forcereg.net.held import in_binary, is_path
 from forcereg.net.made import default_prefix
-from forcereg.schema.text import NetFile, to_text
+from forcereg.net.read import Warn, read_net_of
+from forcereg.schema.text import NetFile, is_text, read_net, to_text
 from forcereg.snapshot import ModelFile
 from forcereg.system.arguments import checked
 from forcereg.system.files import write_text
@@ -54,3 +59,50 @@ class DeployedNet(Deployed):
 
     def _sources(self) -> set[Path]:
         return {path.resolve() for path in (*self.read, *([self.model.path] if self.model else []))}
+
+
+def made_for_use(
+    net: StrPath | Any,
+    weights: StrPath | None,
+    warn: Warn,
+    *,
+    batch: int | None = None,
+    outputs: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    allow_python_layers: bool = False,
+) -> DeployedNet:
+    """The net for use of a prototxt or snapshot, and its weights where there are any; arguments as for `deploy`.
+
+    `warn` is told what doesn't fit together. Raises UsageError for `weights` of a snapshot, ForceregError as `deploy`.
+    """
+    file, model = _opened(net, weights, warn)
+    done = engine(
+        file,
+        batch=batch,
+        outputs=outputs,
+        input_shapes=input_shapes,
+        known_shapes=model.input_shapes if model else None,
+        weighted=[name for name, blobs in model.layers.items() if blobs] if model else (),
+        level=level,
+        stages=stages,
+        allow_python_layers=allow_python_layers,
+    )
+    # for `write`, which overwrites none of them
+    read = tuple(Path(path) for path in (net, weights) if path is not None and is_path(path))
+    return DeployedNet(**vars(done), file=file, model=model, read=read)
+
+
+def _opened(net: StrPath | Any, weights: StrPath | None, warn: Warn) -> tuple[NetFile, ModelFile | None]:
+    """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
+    if is_path(net) and is_text(os.fspath(net)):
+        if weights is None:
+            return read_net(os.fspath(net)), None
+        found = read_net_of(weights, net, warn=warn)
+    elif weights is not None:
+        named = net if is_path(net) else f"a {type(net).__name__}"
+        raise UsageError(f"{named} is a snapshot, which has weights; leave out --weights, or give its net's prototxt")
+    else:
+        found = read_net_of(net, warn=warn)
+    return found.file, found.model

@@ -1,0 +1,152 @@
+"""A net as an ONNX model, layer by layer, under Caffe's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import forcereg.exports.operators  # noqa: F401  (registers what each type becomes)
+from forcereg.errors import ForceregError
+from forcereg.exports.dims import Open, Sizes
+from forcereg.exports.graph import FLOAT, Dims, Graph, Place, Value, Varying
+from forcereg.layers import Layer
+from forcereg.net.module import Net
+from forcereg.registry import onnx_form
+from forcereg.schema.spec import LayerSpec
+from forcereg.version import __version__
+
+MISSING = 'an .onnx file needs onnx and onnxruntime; install them with pip install "forcereg[export]"'
+
+
+@dataclass(frozen=True)
+class Written:
+    """`proto` is the ModelProto; `tops`: by a layer's name and a top's index what it is called there."""
+
+    proto: Any
+    tops: dict[tuple[str, int], str]
+    nodes: int
+
+
+def check_types(net: Net) -> None:
+    """Raises ForceregError for a layer of a type that has no form in ONNX."""
+    for spec, module in net.built:
+        if module is not None and spec.type != "Input" and spec.type not in onnx_form:
+            raise spec.fail(
+                f"type {spec.type} has no form in ONNX; end in blobs in front of it (--outputs), or register what it "
+                f'becomes by forcereg.registry.onnx_form("{spec.type}")'
+            )
+
+
+class Writer:
+    """The graph of a net whose tops have `sizes`; `env` has what each blob is at the layer that comes next."""
+
+    def __init__(self, net: Net, sizes: Sizes, opset: int) -> None:
+        self.net, self.graph = net, Graph(opset)
+        self.env: dict[str, Value] = {}
+        self.inputs: list[Value] = []
+        self.tops: list[tuple[LayerSpec, int, Value]] = []
+        # before any other value may take one of these
+        for name in dict.fromkeys((*net.inputs, *net.spec.outputs)):
+            self.graph.take(name)
+        for (spec, module), dims in zip(net.built, sizes.tops, strict=True):
+            if module is None or spec.type == "Input":
+                for top, size in zip(spec.tops, dims, strict=True):
+                    self.inputs.append(Value(size, top))
+                    self.env[top] = self.inputs[-1]
+            else:
+                self._layer(spec, module, dims)
+        self.outputs = [self._output(name) for name in net.spec.outputs]
+        self._name()
+
+    def _layer(self, spec: LayerSpec, module: Layer, dims: Sequence[Dims]) -> None:
+        place = Place(self.graph, spec.name, dims)
+        bottoms = [self.env[name] for name in spec.bottoms]
+        before = len(self.graph.nodes)
+        try:
+            made = onnx_form.get(spec.type, spec.where)(module, place, *bottoms)
+        except Varying as error:
+            raise Varying(f"layer '{spec.name}' {error}") from None
+        own = {id(value) for node in self.graph.nodes[before:] for value in node.outputs}
+        for index, (top, value, size) in enumerate(
+            zip(spec.tops, made if isinstance(made, tuple) else (made,), dims, strict=True)
+        ):
+            # what does nothing in place is no node
+            if id(value) not in own and self.env.get(top) is not value:
+                value = place("Identity", value)
+            own.discard(id(value))
+            value.dims = size
+            self.env[top] = value
+            self.tops.append((spec, index, value))
+        place.name_nodes()
+
+    def _output(self, name: str) -> Value:
+        value = self.env[name]
+        if not any(value is one for one in self.inputs):
+            return value
+        # a file's inputs can't be its outputs
+        place = Place(self.graph, f"{name}_out")
+        made = place("Identity", value)
+        made.dims = value.dims
+        place.name_nodes()
+        return made
+
+    def _name(self) -> None:
+        """Names all values: outputs by their blobs, then what writes a blob first, then what works on it in place."""
+        for value, name in zip(self.outputs, self.net.spec.outputs, strict=True):
+            value.name = self.graph.take(f"{name}_out") if name in self.net.inputs else name
+        begun = {*self.net.spec.outputs, *self.net.inputs}
+        for spec, index, value in self.tops:
+            top = spec.tops[index]
+            if not value.name:
+                value.name = self.graph.take(f"{top}_{spec.name}" if top in begun else top)
+            begun.add(top)
+        for node in self.graph.nodes:
+            for value in node.outputs:
+                value.name = value.name or self.graph.take(node.name)
+
+
+def to_model(net: Net, sizes: Sizes, open_axes: Open, opset: int, about: Mapping[str, str]) -> Written:
+    """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError."""
+    try:
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        raise ForceregError(MISSING) from None
+    writer = Writer(net, sizes, opset)
+    graph = writer.graph
+
+    def info(value: Value, names: Mapping[int, str] | None = None) -> Any:
+        dims = [(names or {}).get(axis, f"{value.name}_{axis}") if size is None else size
+                for axis, size in enumerate(value.dims)]  # fmt: skip
+        return helper.make_tensor_value_info(value.name, FLOAT, dims)
+
+    ends = {id(value) for value in (*writer.inputs, *writer.outputs)}
+    between = {id(value): value for _, _, value in writer.tops if id(value) not in ends}
+    nodes = [
+        helper.make_node(
+            node.op,
+            [value.name if value is not None else "" for value in node.inputs],
+            [value.name for value in node.outputs],
+            node.name,
+            **node.attributes,
+        )
+        for node in graph.nodes
+    ]
+    made = helper.make_graph(
+        nodes,
+        net.spec.name or "net",
+        [info(value, open_axes.get(value.name)) for value in writer.inputs],
+        [info(value, {0: "batch"} if any(0 in axes for axes in open_axes.values()) else None)
+         for value in writer.outputs],
+        [numpy_helper.from_array(values, value.name) for value, values in graph.constants],
+        value_info=[info(value) for value in between.values()],
+    )  # fmt: skip
+    assert TensorProto.FLOAT == FLOAT
+    opsets = [helper.make_opsetid("", opset)]
+    proto = helper.make_model(
+        made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets),
+        producer_name="forcereg", producer_version=__version__,
+    )  # fmt: skip
+    helper.set_model_props(proto, dict(about))
+    tops = {(spec.name, index): value.name for spec, index, value in writer.tops}
+    return Written(proto, tops, len(nodes))

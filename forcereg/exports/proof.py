@@ -1,0 +1,184 @@
+"""Whether a written ONNX file computes what the net does: both run on the same inputs, compared blob by blob."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.errors import ForceregError
+from forcereg.exports.model import MISSING, Written
+from forcereg.layers import Layer
+from forcereg.net.module import Net
+from forcereg.schema.spec import LayerSpec
+
+TOLERANCE = 1e-4
+"""How much of a blob's largest magnitude its values may differ: float32 sums in another order differ by 1e-7 a layer,
+which deep nets add up to 1e-5."""
+SMALLEST = 1e-6
+"""What values may differ by however small they all are."""
+JUMPS = 1e-3
+"""Which part of a blob's values may differ at all in layers whose values jump where rounding decides."""
+JUMPING = frozenset({"ArgMax", "Threshold"})
+
+Blobs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: `blobs` of each of `batches`; `difference`: the largest, next to the magnitude of its `blob`.
+
+    `magnitude`: that blob's largest.
+    """
+
+    batches: int
+    blobs: int
+    difference: float
+    blob: str
+    magnitude: float
+
+
+class Runtime:
+    """ONNX Runtime on a file, also for values in between (`blobs`): a copy that gives these is run beside it.
+
+    `staged`: the constants in a file beside, which the file calls by the name of `data`.
+    """
+
+    def __init__(self, path: Path, blobs: Iterable[str], staged: Path | None = None, data: Path | None = None) -> None:
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError:
+            raise ForceregError(MISSING) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        with TemporaryDirectory(prefix=".forcereg", dir=path.parent) as folder:
+            if staged is not None and data is not None:
+                Path(folder, data.name).hardlink_to(staged)
+            model = onnx.load(path, load_external_data=False)
+            try:
+                here = Path(folder, "model.onnx")
+                here.hardlink_to(path)
+                onnx.checker.check_model(here, full_check=True)
+                self._file = onnxruntime.InferenceSession(here, options, providers=["CPUExecutionProvider"])
+                known = {value.name for value in model.graph.output}
+                self.names = [name for name in dict.fromkeys(blobs) if name not in known]
+                model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.names)
+                onnx.save(model, Path(folder, "all.onnx"))
+                self._all = onnxruntime.InferenceSession(
+                    Path(folder, "all.onnx"), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:
+                raise ForceregError(f"ONNX Runtime doesn't take the file: {' '.join(str(error).split())}") from error
+        self.outputs = [value.name for value in self._file.get_outputs()]
+
+    def __call__(self, inputs: Blobs) -> dict[str, np.ndarray]:
+        """The outputs of the file itself, and of the copy the values in between."""
+        try:
+            found = dict(zip(self.outputs, self._file.run(self.outputs, dict(inputs)), strict=True))
+            if self.names:
+                found |= dict(zip(self.names, self._all.run(self.names, dict(inputs)), strict=True))
+        except Exception as error:
+            raise ForceregError(f"ONNX Runtime can't run the file: {' '.join(str(error).split())}") from error
+        return found
+
+
+@torch.no_grad()
+def recorded(net: Net, inputs: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """Every top of every layer at the time when it was written, by the layer's name and the top's index."""
+    found: dict[tuple[str, int], Tensor] = {}
+
+    def around(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+        made = module(*bottoms)
+        for index, top in enumerate((made,) if isinstance(made, Tensor) else made):
+            # a layer behind may work on it in place
+            found[spec.name, index] = top.clone()
+        return made
+
+    net.around = around
+    try:
+        net(dict(inputs))
+    finally:
+        net.around = None
+    return found
+
+
+class Comparison:
+    """Compares batches, and keeps the largest difference; `prove` gives the result."""
+
+    def __init__(self, written: Written, runtime: Runtime, net: Net, folds: Mapping[str, list[str]]) -> None:
+        self.written, self.runtime, self.net = written, runtime, net
+        # what a folded layer gives is what the last of those that went into it gave
+        self._last = {base: names[-1] for base, names in folds.items()}
+        self._types = {spec.name: spec.type for spec in net.spec.layers}
+        self._best = (-1.0, 0.0, "", 0.0)
+        self.batches = self._blobs = 0
+
+    def add(self, inputs: Mapping[str, Tensor], fed: Blobs | None = None) -> dict[str, np.ndarray]:
+        """Compares one batch, of which the file gets `fed`; its blobs. Raises ForceregError at the first difference."""
+        expected = recorded(self.net, inputs)
+        given = {name: value.numpy() for name, value in inputs.items()} if fed is None else fed
+        found = self.runtime(given)
+        self.batches, self._blobs = self.batches + 1, 0
+        for (layer, index), value in self.written.tops.items():
+            self._compare(value, self._last.get(layer, layer), index, expected, found[value])
+        return found
+
+    def _compare(
+        self, value: str, layer: str, index: int, expected: Mapping[tuple[str, int], Tensor], found: np.ndarray
+    ) -> None:
+        ours = expected[layer, index].numpy()
+        self._blobs += 1
+        where = f"the file's '{value}' (layer '{layer}')"
+        if ours.shape != found.shape:
+            raise ForceregError(f"{where} has shape {list(found.shape)}, ours {list(ours.shape)}; nothing was written")
+        with np.errstate(invalid="ignore"):
+            off = np.where((ours == found) | (np.isnan(ours) & np.isnan(found)), 0, np.abs(ours - found))
+        magnitude = float(np.abs(ours[np.isfinite(ours)]).max(initial=0))
+        bound = TOLERANCE * magnitude + SMALLEST
+        # NaN is none of ours, and larger than any bound
+        wrong = ~(off <= bound)
+        largest = float(off.max(initial=0))
+        jumps = self._types[layer] in JUMPING or index > 0
+        if wrong.mean() > JUMPS if jumps and off.size else wrong.any():
+            raise ForceregError(
+                f"{where} differs from ours by {largest:.3g}, of values up to {magnitude:.3g}, more than {bound:.1g}; "
+                f"it is the first, nothing was written (--no-verify writes it all the same)"
+            )
+        if not jumps:
+            self._best = max(self._best, (largest / (magnitude or 1), largest, value, magnitude))
+
+    def prove(self) -> Proof:
+        """What was found by now."""
+        _, difference, blob, magnitude = self._best
+        return Proof(self.batches, self._blobs, difference, blob, magnitude)
+
+
+def random_inputs(net: Net, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Inputs of these shapes from a seed: normal values, and where a layer reads indices or marks those it takes."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for spec in net.spec.layers:
+        for index, name in enumerate(spec.bottoms):
+            if name in found and (most := _most(net, spec, index)):
+                found[name] = torch.randint(0, most, found[name].shape, generator=generator).float()
+    return found
+
+
+def _most(net: Net, spec: LayerSpec, index: int) -> int:
+    """How many indices or marks a layer takes in this bottom; 0 where any number will do."""
+    if spec.type == "Embed":
+        return int(spec.message.embed_param.input_dim)
+    if spec.type == "BatchReindex" and index == 1:
+        return net.shapes[spec.bottoms[0]][0]
+    if spec.type == "Filter" and index == len(spec.bottoms) - 1:
+        return 2
+    marks = {"LSTM": 1, "RNN": 1, "LSTMUnit": 2}
+    return 2 if marks.get(spec.type) == index else 0

@@ -1,0 +1,64 @@
+"""What a net can be exported as: the ending of the file's name decides. One line a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forcereg.errors import UsageError
+from forcereg.exports.onnx import OPTIONS, write_onnx
+from forcereg.exports.request import Exported, Request
+from forcereg.net.convert import convert
+from forcereg.net.held import is_path
+from forcereg.net.load import net_file
+
+NET_OPTIONS = frozenset({"batch", "outputs", "input_shapes", "level", "stage"})
+"""What says how the net for use is made."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Writes files of a kind; `takes`: the options that have a meaning for it."""
+
+    write: Callable[[Request], Exported]
+    takes: frozenset[str]
+
+
+def _net(request: Request) -> Exported:
+    """The net for use as a prototxt, as `forcereg deploy` makes it, and its weights beside."""
+    made = request.deployed()
+    paths = made.write(str(request.out).removesuffix(".prototxt"))
+    sizes = {name: shape for name, shape in made.outputs.items() if shape is not None}
+    return Exported(tuple(paths.values()), "a net for use", made.inputs, sizes, made.preparation)
+
+
+def _model(request: Request) -> Exported:
+    """The weights in the other format, as `forcereg convert` writes them."""
+    weights, net = (request.net, None) if request.weights is None else (request.weights, net_file(request.net))
+    if not is_path(weights):
+        raise UsageError(f"a net in memory is written by its own `write`; {request.out.name} is made of a file")
+    done = convert(os.fspath(weights), request.out, net)
+    return Exported(
+        (str(request.out),),
+        f"a {done.kind} in {'binary' if done.binary else 'HDF5'}, {done.blobs:,} blobs of {done.values:,} values",
+        notes=done.remarks,
+    )
+
+
+TARGETS = {
+    ".onnx": Target(write_onnx, NET_OPTIONS | OPTIONS),
+    ".prototxt": Target(_net, NET_OPTIONS),
+    ".caffemodel.h5": Target(_model, frozenset()),
+    ".caffemodel": Target(_model, frozenset()),
+}
+"""Ending of a name -> what is written."""
+
+
+def target_of(out: Path) -> tuple[str, Target]:
+    """The target by a file's name. Raises UsageError for an ending that is none."""
+    for ending, target in TARGETS.items():
+        if out.name.endswith(ending) and out.name != ending:
+            return ending, target
+    raise UsageError(f"--out is '{out}'; expected a name that ends in {', '.join(TARGETS)}")
