@@ -190,7 +190,7 @@ def test_a_try_at_collapse_is_a_row(nursery: Nursery, run_cli: RunCli, tmp_path:
     tiny = ("--set", "force_decay=0", "--set", "test_iter=1", "--max-iter", "1", "--device", "cpu")
     run_cli("train", "--solver", "examples/cifar10/cifar10_resnet20_force_solver.prototxt", *tiny, cwd=tmp_path)
     weights = next(folder.glob("*iter_1.caffemodel.h5"))
-    options = "--decay 1 --rate 0.1 --iterations 2 --tests 1 --layers last".split()
+    options = ["--decay", "1", "--rate", "0.1", "--iterations", "2", "--tests", "1", "--layers", "last"]
     script(nursery, COMPARE / "collapse.py", str(weights), *options, cwd=tmp_path)
     with (tmp_path / "results" / "collapse.csv").open() as stream:
         (row,) = csv.DictReader(stream)
