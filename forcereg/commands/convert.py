@@ -17,8 +17,9 @@ from forcereg.system.terminal import echo
 def command(source: str, target: str, model: str | None) -> None:
     """Write the model or solver state A as B: binary (.caffemodel, .solverstate) or HDF5 (the same with .h5).
 
-    All of it is kept: weights and history bit for bit, names, the net, seed and whatever training needs to go on as if
-    nothing had happened. Models of old formats (V0, V1, half precision) are read and come out in today's, as float32.
+    A model may be a .safetensors or .npz, too: arrays named <layer>.<position of the blob>, and texts. All of it is
+    kept: weights and history bit for bit, names, the net, seed and whatever training needs to go on as if nothing had
+    happened. Models of old formats (V0, V1, half precision) are read and come out in today's, as float32.
     """
     from forcereg.schema.text import read_net
     from forcereg.workflows.convert import convert
@@ -26,5 +27,5 @@ def command(source: str, target: str, model: str | None) -> None:
     done = convert(source, target, model=None if model is None else read_net(model))
     for remark in done.remarks:
         echo(f"{source}: {remark}")
-    form = "binary" if done.binary else "HDF5"
+    form = "HDF5" if done.format == "hdf5" else done.format
     echo(f"wrote {target}: a {done.kind} in {form}, {done.blobs:,} blobs of {done.values:,} values")

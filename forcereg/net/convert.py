@@ -1,8 +1,8 @@
-"""Models and solver states from one format to the other, whole: B's name says which, A's content what it is.
+"""Models and solver states from one format to another, whole: B's name says which, A's content what it is.
 
 A binary model holds its layers' settings and every blob that a layer uses; one in HDF5 holds neither, but a blob under
 its owner only, and the text of the net as an attribute. So what is missing comes from that text, or from a net given;
-what HDF5 has no place for goes into an attribute of its own, for the way back.
+what HDF5 has no place for goes into an attribute of its own, for the way back. Files of named arrays are as HDF5.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcereg.errors import ForceregError, UsageError
+from forcereg.net.held import in_binary
 from forcereg.net.load import meta_net
 from forcereg.schema import TEST, TRAIN, NetParameter, ParamSpec
 from forcereg.schema.rules import net_state
@@ -24,33 +25,40 @@ from forcereg.schema.spec import build_spec
 from forcereg.schema.text import NetFile, decode_net, net_from_message, parse_net, parse_text, to_text
 from forcereg.snapshot import container
 from forcereg.snapshot.binary import read_net
-from forcereg.snapshot.container import is_binary
 from forcereg.snapshot.content import NET, Blobs, ModelFile, StateFile, float_bytes
 from forcereg.snapshot.load import modern
 from forcereg.snapshot.message import net_message
 from forcereg.snapshot.read import read
-from forcereg.snapshot.write import write_model, write_state
+from forcereg.snapshot.write import ARRAYS, write_arrays, write_model, write_state
 
 MESSAGE = "forcereg_message"
 """The attribute of an HDF5 model for the layers of the binary one that it was, where the net's text tells others."""
-ENDINGS = {".caffemodel.h5": False, ".solverstate.h5": False, ".h5": False, ".caffemodel": True, ".solverstate": True}
-"""How a name may end -> whether such a file is binary."""
+ENDINGS = {
+    ".caffemodel.h5": "hdf5",
+    ".solverstate.h5": "hdf5",
+    ".h5": "hdf5",
+    ".caffemodel": "binary",
+    ".solverstate": "binary",
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+}
+"""How a name may end -> the format of such a file."""
 _PERMISSIVE = ParamSpec.DimCheckMode.Value("PERMISSIVE")
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: "model" or "solver state", its number of blobs and of values, and what is to be said of it."""
+    """What was written: "model" or "solver state", its format, numbers of blobs and values, and what is to be said."""
 
     kind: str
-    binary: bool
+    format: str
     blobs: int
     values: int
     remarks: tuple[str, ...]
 
 
 def convert(source: str | Path, target: str | Path, model: NetFile | None = None) -> Converted:
-    """Writes the model or solver state `source` as `target`, binary or HDF5 by its name.
+    """Writes the model or solver state `source` as `target`, in the format that its name tells.
 
     `model`: the net of a model without one, whose layers a binary file is to hold. Old formats (V0, V1, four axes,
     other types of numbers) become today's. Raises UsageError for a name of neither kind, for the same file and for a
@@ -65,23 +73,26 @@ def convert(source: str | Path, target: str | Path, model: NetFile | None = None
         raise UsageError(f"{path}: is the file to convert; give another name")
     found = read(source)
     kind = "model" if isinstance(found, ModelFile) else "solver state"
-    if ending.startswith(".solverstate" if kind == "model" else ".caffemodel"):
+    others = (".solverstate",) if kind == "model" else (".caffemodel", ".safetensors", ".npz")
+    if ending.startswith(others):
         raise UsageError(f"{path}: {source} is a {kind}; give a name that ends as one")
     if isinstance(found, ModelFile):
-        return _model(found, path, ENDINGS[ending], model)
+        return convert_model(found, path, model)
     if model is not None:
         raise UsageError(f"{source}: a solver state has no net; leave out --model")
-    return _state(found, path, ENDINGS[ending])
+    return _state(found, path, ENDINGS[ending] == "binary")
 
 
 # -- models
 
 
-def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> Converted:
-    remarks = []
+def convert_model(model: ModelFile, path: Path, file: NetFile | None = None) -> Converted:
+    """Writes a model that was read, or is in memory, as `convert`; `path` ends as one of ENDINGS. Raises as that."""
+    form = next(ENDINGS[one] for one in ENDINGS if path.name.endswith(one))
+    binary, remarks = form == "binary", list[str]()
     net, attrs = None, dict(model.attrs)
     message = attrs.pop(MESSAGE, None)
-    if is_binary(model.path):
+    if in_binary(model.path):
         stored, old = stored_net(model.path) if model.layers else (NetParameter(), "")
         remarks += [old] if old else []
         # layers without a type are names for weights, not a net
@@ -91,6 +102,8 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
     known = file or _own_net(model)
     made = None if known is None else training_message(known)
     net = net or made
+    # named arrays tell nothing of layers without blobs, which HDF5 has, too
+    model = replace(model, layers={**{layer.name: {} for layer in (net.layer if net else ())}, **model.layers})
     if model.legacy:
         remarks.append("blobs of four axes have as many as their layers take now")
         model = modern(model, {layer.name: layer.type for layer in (net.layer if net else ())})
@@ -102,9 +115,11 @@ def _model(model: ModelFile, path: Path, binary: bool, file: NetFile | None) -> 
         # a net that the model holds itself stays
         attrs.setdefault(NET, file.text)
     model = replace(model, attrs=dict(sorted(attrs.items())))  # as HDF5 has them
-    written = write_in_format(path, model, net or NetParameter(), binary, known)
+    if form in ARRAYS and model.diffs:
+        remarks.append(f"{form} has no place for diffs, which are left out")
+    written = write_in_format(path, model, net or NetParameter(), form, known)
     sizes = [values.size for blobs in written.values() for values in blobs.values()]
-    return Converted("model", binary, len(sizes), sum(sizes), tuple(remarks))
+    return Converted("model", form, len(sizes), sum(sizes), tuple(remarks))
 
 
 def stored_net(path: Path) -> tuple[Any, str]:
@@ -135,16 +150,20 @@ def training_message(file: NetFile) -> Any:
     return net
 
 
-def write_in_format(path: Path, model: ModelFile, net: Any, binary: bool, file: NetFile | None = None) -> Blobs:
+def write_in_format(path: Path, model: ModelFile, net: Any, form: str, file: NetFile | None = None) -> Blobs:
     """Writes a model, each shared blob as its format has it, and returns its blobs. `net`: as `training_message`.
 
+    `form`: of ENDINGS.
     `file`: the net to ask for the shapes of blobs that are shared in another one. Raises ForceregError.
     """
-    blobs = everywhere(model, net, file) if binary else owned(model.layers, net)
+    blobs = everywhere(model, net, file) if form == "binary" else owned(model.layers, net)
     order = [layer.name for layer in net.layer if layer.name in blobs]
     blobs = {name: blobs[name] for name in dict.fromkeys([*order, *blobs])}
     diffs = {name: model.diffs.get(name, {}) for name in blobs} if model.diffs else None
-    if not binary:
+    if form in ARRAYS:
+        write_arrays(path, form, blobs, model.attrs)
+        return blobs
+    if form == "hdf5":
         write_model(path, blobs, diffs, model.attrs)
         return blobs
     whole = NetParameter()
@@ -229,7 +248,8 @@ def _state(state: StateFile, path: Path, binary: bool) -> Converted:
     learned = _learned(state, binary)
     write_state(path, state.iteration, state.current_step, learned, state.history, state.extra, binary)
     sizes = [values.size for values in state.history]
-    return Converted("solver state", binary, len(sizes), sum(sizes), (f"its weights are {learned}",))
+    form = "binary" if binary else "hdf5"
+    return Converted("solver state", form, len(sizes), sum(sizes), (f"its weights are {learned}",))
 
 
 def _learned(state: StateFile, binary: bool) -> str:

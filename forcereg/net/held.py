@@ -17,7 +17,10 @@ from forcereg.schema.text import to_text
 from forcereg.snapshot import INPUT_SHAPES, NET, ModelFile, is_binary
 from forcereg.system.arguments import wrong
 
-EXPECTED = "the path of a .caffemodel or .solverstate, also as .h5, a Net, a Solver, or what decompose or the like made"
+EXPECTED = (
+    "the path of a .caffemodel or .solverstate, also as .h5, of a .safetensors or .npz, a Net, a Solver, or what "
+    "decompose or the like made"
+)
 
 
 def is_path(snapshot: Any) -> bool:

@@ -32,7 +32,10 @@ def default_prefix(snapshot: StrPath, ending: str = "lowrank") -> Path:
 
 def stem(snapshot: Path) -> str:
     """A snapshot's name without its endings."""
-    return snapshot.name.removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".solverstate")
+    name = snapshot.name
+    for ending in (".h5", ".caffemodel", ".solverstate", ".safetensors", ".npz"):
+        name = name.removesuffix(ending)
+    return name
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def write_net(
     if form == "binary":
         check_size(paths[form], weights)
     # weights first: cut short here, no net is left beside an older run's weights as if they were its own
-    written = write_in_format(paths[form], made, training_message(file), form == "binary", file)
+    written = write_in_format(paths[form], made, training_message(file), form, file)
     write_text(net_path, text)
     for other in paths.values():
         if other != paths[form]:

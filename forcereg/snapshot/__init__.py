@@ -1,4 +1,6 @@
-"""Snapshots: models and solver states in Caffe's HDF5 and binary formats. The only package that knows these files.
+"""Snapshots: models and solver states in Caffe's HDF5 and binary formats, models as safetensors and npz.
+
+The only package that knows these files.
 
 What needs h5py imports it when it is called: training begins without.
 """
@@ -21,9 +23,10 @@ from forcereg.snapshot.message import net_message
 from forcereg.snapshot.names import model_path, pairs, prune, state_path
 from forcereg.snapshot.read import model_of, read, read_model, read_state
 from forcereg.snapshot.suit import suited, suited_to
-from forcereg.snapshot.write import write_model, write_state
+from forcereg.snapshot.write import ARRAYS, write_arrays, write_model, write_state
 
 __all__ = [
+    "ARRAYS",
     "INPUT_SHAPES",
     "NET",
     "WEIGHTS",
@@ -56,6 +59,7 @@ __all__ = [
     "suited",
     "suited_to",
     "take_over",
+    "write_arrays",
     "write_model",
     "write_state",
 ]

@@ -175,7 +175,10 @@ def _check_start(raw: BinaryIO, path: Path) -> None:
     is_text = head.isascii() and _NO_TEXT.isdisjoint(head)
     if is_text or (number, kind) not in known:
         found = "text" if is_text else "neither HDF5 nor binaryproto"
-        raise ForceregError(f"{path}: this is {found}; expected a snapshot: a .caffemodel or .solverstate, also as .h5")
+        raise ForceregError(
+            f"{path}: this is {found}; expected a snapshot: a .caffemodel or .solverstate, also as .h5, or weights as "
+            ".safetensors or .npz"
+        )
 
 
 def _whole(raw: BinaryIO) -> list[wire.Field]:

@@ -19,6 +19,7 @@ from forcereg.system.files import open_file, replace_file
 FOOTER = 16  # bytes
 HDF5 = b"\x89HDF\r\n\x1a\n"
 """What an HDF5 file begins with."""
+_ZIPS = (b"PK\3\4", b"PK\5\6")  # the second: one of nothing
 _MARK = b"forcereg"
 _PIECE = 1 << 20  # bytes
 
@@ -92,8 +93,20 @@ def _footer(checksum: int) -> bytes:
     return _MARK + b"%08x" % checksum
 
 
+def form(raw: BinaryIO) -> str:
+    """The format of an open file, by its first bytes: "hdf5", "npz", "safetensors" or, of all else, "binary"."""
+    raw.seek(0)
+    head = raw.read(9)
+    raw.seek(0)
+    if head.startswith(HDF5):
+        return "hdf5"
+    if head.startswith(_ZIPS):
+        return "npz"
+    # the length of a header in JSON; neither its zeros nor the brace stand there in a model or state of Caffe's
+    return "safetensors" if head[4:] == b"\0\0\0\0{" else "binary"
+
+
 def is_binary(path: str | Path) -> bool:
-    """Whether what is there isn't HDF5. Raises ForceregError as `snapshot.read`."""
+    """Whether what is there is none of the other formats. Raises ForceregError as `snapshot.read`."""
     with opened(Path(path)) as raw:
-        raw.seek(0)
-        return raw.read(len(HDF5)) != HDF5
+        return form(raw) == "binary"

@@ -6,25 +6,27 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
-from forcereg.snapshot import binary, container
+from forcereg.snapshot import binary, container, npz, tensors
 from forcereg.snapshot.content import ModelFile, StateFile, wrong_kind
 
 
 def read(path: str | Path) -> ModelFile | StateFile:
-    """What the file holds, HDF5 or binaryproto, written by Caffe or by forcereg.
+    """What the file holds: HDF5 or binaryproto, written by Caffe or by forcereg; a model's may be safetensors or npz.
 
     Raises ForceregError for a file that is damaged or something else.
     """
     path = Path(path)
+    file: ModelFile | StateFile
     with container.opened(path) as raw:
-        # behind `opened`, which has read a byte
-        raw.seek(0)
-        if raw.read(len(container.HDF5)) == container.HDF5:
+        form = container.form(raw)
+        if form == "hdf5":
             from forcereg.snapshot import hdf5
 
             file = hdf5.read(raw, path)
-        else:
+        elif form == "binary":
             file = binary.read(raw, path)
+        else:
+            file = (npz if form == "npz" else tensors).read(raw, path)
     # Caffe's counts are int32; damaged ones would make a run begin anywhere
     if isinstance(file, StateFile) and not all(0 <= n < 1 << 31 for n in (file.iteration, file.current_step)):
         raise container.damaged(path, f"iteration {file.iteration}, step {file.current_step}")

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from forcereg.snapshot import container
+from forcereg.snapshot import container, flat, npz, tensors
 from forcereg.snapshot.binary import model_pieces, state_pieces
 from forcereg.snapshot.content import Blobs, ModelFile, StateFile
+from forcereg.system.files import replace_file
+
+ARRAYS = {"safetensors": tensors.write, "npz": npz.write}
+"""Formats of models that are named arrays and texts -> what writes them."""
 
 
 def write_model(
@@ -33,6 +37,16 @@ def write_model(
         container.write(path, [model_image(model)])
     else:
         container.write(path, model_pieces(model, net))
+
+
+def write_arrays(path: str | Path, form: str, layers: Blobs, attrs: Mapping[str, str] | None = None) -> None:
+    """Write a model as a file of named arrays, of `form` (see ARRAYS); a shared blob belongs under its owner alone.
+
+    Raises ForceregError if the format cannot hold a name, or the file cannot be written (the old stays).
+    """
+    arrays, texts = flat.parts(ModelFile(Path(path), layers, attrs or {}))
+    with replace_file(path) as temp:
+        ARRAYS[form](temp, arrays, texts)
 
 
 def write_state(

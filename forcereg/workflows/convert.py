@@ -1,4 +1,4 @@
-"""A model or solver state in the other format: `forcereg convert`."""
+"""A model or solver state in another format: `forcereg convert`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def convert(
 ) -> Converted:
     """Writes the model or solver state `source` as `target`: binary (.caffemodel, .solverstate) or HDF5 (also .h5).
 
-    All of it is kept, weights and history bit for bit. `model`: the net, a path, prototxt text or NetParameter, of a
-    source that holds none, for the layers' settings in a binary file. Models of old formats (V0, V1, half precision)
-    are read and come out in today's, as float32. The result has `.kind`, "model" or "solver state", `.binary`, the
-    numbers of `.blobs` and `.values`, and `.remarks`. Raises UsageError for a name of neither kind, for the same file
-    and for a model's name for a state; ForceregError for what can't be read, or not be written without a loss.
+    A model may be a .safetensors or .npz, too. All of it is kept, weights and history bit for bit. `model`: the net,
+    a path, prototxt text or NetParameter, of a source that holds none, for the layers' settings in a binary file.
+    Models of old formats (V0, V1, half precision) are read and come out in today's, as float32. The result has
+    `.kind`, "model" or "solver state", `.format`, "binary", "hdf5", "safetensors" or "npz", the numbers of `.blobs`
+    and `.values`, and `.remarks`. Raises UsageError for a name of no kind, for the same file and for a model's name
+    for a state; ForceregError for what can't be read, or not be written without a loss.
 
     >>> forcereg.convert("net_iter_20.caffemodel.h5", "net.caffemodel")
-    Converted(kind='model', binary=True, blobs=6, values=2019, remarks=())
+    Converted(kind='model', format='binary', blobs=6, values=2019, remarks=())
     """
     return engine.convert(os.fspath(source), os.fspath(target), None if model is None else net_file(model))

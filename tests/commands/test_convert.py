@@ -355,7 +355,7 @@ def test_more_than_a_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_python_call(tmp_path: Path) -> None:
     write_model(tmp_path / "m.h5", numbered({"ip": [np.ones((2, 3))]}))
     done = convert(tmp_path / "m.h5", tmp_path / "m.caffemodel", parse_net(OLD_NET))
-    assert (done.kind, done.binary, done.blobs, done.values, done.remarks) == ("model", True, 1, 6, ())
+    assert (done.kind, done.format, done.blobs, done.values, done.remarks) == ("model", "binary", 1, 6, ())
     assert isinstance(read(tmp_path / "m.caffemodel"), ModelFile) and not isinstance(read(tmp_path / "m.h5"), StateFile)
     with pytest.raises(UsageError):
         convert(tmp_path / "m.h5", tmp_path / "m.h5")

@@ -258,7 +258,7 @@ def misshapen(path: Path) -> None:
         (message(SolverState, iter=5, learned_net="m", current_step=-1), read_state, r"\(iteration 5, step -1\)"),
         (message(NetParameter, name="net"), read_model, "a binary message, but neither a model nor a solver state"),
         (lambda path: path.write_bytes(b"\x08\x01\x10\x03\x18\x02"), read, "a binary message, but neither"),
-        (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), read, "this is neither HDF5 nor binaryproto; exp"),
+        (lambda path: path.write_bytes(b"PX\x03\x04" + bytes(99)), read, "this is neither HDF5 nor binaryproto; exp"),
         (lambda path: path.write_text('\nname: "net"\n'), read, "this is text; expected a snapshot: a .caffemodel or"),
         (lambda path: path.write_bytes(b""), read, "the file is empty"),
         (lambda path: None, read, "no such file or directory; check the path"),

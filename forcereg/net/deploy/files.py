@@ -13,7 +13,7 @@ from forcereg.net.deploy import Deployed
 from forcereg.net.deploy import deploy as engine
 from forcereg.net.deploy.weights import write_weights
 from forcereg.net.held import in_binary, is_path
-from forcereg.net.made import default_prefix
+from forcereg.net.made import FORMATS, default_prefix
 from forcereg.net.read import Warn, read_net_of
 from forcereg.schema.text import NetFile, is_text, read_net, to_text
 from forcereg.snapshot import ModelFile
@@ -44,7 +44,8 @@ class DeployedNet(Deployed):
         prefix = default_prefix(str(self.read[0]).removesuffix(ENDING), "deploy") if prefix is None else prefix
         paths = {"model": Path(f"{prefix}{ENDING}")}
         if self.model is not None:
-            paths["weights"] = Path(f"{prefix}.caffemodel{'' if in_binary(self.model.path) else '.h5'}")
+            form = "binary" if in_binary(self.model.path) else "hdf5"
+            paths["weights"] = Path(f"{prefix}{FORMATS[form]}")
         for path in paths.values():
             if path.resolve() in self._sources():
                 raise UsageError(f"{path} is what was read; give another name by --out")
@@ -53,7 +54,7 @@ class DeployedNet(Deployed):
         text = "".join(f"# {printable(head)}\n" for head in heads) + to_text(self.net)
         if self.model is not None:
             # first: cut short here, no net is left beside an older run's weights
-            write_weights(paths["weights"], text, self.inputs, self.model, self.file, in_binary(self.model.path))
+            write_weights(paths["weights"], text, self.inputs, self.model, self.file, form)
         write_text(paths["model"], text)
         return {name: str(path) for name, path in paths.items()}
 
