@@ -27,5 +27,4 @@ def command(source: str, target: str, model: str | None) -> None:
     done = convert(source, target, model=None if model is None else read_net(model))
     for remark in done.remarks:
         echo(f"{source}: {remark}")
-    form = "HDF5" if done.format == "hdf5" else done.format
-    echo(f"wrote {target}: a {done.kind} in {form}, {done.blobs:,} blobs of {done.values:,} values")
+    echo(f"wrote {target}: {done.summary}")

@@ -35,16 +35,12 @@ def _net(request: Request) -> Exported:
 
 
 def _model(request: Request) -> Exported:
-    """The weights in the other format, as `forcereg convert` writes them."""
+    """The weights in another format, as `forcereg convert` writes them."""
     weights, net = (request.net, None) if request.weights is None else (request.weights, net_file(request.net))
     if not is_path(weights):
         raise UsageError(f"a net in memory is written by its own `write`; {request.out.name} is made of a file")
     done = convert(os.fspath(weights), request.out, net)
-    return Exported(
-        (str(request.out),),
-        f"a {done.kind} in {'binary' if done.binary else 'HDF5'}, {done.blobs:,} blobs of {done.values:,} values",
-        notes=done.remarks,
-    )
+    return Exported((str(request.out),), done.summary, notes=done.remarks)
 
 
 TARGETS = {
@@ -52,6 +48,8 @@ TARGETS = {
     ".prototxt": Target(_net, NET_OPTIONS),
     ".caffemodel.h5": Target(_model, frozenset()),
     ".caffemodel": Target(_model, frozenset()),
+    ".safetensors": Target(_model, frozenset()),
+    ".npz": Target(_model, frozenset()),
 }
 """Ending of a name -> what is written."""
 

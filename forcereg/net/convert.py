@@ -56,6 +56,12 @@ class Converted:
     values: int
     remarks: tuple[str, ...]
 
+    @property
+    def summary(self) -> str:
+        """Such as "a model in HDF5, 8 blobs of 431,080 values"."""
+        form = "HDF5" if self.format == "hdf5" else self.format
+        return f"a {self.kind} in {form}, {self.blobs:,} blobs of {self.values:,} values"
+
 
 def convert(source: str | Path, target: str | Path, model: NetFile | None = None) -> Converted:
     """Writes the model or solver state `source` as `target`, in the format that its name tells.

@@ -48,6 +48,12 @@ def test_the_other_targets_are_deploy_and_convert(tmp_path: Path, cli: Cli) -> N
     assert [layer.type for layer in read_net(tmp_path / "use.prototxt").message.layer][-1] == "Softmax"
     code, out, err = cli("export", path, "-o", tmp_path / "b.caffemodel")
     assert (code, err) == (0, "") and "b.caffemodel: a model in binary, 6 blobs of" in out
+    for end in ("safetensors", "npz"):
+        code, out, err = cli("export", path, "-o", tmp_path / f"b.{end}")
+        assert (code, err) == (
+            0,
+            "",
+        ) and out == f"wrote {tmp_path / 'b'}.{end}: a model in {end}, 6 blobs of 1,915 values\n"
     before, after = (load_net(tmp_path / "use.prototxt", one).state_dict() for one in (path, tmp_path / "b.caffemodel"))
     assert before.keys() == after.keys() and all(torch.equal(blob, after[key]) for key, blob in before.items())
 
