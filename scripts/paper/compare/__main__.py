@@ -292,6 +292,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--version", default="", help="the commit that runs")
     parser.add_argument("--scale", type=float, default=1, help="of all iterations, for a try")
+    parser.add_argument("--tuned-at", type=float, help="fine-tuning's rate in base_lr's, in a --csv of its own")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     out = asked.csv or Path("results") / f"{asked.net}_{asked.seed}.csv"
@@ -301,6 +302,8 @@ def main() -> None:
         least = {"iterations": 20, "on": 20, "tuning": 20, "tests": 3}
         counts = {name: max(low, round(getattr(study, name) * asked.scale)) for name, low in least.items()}
         study = replace(study, **counts)
+    if asked.tuned_at is not None:
+        study = replace(study, tuned_at=asked.tuned_at)
     comparison = Comparison(asked.net, study, asked.seed, out, asked.version)
     every = itertools.product(asked.methods, asked.budgets, asked.choose, asked.teacher)
     points = [dict(zip(("method", "budget", "choose", "teacher"), one, strict=True)) for one in every]
