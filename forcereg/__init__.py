@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
     from forcereg.workflows.ranks import RankReport, ranks
+    from forcereg.workflows.report import Report, report_on
     from forcereg.workflows.score import score
     from forcereg.workflows.sensitivity import Sensitivity, sensitivity
     from forcereg.workflows.split_groups import split_groups
@@ -91,6 +92,7 @@ _HOME = {
     "RankReport": "forcereg.workflows.ranks",
     "Ranks": "forcereg.lowrank.rules",
     "RegroupedNet": "forcereg.net.made",
+    "Report": "forcereg.workflows.report",
     "Sensitivity": "forcereg.workflows.sensitivity",
     "Solver": "forcereg.solver.loop",
     "UsageError": "forcereg.errors",
@@ -121,6 +123,7 @@ _HOME = {
     "new": "forcereg.workflows.new",
     "plot": "forcereg.workflows.plot",
     "ranks": "forcereg.workflows.ranks",
+    "report_on": "forcereg.workflows.report",
     "score": "forcereg.workflows.score",
     "sensitivity": "forcereg.workflows.sensitivity",
     "shipped_configs": "forcereg.workflows.configs",
@@ -151,6 +154,7 @@ __all__ = [
     "RankReport",
     "Ranks",
     "RegroupedNet",
+    "Report",
     "Sensitivity",
     "Solver",
     "UsageError",
@@ -183,6 +187,7 @@ __all__ = [
     "new",
     "plot",
     "ranks",
+    "report_on",
     "score",
     "sensitivity",
     "shipped_configs",

@@ -45,6 +45,7 @@ COMMANDS = {
     "sweep": "Train a grid of settings, cut and fine-tune each, and compare.",
     "tune": "Search the force with which nets are best when cut.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
+    "report": "Write a page about runs, snapshots and studies, to be shown.",
     "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }

@@ -34,6 +34,7 @@ TYPED = "tests/typed/user.py"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
             "tune": "optuna", "export": "onnxruntime",
+            "Report": "matplotlib", "report_on": "matplotlib",
             "convert_digits": "sklearn"}  # fmt: skip
 """Public name -> what its example needs beside forcereg itself."""
 
@@ -147,6 +148,7 @@ def test_the_docstring_s_example_runs(name: str, scratch: Path) -> None:
 CALLS = {
     "test": ("score",),
     "layers": ("layer_types",),
+    "report": ("report_on",),
     "device_query": ("devices",),
     "configs": ("shipped_configs", "copy_configs"),
     "data": ("convert_mnist", "convert_digits", "convert_cifar10", "convert_imageset", "convert_mean"),
@@ -163,6 +165,7 @@ KEYWORDS = {
     "no_cuda_graph": "cuda_graph",
     "no_fold": "fold",
     "no_verify": "verify",
+    "no_score": "score",
     "only_layers": "layers",
     "solver": "data",
 }
@@ -175,6 +178,7 @@ LEFT = {
     "format": "the format is for the result's `write`",
     "gpu": "device names it; `devices` takes numbers",
     "nproc": "a call doesn't start processes; a script under torchrun is one",
+    "report": "`report_on` takes the files that a call left",
     "log_json": "an observer, forcereg.solver.jsonlog.JsonLog",
     "log_dir": "an observer, forcereg.solver.log.GlogWriter",
 }

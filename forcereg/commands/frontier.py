@@ -10,7 +10,11 @@ import click
 
 from forcereg.commands.frontier_options import Aims, aim_options
 from forcereg.commands.lowrank_options import LayerOptions, layer_options
+from forcereg.commands.reporting import ready, report_option, write
 from forcereg.system.terminal import echo
+
+ALIKE = ("model", "fc", "device", "data_budget", "workers", "allow_python_layers", "input_shapes")
+"""Keywords of the nets that hold for the page, too."""
 
 
 @click.command(
@@ -27,6 +31,7 @@ from forcereg.system.terminal import echo
               help="Where to measure the nets' forward pass.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Images in a measured batch.")  # fmt: skip
+@report_option
 @layer_options
 def command(
     snapshots: tuple[str, ...],
@@ -36,6 +41,7 @@ def command(
     labels: str | None,
     where: str,
     batch: int,
+    report: str | None,
     layers: LayerOptions,
 ) -> None:
     """Compare nets by the accuracy that they keep at a cost, in MACs and in measured time.
@@ -54,6 +60,7 @@ def command(
     picture_kind(out)
     labels_of(snapshots, labels)
     rules = aims.rules()
+    ready(report)
     figure_type()  # without matplotlib it ends here, not after the scores
     prefix, given = out.with_suffix(""), layers.keywords
     with Shown() as observer:
@@ -65,3 +72,8 @@ def command(
     table(found.points, finetune).show()
     found.write(out, by=f"forcereg {shlex.join(sys.argv[1:])}")
     echo(f"wrote {out} and {prefix}.csv; {found.runs} nets scored, the others were known")
+    if report:
+        alike = {name: given[name] for name in ALIKE if name in given}
+        with Shown() as observer:
+            said = write([f"{prefix}.csv", *snapshots], report, batch=batch, observer=observer, **alike)
+        echo(*said)

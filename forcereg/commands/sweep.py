@@ -11,6 +11,7 @@ import click
 from forcereg.commands.lowrank_options import choice_keywords, choice_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
 from forcereg.commands.options import code_options, data_options, device_options, names_in, start_options
+from forcereg.commands.reporting import ready, report_option, write
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
               help="Iterations to train each net on, cut and whole, without force, at a tenth of base_lr.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="sweep", show_default=True,
               help="Folder of the results; run again with it to go on.")  # fmt: skip
+@report_option
 @choice_options
 @device_options
 @data_options
@@ -44,6 +46,7 @@ def command(
     ranks: RankOptions,
     finetune: int,
     out: Path,
+    report: str | None,
     **options: Any,
 ) -> None:
     """Train a grid of settings, cut every net to low rank, fine-tune it, and compare accuracy, rank and cost.
@@ -61,6 +64,7 @@ def command(
     from forcereg.workflows.sweep import ERROR, sweep
 
     figure_type()  # without matplotlib it ends here, not after hours
+    ready(report)
     layers = choice_keywords(options)
     error = ranks.values["error"]
     others = [name for name in ranks.given if name != "error"]
@@ -73,6 +77,8 @@ def command(
     )  # fmt: skip
     table(found.results, found.plan).show()
     echo(f"wrote {found.csv} and {found.picture}")
+    if report:
+        echo(*write([found.csv], report))
     # behind what could be shown, as an error, for the exit code
     if found.failed:
         raise ForceregError(f"{found.failed} of {len(found.results)} runs failed; {found.csv} says why")

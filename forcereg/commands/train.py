@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,13 +18,14 @@ from forcereg.commands.options import (
     flag,
     names_in,
 )
+from forcereg.commands.reporting import ready, report_option, write
 from forcereg.errors import UsageError
 
 if TYPE_CHECKING:
     from forcereg.solver.loop import Solver
     from forcereg.system.events import Event, Observer
 
-OWN = ("gpu", "nproc", "log_json", "log_dir", "settings", "no_cuda_graph")
+OWN = ("gpu", "nproc", "log_json", "log_dir", "report", "settings", "no_cuda_graph")
 """Options that aren't keywords."""
 EFFECT = click.Choice(["stop", "snapshot", "none"])
 
@@ -67,6 +69,7 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--log-json", metavar="FILE", type=click.Path(),
               help="Also write every event there, one JSON object a line.")  # fmt: skip
 @click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
+@report_option
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep only the newest N snapshots.")
 @data_options
 @click.option("--amp", type=click.Choice(["bf16", "fp16"]),
@@ -97,6 +100,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     check_teacher({name: options[name] for name in TEACHING}, flag)
+    ready(report := options["report"])
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)
     if count != len(devices) > 1:
@@ -106,10 +110,17 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
         meant = effects(options["sigint_effect"], options["sighup_effect"])
         launch(count, [str(ctx.info_name), *arguments(ctx)], meant)
         return
-    views = Views(options["log_json"], options["log_dir"])
+    # a page's curves: those of a run that was resumed come from the same file
+    log_json = options["log_json"] or (report and str(Path(report).with_suffix(".jsonl")))
+    views = Views(log_json, options["log_dir"])
     solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
     if solver.group.rank == 0:
         views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
+        if report:
+            snapshots = [] if solver.last_snapshot is None else [solver.last_snapshot]
+            alike = {name: options[name] for name in ("data_budget", "workers", "allow_python_layers")}
+            for line in write([log_json, *snapshots], report, device=str(solver.device), **alike):
+                views.log.line(line)
 
 
 def keywords(options: Mapping[str, Any], devices: Sequence[str | None]) -> dict[str, Any]:

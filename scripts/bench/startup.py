@@ -81,12 +81,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sweep": ("--solver", S, "--set", "base_lr=0.01", "--out", "sweep{}"),
     "tune": ("--solver", S, "--goal", "macs<=1", "--trials", "1", "--out", "tune{}"),
     "plot": ("train.log", "-o", "curves{}.svg"),
+    "report": (W, "--no-score", "--passes", "0", "-o", "report{}.html"),
     "new": ("lenet", "new{}"),
     "configs": (),
 }
 """Command -> arguments with which it has little to do; {} is another number in every round."""
 NEEDS = {
-    **dict.fromkeys(("sensitivity", "filters", "frontier", "sweep", "plot"), "matplotlib"),
+    **dict.fromkeys(("sensitivity", "filters", "frontier", "sweep", "plot", "report"), "matplotlib"),
     "tune": "optuna",
     "export": "onnx",
 }

@@ -89,6 +89,11 @@ def filters_of(snapshot: StrPath, layer: str, model: StrPath | None, tell: Tell)
     if model is not None or NET in weights.attrs:
         file = asked_net(model, weights, warn=tell.warn)[0]
         weights = in_form(weights, file, tell.warn)
+    return filters_in(weights, file, layer, snapshot)
+
+
+def filters_in(weights: ModelFile, file: NetFile | None, layer: str, snapshot: StrPath) -> tuple[Tensor, int]:
+    """The same of a model in the form of its net, where there is one; `snapshot`: what errors call it."""
     chains = {} if file is None else {one.name: one for one in find_chains(file.message, weights.layers)}
     if layer in chains and file is not None:
         values, groups = composed(chains[layer], file, weights)
