@@ -116,7 +116,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
     if solver.group.rank == 0:
         views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
-        if report:
+        if report and not solver.stop_requested:  # who has stopped it doesn't wait for a page
             snapshots = [] if solver.last_snapshot is None else [solver.last_snapshot]
             alike = {name: options[name] for name in ("data_budget", "workers", "allow_python_layers")}
             for line in write([log_json, *snapshots], report, device=str(solver.device), **alike):

@@ -71,16 +71,29 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of `MEDIA`'s kinds; `says`: what it shows."""
+    """A picture of `MEDIA`'s kinds; `says`: what it shows; `large`: it keeps its size, in a box that scrolls."""
 
     data: bytes
     kind: str
     says: str
+    large: bool = False
 
     def element(self) -> Element:
         """An image whose bytes are in the page; what a file of pictures could run doesn't run in an image."""
         source = f"data:{MEDIA[self.kind]};base64,{base64.b64encode(self.data).decode()}"
-        return element("figure", element("img", src=source, alt=short(self.says)))
+        image = element("img", src=source, alt=short(self.says))
+        return element("figure", image, class_="large" if self.large else "fitted")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side, as many as there is room for."""
+
+    pictures: Sequence[Picture]
+
+    def element(self) -> Element:
+        """In boxes of one width."""
+        return element("div", *(one.element() for one in self.pictures), class_="gallery")
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,13 @@ class Grid:
         cells = zip(*(one.cells for one in table.columns), strict=True)
         rows = [[" ".join(lines) for lines in row] for row in cells]
         return cls([one.heading for one in table.columns], rows, numbers, title)
+
+    def known(self) -> Grid:
+        """Without the columns that have nothing."""
+        kept = [at for at in range(len(self.headings)) if any(row[at] for row in self.rows)]
+        numbers = frozenset(place for place, at in enumerate(kept) if at in self.numbers)
+        rows = [[row[at] for at in kept] for row in self.rows]
+        return Grid([self.headings[at] for at in kept], rows, numbers, self.title)
 
     def element(self) -> Element:
         """In a box of its own that scrolls where the page is narrower."""

@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,15 @@ def chosen(run: Run) -> dict[str, list[str]]:
         if curve.startswith("train output ") and panel_of(curve) not in panels:
             panels.setdefault(panel_of(curve), []).append(curve)
     return panels
+
+
+def by_panel(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Panel -> the runs with its curves alone, to be drawn by themselves where a page is narrow."""
+    found: dict[str, list[Run]] = {panel: [] for panel in PANELS}
+    for run in runs:
+        for panel, names in chosen(run).items():
+            found[panel].append(replace(run, curves={name: run.curves[name] for name in names}))
+    return {panel: own for panel, own in found.items() if own}
 
 
 def draw(runs: Sequence[Run], kind: str, look: Look | None = None) -> bytes:

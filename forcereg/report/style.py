@@ -15,7 +15,7 @@ p { margin: 0.5rem 0; max-width: 50rem }
 .quiet { color: var(--quiet); font-size: 0.88rem }
 a { color: var(--link) }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; list-style: none; margin: 0; padding: 0 }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.15rem 1.2rem; margin: 0.5rem 0 }
+dl { display: grid; grid-template-columns: fit-content(35%) minmax(0, 1fr); gap: 0.15rem 1.2rem; margin: 0.5rem 0 }
 dt { color: var(--quiet) }
 dd { margin: 0 }
 dd, td, th, pre, h1, h2, h3, summary, nav a { unicode-bidi: isolate }
@@ -31,12 +31,17 @@ td svg { display: block; width: 9rem; height: 0.8rem; margin-top: 0.3rem }
 .whole { fill: var(--line) } .bar0 { fill: var(--bar0) } .bar1 { fill: var(--bar1) } .bar2 { fill: var(--bar2) }
 .bar3 { fill: var(--bar3) }
 figure { margin: 0.8rem 0 }
-img { max-width: 100%; max-height: 40rem; height: auto; background: #ffffff; border-radius: 0.3rem }
+.large { max-height: 40rem; overflow: auto }
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1rem }
+.gallery figure { margin: 0.4rem 0 }
+img { background: #ffffff; border-radius: 0.3rem }
+.fitted img { max-width: 100%; max-height: 40rem; height: auto }
 pre { background: var(--box); border-radius: 0.3rem; padding: 0.7rem 0.9rem; overflow: auto; max-height: 30rem;
   font: 0.85rem/1.45 ui-monospace, monospace; margin: 0.5rem 0; overflow-wrap: normal }
 summary { cursor: pointer; color: var(--link); margin: 0.4rem 0 }
 @media (max-width: 30rem) { dl { grid-template-columns: minmax(0, 1fr); gap: 0 } dd { margin-bottom: 0.4rem } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
   pre { max-height: none; white-space: pre-wrap; overflow-wrap: anywhere } .wide { overflow: visible }
-  h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } img { max-height: 20cm } }
+  h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } .large { max-height: none; overflow: visible }
+  img, .fitted img { max-width: 100%; max-height: 20cm } }
 """

@@ -6,19 +6,20 @@ import datetime
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from forcereg.errors import ForceregError, UsageError, check_share
-from forcereg.net.deploy.files import DeployedNet
+from forcereg.net.deploy import Deployed, deploy
 from forcereg.net.draw import dot, graph, has_graphviz, picture, text_tree
 from forcereg.net.load import shape_net
 from forcereg.net.read import ReadNet, read_net_of
 from forcereg.report.latency import device_text
-from forcereg.report.page import Facts, Grid, Line, Part, Picture, Section, Text, check_name, page
-from forcereg.report.plot import draw, figure_type
+from forcereg.report.page import Facts, Gallery, Grid, Line, Part, Picture, Section, Text, check_name, page
+from forcereg.report.plot import by_panel, draw, figure_type
 from forcereg.report.table import Table
 from forcereg.study import confusion_report
 from forcereg.study.filters.images import Images
@@ -32,7 +33,6 @@ from forcereg.system.files import write_text
 from forcereg.system.paths import StrPath, listed
 from forcereg.version import __version__
 from forcereg.workflows.confusion import confusion
-from forcereg.workflows.deploy import deploy
 from forcereg.workflows.plot import read_runs
 from forcereg.workflows.ranks import ERRORS, ranks
 from forcereg.workflows.summary import summary
@@ -45,11 +45,17 @@ SIDE = 25
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say of runs, snapshots and studies. `left`: what isn't known or can't be done, a line each."""
+    """What there is to say of runs, snapshots and studies. `left`: what isn't known or can't be done, a line each.
+
+    `device`: where nets were scored and measured.
+
+    >>> forcereg.report_on("train.json", device="cpu").write("curves.html")
+    """
 
     title: str
     sections: tuple[Section, ...] = field(repr=False)
     left: tuple[str, ...]
+    device: str
 
     def html(self, by: str = "forcereg.report_on") -> str:
         """The page; `by`: the call that made it."""
@@ -67,6 +73,7 @@ class Report:
             [
                 ("made by", by),
                 ("on", f"{datetime.date.today()}, {platform.system()} {platform.machine()}"),
+                ("nets run on", self.device),
                 ("with", f"forcereg {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
             ]
         )
@@ -113,9 +120,9 @@ def report_on(
     >>> made = forcereg.report_on(["train.json", "net_iter_20.caffemodel.h5"], passes=2, device="cpu")
     >>> [section.title for section in made.sections if not section.inner]
     ['At a glance', 'Curves', 'net_iter_20', 'Files']
+    >>> made.html("a script of mine")[:15]
+    '<!doctype html>'
     >>> made.write("report.html")
-    >>> open("report.html").read().startswith("<!doctype html>")
-    True
     """
     for bound in error:
         check_share("the error bound", bound)
@@ -125,8 +132,9 @@ def report_on(
     if not (named := listed(runs)):
         raise UsageError("runs is empty; give one or several")
     tell = Tell(observer)
+    where = choose_device(device, None, tell.warn)
     asked = Asked(
-        error=error, model=model, fc=fc, labels=labels, score=score, passes=passes, batch=batch, device=device,
+        error=error, model=model, fc=fc, labels=labels, score=score, passes=passes, batch=batch, device=str(where),
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers,
         input_shapes=input_shapes, observer=observer, tell=tell,
     )  # fmt: skip
@@ -139,7 +147,7 @@ def report_on(
     sections.append(Section("Files", [checksums(found)]))
     if title is None:
         title = ", ".join(names or [path.name for path in found.files])
-    return Report(title, tuple(sections), tuple(asked.left))
+    return Report(title, tuple(sections), tuple(asked.left), device_text(where))
 
 
 def checksums(found: Sources) -> Grid:
@@ -159,7 +167,7 @@ class Asked:
     score: bool
     passes: int
     batch: int
-    device: str | None
+    device: str
     data_budget: int
     workers: int
     allow_python_layers: bool
@@ -199,7 +207,8 @@ class Asked:
         ]
         ends = Grid(["run", "curve", "iteration", "last value"], rows, frozenset([2, 3]), "where the curves end")
         remarks = [Line(text, quiet=True) for run in runs for text in run.remarks]
-        yield Section("Curves", [Picture(draw(runs, "svg"), "svg", "curves of the logs"), *remarks, ends])
+        drawn = [Picture(draw(own, "svg"), "svg", f"curves: {panel}") for panel, own in by_panel(runs).items()]
+        yield Section("Curves", [Gallery(drawn), *remarks, ends])
 
     # -- a net
 
@@ -211,7 +220,7 @@ class Asked:
             self.left.append(f"the solver of {name}: the file doesn't hold it, as Caffe's don't")
         yield Section(name, [history.facts(read.model, cuts), *history.texts(read.model.attrs)])
         self.seen[name] = layers.Seen()
-        made = self.tried(f"the layers of {name}", lambda: self.deployed(path, read))
+        made = self.tried(f"the layers of {name}", lambda: self.deployed(read))
         if made is not None:
             yield Section("The net", [self.drawing(made)], inner=True)
             yield Section("Layers", list(self.costs(made, name)), inner=True)
@@ -221,23 +230,28 @@ class Asked:
         if again := list(history.repeated(read.model, cuts)):
             yield Section("To make it again", again, inner=True)
 
-    def deployed(self, path: Path, read: ReadNet) -> DeployedNet:
+    def deployed(self, read: ReadNet) -> Deployed:
         """The net as it is used."""
-        net, weights = (path, None) if read.given is None else (read.given, path)
-        return deploy(
-            net, weights=weights, batch=self.batch, input_shapes=self.input_shapes,
-            allow_python_layers=self.allow_python_layers, observer=self.observer,
+        given, model = self.input_shapes or {}, read.model
+        make = partial(
+            deploy, read.file, batch=self.batch, known_shapes={**(model.input_shapes or {}), **given},
+            weighted=[name for name, blobs in model.layers.items() if blobs],
+            allow_python_layers=self.allow_python_layers,
         )  # fmt: skip
+        made = make()
+        # labels have shapes, too, but are none of its inputs
+        own = {name: shape for name, shape in given.items() if name in made.inputs}
+        return make(input_shapes=own) if own else made
 
-    def drawing(self, made: DeployedNet) -> Part:
+    def drawing(self, made: Deployed) -> Part:
         """By graphviz where it is installed, else as a text tree."""
         net = shape_net(made.net, allow_python_layers=self.allow_python_layers)
         nodes = graph(net.spec.layers, net.shapes)
         if not has_graphviz():
             return Text(text_tree(nodes))
-        return Picture(picture(dot(nodes, ""), "svg"), "svg", "the net's layers and how data flows through them")
+        return Picture(picture(dot(nodes, ""), "svg"), "svg", "the net's layers and how data flows through them", True)
 
-    def costs(self, made: DeployedNet, name: str) -> Iterator[Part]:
+    def costs(self, made: Deployed, name: str) -> Iterator[Part]:
         """The table of layers, and how times were taken."""
         timing = None
         if self.passes:
@@ -256,8 +270,8 @@ class Asked:
         seen.milliseconds = timing.forward if timing else None
         yield layers.costs(net, timing)
         if timing:
-            where = device_text(choose_device(self.device, None, self.tell.warn))
-            yield Line(f"ms: means of {self.passes} forward passes, batch {self.batch}, on {where}.", quiet=True)
+            on = device_text(torch.device(self.device))
+            yield Line(f"ms: means of {self.passes} forward passes, batch {self.batch}, on {on}.", quiet=True)
 
     def of_filters(self, path: Path, read: ReadNet, name: str, cuts: Sequence[history.Cut]) -> Iterator[Section]:
         """Ranks and angles, and the first layer's filters."""
@@ -281,7 +295,9 @@ class Asked:
                 angles[one.name] = (then, now)
         parts: list[Part] = [layers.needed(found.table, history.ranks_of(cuts), angles)]
         said = "Ranks by pca within each relative squared error; the darker the bar, the larger the error."
-        turned = f" Angles: means over all pairs of filters; before: in {layers.where(first)}." if first and earlier else ""
+        turned = ""
+        if first is not None and earlier is not None:
+            turned = f" Angles: means over all pairs of filters; before: in {layers.where(first)}."
         yield Section("Ranks and angles", [*parts, Line(said + turned, quiet=True)], inner=True)
         layer = found.table.layers[0].name
         bank = self.tried(f"filters of {name}", lambda: layers.bank(read, layer, name))

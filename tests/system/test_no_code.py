@@ -84,6 +84,7 @@ RUNS = (
     "tune --solver solver.prototxt --goal macs<=0.5 --trials 1",
     "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
+    "report MODEL -o out.html",
 )  # fmt: skip
 
 

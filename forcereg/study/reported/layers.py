@@ -39,7 +39,7 @@ def glance(seen: Mapping[str, Seen]) -> Grid:
         ]
         for name, one in seen.items()
     ]
-    return Grid(["net", "parameters", "MACs", "ms", "accuracy"], rows, frozenset(range(1, 5)))
+    return Grid(["net", "parameters", "MACs", "ms", "accuracy"], rows, frozenset(range(1, 5))).known()
 
 
 def costs(net: Summary, timing: Timing | None) -> Grid:

@@ -99,10 +99,9 @@ def parts(study: Study, left: Callable[[str], None]) -> Iterator[Part]:
 
 def grid(study: Study) -> Grid:
     """The table, without columns that have nothing."""
-    kept = [at for at in range(len(study.header)) if any(row[at] for row in study.rows)]
-    numbers = frozenset(place for place, at in enumerate(kept) if study.header[at] in FORMS)
-    rows = [[written(study.header[at], row[at]) for at in kept] for row in study.rows]
-    return Grid([study.header[at].replace("_", " ") for at in kept], rows, numbers)
+    rows = [[written(*one) for one in zip(study.header, row, strict=True)] for row in study.rows]
+    numbers = frozenset(at for at, name in enumerate(study.header) if name in FORMS)
+    return Grid([name.replace("_", " ") for name in study.header], rows, numbers).known()
 
 
 def written(column: str, cell: str) -> str:
