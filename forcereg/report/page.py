@@ -70,6 +70,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Command:
+    """What is typed into a terminal."""
+
+    text: str
+
+    def element(self) -> Element:
+        """Whole, on as many lines as it takes."""
+        return element("pre", self.text, class_="command")
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture of `MEDIA`'s kinds; `says`: what it shows; `large`: it keeps its size, in a box that scrolls."""
 

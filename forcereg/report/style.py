@@ -38,6 +38,7 @@ img { background: #ffffff; border-radius: 0.3rem }
 .fitted img { max-width: 100%; max-height: 40rem; height: auto }
 pre { background: var(--box); border-radius: 0.3rem; padding: 0.7rem 0.9rem; overflow: auto; max-height: 30rem;
   font: 0.85rem/1.45 ui-monospace, monospace; margin: 0.5rem 0; overflow-wrap: normal }
+.command { white-space: pre-wrap; overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--link); margin: 0.4rem 0 }
 @media (max-width: 30rem) { dl { grid-template-columns: minmax(0, 1fr); gap: 0 } dd { margin-bottom: 0.4rem } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }

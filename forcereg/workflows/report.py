@@ -18,7 +18,7 @@ from forcereg.net.draw import dot, graph, has_graphviz, picture, text_tree
 from forcereg.net.load import shape_net
 from forcereg.net.read import ReadNet, read_net_of
 from forcereg.report.latency import device_text
-from forcereg.report.page import Facts, Gallery, Grid, Line, Part, Picture, Section, Text, check_name, page
+from forcereg.report.page import Command, Facts, Gallery, Grid, Line, Part, Picture, Section, Text, check_name, page
 from forcereg.report.plot import by_panel, draw, figure_type
 from forcereg.report.table import Table
 from forcereg.study import confusion_report
@@ -71,13 +71,12 @@ class Report:
     def _head(self, by: str) -> Section:
         facts = Facts(
             [
-                ("made by", by),
                 ("on", f"{datetime.date.today()}, {platform.system()} {platform.machine()}"),
                 ("nets run on", self.device),
                 ("with", f"forcereg {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
             ]
         )
-        return Section("This report", [facts])
+        return Section("This report", [Command(by), facts])
 
 
 @checked
@@ -133,12 +132,13 @@ def report_on(
         raise UsageError("runs is empty; give one or several")
     tell = Tell(observer)
     where = choose_device(device, None, tell.warn)
+    found = sources(named)
     asked = Asked(
+        named=found.snapshots,
         error=error, model=model, fc=fc, labels=labels, score=score, passes=passes, batch=batch, device=str(where),
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers,
         input_shapes=input_shapes, observer=observer, tell=tell,
     )  # fmt: skip
-    found = sources(named)
     names = labels_of(found.snapshots, None) if found.snapshots else []
     nets = list(zip(found.snapshots, names, strict=True))
     details = [one for path, name in tell.track(nets, "net", len(nets)) for one in asked.of_net(path, name)]
@@ -158,8 +158,9 @@ def checksums(found: Sources) -> Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The keywords of `report_on`, and what they come to: `seen` of each net, `left` for what had to be left out."""
+    """The keywords of `report_on`, the snapshots `named`, and what comes of them: of nets `seen`, the rest `left`."""
 
+    named: Sequence[Path]
     error: Sequence[float]
     model: StrPath | None
     fc: bool
@@ -284,9 +285,11 @@ class Asked:
         )  # fmt: skip
         if found is None:
             return
-        first = before(read.model.path, cuts[-1].snapshot if cuts else None)
+        origin = cuts[-1].snapshot if cuts else None
+        first = before(read.model.path, origin, self.named)
         if first is None:
-            self.left.append(f"angles of {name} before: its run's first snapshot isn't beside it")
+            what = "its run's first snapshot" if origin is None else origin
+            self.left.append(f"angles of {name} before: {what} isn't beside it")
         earlier = first and self.tried(f"angles of {name} before", lambda: read_net_of(first, self.model))
         angles: dict[str, Sequence[float | None]] = {}
         for one in found.table.layers:

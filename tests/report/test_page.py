@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from forcereg.errors import UsageError
 from forcereg.report.markup import LONGEST, short
-from forcereg.report.page import Bars, Facts, Gallery, Grid, Line, Picture, Section, Text, check_name, page
+from forcereg.report.page import Bars, Command, Facts, Gallery, Grid, Line, Picture, Section, Text, check_name, page
 from forcereg.report.table import Column, Table
 from tests.report.browser import WIDTHS, Browser
 
@@ -35,6 +35,7 @@ def sections(texts: Sequence[str]) -> list[Section]:
     one, two, three = texts
     parts = [
         Line(one), Line(two, quiet=True), Facts([(one, two), (two, three)]), Text(one), Text(two, title=three or "t"),
+        Command(three),
         Picture(PIXEL, "png", one), Gallery([Picture(PIXEL, "png", two)]), Picture(PIXEL, "png", three, large=True),
         Grid([one, two], [[two, three], [one, Bars([0.2, 0.5])]], frozenset([1]), title=one or "t"),
     ]  # fmt: skip

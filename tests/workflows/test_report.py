@@ -13,7 +13,7 @@ import pytest
 
 import forcereg
 from forcereg.errors import ForceregError, UsageError
-from forcereg.report.page import Bars, Facts, Gallery, Grid, Part, Picture, Section, Text
+from forcereg.report.page import Bars, Command, Facts, Gallery, Grid, Part, Picture, Section, Text
 from forcereg.snapshot import read_model, write_model
 from forcereg.study.reported import history, sources, studies
 from tests.commands.conftest import Cli, said
@@ -114,7 +114,7 @@ def test_the_files_and_their_checksums(both: forcereg.Report, made: Path) -> Non
 def test_the_commands_make_the_same_again(both: forcereg.Report, scratch: Path, run_cli: RunCli) -> None:
     """As the page says: the solver into solver.prototxt, the ranks into ranks.json."""
     solver, _ = (part for part in titled(both, f"{SNAPSHOT}_lowrank") if isinstance(part, Text))
-    train, ranks, decompose = [part.text for part in titled(both, "To make it again") if isinstance(part, Text)][-3:]
+    train, ranks, decompose = [part.text for part in titled(both, "To make it again") if isinstance(part, Command)][-3:]
     before = {path: read_model(path).layers for path in (MODEL, LOW)}
     for path in before:
         Path(path).unlink()
@@ -159,6 +159,7 @@ def test_the_first_snapshot_of_the_run_is_before(scratch: Path) -> None:
     assert sources.before(Path(MODEL), None) == Path("net_iter_5.caffemodel.h5")
     assert sources.before(Path("net_iter_5.caffemodel.h5"), None) is None
     assert sources.before(Path(LOW), "gone.caffemodel") is None
+    assert sources.before(Path("x") / LOW, MODEL, [Path(LOW), Path(MODEL)]) == Path(MODEL)
     found = forcereg.report_on(MODEL, passes=0, score=False, device="cpu")
     # filters that are all alike have no angle between them
     assert [row["angle before"] for row in grid(found, "Ranks and angles")] == ["0.0°", "0.0°"]

@@ -12,7 +12,7 @@ from forcereg.errors import ForceregError
 from forcereg.lowrank.account import PROVENANCE
 from forcereg.lowrank.factor import rank_text
 from forcereg.net.made import stem
-from forcereg.report.page import Facts, Line, Part, Text
+from forcereg.report.page import Command, Facts, Line, Part, Text
 from forcereg.schema.text import parse_solver
 from forcereg.snapshot import NET
 from forcereg.study.filters.bank import ITERATION
@@ -127,15 +127,15 @@ def _training(attrs: Mapping[str, str]) -> Iterator[Part]:
         "Put the solver above into solver.prototxt, and the net where the solver says, with its data; training is then",
         quiet=True,
     )
-    yield Text(shlex.join(["forcereg", "train", "--solver", "solver.prototxt", *seed]))
+    yield Command(shlex.join(["forcereg", "train", "--solver", "solver.prototxt", *seed]))
 
 
 def _cutting(cut: Cut) -> Iterator[Part]:
     yield Line(f"{cut.snapshot} was decomposed to these ranks, to be put into ranks.json:", quiet=True)
     ranks = {one.name: {"method": one.method, "rank": rank(one)} for one in cut.layers}
-    yield Text(json.dumps(ranks, ensure_ascii=False))
+    yield Command(json.dumps(ranks, ensure_ascii=False))
     call = ["forcereg", "decompose", "--snapshot", cut.snapshot, "--method", "mixed", "--rank-config", "ranks.json"]
-    yield Text(shlex.join(call))
+    yield Command(shlex.join(call))
     yield Line("What isn't recorded: whether --fold-bn or --data-aware was given.", quiet=True)
 
 

@@ -92,14 +92,15 @@ def newest(models: Iterable[Path]) -> list[Path]:
     return [path for _, path in last.values()]
 
 
-def before(model: Path, decomposed: str | None) -> Path | None:
+def before(model: Path, decomposed: str | None, named: Sequence[Path] = ()) -> Path | None:
     """What a net was before: the one that it was decomposed from, else its run's first snapshot; None if not here.
 
-    `decomposed`: the name of the first.
+    `decomposed`: the name of the first, which lies beside the net or is among those `named`.
     """
     if decomposed is not None:
-        path = model.with_name(Path(decomposed).name)
-        return path if path.is_file() and path != model else None
+        beside = model.with_name(Path(decomposed).name)
+        there = (path for path in (beside, *named) if path.name == beside.name and path.is_file() and path != model)
+        return next(there, None)
     match = ITERATION.fullmatch(stem(model))
     if match is None:
         return None
