@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from forcereg.net.support import markdown, supported
+import forcereg
+from forcereg.net.support import markdown
 
 README = Path(__file__).resolve().parents[1] / "forcereg" / "layers" / "README.md"
 BETWEEN = re.compile(r"(?<=<!-- forcereg layers --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -16,7 +17,7 @@ BETWEEN = re.compile(r"(?<=<!-- forcereg layers --markdown -->\n).*?(?=<!-- end 
 
 def main() -> None:
     text = README.read_text(encoding="utf-8")
-    README.write_text(BETWEEN.sub(lambda _: markdown(supported()), text), encoding="utf-8")
+    README.write_text(BETWEEN.sub(lambda _: markdown(forcereg.layer_types()), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ from forcereg.system.terminal import echo
               help="Version of ONNX's operators.  [default: the newest that usual runtimes take]")  # fmt: skip
 @click.option("--no-fold", is_flag=True, help="Leave BatchNorm and Scale as they are.")
 @click.option("--no-verify", is_flag=True, help="Write the file without running it and comparing its blobs.")
+@click.option("--with-transform", is_flag=True,
+              help="Scale and mean of the net's data layer come first: the file takes pixels.")  # fmt: skip
+@click.option("--rgb", is_flag=True, help="The file takes red, green, blue, and turns them into blue, green, red.")
+@click.option("--solver", metavar="FILE", type=click.Path(), help="Compare on its test batches too, and score them.")
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: test_iter]")
 @click.option("--outputs", metavar="A,B", default="", help="Blobs to end in.  [default: as deploy]")
 @input_shape_option
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
@@ -35,6 +40,10 @@ def command(
     opset: int | None,
     no_fold: bool,
     no_verify: bool,
+    with_transform: bool,
+    rgb: bool,
+    solver: str | None,
+    iterations: int | None,
     outputs: str,
     input_shape: tuple[str, ...],
     level: int,
@@ -57,6 +66,10 @@ def command(
         opset=opset,
         fold=not no_fold,
         verify=not no_verify,
+        with_transform=with_transform,
+        rgb=rgb,
+        solver=solver,
+        iterations=iterations,
         outputs=[name for name in outputs.split(",") if name],
         input_shapes=given_shapes(input_shape),
         level=level,
@@ -71,7 +84,9 @@ def command(
     echo(*done.notes)
     if (proof := done.proof) is not None:
         echo(
-            f"equal: {proof.blobs} blobs on {proof.batches} random batch{'es' if proof.batches > 1 else ''}; largest "
+            f"equal: {proof.blobs} blobs on {proof.batches} batch{'es' if proof.batches > 1 else ''}; largest "
             f"difference {proof.difference:.1e}, of '{proof.blob}', whose values reach {proof.magnitude:.3g}"
         )
+    for name, (ours, theirs) in done.scores.items():
+        echo(f"{name}: {ours:.4f} here, {theirs:.4f} by ONNX Runtime")
     echo(f"wrote {' and '.join(done.paths)}: {done.summary}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--json", "style", flag_value="json", help="Print one JSON list.")
 @import_option
 def command(style: str | None) -> None:
-    """List every layer type that runs, with the parameters it reads and its limits; installed packages' ones too."""
+    """List every layer type that runs, with parameters, operators in ONNX and limits; of installed packages too."""
     from forcereg.net.support import markdown
     from forcereg.workflows.layers import layer_types
 
@@ -36,11 +36,12 @@ def show(rows: list[Support]) -> None:
     """Print the table."""
     from forcereg.report.table import Column, Table, whole
 
-    table = Table(whole("type"), Column("parameters", "text"), Column("limits", "text"))
+    table = Table(whole("type"), Column("parameters", "text"), Column("ONNX", "text"), Column("limits", "text"))
     for row in rows:
         table.row(
             row.type,
             [f"{name}: {', '.join(fields)}" if fields else name for name, fields in row.params.items()],
+            row.onnx,
             row.limits,
         )
         table.section()

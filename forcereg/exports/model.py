@@ -10,6 +10,7 @@ import forcereg.exports.operators  # noqa: F401  (registers what each type becom
 from forcereg.errors import ForceregError
 from forcereg.exports.dims import Open, Sizes
 from forcereg.exports.graph import FLOAT, Dims, Graph, Place, Value, Varying
+from forcereg.exports.pixels import Pixels
 from forcereg.layers import Layer
 from forcereg.net.module import Net
 from forcereg.registry import onnx_form
@@ -21,10 +22,11 @@ MISSING = 'an .onnx file needs onnx and onnxruntime; install them with pip insta
 
 @dataclass(frozen=True)
 class Written:
-    """`proto` is the ModelProto; `tops`: by a layer's name and a top's index what it is called there."""
+    """`proto` is the ModelProto; `tops`: by a layer's name and a top's index what it is called there, of `layers`."""
 
     proto: Any
     tops: dict[tuple[str, int], str]
+    layers: tuple[LayerSpec, ...]
     nodes: int
 
 
@@ -39,9 +41,12 @@ def check_types(net: Net) -> None:
 
 
 class Writer:
-    """The graph of a net whose tops have `sizes`; `env` has what each blob is at the layer that comes next."""
+    """The graph of a net whose tops have `sizes`; `env` has what each blob is at the layer that comes next.
 
-    def __init__(self, net: Net, sizes: Sizes, opset: int) -> None:
+    `pixels`: input -> what comes first.
+    """
+
+    def __init__(self, net: Net, sizes: Sizes, opset: int, pixels: Mapping[str, Pixels]) -> None:
         self.net, self.graph = net, Graph(opset)
         self.env: dict[str, Value] = {}
         self.inputs: list[Value] = []
@@ -53,11 +58,24 @@ class Writer:
             if module is None or spec.type == "Input":
                 for top, size in zip(spec.tops, dims, strict=True):
                     self.inputs.append(Value(size, top))
-                    self.env[top] = self.inputs[-1]
+                    self.env[top] = self._prepared(top, pixels) if top in pixels else self.inputs[-1]
+            elif spec.type == "Split":
+                # its copies are one value, which any number of nodes may read
+                self.env.update(dict.fromkeys(spec.tops, self.env[spec.bottoms[0]]))
             else:
                 self._layer(spec, module, dims)
-        self.outputs = [self._output(name) for name in net.spec.outputs]
+        self.outputs: list[Value] = []
+        for name in net.spec.outputs:
+            self.outputs.append(self._output(name, self.outputs))
         self._name()
+
+    def _prepared(self, top: str, pixels: Mapping[str, Pixels]) -> Value:
+        """What becomes of the input that was added last."""
+        place, given = Place(self.graph, f"{top}_prepared"), self.inputs[-1]
+        value = pixels[top].nodes(place, given)
+        value.dims = given.dims
+        place.name_nodes()
+        return value
 
     def _layer(self, spec: LayerSpec, module: Layer, dims: Sequence[Dims]) -> None:
         place = Place(self.graph, spec.name, dims)
@@ -80,11 +98,12 @@ class Writer:
             self.tops.append((spec, index, value))
         place.name_nodes()
 
-    def _output(self, name: str) -> Value:
+    def _output(self, name: str, before: Sequence[Value]) -> Value:
+        """The value of an output; `before`: those of other outputs."""
         value = self.env[name]
-        if not any(value is one for one in self.inputs):
+        if not any(value is one for one in (*self.inputs, *before)):
             return value
-        # a file's inputs can't be its outputs
+        # what has another name already: an input, or an output that a Split made twice
         place = Place(self.graph, f"{name}_out")
         made = place("Identity", value)
         made.dims = value.dims
@@ -106,13 +125,20 @@ class Writer:
                 value.name = value.name or self.graph.take(node.name)
 
 
-def to_model(net: Net, sizes: Sizes, open_axes: Open, opset: int, about: Mapping[str, str]) -> Written:
+def to_model(
+    net: Net,
+    sizes: Sizes,
+    open_axes: Open,
+    opset: int,
+    about: Mapping[str, str] | None = None,
+    pixels: Mapping[str, Pixels] | None = None,
+) -> Written:
     """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError."""
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         raise ForceregError(MISSING) from None
-    writer = Writer(net, sizes, opset)
+    writer = Writer(net, sizes, opset, pixels or {})
     graph = writer.graph
 
     def info(value: Value, names: Mapping[int, str] | None = None) -> Any:
@@ -147,6 +173,6 @@ def to_model(net: Net, sizes: Sizes, open_axes: Open, opset: int, about: Mapping
         made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="forcereg", producer_version=__version__,
     )  # fmt: skip
-    helper.set_model_props(proto, dict(about))
+    helper.set_model_props(proto, dict(about or {}))
     tops = {(spec.name, index): value.name for spec, index, value in writer.tops}
-    return Written(proto, tops, len(nodes))
+    return Written(proto, tops, tuple(net.spec.layers), len(nodes))

@@ -3,125 +3,106 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.exports.dims import Open, batch_axes, sizes_of
 from forcereg.exports.graph import Varying
 from forcereg.exports.model import MISSING, Written, check_types, to_model
-from forcereg.exports.proof import Comparison, Proof, Runtime, random_inputs
+from forcereg.exports.pixels import Pixels, pixels_of
+from forcereg.exports.proof import Comparison, Runtime, random_inputs
+from forcereg.exports.ready import Ready, about, prepared
 from forcereg.exports.request import Exported, Request
-from forcereg.lowrank.fold import fold_bn
-from forcereg.net.convert import everywhere
+from forcereg.exports.scores import scored
 from forcereg.net.deploy.files import DeployedNet
 from forcereg.net.module import Net
-from forcereg.schema import TEST
-from forcereg.schema.rules import net_state
-from forcereg.schema.spec import build_spec
-from forcereg.schema.text import net_from_message
-from forcereg.snapshot import ModelFile, load_into
 from forcereg.system.files import replace_file
-from forcereg.version import __version__
 
-OPSET = 22
-"""The version of ONNX's operators."""
+OPSET = 28
+"""The newest version of ONNX's operators that ONNX Runtime 1.32, OpenVINO 2026.4 and OpenCV 5.0 all take: each golden
+case's file was run by each of them at versions 13 to 28, and none took fewer at 28 than at any other."""
 OLDEST = 13
 """The oldest version that can be asked for: before it Softmax meant something else."""
 OPTIONS = frozenset({"dynamic", "opset", "fold", "verify", "with_transform", "rgb", "solver", "iterations"})
 ONE_FILE = 2**31 - 2**20
 """Bytes of constants up to which they fit into one file: protobuf ends at 2 GiB."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A net for use with its weights: `plain` as it is, `net` what is written, `folds`: layer -> what went into it."""
-
-    plain: Net
-    net: Net
-    folds: dict[str, list[str]]
+PAGE = 4096
+"""At multiples of it constants begin in a file of their own, as runtimes map them."""
 
 
 def write_onnx(request: Request) -> Exported:
     """Writes `request.out`. Raises ForceregError; then nothing has its name that had it not before."""
     options = request.options
-    opset = int(options.get("opset") or OPSET)
-    check_opset(opset)
+    opset = _opset(options.get("opset"))
     deployed = request.deployed()
     ready = prepared(deployed, fold=bool(options.get("fold", True)), allow=request.allow_python_layers)
-    written, open_axes, notes = _written(ready.net, request, opset, about(deployed))
-    data = _external(written.proto, request.out)
-    proof = None
-    with contextlib.ExitStack() as stack:
-        path = stack.enter_context(replace_file(request.out))
-        staged = None if data is None else stack.enter_context(replace_file(data))
-        _save(written.proto, path, staged, data)
+    check_types(ready.plain)
+    pixels = pixels_of(deployed, bool(options.get("with_transform")), bool(options.get("rgb")))
+    written, open_axes, notes = _written(ready.net, request, opset, about(deployed), pixels)
+    graph = written.proto.graph
+    with _staged(written.proto, request.out) as (path, beside, paths):
+        done = Exported(
+            paths=paths,
+            summary=f"{written.nodes} nodes of opset {opset}",
+            inputs=_shapes(graph.input),
+            outputs=_shapes(graph.output),
+            preparation={**deployed.preparation, **{name: one.told for name, one in pixels.items()}},
+            notes=notes,
+        )
         if options.get("verify", True):
-            proof = _prove(ready, written, open_axes, path, staged, data)
-    nodes = f"{written.nodes} nodes of opset {opset}"
-    return Exported(
-        paths=(str(request.out), *([str(data)] if data else [])),
-        summary=nodes,
-        inputs=_shapes(written.proto.graph.input),
-        outputs=_shapes(written.proto.graph.output),
-        preparation=deployed.preparation,
-        notes=notes,
-        proof=proof,
-    )
+            runtime = Runtime(path, written.tops.values(), beside)
+            comparison = Comparison(written, runtime, ready.plain, ready.folds)
+            _random_batches(comparison, ready, open_axes, pixels)
+            scores = _scores(comparison, request, deployed, pixels) if request.tested else {}
+            done = replace(done, proof=comparison.prove(), scores=scores)
+    return done
 
 
-def check_opset(opset: int) -> None:
-    """Raises ForceregError for a version that isn't known here, or without the library."""
+def _opset(asked: Any) -> int:
+    """The version of ONNX's operators. Raises ForceregError for one that isn't known here, or without the library."""
     try:
         from onnx import defs
     except ImportError:
         raise ForceregError(MISSING) from None
-    if not OLDEST <= opset <= defs.onnx_opset_version():
-        raise UsageError(f"--opset is {opset}; expected {OLDEST} to {defs.onnx_opset_version()}")
+    newest = min(OPSET, defs.onnx_opset_version())
+    opset = int(asked or newest)
+    if not OLDEST <= opset <= newest:
+        raise UsageError(f"--opset is {opset}; expected {OLDEST} to {newest}")
+    return opset
 
 
-def prepared(deployed: DeployedNet, fold: bool, allow: bool) -> Ready:
-    """The net for use, built with its weights, as it is and with its BatchNorms folded. Raises ForceregError."""
-    model, name = deployed.model, deployed.file.name
-    held = everywhere(model, deployed.file.message, deployed.file) if model is not None else {}
-    blobs = {layer.name: held.get(layer.name, {}) for layer in deployed.net.layer}
-    plain = loaded(deployed.net, blobs, name, allow)
-    if model is None and any(plain.params.values()):
-        raise UsageError(f"{name}: its layers have weights; give them by --weights FILE, or a snapshot in its place")
-    check_types(plain)
-    message, weights, folds = fold_bn(deployed.net, blobs) if fold else (deployed.net, blobs, {})
-    return Ready(plain, loaded(message, weights, name, allow) if folds else plain, folds)
-
-
-def loaded(message: Any, blobs: Mapping[str, Mapping[int, np.ndarray]], name: str, allow: bool) -> Net:
-    """A net of the TEST phase with these weights. Raises ForceregError."""
-    file = net_from_message(message, name)
-    net = Net(build_spec(file, net_state(TEST), None), allow_python_layers=allow)
-    if blobs:
-        model = ModelFile(Path(name), {layer: dict(own) for layer, own in blobs.items()}, {})
-        load_into(net.params, model, net.shared)
-    return net
-
-
-def _written(net: Net, request: Request, opset: int, about: Mapping[str, str]) -> tuple[Written, Open, tuple[str, ...]]:
+def _written(
+    net: Net, request: Request, opset: int, about: Mapping[str, str], pixels: Mapping[str, Pixels]
+) -> tuple[Written, Open, tuple[str, ...]]:
     """The model, the axes that stay open, and what is to be said. Raises ForceregError."""
-    spatial = _spatial(net, request.options.get("dynamic", ()))
+
+    def made(axes: Open) -> Written:
+        return to_model(net, sizes_of(net, axes), axes, opset, about, pixels)
+
+    spatial, notes = _spatial(net, request.options.get("dynamic", ())), _remarks(net)
     if request.batch is None:
         try:
             axes = {name: {**batch, **spatial.get(name, {})} for name, batch in batch_axes(net).items()}
-            return to_model(net, sizes_of(net, axes), axes, opset, about), axes, ()
+            return made(axes), axes, notes
         except Varying as error:
-            fixed = f"the batch is fixed: with another one the net {error}"
+            notes = (*notes, f"the batch is fixed: with another one the net {error}")
     try:
-        written = to_model(net, sizes_of(net, spatial), spatial, opset, about)
+        return made(spatial), spatial, notes
     except Varying as error:
-        raise ForceregError(f"{request.net}: its sizes can't stay open: the net {error}; leave out --dynamic") from None
-    return written, spatial, (fixed,) if request.batch is None else ()
+        raise ForceregError(
+            f"{net.spec.filename}: sizes can't stay open: the net {error}; leave out --dynamic"
+        ) from None
+
+
+def _remarks(net: Net) -> tuple[str, ...]:
+    carrying = [spec.name for spec, module in net.built if module is not None and module.carried()]
+    if not carrying:
+        return ()
+    return (f"each run begins with hidden state 0 in {', '.join(carrying)}; expose_hidden: true hands it on",)
 
 
 def _spatial(net: Net, letters: Any) -> Open:
@@ -135,41 +116,35 @@ def _spatial(net: Net, letters: Any) -> Open:
     return {name: dict(known[letter] for letter in letters) for name in images} if letters else {}
 
 
-def about(deployed: DeployedNet) -> dict[str, str]:
-    """The file's metadata: where it comes from."""
-    found = {"forcereg_version": __version__, "source": str(deployed.read[0] if deployed.read else deployed.file.name)}
-    model = deployed.model
-    if model is not None:
-        checksum = hashlib.sha256()
-        if model.path.is_file():
-            with open(model.path, "rb") as file:
-                checksum = hashlib.file_digest(file, "sha256")
-            found["weights_sha256"] = checksum.hexdigest()
-        if text := model.attrs.get("forcereg_decomposed"):
-            found["decomposed"] = text
-    return found
+Staged = tuple[Path, tuple[Path, str] | None, tuple[str, ...]]
 
 
-def _external(proto: Any, path: Path) -> Path | None:
-    """Where the constants go that one file can't hold; None where it can."""
-    size = sum(len(constant.raw_data) for constant in proto.graph.initializer)
-    return path.with_name(f"{path.name}.data") if size > ONE_FILE else None
+@contextlib.contextmanager
+def _staged(proto: Any, out: Path) -> Iterator[Staged]:
+    """Writes the model under a passing name, which becomes `out` when the block ends, and the names that there will be.
+
+    Constants that one file can't hold lie in another: second its passing name and what the first calls it, else None.
+    """
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(replace_file(out))
+        beside: tuple[Path, str] | None = None
+        paths: tuple[str, ...] = (str(out),)
+        if sum(len(constant.raw_data) for constant in proto.graph.initializer) > ONE_FILE:
+            data = out.with_name(f"{out.name}.data")
+            # entered behind the other, so that it has its name before that has
+            beside, paths = (stack.enter_context(replace_file(data)), data.name), (str(out), str(data))
+            with open(beside[0], "wb") as file:
+                for constant in proto.graph.initializer:
+                    _move(constant, file, data.name)
+        path.write_bytes(proto.SerializeToString())
+        yield path, beside, paths
 
 
-def _save(proto: Any, path: Path, staged: Path | None, data: Path | None) -> None:
-    """Writes the model, with constants in `staged`, which will be called `data`."""
-    if staged is not None and data is not None:
-        with open(staged, "wb") as file:
-            for constant in proto.graph.initializer:
-                _move(constant, file, data.name)
-    path.write_bytes(proto.SerializeToString())
-
-
-def _move(constant: Any, file: Any, name: str) -> None:
-    """One constant's values into the file beside, at a multiple of a page, as runtimes map it."""
+def _move(constant: Any, file: BinaryIO, name: str) -> None:
+    """One constant's values into the file called `name`."""
     from onnx import TensorProto
 
-    file.seek(-file.tell() % 4096, 1)
+    file.seek(-file.tell() % PAGE, os.SEEK_CUR)
     entries = {"location": name, "offset": str(file.tell()), "length": str(len(constant.raw_data))}
     file.write(constant.raw_data)
     constant.ClearField("raw_data")
@@ -178,21 +153,31 @@ def _move(constant: Any, file: Any, name: str) -> None:
     constant.data_location = TensorProto.EXTERNAL
 
 
-def _prove(
-    ready: Ready, written: Written, open_axes: Open, path: Path, staged: Path | None, data: Path | None
-) -> Proof:
-    """Runs the file on random inputs: of the net's sizes, and of others where they are open. Raises ForceregError."""
-    runtime = Runtime(path, written.tops.values(), staged, data)
-    comparison = Comparison(written, runtime, ready.plain, ready.folds)
+def _random_batches(comparison: Comparison, ready: Ready, open_axes: Open, pixels: Mapping[str, Pixels]) -> None:
+    """Compares on random inputs: of the net's sizes, and of others where they are open. Raises ForceregError."""
     shapes = {name: ready.plain.shapes[name] for name in ready.plain.inputs}
     others = {
-        name: tuple(size + (1 if axis == 0 else 32) if axis in open_axes.get(name, {}) else size
-                    for axis, size in enumerate(shape))
+        name: tuple(
+            size + (1 if axis == 0 else 32) if axis in open_axes.get(name, {}) else size
+            for axis, size in enumerate(shape)
+        )
         for name, shape in shapes.items()
-    }  # fmt: skip
+    }
     for seed, sizes in enumerate((shapes, others) if others != shapes else (shapes,)):
-        comparison.add(random_inputs(ready.plain, sizes, seed))
-    return comparison.prove()
+        fed = random_inputs(ready.plain, sizes, seed, pixels)
+        comparison.add({name: pixels[name](x) if name in pixels else x for name, x in fed.items()}, fed)
+
+
+def _scores(
+    comparison: Comparison, request: Request, deployed: DeployedNet, pixels: Mapping[str, Pixels]
+) -> dict[str, tuple[float, float]]:
+    """Compares on test batches too; output -> its mean by our net and by the file. Raises ForceregError."""
+    assert request.tested is not None
+    net, batches = request.tested(deployed)
+    try:
+        return scored(comparison, net, int(request.options.get("iterations") or batches), pixels)
+    finally:
+        net.close()
 
 
 def _shapes(values: Any) -> dict[str, tuple[int | str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,10 +47,10 @@ class Proof:
 class Runtime:
     """ONNX Runtime on a file, also for values in between (`blobs`): a copy that gives these is run beside it.
 
-    `staged`: the constants in a file beside, which the file calls by the name of `data`.
+    `beside`: a file of constants, and the name that the other calls it by.
     """
 
-    def __init__(self, path: Path, blobs: Iterable[str], staged: Path | None = None, data: Path | None = None) -> None:
+    def __init__(self, path: Path, blobs: Iterable[str], beside: tuple[Path, str] | None = None) -> None:
         try:
             import onnx
             import onnxruntime
@@ -60,8 +60,8 @@ class Runtime:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         with TemporaryDirectory(prefix=".forcereg", dir=path.parent) as folder:
-            if staged is not None and data is not None:
-                Path(folder, data.name).hardlink_to(staged)
+            if beside is not None:
+                Path(folder, beside[1]).hardlink_to(beside[0])
             model = onnx.load(path, load_external_data=False)
             try:
                 here = Path(folder, "model.onnx")
@@ -121,11 +121,10 @@ class Comparison:
         self._best = (-1.0, 0.0, "", 0.0)
         self.batches = self._blobs = 0
 
-    def add(self, inputs: Mapping[str, Tensor], fed: Blobs | None = None) -> dict[str, np.ndarray]:
+    def add(self, inputs: Mapping[str, Tensor], fed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Compares one batch, of which the file gets `fed`; its blobs. Raises ForceregError at the first difference."""
         expected = recorded(self.net, inputs)
-        given = {name: value.numpy() for name, value in inputs.items()} if fed is None else fed
-        found = self.runtime(given)
+        found = self.runtime({name: value.numpy() for name, value in fed.items()})
         self.batches, self._blobs = self.batches + 1, 0
         for (layer, index), value in self.written.tops.items():
             self._compare(value, self._last.get(layer, layer), index, expected, found[value])
@@ -155,16 +154,38 @@ class Comparison:
         if not jumps:
             self._best = max(self._best, (largest / (magnitude or 1), largest, value, magnitude))
 
+    def takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether the file takes an input of this shape."""
+        (given,) = (value for value in self.written.proto.graph.input if value.name == name)
+        sizes = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+        return len(sizes) == len(shape) and all(a in (0, b) for a, b in zip(sizes, shape, strict=True))
+
+    def last(self, blob: str) -> str | None:
+        """What a blob of the net is called in the file when all layers have worked on it; None if it isn't there."""
+        tops = [self.written.tops.get((spec.name, spec.tops.index(blob)))
+                for spec in self.written.layers if blob in spec.tops]  # fmt: skip
+        return tops[-1] if tops else None
+
     def prove(self) -> Proof:
         """What was found by now."""
         _, difference, blob, magnitude = self._best
         return Proof(self.batches, self._blobs, difference, blob, magnitude)
 
 
-def random_inputs(net: Net, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Inputs of these shapes from a seed: normal values, and where a layer reads indices or marks those it takes."""
+def random_inputs(
+    net: Net, shapes: Mapping[str, tuple[int, ...]], seed: int, pixels: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Inputs of these shapes from a seed: normal values, and where a layer reads indices or marks those it takes.
+
+    `pixels`: inputs of whole numbers from 0 to 255.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    found = {
+        name: torch.randint(0, 256, shape, generator=generator).float()
+        if name in pixels
+        else torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
     for spec in net.spec.layers:
         for index, name in enumerate(spec.bottoms):
             if name in found and (most := _most(net, spec, index)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forcereg.exports.proof import Proof
 from forcereg.net.deploy.files import DeployedNet, made_for_use
+from forcereg.net.module import Net
 from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
 
@@ -18,7 +20,8 @@ Shape = tuple[int | str, ...]
 class Request:
     """`net` and `weights` as for `deploy`, `out` the file to write; the options of `forcereg export` under their names.
 
-    `options`: those that only some targets have, by name, as far as they aren't at their defaults.
+    `options`: those that only some targets have, by name, as far as they aren't at their defaults. `tested`: gives the
+    test net of the net for use, which feeds itself, and how many of its batches are to be looked at.
     """
 
     net: StrPath | Any
@@ -32,6 +35,7 @@ class Request:
     stages: Sequence[str] = ()
     allow_python_layers: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    tested: Callable[[DeployedNet], tuple[Net, int]] | None = None
 
     def deployed(self) -> DeployedNet:
         """The net for use, and its weights. Raises ForceregError as `deploy`."""
@@ -63,5 +67,5 @@ class Exported:
     outputs: Mapping[str, Shape] = field(default_factory=dict)
     preparation: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    proof: Any = None
+    proof: Proof | None = None
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -110,7 +110,11 @@ class Evaluator:
         title = Title(solver=True, number=0)
         return build_spec(file, net_state(TEST, file.message.state, *states), self.root, title)
 
-    def _scored(self, spec: NetSpec, weights: Weights) -> Evaluation:
+    def net(self, file: NetFile, weights: Weights) -> tuple[Net, int]:
+        """The net that scores these weights, which feeds itself, and its number of batches. Raises as `score`."""
+        return self._fed(self._spec(file), weights), int(self.solver.message.test_iter[0])
+
+    def _fed(self, spec: NetSpec, weights: Weights) -> Net:
         for text in spec.warnings:
             self.warn(text)
         prepare(self.device)
@@ -126,6 +130,10 @@ class Evaluator:
         if lost := [name for name in load(net, weights).ignored if weights[name] and name not in known]:
             self.warn(f"{spec.filename}: has no layer for the weights of {', '.join(lost)}")
         check_blobs(net, self.device)
+        return net
+
+    def _scored(self, spec: NetSpec, weights: Weights) -> Evaluation:
+        net = self._fed(spec, weights)
         means = score(net, self.solver.message.test_iter[0])
         for feed in self._feeds:  # not before the new net has taken over what they decoded
             feed.close()

@@ -26,7 +26,7 @@ def test_lenet(tmp_path: Path, run_cli: RunCli) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:2] == ["input data batchx1x28x28", "output prob batchx10"]
-    assert lines[2].startswith("equal: 8 blobs on 2 random batches; largest difference ")
+    assert lines[2].startswith("equal: 8 blobs on 2 batches; largest difference ")
     assert lines[3].startswith("wrote lenet.onnx: 9 nodes of opset ")
     model = onnx.load(tmp_path / "lenet.onnx")
     assert [(node.name, node.op_type) for node in model.graph.node] == [

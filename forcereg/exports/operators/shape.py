@@ -12,7 +12,7 @@ def parameter(layer: shape.Parameter, g: Place) -> Value:
     return g.weight(layer)
 
 
-@onnx_form("Split", "Identity")
+@onnx_form("Split", "")
 def split(layer: shape.Split, g: Place, x: Value) -> tuple[Value, ...]:
     return (x,) * layer.copies
 

@@ -22,7 +22,7 @@ from forcereg.net.load import net_file, net_root, net_spec, shape_net
 from forcereg.schema import TEST, TRAIN, NetState
 from forcereg.schema.rules import net_state
 from forcereg.schema.scan import shown
-from forcereg.schema.spec import kept_layers
+from forcereg.schema.spec import LayerSpec, kept_layers
 from forcereg.schema.text import NetFile, net_from_message
 
 __all__ = ["Deployed", "deploy"]
@@ -37,7 +37,7 @@ class Deployed:
 
     Outputs that were asked for may be read by other layers; their shapes are None where a layer can't be built here.
     `preparation`: input -> what its data layer made of pixels, which callers do now. `auxiliary`: losses whose results
-    were left out. `gone`: layers of the TEST net that aren't in it.
+    were left out. `gone`: layers of the TEST net that aren't in it. `sources`: input -> the data layer in its place.
     """
 
     net: Any = field(repr=False)
@@ -46,6 +46,7 @@ class Deployed:
     preparation: dict[str, str]
     auxiliary: tuple[str, ...]
     gone: tuple[str, ...]
+    sources: dict[str, LayerSpec] = field(default_factory=dict, repr=False)
 
 
 def deploy(
@@ -93,6 +94,7 @@ def deploy(
         preparation={top: text for top, text in done.items() if text},
         auxiliary=tuple(dict.fromkeys(head.spec.name for head in auxiliary)),
         gone=tuple(dict.fromkeys(spec.name for spec in graph.layers if spec.name not in names)),
+        sources={top: graph.layers[index] for index, tops in plan.data.items() for top in tops},
     )
 
 

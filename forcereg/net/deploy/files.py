@@ -28,9 +28,9 @@ ENDING = ".prototxt"
 class DeployedNet(Deployed):
     """A net for use (see `Deployed`), of `file` and, where there were weights, of `model`; `read`: what was named."""
 
-    file: NetFile = field(repr=False)
-    model: ModelFile | None = field(repr=False)
-    read: tuple[Path, ...]
+    file: NetFile = field(kw_only=True, repr=False)
+    model: ModelFile | None = field(kw_only=True, repr=False)
+    read: tuple[Path, ...] = field(kw_only=True)
 
     @checked
     def write(self, prefix: StrPath | None = None) -> dict[str, str]:
