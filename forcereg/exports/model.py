@@ -118,7 +118,8 @@ class Writer:
         for spec, index, value in self.tops:
             top = spec.tops[index]
             if not value.name:
-                value.name = self.graph.take(f"{top}_{spec.name}" if top in begun else top)
+                own = spec.name if spec.name.startswith(top) and spec.name != top else f"{top}_{spec.name}"
+                value.name = self.graph.take(own if top in begun else top)
             begun.add(top)
         for node in self.graph.nodes:
             for value in node.outputs:

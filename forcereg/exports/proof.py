@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,21 +61,17 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        with TemporaryDirectory(prefix=".forcereg", dir=path.parent) as folder:
-            if beside is not None:
-                Path(folder, beside[1]).hardlink_to(beside[0])
-            model = onnx.load(path, load_external_data=False)
+        with _in_a_folder(path, beside) as (here, folder):
             try:
-                here = Path(folder, "model.onnx")
-                here.hardlink_to(path)
                 onnx.checker.check_model(here, full_check=True)
-                self._file = onnxruntime.InferenceSession(here, options, providers=["CPUExecutionProvider"])
+                model = onnx.load(here, load_external_data=False)
                 known = {value.name for value in model.graph.output}
                 self.names = [name for name in dict.fromkeys(blobs) if name not in known]
                 model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in self.names)
-                onnx.save(model, Path(folder, "all.onnx"))
-                self._all = onnxruntime.InferenceSession(
-                    Path(folder, "all.onnx"), options, providers=["CPUExecutionProvider"]
+                onnx.save(model, folder / "all.onnx")
+                self._file, self._all = (
+                    onnxruntime.InferenceSession(one, options, providers=["CPUExecutionProvider"])
+                    for one in (here, folder / "all.onnx")
                 )
             except Exception as error:
                 raise ForceregError(f"ONNX Runtime doesn't take the file: {' '.join(str(error).split())}") from error
@@ -88,6 +86,24 @@ class Runtime:
         except Exception as error:
             raise ForceregError(f"ONNX Runtime can't run the file: {' '.join(str(error).split())}") from error
         return found
+
+
+@contextlib.contextmanager
+def _in_a_folder(path: Path, beside: tuple[Path, str] | None) -> Iterator[tuple[Path, Path]]:
+    """A model's path, and a folder for others; with `beside` both files lie there under names that fit together."""
+    with TemporaryDirectory(prefix=".forcereg", dir=path.parent) as name:
+        folder = Path(name)
+        if beside is None:
+            yield path, folder
+            return
+        staged, called = beside
+        shutil.copyfile(path, folder / "model.onnx")
+        # moved, not linked: runtimes refuse constants that have two names
+        staged.rename(folder / called)
+        try:
+            yield folder / "model.onnx", folder
+        finally:
+            (folder / called).rename(staged)
 
 
 @torch.no_grad()
@@ -119,13 +135,13 @@ class Comparison:
         self._last = {base: names[-1] for base, names in folds.items()}
         self._types = {spec.name: spec.type for spec in net.spec.layers}
         self._best = (-1.0, 0.0, "", 0.0)
-        self.batches = self._blobs = 0
+        self.batches = 0
 
     def add(self, inputs: Mapping[str, Tensor], fed: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Compares one batch, of which the file gets `fed`; its blobs. Raises ForceregError at the first difference."""
         expected = recorded(self.net, inputs)
         found = self.runtime({name: value.numpy() for name, value in fed.items()})
-        self.batches, self._blobs = self.batches + 1, 0
+        self.batches += 1
         for (layer, index), value in self.written.tops.items():
             self._compare(value, self._last.get(layer, layer), index, expected, found[value])
         return found
@@ -134,7 +150,6 @@ class Comparison:
         self, value: str, layer: str, index: int, expected: Mapping[tuple[str, int], Tensor], found: np.ndarray
     ) -> None:
         ours = expected[layer, index].numpy()
-        self._blobs += 1
         where = f"the file's '{value}' (layer '{layer}')"
         if ours.shape != found.shape:
             raise ForceregError(f"{where} has shape {list(found.shape)}, ours {list(ours.shape)}; nothing was written")
@@ -169,7 +184,7 @@ class Comparison:
     def prove(self) -> Proof:
         """What was found by now."""
         _, difference, blob, magnitude = self._best
-        return Proof(self.batches, self._blobs, difference, blob, magnitude)
+        return Proof(self.batches, len(set(self.written.tops.values())), difference, blob, magnitude)
 
 
 def random_inputs(

@@ -1,18 +1,75 @@
-"""Nets with random weights as snapshots."""
+"""Nets with random weights as snapshots, and what ONNX Runtime makes of a net's file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from forcereg.exports.dims import Open, batch_axes, sizes_of
+from forcereg.exports.graph import Varying
+from forcereg.exports.model import Written, check_types, to_model
+from forcereg.exports.onnx import OPSET
+from forcereg.layers.norm import BatchNorm
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.snapshot import write_model
 
 
+def filled(model: Any, seed: int = 1) -> Net:
+    """A net with values from a seed, BatchNorm's statistics too."""
+    net = load_net(model, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _, module in net.built:
+        if isinstance(module, BatchNorm):
+            module.weight_blob("mean").copy_(torch.randn(module.channels, generator=generator))
+            module.weight_blob("variance").copy_(torch.rand(module.channels, generator=generator) + 1)
+            module.weight_blob("factor").fill_(2)
+    return net
+
+
 def snapshot_of(model: Any, path: Path, seed: int = 1) -> Net:
     """Writes a net's values from a seed, with its text, as a snapshot; the net."""
-    net = load_net(model, seed=seed)
+    net = filled(model, seed)
     blobs = {name: {at: blob.detach().numpy() for at, blob in enumerate(held)} for name, held in net.params.items()}
     write_model(path, blobs, attrs={"forcereg_net": net.spec.text})
     return net
+
+
+def written(net: Net, open_axes: Open | None = None, opset: int = OPSET) -> Written:
+    """The net as a model; with the batch open where that can be, unless `open_axes` says what is."""
+    check_types(net)
+    if open_axes is None:
+        try:
+            open_axes = batch_axes(net)
+            return to_model(net, sizes_of(net, open_axes), open_axes, opset)
+        except Varying:
+            open_axes = {}
+    return to_model(net, sizes_of(net, open_axes), open_axes, opset)
+
+
+def run(model: Written, inputs: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray]:
+    """What ONNX Runtime gives for a model that onnx's own checks let pass, by the names in the file."""
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(model.proto, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.proto.SerializeToString(), options)
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: np.asarray(x) for name, x in inputs.items()}), strict=True))
+
+
+def operators(model: Written) -> list[str]:
+    """Its nodes' operators, in order."""
+    return [node.op_type for node in model.proto.graph.node]
+
+
+def outputs(net: Net, model: Written, found: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Each output of the net with the file's values for it, which may have another name where an input has that."""
+    yield from zip(net.spec.outputs, (found[value.name] for value in model.proto.graph.output), strict=True)
