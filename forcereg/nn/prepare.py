@@ -17,7 +17,18 @@ from forcereg.lowrank.kinds import factorizer
 from forcereg.lowrank.ladder import Watched
 from forcereg.lowrank.ranks import Candidate, Choice
 from forcereg.nn import fold
-from forcereg.nn.kinds import CONVS, KINDS, Standing, chain, filters, groups_of, is_transposed, oddity, stands_for
+from forcereg.nn.kinds import (
+    CONVS,
+    KINDS,
+    Standing,
+    chain,
+    filters,
+    groups_of,
+    is_transposed,
+    no_plain_weight,
+    oddity,
+    stands_for,
+)
 from forcereg.nn.select import Layers, bare, picked
 from forcereg.nn.trace import Seen, Trace, trace
 
@@ -119,7 +130,9 @@ def copied(model: Any) -> nn.Module:
     try:
         return copy.deepcopy(bare(model))
     except Exception as error:  # whatever is in it
-        raise ForceregError(f"{type(model).__name__} can't be copied ({error}); give it as it was built") from error
+        problems = [(name, no_plain_weight(one)) for name, one in model.named_modules() if isinstance(one, KINDS)]
+        why = next((f"layer '{name}': {problem}" for name, problem in problems if problem), str(error))
+        raise ForceregError(f"{type(model).__name__} can't be copied: {why}") from error
 
 
 def learned(model: nn.Module) -> int:
