@@ -142,9 +142,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(forcereg.ForceregError, match=message):
             load(build, path)
     safetensors.save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(forcereg.ForceregError, match="isn't by forcereg.nn.save: its metadata has no"):
+    with pytest.raises(forcereg.ForceregError, match=r"isn't by forcereg.nn.save: its metadata has no"):
         load(build, path)
-    with pytest.raises(forcereg.ForceregError, match="none.safetensors: No such file"):
+    with pytest.raises(forcereg.ForceregError, match=r"none.safetensors: No such file"):
         load(build, tmp_path / "none.safetensors")
-    with pytest.raises(forcereg.ForceregError, match="cannot write .*no such folder|cannot write"):
+    with pytest.raises(forcereg.ForceregError, match="cannot write"):
         save(build(), tmp_path / "none" / "x.safetensors")
