@@ -7,11 +7,11 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError, UsageError, printable
+from forcereg.report.page import Grid, Part, Picture, Section, page
 from forcereg.report.points import Curve, Run
 from forcereg.system.paths import StrPath
 
@@ -84,7 +84,10 @@ def draw(runs: Sequence[Run], kind: str, look: Look | None = None) -> bytes:
     UsageError for a look that doesn't fit its panels.
     """
     picture = rendered(figure(runs, look), "svg" if kind == "html" else kind)
-    return page(runs, picture.decode()).encode() if kind == "html" else picture
+    if kind != "html":
+        return picture
+    parts: list[Part] = [Picture(picture, "svg", "curves"), ends(runs)]
+    return page(", ".join(run.name for run in runs), [Section("Curves", parts)]).encode()
 
 
 def rendered(figure: Any, kind: str) -> bytes:
@@ -183,31 +186,14 @@ def gone(curve: Curve) -> str:
     return f" ({curve.values[start]:g} from {curve.iterations[start]})"
 
 
-def page(runs: Sequence[Run], svg: str) -> str:
-    """One HTML file that needs nothing else: the picture, and a table of where every curve ended."""
-    rows = "".join(
-        f"<tr><td>{shown(run.name)}</td><td>{shown(name)}</td><td>{curve.iterations[-1]:,}</td>"
-        f"<td>{curve.values[-1]:g}</td><td>{_bound(min, curve)}</td><td>{_bound(max, curve)}</td></tr>\n"
+def ends(runs: Sequence[Run], title: str = "") -> Grid:
+    """Where every curve ended, and its bounds."""
+    rows = [
+        [run.name, name, f"{curve.iterations[-1]:,}", f"{curve.values[-1]:g}", _bound(min, curve), _bound(max, curve)]
         for run in runs
         for name, curve in run.curves.items()
-    )
-    title = shown(", ".join(run.name for run in runs))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font-family: sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }}
-svg {{ max-width: 100%; height: auto }} table {{ border-collapse: collapse }}
-td, th {{ padding: 0.2em 1em; text-align: right; border-bottom: 1px solid #ddd }}
-td:nth-child(-n+2), th:nth-child(-n+2) {{ text-align: left }}
-</style></head><body><h1>{title}</h1>
-{svg[svg.index("<svg") :]}
-<table><tr><th>run</th><th>curve</th><th>iteration</th><th>last</th><th>least</th><th>most</th></tr>
-{rows}</table></body></html>
-"""
-
-
-def shown(name: str) -> str:
-    """A name as HTML."""
-    return escape(printable(name))
+    ]
+    return Grid(["run", "curve", "iteration", "last", "least", "most"], rows, frozenset(range(2, 6)), title)
 
 
 def _bound(bound: Callable[..., float], curve: Curve) -> str:

@@ -23,7 +23,7 @@ dd, td, th, pre, h1, h2, h3, summary, nav a { unicode-bidi: isolate }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums }
 th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: normal }
-td.text { min-width: 4rem; max-width: 30rem; overflow-wrap: break-word }
+td.text { min-width: 4rem; max-width: 36rem; overflow-wrap: break-word }
 th { color: var(--quiet); font-weight: 600; vertical-align: bottom }
 .number { text-align: right; white-space: nowrap }
 th.number { white-space: normal }

@@ -19,12 +19,12 @@ from forcereg.net.load import shape_net
 from forcereg.net.read import ReadNet, read_net_of
 from forcereg.report.latency import device_text
 from forcereg.report.page import Command, Facts, Gallery, Grid, Line, Part, Picture, Section, Text, check_name, page
-from forcereg.report.plot import by_panel, draw, figure_type
+from forcereg.report.plot import by_panel, draw, ends, figure_type
 from forcereg.report.table import Table
 from forcereg.study import confusion_report
 from forcereg.study.filters.images import Images
 from forcereg.study.reported import history, layers, studies
-from forcereg.study.reported.sources import Sources, before, digest, sources
+from forcereg.study.reported.sources import Sources, before, digest, sources, where
 from forcereg.study.several import labels_of
 from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
@@ -131,11 +131,11 @@ def report_on(
     if not (named := listed(runs)):
         raise UsageError("runs is empty; give one or several")
     tell = Tell(observer)
-    where = choose_device(device, None, tell.warn)
+    chosen = choose_device(device, None, tell.warn)
     found = sources(named)
     asked = Asked(
         named=found.snapshots,
-        error=error, model=model, fc=fc, labels=labels, score=score, passes=passes, batch=batch, device=str(where),
+        error=error, model=model, fc=fc, labels=labels, score=score, passes=passes, batch=batch, device=str(chosen),
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers,
         input_shapes=input_shapes, observer=observer, tell=tell,
     )  # fmt: skip
@@ -144,21 +144,24 @@ def report_on(
     details = [one for path, name in tell.track(nets, "net", len(nets)) for one in asked.of_net(path, name)]
     glance = [Section("At a glance", [layers.glance(asked.seen)])] if asked.seen else []
     sections = [*glance, *asked.of_studies(found), *asked.of_logs(found), *details]
-    sections.append(Section("Files", [checksums(found)]))
+    sections.append(Section("Files", [checksums([*found.files, *asked.beside])]))
     if title is None:
-        title = ", ".join(names or [path.name for path in found.files])
-    return Report(title, tuple(sections), tuple(asked.left), device_text(where))
+        title = ", ".join(names or map(where, found.files))
+    return Report(title, tuple(sections), tuple(asked.left), device_text(chosen))
 
 
-def checksums(found: Sources) -> Grid:
-    """The files that a report is about."""
-    rows = [[str(path), f"{size:,}", checksum] for path in found.files for size, checksum in [digest(path)]]
+def checksums(files: Sequence[Path]) -> Grid:
+    """What tells each file from any other."""
+    rows = [[str(path), f"{size:,}", checksum] for path in dict.fromkeys(files) for size, checksum in [digest(path)]]
     return Grid(["file", "bytes", "SHA-256"], rows, frozenset([1]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The keywords of `report_on`, the snapshots `named`, and what comes of them: of nets `seen`, the rest `left`."""
+    """The keywords of `report_on`, the snapshots `named`, and what comes of them.
+
+    `left`: what isn't known, a line each. `beside`: files that were read, too. `seen`: the nets, by name.
+    """
 
     named: Sequence[Path]
     error: Sequence[float]
@@ -176,6 +179,7 @@ class Asked:
     observer: Observer | None
     tell: Tell
     left: list[str] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
     seen: dict[str, layers.Seen] = field(default_factory=dict)
 
     def tried(self, what: str, make: Callable[[], T]) -> T | None:
@@ -192,7 +196,7 @@ class Asked:
         """Each study's table and pictures."""
         for path in found.studies:
             study = studies.read_study(path)
-            yield Section(f"{study.kind} {layers.where(path)}", list(studies.parts(study, self.left.append)))
+            yield Section(f"{study.kind} {where(path)}", list(studies.parts(study, self.left.append)))
 
     def of_logs(self, found: Sources) -> Iterator[Section]:
         """The curves of all logs, and where they ended."""
@@ -201,15 +205,9 @@ class Asked:
                 self.left.append("curves: no log is given; add what train printed, or what --log-json wrote")
             return
         runs = read_runs(found.logs, None, self.tell)
-        rows = [
-            [run.name, name, f"{curve.iterations[-1]:,}", f"{curve.values[-1]:.6g}"]
-            for run in runs
-            for name, curve in run.curves.items()
-        ]
-        ends = Grid(["run", "curve", "iteration", "last value"], rows, frozenset([2, 3]), "where the curves end")
         remarks = [Line(text, quiet=True) for run in runs for text in run.remarks]
         drawn = [Picture(draw(own, "svg"), "svg", f"curves: {panel}") for panel, own in by_panel(runs).items()]
-        yield Section("Curves", [Gallery(drawn), *remarks, ends])
+        yield Section("Curves", [Gallery(drawn), *remarks, ends(runs, "where the curves end")])
 
     # -- a net
 
@@ -290,6 +288,8 @@ class Asked:
         if first is None:
             what = "its run's first snapshot" if origin is None else origin
             self.left.append(f"angles of {name} before: {what} isn't beside it")
+        else:
+            self.beside.append(first)
         earlier = first and self.tried(f"angles of {name} before", lambda: read_net_of(first, self.model))
         angles: dict[str, Sequence[float | None]] = {}
         for one in found.table.layers:
@@ -300,7 +300,7 @@ class Asked:
         said = "Ranks by pca within each relative squared error; the darker the bar, the larger the error."
         turned = ""
         if first is not None and earlier is not None:
-            turned = f" Angles: means over all pairs of filters; before: in {layers.where(first)}."
+            turned = f" Angles: means over all pairs of filters; before: in {where(first)}."
         yield Section("Ranks and angles", [*parts, Line(said + turned, quiet=True)], inner=True)
         layer = found.table.layers[0].name
         bank = self.tried(f"filters of {name}", lambda: layers.bank(read, layer, name))

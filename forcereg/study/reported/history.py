@@ -77,7 +77,7 @@ def facts(model: Any, cuts: Sequence[Cut]) -> Facts:
             f"{one.name} {rank_text(tuple(one.ranks))} of {one.full_rank} ({one.method}, error {one.error:.4f})"
             for one in cut.layers
         )
-        rows.append((f"decomposed from {cut.snapshot}", ", ".join(layers)))
+        rows.append(("decomposed", f"{', '.join(layers)}, from {cut.snapshot}"))
     return Facts(rows)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from forcereg.errors import ForceregError
 from forcereg.lowrank.factor import each_of, rank_text
@@ -100,8 +99,3 @@ def mean_angle(read: ReadNet, layer: str) -> float | None:
 def bank(read: ReadNet, layer: str, label: str) -> Bank:
     """The layer's filters. Raises ForceregError."""
     return Bank(label, *filters_in(read.model, read.file, layer, read.model.path))
-
-
-def where(path: Path) -> str:
-    """A file's name for a sentence."""
-    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name

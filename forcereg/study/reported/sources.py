@@ -84,11 +84,11 @@ def _has_events(path: Path) -> bool:
 
 def newest(models: Iterable[Path]) -> list[Path]:
     """The models without those that are followed by a later one of their run."""
-    last: dict[tuple[Path, str], tuple[int, Path]] = {}
+    last: dict[Path, tuple[int, Path]] = {}
     for path in models:
         match = ITERATION.fullmatch(stem(path))
-        key, iteration = (path.parent / (match[1] if match else path.name), ""), int(match[2]) if match else 0
-        last[key] = max(last.get(key, (-1, path)), (iteration, path))
+        run, iteration = (path.with_name(match[1]), int(match[2])) if match else (path, 0)
+        last[run] = max(last.get(run, (-1, path)), (iteration, path))
     return [path for _, path in last.values()]
 
 
@@ -109,6 +109,11 @@ def before(model: Path, decomposed: str | None, named: Sequence[Path] = ()) -> P
     numbers = [int(own[1]) for name in os.listdir(model.parent) if (own := earlier.fullmatch(name))]
     first = min(numbers)
     return model.with_name(f"{match[1]}_iter_{first}{ending}") if first < int(match[2]) else None
+
+
+def where(path: Path) -> str:
+    """A file's name for a sentence."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
 
 
 def digest(path: Path) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,21 +32,22 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """The lines of a CSV file: what opens it as remarks, its header and its rows."""
+    """The lines of a CSV file of a `kind`, "sweep", "tune" or "frontier": what opens it as remarks, header and rows."""
 
     path: Path
+    kind: str
     remarks: list[str]
     header: list[str]
     rows: list[list[str]]
 
-    @property
-    def kind(self) -> str:
-        """ "sweep", "tune" or "frontier". Raises ForceregError for a table of something else."""
-        if {*frontier_report.COLUMNS} <= {*self.header}:
-            return "frontier"
-        if {*NEEDED} <= {*self.header}:
-            return "tune" if "trial" in self.header else "sweep"
-        raise ForceregError(f"{self.path}: is no results.csv of sweep or tune, and no table of frontier")
+
+def kind_of(path: Path, header: Sequence[str]) -> str:
+    """Which study's a table is. Raises ForceregError for one of something else."""
+    if {*frontier_report.COLUMNS} <= {*header}:
+        return "frontier"
+    if {*NEEDED} <= {*header}:
+        return "tune" if "trial" in header else "sweep"
+    raise ForceregError(f"{path}: is no results.csv of sweep or tune, and no table of frontier")
 
 
 def read_study(path: Path) -> Study:
@@ -59,10 +60,8 @@ def read_study(path: Path) -> Study:
             table.append(_cells(path, number, line, len(table[0]) if table else None))
         if len(table) > MOST + 1:
             raise ForceregError(f"{path}: has more than {MOST:,} rows, which no page can show")
-    study = Study(path, remarks, table[0] if table else [], table[1:])
-    # before anything is drawn
-    assert study.kind
-    return study
+    header, *rows = table or [[]]
+    return Study(path, kind_of(path, header), remarks, header, rows)
 
 
 def _cells(path: Path, number: int, line: str, count: int | None) -> list[str]:
