@@ -14,6 +14,7 @@ returns what it found, and tells its `observer` how it goes. Beside them:
     factors = forcereg.lowrank.pca(weight, error=0.05)
     grad += force_decay * forcereg.force_gradient(weight, "Constant")
     forcereg.layer("Mish")(torch.nn.Mish)  # a layer type of one's own
+    forcereg.nn.decompose(model, images, rule=forcereg.MaxMacs(0.5))  # any torch.nn.Module
 
 Names are imported when first used, so that the command line starts without torch.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 # said twice: type checkers and editors don't follow __getattr__
 if TYPE_CHECKING:
-    from forcereg import cost, lowrank
+    from forcereg import cost, lowrank, nn
     from forcereg.data.budget import decode_budget
     from forcereg.errors import ForceregError, UsageError
     from forcereg.layers.base import Layer
@@ -185,6 +186,7 @@ __all__ = [
     "lowrank",
     "merge_groups",
     "new",
+    "nn",
     "plot",
     "ranks",
     "report_on",
@@ -204,7 +206,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     # modules that are public as they are
-    if name in ("cost", "lowrank"):
+    if name in ("cost", "lowrank", "nn"):
         return importlib.import_module(f"forcereg.{name}")
     raise AttributeError(f"module 'forcereg' has no attribute {name!r}")
 

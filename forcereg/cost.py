@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -82,7 +82,8 @@ def places(layer: Any, shapes: Shapes | None, owned: Sequence[Sequence[int] | No
 class Extent:
     """Where a layer works: the spatial sizes of one item before it and behind it, and how often at each position.
 
-    An InnerProduct has no spatial axes: `rows` are its rows an item.
+    An InnerProduct has no spatial axes: `rows` are its rows an item. A `transposed` convolution multiplies at the
+    positions of its input.
 
     >>> forcereg.cost.Extent(1, (28, 28), (24, 24))  # a 5 x 5 convolution
     Extent(rows=1, before=(28, 28), after=(24, 24))
@@ -91,6 +92,7 @@ class Extent:
     rows: int
     before: tuple[int, ...]
     after: tuple[int, ...]
+    transposed: bool = field(default=False, repr=False)
 
 
 def extents(layer: Any, shapes: Shapes | None) -> list[Extent] | None:
@@ -126,11 +128,12 @@ def positions(extents: Sequence[Extent] | None, owned: Sequence[Sequence[int] | 
     for one in extents:
         sizes = list(one.before)
         for index, axes in enumerate(owned):
+            came = prod(sizes)
             for spatial in range(len(sizes)) if axes is None else axes:
                 # an InnerProduct has no spatial axes
                 if spatial < len(sizes):
                     sizes[spatial] = one.after[spatial]
-            totals[index] += one.rows * prod(sizes)
+            totals[index] += one.rows * (came if one.transposed else prod(sizes))
     return list(totals)
 
 

@@ -26,7 +26,7 @@ from tests.nursery import Nursery
 from tests.scratch import prepare
 
 PACKAGE = TOP / "forcereg"
-MODULES = ("cost", "lowrank")
+MODULES = ("cost", "lowrank", "nn")
 """Public names that are modules; all others are functions, classes and values."""
 PLAIN = {"Observer", "__version__"}
 """Public values that have no docstring."""
@@ -35,6 +35,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
             "tune": "optuna", "export": "onnxruntime",
             "Report": "matplotlib", "report_on": "matplotlib",
+            "nn.save": "safetensors", "nn.load": "safetensors",
             "convert_digits": "sklearn"}  # fmt: skip
 """Public name -> what its example needs beside forcereg itself."""
 

@@ -136,7 +136,7 @@ def to_model(
 ) -> Written:
     """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError."""
     try:
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import helper
     except ImportError:
         raise ForceregError(MISSING) from None
     writer = Writer(net, sizes, opset, pixels or {})
@@ -165,15 +165,18 @@ def to_model(
         [info(value, open_axes.get(value.name)) for value in writer.inputs],
         [info(value, {0: "batch"} if any(0 in axes for axes in open_axes.values()) else None)
          for value in writer.outputs],
-        [numpy_helper.from_array(values, value.name) for value, values in graph.constants],
         value_info=[info(value) for value in between.values()],
     )  # fmt: skip
-    assert TensorProto.FLOAT == FLOAT
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
         made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="forcereg", producer_version=__version__,
     )  # fmt: skip
+    for value, values in graph.constants:
+        # in place: a message that goes into another one is copied, and weights are large
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        proto.graph.initializer.add(name=value.name, dims=values.shape, data_type=kind, raw_data=raw)
     helper.set_model_props(proto, dict(about or {}))
     tops = {(spec.name, index): value.name for spec, index, value in writer.tops}
     return Written(proto, tops, tuple(net.spec.layers), len(nodes))

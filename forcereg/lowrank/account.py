@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from forcereg.cost import chain_cost
@@ -51,6 +51,26 @@ class Totals:
     macs_before: int | None
     macs_after: int | None
     speedup: float | None
+
+
+class Accounted:
+    """What was done to layers, and why others are whole (`skipped`: name -> reason), whatever kind of net it was."""
+
+    layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str]
+
+    @property
+    def totals(self) -> Totals:
+        """The cost of all decomposed layers together."""
+        return totals(self.layers)
+
+    def report(self) -> dict[str, Any]:
+        """Layers, totals and skipped layers as plain data, for JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "totals": asdict(self.totals),
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped.items()],
+        }
 
 
 def layer_report(one: Candidate, factors: Factors, rounding: str = "") -> LayerReport:

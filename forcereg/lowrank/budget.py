@@ -95,7 +95,7 @@ def out_of_reach(
     # rounded up, so that the share that is named can be reached
     lowest = ceil(1e4 * reached / total) / 1e4
     ways = ["take a smaller --multiple"] * any(one.ladder.multiple > 1 for one in candidates)
-    ways += ["decompose more layers (--fc)"] * all(one.type != "InnerProduct" for one in candidates)
+    ways += ["decompose more layers (--fc)"] * all(one.type not in ("InnerProduct", "Linear") for one in candidates)
     ways = ways or ["decompose by another --method"]
     return UsageError(
         f"a share of {share:g} of the net's {WORDS[measure]} can't be reached: the least is {lowest:g} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forcereg.cost import Cost, Shapes, chain_cost, extents, places
 from forcereg.errors import ForceregError, UsageError, did_you_mean
-from forcereg.lowrank.account import LayerReport, Totals, totals
+from forcereg.lowrank.account import Accounted, LayerReport
 from forcereg.lowrank.engine import LayerWeight, candidate, factored
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.fold import fold_bn
@@ -64,26 +64,13 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class LowrankNet:
+class LowrankNet(Accounted):
     """The new net (NetParameter) and weights, and what was done; `skipped`: layer name -> why it is whole."""
 
     net: Any
     weights: dict[str, dict[int, np.ndarray]]
     layers: tuple[LayerReport, ...]
     skipped: dict[str, str]
-
-    @property
-    def totals(self) -> Totals:
-        """The cost of all decomposed layers together."""
-        return totals(self.layers)
-
-    def report(self) -> dict[str, Any]:
-        """Layers, totals and skipped layers as plain data, for JSON."""
-        return {
-            "layers": [asdict(layer) for layer in self.layers],
-            "totals": asdict(self.totals),
-            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped.items()],
-        }
 
 
 @dataclass(frozen=True)

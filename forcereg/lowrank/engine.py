@@ -9,7 +9,7 @@ from typing import Any
 
 from forcereg.cost import Cost, Extent, chain_cost, positions
 from forcereg.errors import ForceregError
-from forcereg.lowrank.account import LayerReport, layer_report
+from forcereg.lowrank.account import Accounted, LayerReport, layer_report
 from forcereg.lowrank.factor import Factors, Rank
 from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.ranks import Candidate, Whole
@@ -19,10 +19,10 @@ from forcereg.lowrank.ranks import Candidate, Whole
 class LayerWeight:
     """A layer that could be decomposed: all that the engine asks of it.
 
-    type: "Convolution" or "InnerProduct". where: opens errors. weight: Tensor or array (N, C / groups, *kernel), for
-    an InnerProduct (N, C). bias: its number of values. extents: where the layer works, for the MACs; None: unknown.
-    limit: the rank that the weight has by construction, None: full. now: what stands in its place costs, where that
-    isn't the layer itself.
+    type: "Convolution" or "InnerProduct", or a class of torch.nn. where: opens errors. weight: Tensor or array (N, C
+    / groups, *kernel), for an InnerProduct (N, C). bias: its number of values. extents: where the layer works, for
+    the MACs; None: unknown. limit: the rank that the weight has by construction, None: full. now: what stands in its
+    place costs, where that isn't the layer itself.
     """
 
     name: str
@@ -54,7 +54,7 @@ def candidate(
 
 
 @dataclass(frozen=True)
-class Factored:
+class Factored(Accounted):
     """The layers that are replaced: name -> factors, and a report of each; `skipped`: name -> why it stays whole."""
 
     factors: dict[str, Factors]

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -200,9 +201,26 @@ class Factors:
 
     def reconstruct(self) -> Tensor:
         """The approximated weight, (N, C, *kernel)."""
-        split = [part.weight.chunk(self.groups) for part in self.parts]
-        own = [part.groups // self.groups for part in self.parts]
-        return torch.cat([compose(tensors, own) for tensors in zip(*split, strict=True)])
+        return composed([part.weight for part in self.parts], [part.groups for part in self.parts], self.groups)
+
+
+def composed(tensors: Sequence[Tensor], groups: Sequence[int], outer: int) -> Tensor:
+    """Weights of a chain, with the groups of each, as the one weight of `outer` groups, (N, C / outer, *kernel)."""
+    own = [count // outer for count in groups]
+    split = [tensor.chunk(outer) for tensor in tensors]
+    return torch.cat([compose(blocks, own) for blocks in zip(*split, strict=True)])
+
+
+def rank_limit(shapes: Sequence[Sequence[int]]) -> int:
+    """A bound on the rank of a chain's weight as a matrix (N, C * prod(kernel)), by the shapes of its parts.
+
+    What one layer hands to the next are its filters, at as many places as the later kernels reach.
+    """
+    bounds, reach = [], 1
+    for rows, _, *kernel in reversed(shapes):
+        bounds.append(rows * reach)
+        reach *= prod(kernel)
+    return min(bounds[1:])
 
 
 def compose(tensors: Sequence[Tensor], groups: Sequence[int]) -> Tensor:

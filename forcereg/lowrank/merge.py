@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from math import gcd, prod
+from math import gcd
 from typing import Any
 
 import numpy as np
 import torch
 
-from forcereg.lowrank.factor import Slot, compose
+from forcereg.lowrank.factor import Slot, compose, composed, rank_limit
 from forcereg.lowrank.kinds import factorizer
 from forcereg.lowrank.rewrite import AXES, NEUTRAL, Weights, part_name, per_axis, set_field
 from forcereg.schema import NetParameter
@@ -30,16 +30,8 @@ class Chain:
     slots: tuple[Slot, ...]
 
     def limit(self, weights: Weights) -> int:
-        """A bound on the rank of the chain's weight as a matrix (N, C * prod(kernel)).
-
-        What one layer hands to the next are its filters, at as many places as the later kernels reach.
-        """
-        bounds, reach = [], 1
-        for part in reversed(self.parts):
-            rows, _, *kernel = weights[part][0].shape
-            bounds.append(rows * reach)
-            reach *= prod(kernel)
-        return min(bounds[1:])
+        """A bound on the rank of the chain's weight, see `rank_limit`."""
+        return rank_limit([weights[part][0].shape for part in self.parts])
 
 
 def find_chains(net: Any, weights: Weights) -> list[Chain]:
@@ -202,9 +194,7 @@ def whole_weight(parts: Sequence[Any], weights: Mapping[str, Mapping[int, np.nda
     tensors = [torch.from_numpy(np.asarray(weights[part.name][0])).double() for part in parts]
     if parts[0].type == "InnerProduct":
         transposed = parts[0].inner_product_param.transpose
-        composed = compose([tensor.T if transposed else tensor for tensor in tensors], [1] * len(parts))
-        return (composed.T if transposed else composed).contiguous().numpy()
+        found = compose([tensor.T if transposed else tensor for tensor in tensors], [1] * len(parts))
+        return (found.T if transposed else found).contiguous().numpy()
     outer = outer_groups(parts)
-    own = [part.convolution_param.group // outer for part in parts]
-    split = [tensor.chunk(outer) for tensor in tensors]
-    return torch.cat([compose(blocks, own) for blocks in zip(*split, strict=True)]).contiguous().numpy()
+    return composed(tensors, [part.convolution_param.group for part in parts], outer).contiguous().numpy()

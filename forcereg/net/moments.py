@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer
-from forcereg.layers.convolve import taps
+from forcereg.layers.convolve import Geometry, taps
 from forcereg.layers.weighted import Convolution, InnerProduct
 from forcereg.net.module import Net
 from forcereg.schema.spec import LayerSpec
@@ -29,6 +29,11 @@ class Moments:
 
     total: Tensor
     count: int = field(default=0)
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Zeros for rows (n, groups, K)."""
+        return cls(torch.zeros((*rows.shape[1:], rows.shape[-1]), dtype=torch.float64, device=rows.device))
 
     def add(self, rows: Tensor) -> None:
         """rows: (n, groups, K)."""
@@ -77,7 +82,7 @@ def started(spec: LayerSpec, rows: Tensor) -> Moments:
     """Zeros for rows (n, groups, K). Raises ForceregError if memory can't hold them."""
     shape = (*rows.shape[1:], rows.shape[-1])
     check_room([(spec, 8 * prod(shape))], "the second moments of its input")
-    return Moments(torch.zeros(shape, dtype=torch.float64, device=rows.device))
+    return Moments.of(rows)
 
 
 def inputs_of(module: Layer, x: Tensor) -> Iterator[Tensor]:
@@ -86,14 +91,22 @@ def inputs_of(module: Layer, x: Tensor) -> Iterator[Tensor]:
     Raises ForceregError for another layer.
     """
     if isinstance(module, InnerProduct):
-        rows = x.flatten(module.axis)
-        yield from rows.reshape(-1, 1, rows.shape[-1]).split(max(1, CHUNK // rows.shape[-1]))
+        yield from rows_of(x.flatten(module.axis))
         return
     if not isinstance(module, Convolution):
         raise module.spec.fail("second moments are known for Convolution and InnerProduct layers only")
     x = x[None] if module.axis == 0 else x.flatten(0, module.axis - 1)
-    g = module.geometry
-    x = F.pad(x, [pad for pads in reversed(g.pad) for pad in (pads, pads)])
+    pad = [pad for pads in reversed(module.geometry.pad) for pad in (pads, pads)]
+    yield from windows_of(F.pad(x, pad), module.geometry, module.group)
+
+
+def rows_of(x: Tensor) -> Iterator[Tensor]:
+    """What the weight of a fully connected layer is multiplied with for an input (..., K): (n, 1, K) in chunks."""
+    yield from x.reshape(-1, 1, x.shape[-1]).split(max(1, CHUNK // x.shape[-1]))
+
+
+def windows_of(x: Tensor, g: Geometry, groups: int) -> Iterator[Tensor]:
+    """What a convolution's weight is multiplied with for an input (N, C, *spatial) that is padded: (n, groups, K)."""
     for axis, (extent, stride, dilation) in enumerate(zip(g.extent, g.stride, g.dilation, strict=True), 2):
         x = taps(x, axis, extent, stride, dilation)
     dims = len(g.kernel)
@@ -104,4 +117,4 @@ def inputs_of(module: Layer, x: Tensor) -> Iterator[Tensor]:
         # by places too: a single large image may be more than a chunk
         rows_at = items.split(max(1, CHUNK * items.shape[1] // (width * places)), 1) if dims else (items,)
         for part in rows_at:
-            yield part.reshape(-1, module.group, width // module.group)
+            yield part.reshape(-1, groups, width // groups)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from forcereg.cost import Cost
-from forcereg.lowrank.decompose import LayerReport, LowrankNet
+from forcereg.lowrank.account import Accounted, LayerReport
+from forcereg.lowrank.decompose import LowrankNet
 from forcereg.lowrank.factor import rank_text
 from forcereg.report.table import Table, numeric
 from forcereg.system.terminal import echo
@@ -27,7 +28,7 @@ def net_report(before: Cost, after: Cost) -> dict[str, Any]:
     }
 
 
-def remarks(result: LowrankNet, net: dict[str, Any]) -> list[str]:
+def remarks(result: Accounted, net: dict[str, Any]) -> list[str]:
     """What may surprise, a line each: ranks that were rounded, chains that cost more than their layer, what is left."""
     lines = [f"{layer.name}: {layer.rounding}" for layer in result.layers if layer.rounding]
     lines += [slower(layer) for layer in result.layers if is_slower(layer)]

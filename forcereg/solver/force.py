@@ -194,7 +194,8 @@ class ForceField:
     where padding (rows of zeros are skipped) costs less than another round of launches. `factors`: force_decay *
     force_mult per weight, 0 for none. `views`: each weight's view and groups (see lowrank.views); none: filters.
     `varies`: `set` will be called. `moments`: a kept metric for each weight, normalised (groups, K, K), by which each
-    group's filters are then drawn together alone; none: the plain one. Raises ForceregError for unknown strings.
+    group's filters are then drawn together alone; none: the plain one. `apart`: each group's filters alone. Raises
+    ForceregError for unknown strings.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class ForceField:
         views: Sequence[tuple[str, int]] = (),
         varies: bool = False,
         moments: Mapping[int, Tensor] | None = None,
+        apart: bool = False,
     ) -> None:
         check_force(force_type, decay_type, direction)
         self._settings = (decay_type, direction)
@@ -216,11 +218,11 @@ class ForceField:
         for i, weight in enumerate(weights):
             view, groups = views[i] if views else ("FILTERS", 1)
             metric = (moments or {}).get(i)
-            parts = unfoldings(view, groups, metric is not None) if factors[i] and weight.dim() >= 2 else []
-            for unfolding, apart in parts:
+            parts = unfoldings(view, groups, apart or metric is not None) if factors[i] and weight.dim() >= 2 else []
+            for unfolding, own in parts:
                 # a fixed force takes its factor along where it is rounded to float32; others need it bare
                 factor = factors[i] if self._simple else 1.0
-                one = Member(weight, torch.empty_like(weight), unfolding, apart, factor, metric)
+                one = Member(weight, torch.empty_like(weight), unfolding, own, factor, metric)
                 if one.n > 1:
                     # row counts and lengths alike: one batched product for all of them
                     key = (one.n, one.k, one.inner, weight.device, None if metric is None else i)

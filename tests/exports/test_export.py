@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,11 @@ def test_what_is_refused(
 def test_a_net_without_weights(tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("export", CONFIGS / "examples/mnist/lenet.prototxt", "-o", tmp_path / "a.onnx")
     assert code == 2 and "its layers have weights; give them by --weights FILE" in said(err)
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxruntime"])
+def test_without_the_extra(library: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    code, _, err = cli("export", fresh_snapshot(tmp_path), "-o", tmp_path / "a.onnx")
+    line = 'an .onnx file needs onnx and onnxruntime; install them with pip install "forcereg[export]"'
+    assert (code, said(err)) == (1, line) and not (tmp_path / "a.onnx").exists()
