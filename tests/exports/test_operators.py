@@ -168,6 +168,42 @@ def test_images_of_open_size() -> None:
         written(net_of('type: "InnerProduct" inner_product_param { num_output: 3 }', (1, 2, 7, 8)), axes)
 
 
+SEGMENT = """
+layer { name: "a" type: "Input" top: "a" input_param { shape { dim: 1 dim: 2 dim: 9 dim: 8 } } }
+layer { name: "conv" type: "Convolution" bottom: "a" top: "conv"
+  convolution_param { num_output: 3 kernel_size: 3 stride: 2 pad: 2 weight_filler { type: "xavier" } } }
+layer { name: "up" type: "Deconvolution" bottom: "conv" top: "up"
+  convolution_param { num_output: 2 kernel_size: 4 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "crop" type: "Crop" bottom: "up" bottom: "a" top: "crop" crop_param { axis: 2 offset: 1 } }
+layer { name: "flat" type: "Flatten" bottom: "crop" top: "flat" flatten_param { axis: 2 } }
+"""
+
+
+def test_a_crop_to_images_of_open_size() -> None:
+    net = filled(SEGMENT)
+    model = written(net, {"a": {0: "batch", 2: "height", 3: "width"}})
+    assert operators(model) == ["Conv", "ConvTranspose", "Shape", "Slice", "Add", "Slice", "Reshape"]
+    for size in ((1, 2, 9, 8), (3, 2, 12, 17)):
+        x = torch.randn(size)
+        found = torch.from_numpy(run(model, {"a": x})["flat"])
+        torch.testing.assert_close(found, net(a=x)["flat"].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_indices_and_marks_are_such_as_layers_take() -> None:
+    """Also where several layers read them, or in another shape."""
+    net = filled(
+        """layer { name: "i" type: "Input" top: "i" top: "rows"
+          input_param { shape { dim: 4 dim: 2 } shape { dim: 3 dim: 1 } } }
+        layer { name: "e" type: "Embed" bottom: "i" top: "e" embed_param { num_output: 3 input_dim: 5 } }
+        layer { name: "f" type: "Embed" bottom: "i" top: "f" embed_param { num_output: 2 input_dim: 5 } }
+        layer { name: "flat" type: "Flatten" bottom: "rows" top: "flat" flatten_param { axis: 0 } }
+        layer { name: "b" type: "BatchReindex" bottom: "e" bottom: "flat" top: "b" }"""
+    )
+    inputs = random_inputs(net, {name: net.shapes[name] for name in net.inputs}, 0)
+    assert {*inputs["i"].flatten().tolist()} <= {*range(5)} and {*inputs["rows"].flatten().tolist()} <= {*range(4)}
+    equal(net)
+
+
 @pytest.mark.parametrize(
     ("body", "shapes", "why"),
     [
