@@ -30,6 +30,8 @@ from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 
+LEAVE = "let layers= leave out"
+"""How a layer is left whole, before its name."""
 BATCHES = 10
 """Of the data that is looked at if nobody says how many."""
 
@@ -131,7 +133,7 @@ def decompose(
         whole = before_and_after(ready.model, made, example, device)
         measured = Latency(device_text(device), None, timed.trials, whole)
     net = net_report(ready.before, Cost(after.macs, learned(made)))
-    report = {**done.report(), "net": net, "folded": dict(ready.folded), "remarks": remarks(done, net)}
+    report = {**done.report(), "net": net, "folded": dict(ready.folded), "remarks": remarks(done, net, LEAVE)}
     report |= {} if measured is None else {"latency": measured.report()}
     return Decomposition(made, report, done, measured)
 

@@ -75,7 +75,7 @@ def save(model: nn.Module, path: StrPath) -> None:
     chains = {name: {part: groups_of(one) for part, one in chain.named_children()} for name, chain in chains_of(inside)}
     folded = [name for name, one in inside.named_modules() if type(one) is nn.Identity]
     said = json.dumps(vars(Structure(VERSION, chains, folded, shared)))
-    write_bytes(fspath(path), _library("torch").save(tensors, {ATTRIBUTE: said, "format": "pt"}))
+    write_bytes(fspath(path), _library().torch.save(tensors, {ATTRIBUTE: said, "format": "pt"}))
 
 
 @checked
@@ -113,18 +113,18 @@ def load(build: Callable[[], nn.Module], path: StrPath) -> nn.Module:
     return model
 
 
-def _library(part: str) -> Any:
-    import importlib
-
+def _library() -> Any:
     try:
-        return importlib.import_module(f"safetensors.{part}" if part else "safetensors")
+        import safetensors
+        import safetensors.torch
     except ImportError:
         raise ForceregError('a model is saved by safetensors; install it with pip install "forcereg[export]"') from None
+    return safetensors
 
 
 def _read(name: str) -> tuple[Structure, dict[str, Tensor]]:
     """What the file says, and its tensors. Raises ForceregError."""
-    library = _library("")
+    library = _library()
     try:
         check_regular(name)
         with library.safe_open(name, "pt") as file:
@@ -135,7 +135,7 @@ def _read(name: str) -> tuple[Structure, dict[str, Tensor]]:
             return structure, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except OSError as error:
         raise ForceregError(f"{name}: {error.strerror or error}") from None
-    except (ValueError, library.SafetensorError) as error:
+    except (ValueError, RuntimeError, OverflowError, library.SafetensorError) as error:
         raise ForceregError(f"{name}: no file by forcereg.nn.save: {error}") from None
 
 

@@ -28,10 +28,13 @@ def net_report(before: Cost, after: Cost) -> dict[str, Any]:
     }
 
 
-def remarks(result: Accounted, net: dict[str, Any]) -> list[str]:
-    """What may surprise, a line each: ranks that were rounded, chains that cost more than their layer, what is left."""
+def remarks(result: Accounted, net: dict[str, Any], leave: str = "leave it: --except-layers") -> list[str]:
+    """What may surprise, a line each: ranks that were rounded, chains that cost more than their layer, what is left.
+
+    leave: how a layer is left whole, before its name.
+    """
     lines = [f"{layer.name}: {layer.rounding}" for layer in result.layers if layer.rounding]
-    lines += [slower(layer) for layer in result.layers if is_slower(layer)]
+    lines += [slower(layer, leave) for layer in result.layers if is_slower(layer)]
     before, whole = result.totals.macs_before, net["macs_before"]
     if before is not None and whole and before < SMALL * whole:
         # Amdahl's law: as if the decomposed layers took no time
@@ -47,7 +50,7 @@ def is_slower(layer: LayerReport) -> bool:
     return layer.macs_after >= layer.macs_before
 
 
-def slower(layer: LayerReport) -> str:
+def slower(layer: LayerReport, leave: str) -> str:
     """The remark on such a layer."""
     if layer.macs_before is None or layer.macs_after is None:
         cost = f"{layer.params_after / layer.params_before:.2f}x the parameters"
@@ -55,7 +58,7 @@ def slower(layer: LayerReport) -> str:
         cost = f"{layer.macs_after / layer.macs_before:.2f}x the MACs"
     limit = layer.cheaper_up_to
     better = f"ranks up to {rank_text(limit)} cost less, or " if limit else "no rank costs less; "
-    return f"{layer.name}: its chain has {cost} of the layer before; {better}leave it: --except-layers {layer.name}"
+    return f"{layer.name}: its chain has {cost} of the layer before; {better}{leave} {layer.name}"
 
 
 def show(result: LowrankNet, net: dict[str, Any], train_net: dict[str, Any] | None = None) -> None:

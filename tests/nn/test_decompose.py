@@ -411,6 +411,12 @@ def test_a_rule_for_each_layer() -> None:
     assert (names["3"], names["8"], names["5"]) == (["v", "h"], ["lowrank", "linear"], [])
 
 
+def test_a_dear_chain_is_remarked_on() -> None:
+    model, x = built(plain, (1, 3, 12, 12))
+    (remark, *_) = decompose(model, x, rule=forcereg.RankConfig({"3": 24})).report["remarks"]
+    assert remark.startswith("3: its chain has 1.17x the MACs") and remark.endswith("let layers= leave out 3")
+
+
 def test_progress_is_told() -> None:
     model, x = built(plain, (1, 3, 12, 12))
     events: list[Any] = []

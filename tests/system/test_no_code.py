@@ -30,6 +30,7 @@ ALLOWED = {
     "layers": {"import_module", "importlib.import_module"},  # by --allow-python-layers
     "lowrank": {"importlib.import_module"},  # of forcereg's own names; tensorly and scikit-learn
     "net": {"subprocess.run"},  # graphviz's dot
+    "nn": {"importlib.import_module"},  # of forcereg's own names
     "solver": {
         "ctypes.CDLL",  # the C library that Python has loaded
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes

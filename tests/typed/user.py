@@ -99,3 +99,17 @@ def use() -> Tensor:
         raise SystemExit(str(error)) from None
     prob: Tensor = net(data=torch.zeros(net.shapes["data"]))["prob"]
     return prob
+
+
+def any_module(model: nn.Module, images: Tensor) -> nn.Module:
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer: torch.optim.Optimizer = forcereg.nn.Force(plain, model, 1e-3, layers=["layer1.*", nn.Linear], every=2)
+    optimizer.step()
+    made: forcereg.nn.Decomposition = forcereg.nn.decompose(
+        model, images, rule=forcereg.MaxMacs(0.5), layers=lambda name, one: name != "conv1", data=[images]
+    )
+    forcereg.nn.rank_clipping(made.model, energy=0.99).tell(optimizer)
+    ranks: tuple[int, ...] = tuple(map(len, forcereg.nn.ranks(made.model, images, layers=nn.Conv2d).ranks))
+    print(forcereg.nn.macs(made.model, images) + sum(ranks))
+    forcereg.nn.save(made.model, Path("small.safetensors"))
+    return forcereg.nn.load(lambda: model, "small.safetensors")
