@@ -11,8 +11,8 @@ from forcereg.system.terminal import echo
 @click.command(epilog="\b\nExample: forcereg export lenet_iter_10000.caffemodel.h5 -o lenet.onnx")
 @click.argument("net", metavar="NET_OR_SNAPSHOT", type=click.Path())
 @click.option("-o", "--out", metavar="OUT", type=click.Path(), required=True,
-              help="File to write; its ending says as what: .onnx, .prototxt, .caffemodel(.h5), .safetensors or "
-                   ".npz.")  # fmt: skip
+              help="File to write; its ending says as what: .onnx, .prototxt, .caffemodel(.h5), .pt2, .safetensors "
+                   "or .npz.")  # fmt: skip
 @click.option("--weights", metavar="FILE", type=click.Path(), help="Model of NET.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N",
               help="Size of axis 0 of the inputs.  [default: open in .onnx, where the net allows]")  # fmt: skip
@@ -88,5 +88,5 @@ def command(
             f"difference {proof.difference:.1e}, of '{proof.blob}', whose values reach {proof.magnitude:.3g}"
         )
     for name, (ours, theirs) in done.scores.items():
-        echo(f"{name}: {ours:.4f} here, {theirs:.4f} by ONNX Runtime")
+        echo(f"{name}: {ours:.4f} here, {theirs:.4f} by the file")
     echo(f"wrote {' and '.join(done.paths)}: {done.summary}")

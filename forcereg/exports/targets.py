@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forcereg.errors import UsageError
+from forcereg.exports import pt2
 from forcereg.exports.onnx import OPTIONS, write_onnx
+from forcereg.exports.pt2 import write_program
 from forcereg.exports.request import Exported, Request
 from forcereg.net.convert import convert
 from forcereg.net.held import is_path
@@ -48,6 +50,7 @@ TARGETS = {
     ".prototxt": Target(_net, NET_OPTIONS),
     ".caffemodel.h5": Target(_model, frozenset()),
     ".caffemodel": Target(_model, frozenset()),
+    ".pt2": Target(write_program, NET_OPTIONS | pt2.OPTIONS),
     ".safetensors": Target(_model, frozenset()),
     ".npz": Target(_model, frozenset()),
 }

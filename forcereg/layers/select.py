@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from forcereg.layers.base import Layer, Shape, canonical_axis
-from forcereg.layers.recording import sizes
+from forcereg.layers.recording import recording, sizes
 from forcereg.registry import layer
 from forcereg.schema.spec import LayerSpec
 
@@ -192,7 +192,7 @@ class BatchReindex(Layer):
         self.out_shapes = ((*shapes[1], *shapes[0][1:]),)
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        if rows.device.type == "cpu":
+        if rows.device.type == "cpu" and not recording():
             # written so that NaN is wrong, too
             wrong = rows[~((rows >= 0) & (rows < x.shape[0]))]
             if wrong.numel():

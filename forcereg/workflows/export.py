@@ -47,7 +47,7 @@ def export(
     observer: Observer | None = None,
 ) -> Exported:
     """Writes a net's TEST phase for use as `out`, whose ending says as what: .onnx, .prototxt, .caffemodel(.h5),
-    .safetensors, .npz.
+    .pt2, .safetensors, .npz.
 
     `net`, `weights`, `outputs`, `input_shapes`, `level`, `stage`: as for `deploy`, which makes the net. `batch`: size
     of axis 0 of the inputs, None to leave it open. Of ONNX: `dynamic`: "H" and "W" for those axes of images that stay

@@ -27,6 +27,7 @@ ALLOWED = {
     "": {"importlib.import_module"},  # of forcereg's own names and commands
     "commands": {"import_module"},  # --import
     "data": {"pickle.UnpicklingError", "importlib.import_module"},  # Pillow's decoders, by a fixed list
+    "exports": {"subprocess.Popen", "np.load"},  # our own program of a .pt2, in a process without forcereg
     "layers": {"import_module", "importlib.import_module"},  # by --allow-python-layers
     "lowrank": {"importlib.import_module"},  # of forcereg's own names; tensorly and scikit-learn
     "net": {"subprocess.run"},  # graphviz's dot
