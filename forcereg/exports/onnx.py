@@ -91,9 +91,8 @@ def _written(
     try:
         return made(spatial), spatial, notes
     except Varying as error:
-        raise ForceregError(
-            f"{net.spec.filename}: sizes can't stay open: the net {error}; leave out --dynamic"
-        ) from None
+        fix = "; leave out --dynamic" if spatial else ""
+        raise ForceregError(f"{net.spec.filename}: a size would be open, but the net {error}{fix}") from None
 
 
 def _remarks(net: Net) -> tuple[str, ...]:

@@ -98,10 +98,10 @@ def test_every_decomposition(method: str, fold: bool, normed: Path, tmp_path: Pa
         ("examples/cifar10/cifar10_full.prototxt", 24, True),
         ("examples/cifar10/cifar10_resnet20.prototxt", 53, True),
         ("models/googlenet/deploy.prototxt", 142, True),
-        ("models/alexnet/deploy.prototxt", 23, False),
-        ("models/caffenet/deploy.prototxt", 23, False),
-        ("models/resnet50/deploy.prototxt", 124, False),
-        ("models/vgg16/deploy.prototxt", 39, False),
+        ("models/alexnet/deploy.prototxt", 22, False),
+        ("models/caffenet/deploy.prototxt", 22, False),
+        ("models/resnet50/deploy.prototxt", 123, False),
+        ("models/vgg16/deploy.prototxt", 38, False),
     ],
 )
 def test_shipped_nets(name: str, count: int, short: bool, long_form: bool, tmp_path: Path) -> None:
