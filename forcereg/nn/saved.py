@@ -75,7 +75,8 @@ def save(model: nn.Module, path: StrPath) -> None:
     chains = {name: {part: groups_of(one) for part, one in chain.named_children()} for name, chain in chains_of(inside)}
     folded = [name for name, one in inside.named_modules() if type(one) is nn.Identity]
     said = json.dumps(vars(Structure(VERSION, chains, folded, shared)))
-    write_bytes(fspath(path), _library().torch.save(tensors, {ATTRIBUTE: said, "format": "pt"}))
+    # one entry alone: the library writes several in an order by chance
+    write_bytes(fspath(path), _library().torch.save(tensors, {ATTRIBUTE: said}))
 
 
 @checked
