@@ -65,7 +65,11 @@ STUDIES = {
         tuning=300,
         tuned_at=0.01,
         recalibrate=20,
-        edits={"batch_size: 256": "batch_size: 128"},
+        edits={
+            "batch_size: 256": "batch_size: 128",
+            # Caffe's 0.999 remembers 1,000 iterations: what so short a training has left behind
+            'type: "BatchNorm"\n': 'type: "BatchNorm"\n  batch_norm_param { moving_average_fraction: 0.95 }\n',
+        },
     ),
 }
 
