@@ -63,6 +63,14 @@ def table(rows: Sequence[Row], down: Sequence[str], across: Sequence[str]) -> It
         yield f"| {' | '.join([*key, str(len(seeds)), *wholes, *(cell(places.get(one, [])) for one in columns)])} |"
 
 
+def listed(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
+    """The lines of a table of these columns as they are, a row each."""
+    yield f"| {' | '.join(column.replace('_', ' ') for column in columns)} |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        yield f"| {' | '.join(row[column] for column in columns)} |"
+
+
 def told(words: Sequence[str] | None = None) -> list[str]:
     """The table that a command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,9 +78,12 @@ def told(words: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("--down", default="arm")
     parser.add_argument("--across", default="method")
     parser.add_argument("--where", nargs="*", default=[], help="COLUMN=VALUE or COLUMN=A,B")
+    parser.add_argument("--list", help="these columns instead, a row each")
     asked = parser.parse_args(words)
     where = {column: values.split(",") for column, _, values in (one.partition("=") for one in asked.where)}
     rows = chosen(read(asked.files), where)
+    if asked.list:
+        return list(listed(rows, asked.list.split(",")))
     return list(table(rows, asked.down.split(","), asked.across.split(",")))
 
 
