@@ -12,9 +12,12 @@ from forcereg.exports import pt2
 from forcereg.exports.onnx import OPTIONS, write_onnx
 from forcereg.exports.pt2 import write_program
 from forcereg.exports.request import Exported, Request
-from forcereg.net.convert import convert
+from forcereg.net.convert import convert_model
+from forcereg.net.deploy.files import opened
 from forcereg.net.held import is_path
-from forcereg.net.load import net_file
+from forcereg.net.read import read_weights
+from forcereg.schema.text import is_text
+from forcereg.snapshot import ModelFile
 
 NET_OPTIONS = frozenset({"batch", "outputs", "input_shapes", "level", "stage"})
 """What says how the net for use is made."""
@@ -37,11 +40,15 @@ def _net(request: Request) -> Exported:
 
 
 def _model(request: Request) -> Exported:
-    """The weights in another format, as `forcereg convert` writes them."""
-    weights, net = (request.net, None) if request.weights is None else (request.weights, net_file(request.net))
-    if not is_path(weights):
-        raise UsageError(f"a net in memory is written by its own `write`; {request.out.name} is made of a file")
-    done = convert(os.fspath(weights), request.out, net)
+    """The weights in another format, as `forcereg convert` writes them, with the text of the net."""
+    net, file = request.net, None
+    if request.weights is None and is_path(net) and not is_text(os.fspath(net)):
+        model: ModelFile | None = read_weights(net)  # Caffe's have no text, and need none here
+    else:
+        file, model = opened(net, request.weights, request.tell.warn)
+    if model is None:
+        raise UsageError(f"{net}: is a net without weights; give them by --weights FILE, or a snapshot in its place")
+    done = convert_model(model, request.out, file)
     return Exported((str(request.out),), done.summary, notes=done.remarks)
 
 

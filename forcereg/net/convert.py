@@ -74,9 +74,7 @@ def convert(source: str | Path, target: str | Path, model: NetFile | None = None
     ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
     if ending is None:
         raise UsageError(f"{path}: expected a name that ends in {', '.join(ENDINGS)}")
-    # by file, not by name: a link may lead to it
-    if path.exists() and os.path.samefile(source, path):
-        raise UsageError(f"{path}: is the file to convert; give another name")
+    _check_other(Path(source), path)
     found = read(source)
     kind = "model" if isinstance(found, ModelFile) else "solver state"
     others = (".solverstate",) if kind == "model" else (".caffemodel", ".safetensors", ".npz")
@@ -94,6 +92,7 @@ def convert(source: str | Path, target: str | Path, model: NetFile | None = None
 
 def convert_model(model: ModelFile, path: Path, file: NetFile | None = None) -> Converted:
     """Writes a model that was read, or is in memory, as `convert`; `path` ends as one of ENDINGS. Raises as that."""
+    _check_other(model.path, path)
     form = next(ENDINGS[one] for one in ENDINGS if path.name.endswith(one))
     binary, remarks = form == "binary", list[str]()
     net, attrs = None, dict(model.attrs)
@@ -126,6 +125,13 @@ def convert_model(model: ModelFile, path: Path, file: NetFile | None = None) -> 
     written = write_in_format(path, model, net or NetParameter(), form, known)
     sizes = [values.size for blobs in written.values() for values in blobs.values()]
     return Converted("model", form, len(sizes), sum(sizes), tuple(remarks))
+
+
+def _check_other(source: Path, path: Path) -> None:
+    """Raises UsageError for a file that would overwrite the one that it is made of."""
+    # by file, not by name: a link may lead to it
+    if path.exists() and source.exists() and os.path.samefile(source, path):
+        raise UsageError(f"{path}: is the file to convert; give another name")
 
 
 def stored_net(path: Path) -> tuple[Any, str]:

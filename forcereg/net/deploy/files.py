@@ -78,7 +78,7 @@ def made_for_use(
 
     `warn` is told what doesn't fit together. Raises UsageError for `weights` of a snapshot, ForceregError as `deploy`.
     """
-    file, model = _opened(net, weights, warn)
+    file, model = opened(net, weights, warn)
     done = engine(
         file,
         batch=batch,
@@ -95,7 +95,7 @@ def made_for_use(
     return DeployedNet(**vars(done), file=file, model=model, read=read)
 
 
-def _opened(net: StrPath | Any, weights: StrPath | None, warn: Warn) -> tuple[NetFile, ModelFile | None]:
+def opened(net: StrPath | Any, weights: StrPath | None, warn: Warn) -> tuple[NetFile, ModelFile | None]:
     """The net of a prototxt or snapshot, and its weights where there are any. Raises ForceregError."""
     if is_path(net) and is_text(os.fspath(net)):
         if weights is None:
