@@ -1,8 +1,8 @@
 """Runs programs of torch.export where forcereg can't be imported: `python -P alone.py THREADS ANEW PROGRAM...`.
 
-Run by its path, as importing it shuts forcereg out. ANEW, 1 or 0: whether programs are loaded anew for each call. For
-each number N on standard input all programs are called with the arrays of N.in.npz, in their order; what they give goes
-to N.out.npz, with its names, and N to standard output.
+Run by its path, which shuts forcereg out. ANEW, 1 or 0: whether programs are loaded anew for each call. For each number
+N on standard input all programs are called with the arrays of N.in.npz, in their order; what they give goes to
+N.out.npz, with its names, and N to standard output.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-sys.modules["forcereg"] = None  # type: ignore[assignment]  # whatever asks for it fails
+if __name__ == "__main__":
+    sys.modules["forcereg"] = None  # type: ignore[assignment]  # whatever asks for it fails
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
 
 def main(threads: int, anew: bool, paths: list[str]) -> None:
@@ -29,7 +30,8 @@ def main(threads: int, anew: bool, paths: list[str]) -> None:
                 found.update((torch.export.load(path).module() if anew else program)(*inputs))
         values = {str(index): value.numpy() for index, value in enumerate(found.values())}
         np.savez(f"{number}.out.npz", names=np.array(list(found), str), **values)
-        print(number, flush=True)
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

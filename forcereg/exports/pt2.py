@@ -124,7 +124,8 @@ class Alone:
         np.savez(self._folder / f"{self._number}.in.npz", *(inputs[name] for name in self._names))
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: told below
-            print(self._number, file=self._process.stdin, flush=True)
+            self._process.stdin.write(f"{self._number}\n")
+            self._process.stdin.flush()
         if self._process.stdout.readline().strip() != str(self._number):
             self._process.wait()
             self._errors.seek(0)

@@ -212,7 +212,7 @@ def test_accuracy_beside_ours(args: tuple[str, ...], photos: Path, cli: Cli) -> 
     code, out, err = cli("export", photos, "-o", "a.onnx", "--solver", "solver.prototxt", *args)
     assert (code, err) == (0, "")
     accuracy = forcereg.score("net.prototxt", photos, iterations=2).mean("accuracy")
-    assert f"accuracy: {accuracy:.4f} here, {accuracy:.4f} by ONNX Runtime\n" in out and " on 4 batches" in out
+    assert f"accuracy: {accuracy:.4f} here, {accuracy:.4f} by the file\n" in out and " on 4 batches" in out
 
 
 @pytest.mark.parametrize(
