@@ -10,7 +10,7 @@ import click
 
 from forcereg.commands.lowrank_options import LayerOptions, layer_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
-from forcereg.commands.options import format_option
+from forcereg.commands.options import format_option, runtime_options
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
               help="Measure the layers there, take the fastest rank near the rule's (above it; below it under a "
                    "budget), and leave layers whole that no chain makes faster.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="For --latency.  [default: the net's]")
+@runtime_options
 @layer_options
 @click.option("--recalibrate", type=click.IntRange(min=1), metavar="N",
               help="Recompute BatchNorm's statistics on N training batches of --solver.")  # fmt: skip
@@ -36,6 +37,8 @@ def command(
     ranks: RankOptions,
     latency: str | None,
     batch: int | None,
+    runtime: str,
+    threads: int | None,
     layers: LayerOptions,
     recalibrate: int | None,
     out: str | None,
@@ -68,6 +71,8 @@ def command(
             even_if_dearer=ranks.even_if_dearer,
             latency=latency,
             batch=batch,
+            runtime=runtime,
+            threads=threads,
             recalibrate=recalibrate,
             scores=f"{prefix}.scores.json",
             observer=observer,

@@ -10,6 +10,7 @@ import click
 
 from forcereg.commands.frontier_options import Aims, aim_options
 from forcereg.commands.lowrank_options import LayerOptions, layer_options
+from forcereg.commands.options import runtime_options
 from forcereg.commands.reporting import ready, report_option, write
 from forcereg.system.terminal import echo
 
@@ -31,6 +32,7 @@ ALIKE = ("model", "fc", "device", "data_budget", "workers", "allow_python_layers
               help="Where to measure the nets' forward pass.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Images in a measured batch.")  # fmt: skip
+@runtime_options
 @report_option
 @layer_options
 def command(
@@ -41,6 +43,8 @@ def command(
     labels: str | None,
     where: str,
     batch: int,
+    runtime: str,
+    threads: int | None,
     report: str | None,
     layers: LayerOptions,
 ) -> None:
@@ -66,10 +70,10 @@ def command(
     with Shown() as observer:
         found = frontier(
             snapshots, solver=given.pop("data"), rule=rules, finetune=finetune, labels=labels, latency=where,
-            batch=batch, scores=f"{prefix}.scores.json", tuned=f"{prefix}.tuned", even_if_dearer=aims.even_if_dearer,
-            observer=observer, **given,
+            batch=batch, runtime=runtime, threads=threads, scores=f"{prefix}.scores.json", tuned=f"{prefix}.tuned",
+            even_if_dearer=aims.even_if_dearer, observer=observer, **given,
         )  # fmt: skip
-    table(found.points, finetune).show()
+    table(found.points, finetune, runtime).show()
     found.write(out, by=f"forcereg {shlex.join(sys.argv[1:])}")
     echo(f"wrote {out} and {prefix}.csv; {found.runs} nets scored, the others were known")
     if report:

@@ -105,6 +105,17 @@ def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
     return [f"cuda:{int(number)}" for number in numbers]
 
 
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--runtime and --threads, of what measures forward passes."""
+    function = click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Of the CPU to measure with.  [default: torch's]"
+    )(function)
+    return click.option(
+        "--runtime", metavar="torch|onnxruntime|openvino", default="torch", show_default=True,
+        help="What runs the layers and nets that are measured, as ONNX models where it isn't torch.",
+    )(function)  # fmt: skip
+
+
 def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--format, one of `net.made.FORMATS`, of the weights that commands make of a snapshot's."""
     return click.option(

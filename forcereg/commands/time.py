@@ -17,6 +17,7 @@ from forcereg.commands.options import (
     device_options,
     given_shapes,
     net_options,
+    runtime_options,
 )
 
 if TYPE_CHECKING:
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
               help="Model to load first; how long a layer takes rarely depends on it.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Passes to measure.")
 @partial(net_options, phase="TRAIN")
+@runtime_options
 @device_options
 @data_options
 @code_options
 def command(**options: Any) -> None:
     """Measure a net: each layer's forward and backward pass, in milliseconds, after one pass to warm up.
 
-    On a GPU the times are the device's own. What no data layer supplies is zeros.
+    By another runtime than torch: forward passes of the net for use, as `forcereg export` writes it, and of each layer
+    alone. On a GPU the times are the device's own. What no data layer supplies is zeros.
     """
     from forcereg.solver.log import GlogWriter
     from forcereg.workflows.time import time
@@ -48,11 +51,13 @@ def command(**options: Any) -> None:
     given = SimpleNamespace(**options)
     log = GlogWriter(file="time.py")
 
+    passes = "forward-backward" if given.runtime == "torch" else "forward"
+
     def told(event: Event) -> None:
         if event.kind != "progress":
             log(event)
         elif event.done:
-            log.line(f"Iteration: {event.done} forward-backward time: {event.text}.")
+            log.line(f"Iteration: {event.done} {passes} time: {event.text}.")
         else:
             log.line("*** Benchmark begins ***")
             log.line(f"Testing for {event.most} iterations.")
@@ -65,6 +70,8 @@ def command(**options: Any) -> None:
         level=given.level,
         stage=given.stage,
         input_shapes=given_shapes(given.input_shape),
+        runtime=given.runtime,
+        threads=given.threads,
         device=asked_devices(given.gpu, given.device)[0],
         data_budget=given.data_budget,
         workers=given.workers,
@@ -78,7 +85,14 @@ def command(**options: Any) -> None:
 
 
 def _report(timing: Timing, log: GlogWriter) -> None:
-    """Caffe's lines."""
+    """Caffe's lines; of another runtime those that there are forwards."""
+    if timing.runtime != "torch":
+        log.line(f"Average time per layer, each alone in {timing.runtime}: ")
+        for layer in timing.layers:
+            log.line(f"{layer.name:>10}\tforward: {layer.forward:g} ms.")
+        log.line(f"Average Forward pass of the whole net in {timing.runtime}: {timing.both:g} ms.")
+        log.line("*** Benchmark ends ***")
+        return
     log.line("Average time per layer: ")
     for layer in timing.layers:
         log.line(f"{layer.name:>10}\tforward: {layer.forward:g} ms.")
@@ -94,6 +108,14 @@ def _show(timing: Timing) -> None:
     """A table, for people."""
     from forcereg.report.table import Table, numeric
 
+    if timing.runtime != "torch":
+        table = Table("layer", "type", *numeric(f"{timing.runtime} forward ms"))
+        for layer in timing.layers:
+            table.row(layer.name, layer.type, f"{layer.forward:.3f}")
+        table.section()
+        table.row("whole net", "", f"{timing.both:.3f}")
+        table.show()
+        return
     table = Table("layer", "type", *numeric("forward ms", "backward ms", "share"))
     whole = timing.forward + timing.backward
     for layer in timing.layers:

@@ -28,10 +28,14 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Timing:
-    """Mean milliseconds by layer, in net order, and of whole iterations: `wall` holds each one's, `total` their sum."""
+    """Mean milliseconds by layer, in net order, and of whole iterations: `wall` holds each one's, `total` their sum.
+
+    By another `runtime` than torch layers are measured alone and forwards only, and an iteration is the whole net's.
+    """
 
     layers: list[LayerTime]
     wall: list[float]
+    runtime: str = "torch"
 
     @property
     def forward(self) -> float:

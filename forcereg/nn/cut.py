@@ -25,7 +25,7 @@ from forcereg.nn.timing import LayerTimer, before_and_after
 from forcereg.nn.trace import Trace, same_calls, trace
 from forcereg.report.latency import Latency, device_text
 from forcereg.report.lowrank import net_report, remarks
-from forcereg.study.latency import measuring_device
+from forcereg.study.bench import measuring_device
 from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath

@@ -17,12 +17,17 @@ from forcereg.system.terminal import echo
 
 @dataclass(frozen=True)
 class Latency:
-    """Trials of layers, and milliseconds of the whole net before and after; `batch` is None for the net's own."""
+    """Trials of layers, and milliseconds of the whole net before and after; `batch` is None for the net's own.
+
+    `threads` is None on a GPU.
+    """
 
     device: str
     batch: int | None
     trials: Sequence[Trial]
     net: Sequence[float] | None
+    runtime: str = "torch"
+    threads: int | None = None
 
     def report(self) -> dict[str, Any]:
         """Everything as plain data, for JSON; `rank` is null for a layer that stays whole."""
@@ -41,12 +46,14 @@ class Latency:
         if self.net is not None:
             before, after = self.net
             net = {"ms_before": before, "ms_after": after, "speedup": before / after}
-        return {"device": self.device, "batch": self.batch, "layers": layers, "net": net}
+        on = {"device": self.device, "runtime": self.runtime, "threads": self.threads, "batch": self.batch}
+        return {**on, "layers": layers, "net": net}
 
     def show(self) -> None:
         """Print the milliseconds of each layer and of the whole net."""
+        by = "" if self.runtime == "torch" else f" in {self.runtime}"
         right = numeric("asked", "rank", "ms before", "ms after", "faster")
-        table = Table("layer", *right, Column("chains measured, rank: ms", "text"))
+        table = Table("layer", *right, Column(f"chains measured{by}, rank: ms", "text"))
         for one in self.trials:
             chosen = "whole" if isinstance(one.choice, Whole) else rank_text(one.choice)
             tried = ", ".join(f"{rank_text(rank)}: {ms:.3g}" for rank, ms in one.times.items())
@@ -59,12 +66,12 @@ class Latency:
         echo(f"medians of forward passes on {self.device}, {batch}")
 
 
-def device_text(device: torch.device) -> str:
-    """The device for people, with what its speed depends on."""
+def device_text(device: torch.device, threads: int | None = None) -> str:
+    """The device for people, with what its speed depends on; `threads`: None for as many as torch takes."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     # a CPU's times hang on it
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
 
 

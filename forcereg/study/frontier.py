@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
 from forcereg.lowrank.decompose import Prepared
@@ -22,6 +20,7 @@ from forcereg.schema.text import NetFile, net_from_message
 from forcereg.solver.trouble import NotFinite
 from forcereg.study import latency
 from forcereg.study.accounting import Accounts
+from forcereg.study.bench import Bench
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.scores import origin
 
@@ -179,9 +178,7 @@ def _tuned(
 # -- times
 
 
-def timed(
-    made: Sequence[Made], accounts: Mapping[str, Accounts], device: torch.device, batch: int, tell: Tell
-) -> list[Point]:
+def timed(made: Sequence[Made], accounts: Mapping[str, Accounts], bench: Bench, batch: int, tell: Tell) -> list[Point]:
     """The points with each net's milliseconds, the median of all taking turns; nets of one structure are one.
 
     `accounts`: of each net by its name. Raises ForceregError where nets can't run by themselves.
@@ -194,9 +191,11 @@ def timed(
         # without the weights, on which times don't depend
         keys.append(f"{fed} {one.net.message}")
         if keys[-1] not in runs:
-            runs[keys[-1]] = latency.net_run(one.net, one.weights, fed, device, own.allow_python_layers)
+            runs[keys[-1]] = latency.net_run(one.net, one.weights, fed, bench, own.allow_python_layers)
     # all in turns, so that a machine that warms up or is shared slows every net alike
-    tell(f"measuring {len(runs)} nets on {device}")
-    times = latency.interleaved(list(runs.values()), device, PACE * (len(runs) + 8))
+    by = f" in {bench.runtime}" if bench.exports else ""
+    tell(f"measuring {len(runs)} nets on {bench.device}{by}")
+    with bench.at_work():
+        times = latency.interleaved(list(runs.values()), bench.device, PACE * (len(runs) + 8))
     medians = dict(zip(runs, map(median, times), strict=True))
     return [replace(one.point, milliseconds=medians[key]) for one, key in zip(made, keys, strict=True)]

@@ -42,9 +42,10 @@ def as_csv(points: Sequence[Point], remarks: Sequence[str] = ()) -> str:
     return csv_text(COLUMNS, rows, remarks)
 
 
-def table(points: Sequence[Point], finetune: int) -> Table:
-    """One row a net."""
-    numbers = ["million MACs", "parameters", "ms", "accuracy"] + [f"fine-tuned for {finetune}"] * bool(finetune)
+def table(points: Sequence[Point], finetune: int, runtime: str = "torch") -> Table:
+    """One row a net; `runtime`: what its milliseconds were taken by."""
+    ms = "ms" if runtime == "torch" else f"{runtime} ms"
+    numbers = ["million MACs", "parameters", ms, "accuracy"] + [f"fine-tuned for {finetune}"] * bool(finetune)
     found = Table("net", "method", "target", "ranks", *numeric(*numbers))
     last = points[0].net if points else ""
     for one in points:

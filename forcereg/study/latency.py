@@ -16,6 +16,7 @@ import torch
 import forcereg.registry as registry
 from forcereg.cost import Shapes
 from forcereg.errors import ForceregError
+from forcereg.exports.runtimes import for_use
 from forcereg.lowrank.decompose import LowrankNet, Prepared
 from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.merge import merge
@@ -30,8 +31,8 @@ from forcereg.schema.rules import included
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.snapshot import ModelFile, load_into
 from forcereg.study.accounting import Accounts
+from forcereg.study.bench import Bench, bench_of
 from forcereg.system.capture import WARM_UP, Recorder, recorder_for
-from forcereg.system.device import choose_device, prepare
 from forcereg.system.events import Tell
 
 T = TypeVar("T")
@@ -44,20 +45,12 @@ SAMPLE = 2.0
 """Milliseconds that a run takes in a round, in several calls if need be."""
 
 
-def measuring_device(asked: str | torch.device) -> torch.device:
-    """The device asked for, made ready, and never another in its place. Raises UsageError and ForceregError."""
-    # training goes on with a CPU where there is no GPU, but a CPU's times aren't a GPU's
-    device = choose_device(str(asked), None, lambda text: None)
-    if device.type == "cpu" and str(asked).startswith("cuda"):
-        raise ForceregError(f"there is no CUDA device to measure on, but {asked} was asked for; use cpu")
-    prepare(device)
-    return device
-
-
-def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECONDS) -> list[list[float]]:
+def interleaved(
+    runs: Sequence[Run], device: torch.device, seconds: float = SECONDS, rounds: int | None = None
+) -> list[list[float]]:
     """Milliseconds of a call of each run, by rounds in which all take turns: what disturbs one disturbs all.
 
-    As many rounds as `seconds` allow, at least LEAST, at most MOST.
+    So many `rounds`, or for None as many as `seconds` allow, at least LEAST, at most MOST.
     """
     watch = Stopwatch(device)
     # as nets are used: autograd keeps nothing
@@ -69,9 +62,9 @@ def interleaved(runs: Sequence[Run], device: torch.device, seconds: float = SECO
         started = time.perf_counter()
         # not counted: it tells how long a round takes
         _round(runs, calls, watch)
-        count = int(seconds / (time.perf_counter() - started))
-        rounds = [_round(runs, calls, watch) for _ in range(min(max(LEAST, count), MOST))]
-    return [list(times) for times in zip(*rounds, strict=True)]
+        fitting = min(max(LEAST, int(seconds / (time.perf_counter() - started))), MOST)
+        measured = [_round(runs, calls, watch) for _ in range(rounds or fitting)]
+    return [list(times) for times in zip(*measured, strict=True)]
 
 
 def at_one_launch(runs: Sequence[Run], device: torch.device) -> list[Run]:
@@ -132,21 +125,22 @@ def _time(run: Run, calls: int, watch: Stopwatch) -> float:
 class LayerTimer:
     """Measures layers of a net and chains in their place: a `Timer` for `lowrank.timed.by_times`.
 
-    Each runs as a small net of its own on inputs of the shape and memory layout that the whole net hands it; `batch`
-    takes the place of axis 0, None keeps it. Raises ForceregError where the net's shapes are unknown.
+    Each runs as a small net of its own on inputs of the shape that the whole net hands it, in torch also of the memory
+    layout; other runtimes are given its ONNX model. `batch` takes the place of axis 0, None keeps it. Raises
+    ForceregError where the net's shapes are unknown.
     """
 
     def __init__(
         self,
         prepared: Prepared,
-        device: torch.device,
+        bench: Bench,
         batch: int | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         if prepared.shapes is None:
             why = "data that isn't here (--input-shape), or layers that need --allow-python-layers or --import"
             raise ForceregError(f"{prepared.file.name}: blob shapes are unknown, so no layer can be measured: {why}")
-        self._prepared, self._shapes, self._device = prepared, prepared.shapes, device
+        self._prepared, self._shapes, self._bench = prepared, prepared.shapes, bench
         self._batch, self._tell = batch, tell
         self._merged = merge(prepared.file.message, prepared.weights, list(prepared.chains.values()))[0]
         self._fed = {top for layer in prepared.file.message.layer if not layer.bottom for top in layer.top}
@@ -155,18 +149,20 @@ class LayerTimer:
         """Milliseconds by choice and round."""
         ranks = ", ".join(rank_text(choice) for choice in choices if not isinstance(choice, Whole))
         self._tell(f"measuring {one.name} as it is and at rank {ranks}")
-        return interleaved([self.run(one, choice) for choice in choices], self._device)
+        with self._bench.at_work():
+            return interleaved([self.run(one, choice) for choice in choices], self._bench.device)
 
     def run(self, one: Candidate, choice: Choice) -> Run:
         """A call of the layer as it is now, or of its chain at a rank."""
         layers = self._layers(one, choice)
         shapes = {name: self._shape(one, name) for name in layers[0].bottom}
-        net = layer_net(layers, shapes, self._device)
-        inputs = {name: torch.rand(shape, device=self._device) for name, shape in shapes.items()}
+        device = self._bench.device
+        net = layer_net(layers, shapes, device)
+        inputs = {name: torch.rand(shape, device=device) for name, shape in shapes.items()}
         for name, value in inputs.items():
-            if self._device.type == "cpu" and value.dim() == 4 and name not in self._fed:
+            if device.type == "cpu" and value.dim() == 4 and name not in self._fed:
                 inputs[name] = value.contiguous(memory_format=torch.channels_last)  # as convolutions hand it on
-        return partial(net, inputs)
+        return self._bench.run(net, inputs)
 
     def _layers(self, one: Candidate, choice: Choice) -> list[Any]:
         chain = self._prepared.chains.get(one.name)
@@ -211,20 +207,20 @@ def resized(shape: Sequence[int], batch: int | None) -> tuple[int, ...]:
 
 
 def timed_choices(
-    prepared: Prepared, device: torch.device, batch: int | None, criterion: Criterion, budget: bool, tell: Tell
+    prepared: Prepared, bench: Bench, batch: int | None, criterion: Criterion, budget: bool, tell: Tell
 ) -> Timed:
-    """The criterion's ranks or faster ones near them, by what the layers take on a device. Raises ForceregError.
+    """The criterion's ranks or faster ones near them, by what the layers take on a bench. Raises ForceregError.
 
     `budget`: the criterion shares one out.
     """
-    return by_times(prepared.candidates, criterion, LayerTimer(prepared, device, batch, tell.note), budget)
+    return by_times(prepared.candidates, criterion, LayerTimer(prepared, bench, batch, tell.note), budget)
 
 
 # -- whole nets
 
 
 def before_and_after(
-    prepared: Prepared, made: LowrankNet, accounts: Accounts, device: torch.device, batch: int | None, tell: Tell
+    prepared: Prepared, made: LowrankNet, accounts: Accounts, bench: Bench, batch: int | None, tell: Tell
 ) -> list[float] | None:
     """Milliseconds of the whole net as it is and as it was made; None where it can't run by itself, which is told."""
     nets = [(prepared.file, prepared.weights), (net_from_message(made.net, prepared.file.name), made.weights)]
@@ -232,7 +228,9 @@ def before_and_after(
         return net_latencies(
             nets,
             batch,
-            device=device,
+            device=bench.device,
+            runtime=bench.runtime,
+            threads=bench.threads,
             input_shapes=accounts.fed,
             root=accounts.root,
             allow_python_layers=accounts.allow_python_layers,
@@ -252,6 +250,8 @@ def net_latencies(
     batch: int | None = None,
     *,
     device: str | torch.device = "cpu",
+    runtime: str = "torch",
+    threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     root: Path | None = None,
     allow_python_layers: bool = False,
@@ -259,16 +259,18 @@ def net_latencies(
     """Milliseconds of each net's forward pass in its test phase, medians of rounds in which all take turns.
 
     nets: NetParameter, NetFile, path or text, each with its weights (None: the fillers'). `batch`: the size of axis 0
-    of all that the net is fed, None for its own; reading data isn't measured. `input_shapes` and `root` as
-    `load.net_shapes`. Raises ForceregError.
+    of all that the net is fed, None for its own; reading data isn't measured. `runtime`: a
+    registered name; what isn't torch runs the net as `forcereg export` writes it, with so many `threads`.
+    `input_shapes` and `root` as `load.net_shapes`. Raises ForceregError.
     """
-    on = measuring_device(device)
+    bench = bench_of(device, runtime, threads)
     runs = []
     for model, weights in nets:
         file = net_file(model)
         shapes = net_shapes(file, input_shapes, root, allow_python_layers)
-        runs.append(net_run(file, weights, fed_shapes(file, shapes or {}, batch), on, allow_python_layers))
-    return [median(times) for times in interleaved(runs, on)]
+        runs.append(net_run(file, weights, fed_shapes(file, shapes or {}, batch), bench, allow_python_layers))
+    with bench.at_work():
+        return [median(times) for times in interleaved(runs, bench.device)]
 
 
 def fed_shapes(file: NetFile, shapes: Shapes, batch: int | None) -> dict[str, tuple[int, ...]]:
@@ -278,12 +280,14 @@ def fed_shapes(file: NetFile, shapes: Shapes, batch: int | None) -> dict[str, tu
 
 
 def net_run(
-    file: NetFile, weights: Weights | None, given: Shapes, device: torch.device, allow_python_layers: bool = False
+    file: NetFile, weights: Weights | None, given: Shapes, bench: Bench, allow_python_layers: bool = False
 ) -> Run:
-    """A call of a whole net in its test phase on random data."""
-    net = filled_net(file, weights, given, allow_python_layers, device)
+    """A call of a whole net in its test phase on random data; another runtime than torch has the net for use."""
+    net = filled_net(file, weights, given, allow_python_layers, bench.device)
+    if bench.exports:
+        net = for_use(net, allow_python_layers=allow_python_layers)
     # below 1, so that as a label it is class 0
-    return partial(net, {name: torch.rand(net.shapes[name], device=device) for name in net.inputs})
+    return bench.run(net, {name: torch.rand(net.shapes[name], device=bench.device) for name in net.inputs})
 
 
 def filled_net(

@@ -20,11 +20,12 @@ from forcereg.lowrank.ranks import Choice, Criterion, Dearer
 from forcereg.lowrank.rules import Rule, check_rule, criterion_of
 from forcereg.lowrank.timed import Timed
 from forcereg.net.made import write_net
-from forcereg.report.latency import Latency, device_text
+from forcereg.report.latency import Latency
 from forcereg.report.lowrank import net_report, remarks
 from forcereg.schema.text import net_from_message
+from forcereg.study.bench import Bench, bench_of, unmeasured
 from forcereg.study.judged import Judged
-from forcereg.study.latency import before_and_after, measuring_device, timed_choices
+from forcereg.study.latency import before_and_after, timed_choices
 from forcereg.study.moments import TrainingData
 from forcereg.study.opened import Opened, Opening, nothing
 from forcereg.study.recalibrate import recalibrate as recalibrated
@@ -104,6 +105,8 @@ def decompose(
     seed: int = 0,
     latency: str | torch.device | None = None,
     batch: int | None = None,
+    runtime: str = "torch",
+    threads: int | None = None,
     scores: StrPath | None = None,
     device: str | None = None,
     data_budget: int = 2048,
@@ -126,7 +129,8 @@ def decompose(
     layers' responses is minimised (pca, svd); recalibrate, that of batches on which BatchNorm's statistics are
     recomputed; `MaxAccuracyDrop`, which keeps what it scored in the file `scores`. seed: of kmeans and recalibrate.
     latency: "cpu" or "cuda", where layers are measured and the fastest rank near the rule's is taken, with `batch`
-    images, None for the net's. device, data_budget (MiB), workers, allow_python_layers: as for `Solver`.
+    images, None for the net's, by `runtime` with so many `threads`: torch, or onnxruntime or openvino, which are given
+    each layer and chain as an ONNX model. device, data_budget (MiB), workers, allow_python_layers: as for `Solver`.
     input_shapes: blob -> shape, for data that isn't here. observer: gets progress, notes and warnings.
 
     Nothing is written; `Decomposition.write` does that. Raises UsageError for what doesn't go together, ForceregError
@@ -149,7 +153,7 @@ def decompose(
     check_rule(rule)
     # all that can be wrong without reading a file comes first
     rule.check(method, data is not None)
-    clock, training = measuring(latency, batch), training_batches(asked, recalibrate)
+    clock, training = measuring(latency, batch, runtime, threads), training_batches(asked, recalibrate)
     opened = asked.open(snapshot, rule.layers)
     check(snapshot, opened, training)
     criterion = criterion_of(rule, Judged(opened, asked, None if scores is None else Path(scores)), even_if_dearer)
@@ -169,13 +173,14 @@ def decompose(
 # -- open
 
 
-def measuring(latency: str | torch.device | None, batch: int | None) -> torch.device | None:
-    """The device to measure on, None for none. Raises UsageError and ForceregError."""
+def measuring(latency: str | torch.device | None, batch: int | None, runtime: str, threads: int | None) -> Bench | None:
+    """Where to measure, None for nowhere. Raises UsageError and ForceregError."""
     if latency is None:
         if batch is not None:
             raise UsageError("--batch is what --latency cpu or cuda measures with; give that too")
+        unmeasured(runtime, threads)
         return None
-    return measuring_device(latency)
+    return bench_of(latency, runtime, threads)
 
 
 def training_batches(asked: Opening, batches: int | None) -> TrainingData | None:
@@ -210,7 +215,7 @@ def norms(net: Any) -> list[str]:
 
 
 def choose(
-    prepared: Prepared, rule: Rule, criterion: Criterion, clock: torch.device | None, batch: int | None, tell: Tell
+    prepared: Prepared, rule: Rule, criterion: Criterion, clock: Bench | None, batch: int | None, tell: Tell
 ) -> tuple[Prepared, Mapping[str, Choice], Timed | None]:
     """A choice for every layer; the same net, of which each layer's work is told; and what was measured, if it was."""
     candidates, timed = prepared.candidates, None
@@ -228,12 +233,11 @@ def choose(
 # -- report
 
 
-def latencies(
-    opened: Opened, done: LowrankNet, clock: torch.device, batch: int | None, timed: Timed, tell: Tell
-) -> Latency:
+def latencies(opened: Opened, done: LowrankNet, clock: Bench, batch: int | None, timed: Timed, tell: Tell) -> Latency:
     """The layers' times, and the whole net's before and after."""
     net = before_and_after(opened.prepared, done, opened.accounts, clock, batch, tell)
-    return Latency(device_text(clock), batch, timed.trials, net)
+    count = clock.count if clock.device.type == "cpu" else None
+    return Latency(clock.text, batch, timed.trials, net, clock.runtime, count)
 
 
 def account(

@@ -17,13 +17,12 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import Choice
 from forcereg.lowrank.rules import MaxMacs, Rule, check_rule, criterion_of
-from forcereg.report.latency import device_text
 from forcereg.report.plot import picture_kind
 from forcereg.study import frontier as engine
+from forcereg.study.bench import Bench, bench_of, unmeasured
 from forcereg.study.frontier import Made, Point, Subject, Target, planned, timed
 from forcereg.study.frontier_report import as_csv, picture
 from forcereg.study.judged import Judged
-from forcereg.study.latency import measuring_device
 from forcereg.study.opened import Opened, Opening
 from forcereg.study.rule_names import named
 from forcereg.study.several import Key, labels_of, opened_nets
@@ -83,6 +82,8 @@ def frontier(
     labels: str | Sequence[str] | None = None,
     latency: str = "cpu",
     batch: int = 32,
+    runtime: str = "torch",
+    threads: int | None = None,
     scores: StrPath | None = None,
     tuned: StrPath | None = None,
     even_if_dearer: bool = False,
@@ -107,7 +108,8 @@ def frontier(
     call them. `method`: one or several. `finetune`: iterations to train each net further, without force, at a tenth of
     the solver's base_lr; none is done twice if `tuned` names a folder for their snapshots, no net scored twice if
     `scores` names a file. `labels`: the nets' names; None: what their paths differ in. `latency`: "cpu" or
-    "cuda", where the nets' forward pass is measured with `batch` images, or "no". All other keywords are those of
+    "cuda", where the nets' forward pass is measured with `batch` images by `runtime` (torch; onnxruntime and openvino
+    run them as `export` writes them) with `threads`, or "no". All other keywords are those of
     `forcereg.decompose`. `observer` is told each net, and what was left out.
 
     The result has `.points`, with `.net`, `.method`, `.target` (the rule), `.ranks`, `.macs`, `.params`, `.accuracy`
@@ -126,7 +128,9 @@ def frontier(
     if not paths:
         raise UsageError("snapshots is empty; give one or several")
     names, rules = labels_of(paths, labels), by_name(rule)
-    clock = None if latency == "no" else measuring_device(latency)
+    if latency == "no":
+        unmeasured(runtime, threads)
+    clock = None if latency == "no" else bench_of(latency, runtime, threads)
     asked = Opening(
         model=model, method="", layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
         fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=solver, device=device, data_budget=data_budget,
@@ -202,18 +206,18 @@ def told(nets: Iterator[Made], step: Callable[[str], None]) -> list[Made]:
 
 
 def measured(
-    made: Sequence[Made], opened: Mapping[Key, Opened], device: torch.device | None, batch: int, tell: Tell
+    made: Sequence[Made], opened: Mapping[Key, Opened], bench: Bench | None, batch: int, tell: Tell
 ) -> tuple[list[Point], str]:
-    """The points with each net's time, and how it was taken; without for no device.
+    """The points with each net's time, and how it was taken; without for no bench.
 
     Where nets can't run by themselves, that is told.
     """
     points = [one.point for one in made]
-    if device is None:
+    if bench is None:
         return points, ""
     accounts = {name: one.accounts for (name, _), one in opened.items()}
     try:
-        return timed(made, accounts, device, batch, tell.note), f"batch {batch} on {device_text(device)}"
+        return timed(made, accounts, bench, batch, tell.note), f"batch {batch} on {bench.text}"
     except ForceregError as error:
         tell.note(f"not measured: {error}")
         return points, ""

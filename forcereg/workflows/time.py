@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forcereg.exports.runtimes import for_use
 from forcereg.net.load import load_net
 from forcereg.net.timing import Timing, measure
 from forcereg.schema.rules import stage_names
+from forcereg.study import layer_times
+from forcereg.study.bench import TORCH, bench_of
 from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
@@ -24,6 +27,8 @@ def time(
     level: int = 0,
     stage: str | Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    runtime: str = "torch",
+    threads: int | None = None,
     device: str | None = None,
     data_budget: int = 2048,
     workers: int = 0,
@@ -34,7 +39,10 @@ def time(
 
     `model`: a path, prototxt text or NetParameter; how long a layer takes rarely depends on `weights`. `phase`,
     `level`, `stage`: which layers. `input_shapes`: blob -> shape, of inputs, and of data layers' tops, whose sources
-    are then not opened. What no data layer gives is zeros. On a GPU the times are the device's own; `device`,
+    are then not opened. What no data layer gives is zeros. `threads`: of the CPU, None for as many as torch takes.
+    `runtime`: torch; or onnxruntime or openvino: forwards only, of the net for use as `export` writes it (`phase` has
+    no say) on random data, each layer as an ONNX model of its own: what the runtime joins is seen only in the whole
+    net, `.both`. On a GPU the times are the device's own; `device`,
     `data_budget` (MiB) and `workers` as for `score`. The result has `.layers`, each with `.name`, `.type`, `.forward`
     and `.backward`, and of whole passes `.forward`, `.backward`, `.both`, `.total`. Raises ForceregError for anything
     wrong in the files.
@@ -46,13 +54,21 @@ def time(
     True
     """
     tell = Tell(observer)
-    where = choose_device(device, None, tell.warn)
+    where = choose_device(device if device or runtime == TORCH else "cpu", None, tell.warn)
+    bench = bench_of(where, runtime, threads)
     net = load_net(
-        model, weights, phase, level, stage_names(stage), input_shapes=input_shapes, device=where,
-        budget=data_budget << 20, workers=workers, allow_python_layers=allow_python_layers,
+        model, weights, "TEST" if bench.exports else phase, level, stage_names(stage), input_shapes=input_shapes,
+        device=where, budget=data_budget << 20, workers=workers, allow_python_layers=allow_python_layers,
     )  # fmt: skip
     # in front of the pass that warms up, which isn't among them
     tell.progress("iteration", 0, iterations)
-    return measure(
-        net, iterations, where, lambda index, wall: tell.progress("iteration", index + 1, iterations, f"{wall:g} ms")
-    )
+
+    def told(index: int, wall: float) -> None:
+        tell.progress("iteration", index + 1, iterations, f"{wall:g} ms")
+
+    if bench.exports:
+        net.close()
+        used = for_use(net, level, stage_names(stage), allow_python_layers)
+        return layer_times.measure(used, bench, iterations, told)
+    with bench.at_work():
+        return measure(net, iterations, where, told)

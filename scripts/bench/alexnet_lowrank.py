@@ -28,7 +28,8 @@ from forcereg.lowrank.ladder import Ladder
 from forcereg.lowrank.rewrite import split
 from forcereg.report.latency import device_text
 from forcereg.schema import LayerParameter
-from forcereg.study.latency import Run, interleaved, layer_net, measuring_device
+from forcereg.study.bench import measuring_device
+from forcereg.study.latency import Run, interleaved, layer_net
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SIDE = 13

@@ -307,6 +307,8 @@ def test_a_decomposed_net_is_one_of_them(folder: Path, cli: Cli) -> None:
         pytest.param((*NETS, *QUICK, "--method", "pca,pcb"), "unknown decomposition method 'pcb'", id="method"),
         pytest.param(("gone.h5", *QUICK), "gone.h5", id="no-snapshot"),
         pytest.param((*NETS, *SOLVER, "-o", "out.svg", "--latency", "gpu"), "unknown device 'gpu'", id="device"),
+        pytest.param((*NETS, *QUICK, "--threads", "2"), "--threads is how --latency cpu measures", id="threads"),
+        pytest.param((*NETS, *SOLVER, "-o", "out.svg", "--runtime", "x"), "unknown runtime 'x'", id="runtime"),
         pytest.param(
             (*NETS, *SOLVER, "-o", "out.svg", "--latency", "cuda"),
             "no CUDA device to measure on",

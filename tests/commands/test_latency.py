@@ -112,6 +112,10 @@ def test_where_nothing_gets_faster_nothing_is_written(cli: Cli, snapshot: Path, 
         ),
         pytest.param(["--latency", "gpu"], 2, "unknown device 'gpu'; expected auto, cpu, cuda or cuda:N", id="device"),
         pytest.param(["--latency", "cpu", "--batch", "0"], 2, "--batch", id="no-batch"),
+        pytest.param(["--runtime", "openvino"], 2, "--runtime is how --latency cpu measures; give that too", id="by"),
+        pytest.param(["--threads", "2"], 2, "--threads is how --latency cpu measures; give that too", id="threads"),
+        pytest.param(["--latency", "cpu", "--threads", "0"], 2, "--threads", id="no-threads"),
+        pytest.param(["--latency", "cpu", "--runtime", "tvm"], 2, "unknown runtime 'tvm'; expected", id="runtime"),
     ],
 )
 def test_errors(cli: Cli, snapshot: Path, options: list[str], code: int, message: str) -> None:
@@ -142,3 +146,18 @@ def test_a_net_without_a_test_phase_is_measured_by_layers(cli: Cli, snapshot: Pa
     assert err.splitlines()[-1].startswith("the whole net isn't measured: ")
     code, out, _ = cli("decompose", "--snapshot", snapshot, "--ranks", "3,12", "--latency", "cpu")
     assert code == 0 and "3: 0.096" in out
+
+
+def test_another_runtime_is_told(cli: Cli, snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(latency, "interleaved", lambda runs, device: [[9.0 - at] for at, _ in enumerate(runs)])
+    asked = ("decompose", "--snapshot", snapshot, "--ranks", "3,12", "--latency", "cpu")
+    asked = (*asked, "--runtime", "onnxruntime", "--threads", 1)
+    code, out, err = cli(*asked, "--json")
+    measured = json.loads(out)["latency"]
+    assert code == 0, err
+    assert (measured["runtime"], measured["threads"]) == ("onnxruntime", 1)
+    assert [one["rank"] for one in measured["layers"]] == [3, 16]
+    code, out, _ = cli(*asked)
+    assert code == 0 and "chains measured in onnxruntime" in " ".join(out.replace("┃", " ").split())
+    assert f"on cpu, 1 thread, onnxruntime {runtime.__version__}, the net's batch" in out

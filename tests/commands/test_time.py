@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import forcereg.study.latency as latency
 from forcereg import snapshot
 from tests.commands.conftest import Cli, said
 from tests.solver.nets import write_images
@@ -76,6 +77,27 @@ def test_shapes_stand_in_for_data(tmp_path: Path, cli: Cli) -> None:
     assert (code, "Average Forward pass" in err) == (0, True)
 
 
+def test_another_runtime_is_told(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(
+        latency, "interleaved", lambda runs, device, rounds: [[9.0 + at, 11.0 + at] for at, _ in enumerate(runs)]
+    )
+    args = ("time", "--model", "net.prototxt", "--iterations", 2, "--runtime", "onnxruntime", "--threads", 1)
+    code, _, err = cli(*args)
+    assert code == 0, err
+    assert messages(err)[2:] == [
+        "Iteration: 1 forward time: 9 ms.",
+        "Iteration: 2 forward time: 11 ms.",
+        "Average time per layer, each alone in onnxruntime: ",
+        *(f"{name:>10}\tforward: {ms} ms." for ms, name in enumerate(("conv", "relu", "drop", "ip", "loss"), 11)),
+        "Average Forward pass of the whole net in onnxruntime: 10 ms.",
+        "*** Benchmark ends ***",
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = cli(*args)
+    assert "onnxruntime forward ms" in " ".join(out.split()) and "whole net" in out
+
+
 def test_table_on_a_terminal(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     code, out, _ = cli("time", "--model", "net.prototxt", "--iterations", 1)
@@ -92,6 +114,7 @@ def test_table_on_a_terminal(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
         pytest.param(["time", "--model", "net.prototxt", "--phase", "MIDDLE"], 1, "unknown phase 'MIDDLE'", id="phase"),
         pytest.param(["time", "--model", "net.prototxt", "--gpu", "x"], 2, "--gpu is 'x'", id="gpu"),
         pytest.param(["time", "--model", "gone.prototxt"], 1, "gone.prototxt: no such file", id="file"),
+        pytest.param(["time", "--model", "net.prototxt", "--runtime", "x"], 2, "unknown runtime 'x'", id="runtime"),
         pytest.param(["device_query", "--gpu", "0,0"], 2, "each GPU can be named once", id="twice"),
     ],
 )

@@ -16,6 +16,7 @@ from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.net.load import load_net, net_shapes
 from forcereg.net.module import Net
 from forcereg.schema.text import net_from_message, parse_net
+from forcereg.study.bench import Bench
 from forcereg.study.latency import LEAST, LayerTimer, interleaved, net_latencies, net_latency
 from forcereg.system.capture import WARM_UP
 from tests.solver.tape import Tape
@@ -47,7 +48,7 @@ def prepared(text: str = NET, method: str = "pca", weights: Any = None, shapes: 
 def built(of: Prepared, name: str, choice: Choice, batch: int | None = None) -> tuple[Net, dict[str, torch.Tensor]]:
     """The net that is measured, and what it is fed."""
     (one,) = [one for one in of.candidates if one.name == name]
-    run: Any = LayerTimer(of, CPU, batch).run(one, choice)
+    run: Any = LayerTimer(of, Bench(CPU), batch).run(one, choice)
     return run.func, run.args[0]
 
 
@@ -115,14 +116,14 @@ def test_choices_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         latency, "interleaved", lambda runs, device: [[float(sum(map(len, run.func.params.values())))] for run in runs]
     )
-    times = LayerTimer(of, CPU, None, told.append)(of.candidates[0], [Whole(""), 3, 4])
+    times = LayerTimer(of, Bench(CPU), None, told.append)(of.candidates[0], [Whole(""), 3, 4])
     assert times == [[2.0], [3.0], [3.0]]
     assert told == ["measuring conv1 as it is and at rank 3, 4"]
 
 
 def test_unknown_shapes_are_told() -> None:
     with pytest.raises(ForceregError, match="blob shapes are unknown, so no layer can be measured"):
-        LayerTimer(prepared(shapes=""), CPU)
+        LayerTimer(prepared(shapes=""), Bench(CPU))
 
 
 def test_runs_take_turns() -> None:
@@ -193,7 +194,7 @@ def test_on_a_gpu_graphs_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     of = prepared()
     (one,) = [one for one in of.candidates if one.name == "conv1"]
-    run = LayerTimer(of, CPU).run(one, 3)
+    run = LayerTimer(of, Bench(CPU)).run(one, 3)
     expected = run()["conv1"].clone()
     with torch.inference_mode():
         recorded, plain = latency.at_one_launch([run, waits], CPU)
