@@ -89,7 +89,7 @@ def test_another_runtime_is_told(here: Path, cli: Cli, monkeypatch: pytest.Monke
         "Iteration: 1 forward time: 9 ms.",
         "Iteration: 2 forward time: 11 ms.",
         "Average time per layer, each alone in onnxruntime: ",
-        *(f"{name:>10}\tforward: {ms} ms." for ms, name in enumerate(("conv", "relu", "drop", "ip", "loss"), 11)),
+        *(f"{name:>10}\tforward: {ms} ms." for ms, name in enumerate(("conv", "relu", "drop", "ip", "prob"), 11)),
         "Average Forward pass of the whole net in onnxruntime: 10 ms.",
         "*** Benchmark ends ***",
     ]
