@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,13 +44,15 @@ class Bench:
     def text(self) -> str:
         """For people: device, threads, and the runtime with its version if it isn't torch."""
         on = device_text(self.device, self.count)
-        return f"{on}, {self.runtime} {self.version}" if self.exports else on
+        return f"{on}, {self.runtime} {self.version}".rstrip() if self.exports else on
 
     @property
     def version(self) -> str:
-        """Of the runtime, without what identifies its build; empty if it has none."""
-        module = importlib.import_module(runtimes.about(self.runtime).params[-1])
-        return str(getattr(module, "__version__", "")).split("-")[0]
+        """Of the runtime's package as it is installed; empty where what runs isn't one."""
+        try:
+            return version(runtimes.about(self.runtime).params[-1])
+        except PackageNotFoundError:
+            return ""
 
     def run(self, net: Net, inputs: Mapping[str, Tensor]) -> Callable[[], Any]:
         """A call of a net on these inputs. Raises ForceregError where the runtime doesn't take it."""
@@ -63,7 +65,7 @@ class Bench:
                 raise
             what = ", ".join(spec.name for spec in net.spec.layers if spec.type != "Input")
             why = " ".join(str(error).split())
-            raise ForceregError(f"{self.runtime} {self.version} doesn't take {what}: {why}") from error
+            raise ForceregError(f"{self.runtime} doesn't take {what}: {why}") from error
         return run
 
     @contextmanager
