@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import itertools
-import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import proximal
 import torch
 from arms import Arm, arm_of
-from nets import STUDIES, Study, machine, net_text
+from nets import STUDIES, Study, net_text
+from rows import accuracies_into, add_row, made_by, resumable
 
 import forcereg
 from forcereg.lowrank.choosers import chooser
@@ -124,11 +123,6 @@ class Comparison:
     def tune(self, prefix: str, model: str, weights: str, teacher: Path | None = None) -> tuple[float, float]:
         """The accuracies before and after fine-tuning."""
         found: list[float] = []
-
-        def heard(event: forcereg.Event) -> None:
-            if event.kind == "test":
-                found.append(next(one.value for one in event.outputs if one.name == "accuracy"))
-
         study = self.study
         fields = {
             **self.settings(prefix), "lr_policy": "fixed", "base_lr": base_lr(study.solver) * study.tuned_at,
@@ -136,7 +130,7 @@ class Comparison:
         }  # fmt: skip
         forcereg.finetune(
             study.solver, model=model, weights=weights, set=fields, seed=self.seed, max_iter=study.tuning,
-            observer=heard, teacher=teacher,
+            observer=accuracies_into(found), teacher=teacher,
         )  # fmt: skip
         return found[0], found[-1]
 
@@ -208,8 +202,7 @@ class Comparison:
         self.write({
             **self.own, "arm": arm.word,
             "whole": whole[0], "whole_tuned": whole[1], **point, **row, "tuning": self.study.tuning,
-            "seconds": round(time.monotonic() - begun), "version": self.version, "torch": torch.__version__,
-            "date": datetime.date.today().isoformat(), "machine": machine(), "command": shlex.join(sys.argv[1:]),
+            "seconds": round(time.monotonic() - begun), **made_by(self.version),
         })  # fmt: skip
 
     def solver_file(self) -> Path:
@@ -221,20 +214,9 @@ class Comparison:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row to the file."""
-        new = not self.out.exists()
-        with self.out.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            told = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()}
-            writer.writerow(told)
+        told = add_row(self.out, COLUMNS, row)
         self.rows.append(told)
         print(" ".join(f"{key}={told[key]}" for key in SHOWN))
-
-
-def resumable(folder: Path, prefix: str) -> bool:
-    """Whether a training of that prefix was ended half way."""
-    return any(folder.glob(f"{prefix}_iter_*.solverstate.h5"))
 
 
 def macs(net: Path) -> int:

@@ -10,9 +10,6 @@ adds a row to --csv (results/collapse.csv) once it is done; one that was ended g
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from nets import STUDIES, machine, net_text
+from nets import STUDIES, net_text
+from rows import accuracies_into, add_row, made_by, resumable
 
 import forcereg
+from forcereg.system.files import write_text
 
 COLUMNS = (
     "weights", "type", "decay", "layers", "until", "rate", "iterations", "seed", "before", "accuracy", "ranks_before",
@@ -41,11 +40,6 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     """The test accuracies before and after, and the weights, of one try."""
     study = STUDIES["resnet20"]
     found: list[float] = []
-
-    def heard(event: forcereg.Event) -> None:
-        if event.kind == "test":
-            found.append(next(one.value for one in event.outputs if one.name == "accuracy"))
-
     forced = "force_mult: 1"
     text = net_text(study)
     if asked.layers == "last":  # only there
@@ -55,7 +49,7 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
         f"collapse_{asked.type}_{asked.decay}_{asked.layers}_{asked.until}_{asked.rate}_{asked.iterations}_{asked.seed}"
     )
     net = Path(study.net).with_name(f"{name}.prototxt")
-    net.write_text(text)
+    write_text(net, text)
     fields: dict[str, Any] = {
         "net": str(net), "display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(folder / name),
         "snapshot": 500, "solver_mode": "CPU", "test_iter": [asked.tests], "test_interval": 1000,
@@ -64,10 +58,10 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     }  # fmt: skip
     if asked.until < 1:
         fields["force_iter"] = round(asked.until * asked.iterations)
-    begun = any(folder.glob(f"{name}_iter_*.solverstate.h5"))
+    begun = resumable(folder, name)
     forcereg.train(
         study.solver, set=fields, weights=None if begun else asked.weights, seed=asked.seed, max_iter=asked.iterations,
-        resume=begun, keep=1, observer=heard,
+        resume=begun, keep=1, observer=accuracies_into(found),
     )  # fmt: skip
     return found[0], found[-1], folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
 
@@ -94,20 +88,14 @@ def main() -> None:
         one.mkdir(parents=True, exist_ok=True)
     before, accuracy, made = tried(asked, folder)
     ranks = ranks_of(made)
-    row = {key: value for key, value in vars(asked).items() if key in COLUMNS} | {
+    row = {key: str(value) for key, value in vars(asked).items() if key in COLUMNS} | {
         "weights": asked.weights.name, "before": f"{before:.6g}", "accuracy": f"{accuracy:.6g}",
         "ranks_before": " ".join(map(str, ranks_of(asked.weights).values())),
         "ranks": " ".join(map(str, ranks.values())),
         "last_stage": " ".join(str(rank) for layer, rank in ranks.items() if layer.startswith(LAST)),
-        "torch": torch.__version__, "date": datetime.date.today().isoformat(), "machine": machine(),
-        "command": shlex.join(sys.argv[1:]),
+        **made_by(asked.version),
     }  # fmt: skip
-    new = not asked.csv.exists()
-    with asked.csv.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    row = add_row(asked.csv, COLUMNS, row)
     print(" ".join(f"{key}={row[key]}" for key in ("decay", "rate", "iterations", "accuracy", "ranks")))
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,3 @@ def net_text(study: Study) -> str:
     for old, new in study.edits.items():
         text = text.replace(old, new)
     return text
-
-
-def machine() -> str:
-    """The processor's name, and how many threads were used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread"
