@@ -193,10 +193,15 @@ def machine() -> str:
     """What the figures were taken on: processor, threads, torch. Imports torch."""
     import torch
 
+    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU's name, or its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{[*models, platform.machine()][0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return [*models, platform.machine()][0]
 
 
 # -- in the child

@@ -1,0 +1,110 @@
+"""What alexnet_lowrank.py measured: rows in a CSV file, and the Markdown table of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from forcereg.system.files import write_text
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer or net at a batch size, dense and decomposed: median milliseconds, and how they came about.
+
+    `macs`: those of the dense one over those of the decomposed; `paper`: the factor that the paper measured, "" where
+    it says nothing; `layout`: in which dense and decomposed were fastest, "" where nobody chose.
+    """
+
+    date: str
+    machine: str
+    threads: str
+    runtime: str
+    what: str
+    ranks: str
+    batch: str
+    macs: float
+    paper: str
+    dense_ms: float
+    ms: float
+    factor: float
+    layout: str
+
+    @property
+    def place(self) -> Key:
+        """Where it was measured, but for the runtime."""
+        return self.machine, self.threads
+
+    @property
+    def key(self) -> Key:
+        """What isn't measured twice."""
+        return (*self.place, self.runtime, self.what, self.ranks, self.batch)
+
+    @property
+    def text(self) -> str:
+        """Milliseconds and factor for the table, bold where the paper's is reached."""
+        factor = f"{self.factor:.2f}x"
+        reached = self.paper and round(self.factor, 2) >= float(self.paper)
+        return f"{self.dense_ms:.3g} → {self.ms:.3g}, {f'**{factor}**' if reached else factor}"
+
+
+COLUMNS = [one.name for one in fields(Row)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, none where there is none. Raises SystemExit, one line, for another file."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if reader.fieldnames != COLUMNS:
+                raise ValueError(f"its columns are {reader.fieldnames}")
+            return [row_of(given) for given in reader]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise SystemExit(f"{path}: not a file that this script wrote ({error!r}); name another") from None
+
+
+def row_of(given: Mapping[str, str]) -> Row:
+    """The row of a line's cells."""
+    cells = {one.name: float(given[one.name]) if one.type == "float" else given[one.name] for one in fields(Row)}
+    return Row(**cells)  # type: ignore[arg-type]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """The file anew, whole or not at all."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        told = {name: f"{cell:.6g}" if isinstance(cell, float) else cell for name, cell in asdict(row).items()}
+        writer.writerow(told)
+    write_text(path, out.getvalue())
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A Markdown table for each machine and number of threads."""
+    found = dict.fromkeys(row.place for row in rows)
+    return "\n".join(table([row for row in rows if row.place == place]) for place in found)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One machine's table, its runtimes side by side, layers and nets in the order of their first rows."""
+    runtimes, whats = list(dict.fromkeys(row.runtime for row in rows)), list(dict.fromkeys(row.what for row in rows))
+    held = {row.key: row for row in rows}
+    lines = [f"| | ranks | MACs | paper | batch | {' | '.join(runtimes)} |", "|---" * (5 + len(runtimes)) + "|"]
+    ordered = sorted(rows, key=lambda row: (whats.index(row.what), int(row.batch)))
+    for row in {(row.what, row.ranks, row.batch): row for row in ordered}.values():
+        each = [held.get((*row.place, runtime, row.what, row.ranks, row.batch)) for runtime in runtimes]
+        told = f"{row.paper}x" if row.paper else ""
+        cells = " | ".join("" if one is None else one.text for one in each)
+        lines.append(f"| {row.what} | {row.ranks} | {row.macs:.2f}x | {told} | {row.batch} | {cells} |")
+    first, last = min(row.date for row in rows), max(row.date for row in rows)
+    when = first if first == last else f"{first} to {last}"
+    how = "milliseconds dense → decomposed, medians, and the factor, bold where the paper's is reached"
+    return "\n".join([*lines, "", f"({rows[0].machine}, threads: {rows[0].threads}, {when}; {how}.)", ""])
