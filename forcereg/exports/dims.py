@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from forcereg.errors import ForceregError
-from forcereg.exports.graph import Dims, Varying
+from forcereg.exports.graph import Dims, Free, Varying
 from forcereg.net.module import Net
 
 Shape = tuple[int, ...]
@@ -19,7 +19,7 @@ Open = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of each layer of a net, in its order, the sizes of its tops; those that the open ones change are None."""
+    """Of each layer of a net, in its order, the sizes of its tops; those that the open ones change are free."""
 
     tops: tuple[tuple[Dims, ...], ...]
 
@@ -34,21 +34,16 @@ def batch_axes(net: Net) -> Open:
 
 def sizes_of(net: Net, open_axes: Open) -> Sizes:
     """The sizes of all tops. Raises Varying where the net can't be built, or has other weights, with other sizes."""
-    found = _tops(net)
-    dims: list[tuple[Dims, ...]] = [tuple(tuple(shape) for shape in tops) for tops in found]
-    for axes in ({axis for open_ in open_axes.values() for axis in open_ if axis == 0}, {2, 3}):
+    builds = [_tops(net)]
+    for axis in sorted({axis for axes in open_axes.values() for axis in axes}):
         changed = {
-            name: tuple(_other(size, axis) if axis in open_axes.get(name, {}) and axis in axes else size
-                        for axis, size in enumerate(net.shapes[name]))
+            name: tuple(_other(size, axis) if at == axis in open_axes.get(name, {}) else size
+                        for at, size in enumerate(net.shapes[name]))
             for name in net.inputs
         }  # fmt: skip
-        if all(changed[name] == net.shapes[name] for name in net.inputs):
-            continue
-        others = _tops(_again(net, changed))
-        dims = [
-            tuple(_compared(one, shape, other) for one, shape, other in zip(*three, strict=True))
-            for three in zip(dims, found, others, strict=True)
-        ]
+        builds.append(_tops(_again(net, changed)))
+    free: dict[Shape, Free] = {}
+    dims = [tuple(_compared(shapes, free) for shapes in zip(*tops, strict=True)) for tops in zip(*builds, strict=True)]
     return Sizes(tuple(_behind_filters(net, dims)))
 
 
@@ -57,10 +52,13 @@ def _other(size: int, axis: int) -> int:
     return size + 1 if axis == 0 else 2 * size + 32
 
 
-def _compared(dims: Dims, shape: Shape, other: Shape) -> Dims:
-    if len(shape) != len(other):
+def _compared(shapes: Sequence[Shape], free: dict[Shape, Free]) -> Dims:
+    """A blob's sizes by those of each build; `free`: by what it was in each of them, a size that changes."""
+    if len({*map(len, shapes)}) > 1:
         raise Varying("has blobs whose number of axes follows from it")
-    return tuple(None if a != b else one for one, a, b in zip(dims, shape, other, strict=True))
+    return tuple(
+        sizes[0] if len({*sizes}) == 1 else free.setdefault(sizes, Free()) for sizes in zip(*shapes, strict=True)
+    )
 
 
 def _again(net: Net, shapes: Mapping[str, Shape]) -> Net:
@@ -91,5 +89,5 @@ def _behind_filters(net: Net, dims: list[tuple[Dims, ...]]) -> list[tuple[Dims, 
     for (spec, _), tops in zip(net.built, dims, strict=True):
         reads = spec.type == "Filter" or unknown & set(spec.bottoms)
         unknown = unknown | set(spec.tops) if reads else unknown - set(spec.tops)
-        found.append(tuple((None, *one[1:]) if reads and one else one for one in tops))
+        found.append(tuple((Free(), *one[1:]) if reads and one else one for one in tops))
     return found

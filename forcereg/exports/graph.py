@@ -16,8 +16,13 @@ from forcereg.layers.base import count
 FLOAT, INT64, BOOL = 1, 7, 9
 """ONNX's numbers for types of values."""
 
-Dims = tuple[int | None, ...]
-"""A shape; None is a size that the caller chooses."""
+
+class Free:
+    """A size that the caller chooses, or that follows from such a one; equal ones are one object."""
+
+
+Dims = tuple[int | Free, ...]
+"""A shape."""
 
 
 class Varying(ForceregError):
@@ -34,7 +39,7 @@ class Value:
     def size(self, axis: int) -> int:
         """The size of an axis. Raises Varying for one that is open."""
         found = self.dims[axis]
-        if found is None:
+        if isinstance(found, Free):
             raise Varying(f"needs axis {axis} of its bottom to be of one size")
         return found
 
@@ -63,14 +68,15 @@ class Graph:
 
     def take(self, name: str) -> str:
         """The name for a value, with a number behind it if it is taken already."""
-        return _free(name, self._values)
+        return free_name(name, self._values)
 
     def node_name(self, name: str) -> str:
         """The same for a node."""
-        return _free(name, self._nodes)
+        return free_name(name, self._nodes)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it if it is one of `taken`, to which it goes."""
     found, number = name, 1
     while found in taken:
         number += 1
@@ -128,12 +134,12 @@ class Place:
 
     def reshaped(self, x: Value, dims: Dims) -> Value:
         """x in another shape, of which one size may be open; further ones are x's own if all in front of them are."""
-        left = dims.count(None)
+        left = sum(isinstance(size, Free) for size in dims)
         sizes = []
         for axis, size in enumerate(dims):
-            kept = size is None and left > 1 and x.dims[: axis + 1] == dims[: axis + 1]
+            kept = isinstance(size, Free) and left > 1 and x.dims[: axis + 1] == dims[: axis + 1]
             left -= kept
-            sizes.append(size if size is not None else 0 if kept else -1)
+            sizes.append(size if not isinstance(size, Free) else 0 if kept else -1)
         if left > 1:
             raise Varying("makes a shape in which two sizes would have to be found out")
         return self("Reshape", x, self.ints(sizes, "shape"))
@@ -153,9 +159,15 @@ class Place:
             node.name = self.graph.node_name(self.layer if node is made[-1] else f"{self.layer}/{node.op}")
 
 
-def joined(dims: Dims) -> int | None:
+def fixed(dims: Dims) -> tuple[int, ...]:
+    """Sizes, of those that aren't free."""
+    return tuple(size for size in dims if not isinstance(size, Free))
+
+
+def joined(dims: Dims) -> int | Free:
     """The size of several axes as one."""
-    return None if None in dims else count([size for size in dims if size is not None])
+    sizes = fixed(dims)
+    return count(sizes) if len(sizes) == len(dims) else Free()
 
 
 def numbers(blob: Tensor) -> np.ndarray:

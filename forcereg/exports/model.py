@@ -9,7 +9,7 @@ from typing import Any
 import forcereg.exports.operators  # noqa: F401  (registers what each type becomes)
 from forcereg.errors import ForceregError
 from forcereg.exports.dims import Open, Sizes
-from forcereg.exports.graph import FLOAT, Dims, Graph, Place, Value, Varying
+from forcereg.exports.graph import FLOAT, Dims, Free, Graph, Place, Value, Varying, free_name
 from forcereg.exports.pixels import Pixels
 from forcereg.layers import Layer
 from forcereg.net.module import Net
@@ -22,7 +22,7 @@ MISSING = 'an .onnx file needs onnx and onnxruntime; install them with pip insta
 
 @dataclass(frozen=True)
 class Written:
-    """`proto` is the ModelProto; `tops`: by a layer's name and a top's index what it is called there, of `layers`."""
+    """`proto` is the ModelProto; `tops`: by a layer's title and a top's index what it is called there, of `layers`."""
 
     proto: Any
     tops: dict[tuple[str, int], str]
@@ -40,6 +40,15 @@ def check_types(net: Net) -> None:
             )
 
 
+def titles(layers: Sequence[LayerSpec]) -> dict[int, str]:
+    """id(layer) -> its name, or one by which no other is called: several may have one name, or none."""
+    found: dict[int, str] = {}
+    taken: set[str] = set()
+    for spec in sorted(layers, key=lambda spec: not spec.name):
+        found[id(spec)] = free_name(spec.name or spec.type, taken)
+    return found
+
+
 class Writer:
     """The graph of a net whose tops have `sizes`; `env` has what each blob is at the layer that comes next.
 
@@ -51,6 +60,7 @@ class Writer:
         self.env: dict[str, Value] = {}
         self.inputs: list[Value] = []
         self.tops: list[tuple[LayerSpec, int, Value]] = []
+        self.titles = titles(net.spec.layers)
         # before any other value may take one of these
         for name in dict.fromkeys((*net.inputs, *net.spec.outputs)):
             self.graph.take(name)
@@ -78,7 +88,7 @@ class Writer:
         return value
 
     def _layer(self, spec: LayerSpec, module: Layer, dims: Sequence[Dims]) -> None:
-        place = Place(self.graph, spec.name, dims)
+        place = Place(self.graph, self.titles[id(spec)], dims)
         bottoms = [self.env[name] for name in spec.bottoms]
         before = len(self.graph.nodes)
         try:
@@ -118,7 +128,8 @@ class Writer:
         for spec, index, value in self.tops:
             top = spec.tops[index]
             if not value.name:
-                own = spec.name if spec.name.startswith(top) and spec.name != top else f"{top}_{spec.name}"
+                title = self.titles[id(spec)]
+                own = title if title.startswith(top) and title != top else f"{top}_{title}"
                 value.name = self.graph.take(own if top in begun else top)
             begun.add(top)
         for node in self.graph.nodes:
@@ -142,8 +153,10 @@ def to_model(
     writer = Writer(net, sizes, opset, pixels or {})
     graph = writer.graph
 
-    def info(value: Value, names: Mapping[int, str] | None = None) -> Any:
-        dims = [(names or {}).get(axis, f"{value.name}_{axis}") if size is None else size
+    names = {value.dims[axis]: name for value in writer.inputs for axis, name in open_axes.get(value.name, {}).items()}
+
+    def info(value: Value) -> Any:
+        dims = [names.get(size, f"{value.name}_{axis}") if isinstance(size, Free) else size
                 for axis, size in enumerate(value.dims)]  # fmt: skip
         return helper.make_tensor_value_info(value.name, FLOAT, dims)
 
@@ -162,11 +175,10 @@ def to_model(
     made = helper.make_graph(
         nodes,
         net.spec.name or "net",
-        [info(value, open_axes.get(value.name)) for value in writer.inputs],
-        [info(value, {0: "batch"} if any(0 in axes for axes in open_axes.values()) else None)
-         for value in writer.outputs],
+        [info(value) for value in writer.inputs],
+        [info(value) for value in writer.outputs],
         value_info=[info(value) for value in between.values()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
         made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets),
@@ -178,5 +190,5 @@ def to_model(
         raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
         proto.graph.initializer.add(name=value.name, dims=values.shape, data_type=kind, raw_data=raw)
     helper.set_model_props(proto, dict(about or {}))
-    tops = {(spec.name, index): value.name for spec, index, value in writer.tops}
+    tops = {(writer.titles[id(spec)], index): value.name for spec, index, value in writer.tops}
     return Written(proto, tops, tuple(net.spec.layers), len(nodes))

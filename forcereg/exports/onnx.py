@@ -110,7 +110,12 @@ def _spatial(net: Net, letters: Any) -> Open:
     images = [name for name in net.inputs if len(net.shapes[name]) == 4]
     if letters and not images:
         raise UsageError("--dynamic is for inputs of images (N, C, H, W), of which this net has none")
-    return {name: dict(known[letter] for letter in letters) for name in images} if letters else {}
+    found: dict[str, dict[int, str]] = {name: {} for name in images if letters}
+    for axis, called in (known[letter] for letter in letters):
+        alike = len({net.shapes[name][axis] for name in images}) == 1
+        for name in images:
+            found[name][axis] = called if alike else f"{name}_{called}"
+    return found
 
 
 Staged = tuple[Path, tuple[Path, str] | None, tuple[str, ...]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from forcereg.errors import ForceregError
-from forcereg.exports.model import MISSING, Written
+from forcereg.exports.model import MISSING, Written, titles
 from forcereg.layers import Layer
 from forcereg.net.module import Net
 from forcereg.schema.spec import LayerSpec
@@ -108,17 +108,18 @@ def _in_a_folder(path: Path, beside: tuple[Path, str] | None) -> Iterator[tuple[
 
 @torch.no_grad()
 def recorded(net: Net, inputs: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """Every top of every layer at the time when it was written, by the layer's name and the top's index.
+    """Every top of every layer at the time when it was written, by the layer's title and the top's index.
 
     Hidden state begins as 0, as in a file.
     """
     found: dict[tuple[str, int], Tensor] = {}
+    called = titles(net.spec.layers)
 
     def around(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
         made = module(*bottoms)
         for index, top in enumerate((made,) if isinstance(made, Tensor) else made):
             # a layer behind may work on it in place
-            found[spec.name, index] = top.clone()
+            found[called[id(spec)], index] = top.clone()
         return made
 
     net.reset_state()
@@ -137,7 +138,8 @@ class Comparison:
         self.written, self.runtime, self.net = written, runtime, net
         # what a folded layer gives is what the last of those that went into it gave
         self._last = {base: names[-1] for base, names in folds.items()}
-        self._types = {spec.name: spec.type for spec in net.spec.layers}
+        called = titles(net.spec.layers)
+        self._types = {called[id(spec)]: spec.type for spec in net.spec.layers}
         self._best = (-1.0, 0.0, "", 0.0)
         self.batches = 0
 
@@ -181,7 +183,8 @@ class Comparison:
 
     def last(self, blob: str) -> str | None:
         """What a blob of the net is called in the file when all layers have worked on it; None if it isn't there."""
-        tops = [self.written.tops.get((spec.name, spec.tops.index(blob)))
+        called = titles(self.written.layers)
+        tops = [self.written.tops.get((called[id(spec)], spec.tops.index(blob)))
                 for spec in self.written.layers if blob in spec.tops]  # fmt: skip
         return tops[-1] if tops else None
 
@@ -205,16 +208,23 @@ def random_inputs(
         else torch.randn(shape, generator=generator)
         for name, shape in shapes.items()
     }
-    # what hands on the values of an input
-    origin = {name: name for name in found}
+    # what hands on the values of an input, and how many different ones each of its readers takes
+    origin, takes = {name: name for name in found}, {name: set[int]() for name in found}
     for spec in net.spec.layers:
         for index, bottom in enumerate(spec.bottoms):
             name = origin.get(bottom)
             if name is not None and (most := _most(net, spec, index)):
-                found[name] = torch.randint(0, most, found[name].shape, generator=generator).float()
+                # of a smaller batch no row is listed that it hasn't
+                rows = shapes[name][0] if spec.type == "BatchReindex" and shapes[name] != net.shapes[name] else most
+                takes[name].add(min(most, rows))
         if spec.type in ("Split", "Reshape", "Flatten") and spec.bottoms[0] in origin:
             origin |= dict.fromkeys(spec.tops, origin[spec.bottoms[0]])
-    return found
+    indices = {
+        name: torch.randint(0, min(most), shapes[name], generator=generator).float()
+        for name, most in takes.items()
+        if most
+    }
+    return {**found, **indices}
 
 
 def _most(net: Net, spec: LayerSpec, index: int) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.exports.dims import Open, batch_axes, sizes_of
-from forcereg.exports.graph import Varying
-from forcereg.exports.model import Written
+from forcereg.exports.graph import Free, Varying
+from forcereg.exports.model import Written, titles
 from forcereg.exports.program import Fixed, image, operators, record
 from forcereg.exports.proof import Comparison, random_inputs, recorded
 from forcereg.exports.ready import Ready, about, prepared
@@ -89,13 +89,15 @@ def _shape(shape: tuple[int, ...], axes: Mapping[int, str]) -> Shape:
 
 
 def _outputs(net: Net, open_axes: Open) -> dict[str, Shape]:
-    """The outputs' shapes; a size that hangs on the batch is called as that."""
+    """The outputs' shapes, with names for sizes that hang on the batch."""
     found = {name: net.shapes[name] for name in net.spec.outputs}
     if not open_axes:
         return dict(found)
     dims = {top: size for (spec, _), tops in zip(net.built, sizes_of(net, open_axes).tops, strict=True)
             for top, size in zip(spec.tops, tops, strict=True)}  # fmt: skip
-    return {name: tuple("batch" if size is None else size for size in dims[name]) for name in found}
+    names = {dims[name][axis]: called for name, axes in open_axes.items() for axis, called in axes.items()}
+    return {name: tuple(names.get(size, f"{name}_{axis}") if isinstance(size, Free) else size
+                        for axis, size in enumerate(dims[name])) for name in found}  # fmt: skip
 
 
 # -- the proof
@@ -141,8 +143,9 @@ class Alone:
 
 def blob_names(net: Net) -> dict[tuple[str, int], str]:
     """What each layer's tops are called: outputs by their blobs, else what writes a blob first; names are unlike."""
-    places = [(spec.name, index, top) for spec, module in net.built if module is not None and spec.type != "Input"
-              for index, top in enumerate(spec.tops)]  # fmt: skip
+    called = titles(net.spec.layers)
+    layers = [spec for spec, module in net.built if module is not None and spec.type != "Input"]
+    places = [(called[id(spec)], index, top) for spec in layers for index, top in enumerate(spec.tops)]
     last = {top: (layer, index) for layer, index, top in places if top in net.spec.outputs}
     names: dict[tuple[str, int], str] = {}
     taken = {*net.spec.outputs, *net.inputs}

@@ -54,7 +54,7 @@ def _folds(net: Any, weights: Weights) -> Iterator[list[str]]:
         if name in shared:
             continue
         norm = _only_reader(net, name)
-        if norm is None or norm.type != "BatchNorm" or norm.name in shared:
+        if norm is None or norm.type != "BatchNorm" or norm.name in shared or _is_of_the_batch(net, norm.name):
             continue
         if len(weights.get(norm.name, {})) != (5 if is_affine(norm.batch_norm_param) else 3):
             continue
@@ -72,6 +72,12 @@ def _is_base(layer: Any) -> bool:
     if layer.type == "InnerProduct":
         return layer.inner_product_param.axis == 1
     return layer.type == "Convolution" and layer.convolution_param.axis == 1
+
+
+def _is_of_the_batch(net: Any, name: str) -> bool:
+    """Whether a BatchNorm goes by each batch's own statistics in every phase."""
+    params = [layer.batch_norm_param for layer in net.layer if layer.name == name]
+    return all(param.HasField("use_global_stats") and not param.use_global_stats for param in params)
 
 
 def _is_learned_scale(layer: Any, weights: Weights) -> bool:

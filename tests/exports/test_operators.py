@@ -11,7 +11,7 @@ from forcereg.errors import ForceregError
 from forcereg.exports.dims import batch_axes
 from forcereg.exports.graph import Varying
 from forcereg.exports.onnx import OPSET
-from forcereg.exports.proof import random_inputs
+from forcereg.exports.proof import random_inputs, recorded
 from forcereg.layers.pooling import Pooling
 from forcereg.net.module import Net
 from forcereg.registry import layer, onnx_form
@@ -168,6 +168,35 @@ def test_images_of_open_size() -> None:
         written(net_of('type: "InnerProduct" inner_product_param { num_output: 3 }', (1, 2, 7, 8)), axes)
 
 
+@pytest.mark.parametrize(
+    ("body", "shape", "why"),
+    [
+        # the file's axis 0 isn't the net's, though both are open
+        ('type: "Deconvolution" convolution_param { num_output: 3 kernel_size: 2 axis: 2 }', (2, 3, 4, 5),
+         "layer 'l' makes a shape in which two sizes would have to be found out"),
+        (f"{CONV} kernel_size: 1 axis: 0 }}", (2, 3, 4, 5), "weights are for one size"),
+    ],
+)  # fmt: skip
+def test_two_open_sizes_that_a_reshape_cannot_tell_apart(body: str, shape: tuple[int, ...], why: str) -> None:
+    with pytest.raises(Varying, match=why):
+        written(net_of(body, shape), {"a": {0: "batch", 3: "width"}})
+
+
+def test_an_open_size_in_front_of_which_channels_lie() -> None:
+    net = net_of(f"{CONV} kernel_size: 2 pad: 1 axis: 0 }}", (2, 3, 4, 5))
+    model = written(net, {"a": {2: "height"}})
+    x = torch.randn(2, 3, 9, 5)
+    torch.testing.assert_close(torch.from_numpy(run(model, {"a": x})["y"]), net(a=x)["y"].detach())
+
+
+def test_only_what_is_as_large_as_an_input_has_its_name() -> None:
+    """Runtimes take sizes of one name for equal, and plan memory by that."""
+    net = net_of('type: "Tile" tile_param { axis: 0 tiles: 3 }', (2, 4, 7, 9))
+    model = written(net, {"a": {0: "batch", 2: "height"}})
+    (made,) = model.proto.graph.output
+    assert [dim.dim_param or dim.dim_value for dim in made.type.tensor_type.shape.dim] == ["y_0", 4, "height", 9]
+
+
 SEGMENT = """
 layer { name: "a" type: "Input" top: "a" input_param { shape { dim: 1 dim: 2 dim: 9 dim: 8 } } }
 layer { name: "conv" type: "Convolution" bottom: "a" top: "conv"
@@ -187,6 +216,38 @@ def test_a_crop_to_images_of_open_size() -> None:
         x = torch.randn(size)
         found = torch.from_numpy(run(model, {"a": x})["flat"])
         torch.testing.assert_close(found, net(a=x)["flat"].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_such_as_all_readers_have() -> None:
+    body = 'type: "BatchReindex" }} layer {{ name: "{0}" bottom: "{1}" bottom: "i" top: "{0}" type: "BatchReindex"'
+    text = """layer { name: "in" type: "Input" top: "x" top: "i"
+          input_param { shape { dim: 3 dim: 2 } shape { dim: 3 } } }
+        layer { name: "one" type: "Reduction" bottom: "x" top: "one" reduction_param { axis: 0 } }
+        layer { name: "row" type: "Reshape" bottom: "one" top: "row" reshape_param { shape { dim: 1 } } }
+        layer { name: "p" bottom: "row" bottom: "i" top: "p" """
+    net = filled(text + body.format("q", "x") + "}")
+    for batch in (1, 3):
+        fed = random_inputs(net, {"x": (batch, 2), "i": (batch,)}, 0)
+        assert not fed["i"].any()
+    alone = filled(
+        text[: text.index('layer { name: "p')]
+        + 'layer { name: "q" bottom: "x" bottom: "i" top: "q" type: "BatchReindex" }'
+    )
+    assert {*random_inputs(alone, {"x": (30, 2), "i": (30,)}, 0)["i"].tolist()} == {0, 1, 2}
+
+
+def test_layers_without_names() -> None:
+    """Each is compared, and its nodes and values have names."""
+    net = filled(
+        """layer { name: "TanH" type: "Input" top: "a" input_param { shape { dim: 2 dim: 3 } } }
+        layer { type: "Sigmoid" bottom: "a" top: "y" } layer { type: "TanH" bottom: "y" top: "y" }
+        layer { type: "TanH" bottom: "y" top: "z" } layer { name: "x" type: "TanH" bottom: "z" top: "w" }"""
+    )
+    model = written(net)
+    assert len(model.tops) == 4 and model.tops.keys() == recorded(net, {"a": torch.ones(2, 3)}).keys()
+    assert [(node.name, *node.output) for node in model.proto.graph.node] == [
+        ("Sigmoid", "y"), ("TanH_2", "y_TanH_2"), ("TanH_3", "z"), ("x", "w"),
+    ]  # fmt: skip
 
 
 def test_indices_and_marks_are_such_as_layers_take() -> None:

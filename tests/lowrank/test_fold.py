@@ -104,6 +104,7 @@ STAY = {
     "behind-pooling": convolution(BODY)
     + 'layer { name: "p" type: "Pooling" bottom: "y" top: "p" pooling_param { kernel_size: 2 } }'
     + norm("p", "p"),
+    "of-the-batch": convolution(BODY) + norm("y", "y", "batch_norm_param { use_global_stats: false }"),
     "other-axis": 'layer { name: "c" type: "InnerProduct" bottom: "x" top: "y" '
     "inner_product_param { num_output: 5 axis: 2 } }" + norm("y", "y"),
 }

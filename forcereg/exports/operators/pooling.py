@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forcereg.exports.graph import Place, Value, Varying
+from forcereg.exports.graph import Place, Value, Varying, fixed
 from forcereg.exports.operators.elementwise import floats
 from forcereg.layers import pooling
 from forcereg.layers.pooling import Windows
@@ -37,7 +37,7 @@ def pooled(g: Place, x: Value, windows: Windows, method: str, mask: bool = False
     geometry: dict[str, Any] = {"kernel_shape": windows.kernel}
     if set(windows.stride) != {1}:
         geometry["strides"] = windows.stride
-    if None in x.dims[2:]:
+    if len(fixed(x.dims[2:])) < 2:
         ends, outside = _open_ends(windows, method), (0, 0)
         geometry |= {"ceil_mode": 1} if windows.ceil else {}
     else:

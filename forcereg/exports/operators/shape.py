@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forcereg.exports.graph import BOOL, INT64, Place, Value
+from forcereg.exports.graph import BOOL, INT64, Place, Value, fixed
 from forcereg.layers import Layer, loss, select, shape
 from forcereg.registry import onnx_form
 
@@ -53,9 +53,7 @@ def flatten(layer: shape.Flatten, g: Place, x: Value) -> Value:
     # ONNX's makes two axes, whatever is there
     if layer.start == 1 and layer.end == len(x.dims) - 1:
         return g("Flatten", x, axis=1)
-    sizes = x.dims[layer.start : layer.end + 1]
-    joined = None if None in sizes else layer.out_shapes[0][layer.start]
-    return g.reshaped(x, (*x.dims[: layer.start], joined, *x.dims[layer.end + 1 :]))
+    return g.reshaped(x, g.top_dims[0])
 
 
 @onnx_form("Reshape", "Reshape")
@@ -79,7 +77,7 @@ def cut(layer: select.Slice, g: Place, x: Value) -> tuple[Value, ...]:
 def crop(layer: select.Crop, g: Place, x: Value, reference: Value) -> Value:
     axes = range(layer.axis, len(x.dims))
     start = g.ints(layer.offsets, "start")
-    if None in reference.dims[layer.axis : len(x.dims)]:
+    if len(fixed(reference.dims[layer.axis : len(x.dims)])) < len(axes):
         # behind the last axis of x the reference may have more
         sizes = g("Slice", g("Shape", reference), g.ints(axes[:1], "first"), g.ints([len(x.dims)], "last"))
         return g("Slice", x, start, g("Add", start, sizes), g.ints(axes, "axes"))

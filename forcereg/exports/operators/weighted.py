@@ -45,7 +45,7 @@ def _convolution(
     for x in bottoms:
         # one batch axis is all there is
         before, behind = x.dims[: layer.axis], x.dims[layer.axis :]
-        own = layer.out_shapes[0][layer.axis :]
+        own = g.top_dims[0][layer.axis :]
         ready = x if layer.axis == 1 and plain else g.reshaped(x, (joined(before), *behind, *(() if plain else (1,))))
         y = g(op, ready, *blobs, **attributes(geometry, layer.group))
         y.dims = (joined(before), *own, *(() if plain else (1,)))
