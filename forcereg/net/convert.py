@@ -63,12 +63,15 @@ class Converted:
         return f"a {self.kind} in {form}, {self.blobs:,} blobs of {self.values:,} values"
 
 
-def convert(source: str | Path, target: str | Path, model: NetFile | None = None) -> Converted:
+def convert(
+    source: str | Path, target: str | Path, model: NetFile | None = None, dialect: str | None = None
+) -> Converted:
     """Writes the model or solver state `source` as `target`, in the format that its name tells.
 
-    `model`: the net of a model without one, whose layers a binary file is to hold. Old formats (V0, V1, four axes,
-    other types of numbers) become today's. Raises UsageError for a name of neither kind, for the same file and for a
-    model's name for a state; ForceregError for what can't be read, or not be written without a loss.
+    `model`: the net of a model without one, whose layers a binary file is to hold. `dialect`: the fork whose numbers
+    the layers in a binary model have. Old formats (V0, V1, four axes, other types of numbers) become today's. Raises
+    UsageError for a name of neither kind, for the same file and for a model's name for a state; ForceregError for what
+    can't be read, or not be written without a loss.
     """
     path = Path(target)
     ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
@@ -81,16 +84,17 @@ def convert(source: str | Path, target: str | Path, model: NetFile | None = None
     if ending.startswith(others):
         raise UsageError(f"{path}: {source} is a {kind}; give a name that ends as one")
     if isinstance(found, ModelFile):
-        return convert_model(found, path, model)
-    if model is not None:
-        raise UsageError(f"{source}: a solver state has no net; leave out --model")
+        return convert_model(found, path, model, dialect)
+    if model is not None or dialect is not None:
+        given = "--dialect" if model is None else "--model"
+        raise UsageError(f"{source}: a solver state has no net; leave out {given}")
     return _state(found, path, ENDINGS[ending] == "binary")
 
 
 # -- models
 
 
-def convert_model(model: ModelFile, path: Path, file: NetFile | None = None) -> Converted:
+def convert_model(model: ModelFile, path: Path, file: NetFile | None = None, dialect: str | None = None) -> Converted:
     """Writes a model that was read, or is in memory, as `convert`; `path` ends as one of ENDINGS. Raises as that."""
     _check_other(model.path, path)
     form = next(ENDINGS[one] for one in ENDINGS if path.name.endswith(one))
@@ -98,7 +102,7 @@ def convert_model(model: ModelFile, path: Path, file: NetFile | None = None) -> 
     net, attrs = None, dict(model.attrs)
     message = attrs.pop(MESSAGE, None)
     if in_binary(model.path):
-        stored, old = stored_net(model.path) if model.layers else (NetParameter(), "")
+        stored, old = stored_net(model.path, dialect) if model.layers else (NetParameter(), "")
         remarks += [old] if old else []
         # layers without a type are names for weights, not a net
         net = stored if any(layer.type for layer in stored.layer) else None
@@ -134,11 +138,14 @@ def _check_other(source: Path, path: Path) -> None:
         raise UsageError(f"{path}: is the file to convert; give another name")
 
 
-def stored_net(path: Path) -> tuple[Any, str]:
-    """The NetParameter in a binary model without its blobs, in today's form, and what was old about it."""
+def stored_net(path: Path, dialect: str | None = None) -> tuple[Any, str]:
+    """The NetParameter in a binary model without its blobs, in today's form, and what was old about it.
+
+    `dialect`: see decode_net, whose errors it raises.
+    """
     with container.opened(path) as raw:
         data = read_net(raw, path)
-    net = decode_net(data, str(path))
+    net = decode_net(data, str(path), dialect)
     if not net.layers:
         return net, ""
     old = "V0" if any(layer.HasField("layer") for layer in net.layers) else "V1"

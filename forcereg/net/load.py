@@ -104,8 +104,11 @@ def _check_given(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> 
             raise ForceregError(f"{net.spec.filename}: a shape is given for '{name}', which is no input here{hint}")
 
 
-def net_file(model: str | os.PathLike[str] | Any) -> NetFile:
-    """A path, prototxt text (anything with a brace or a line break) or NetParameter as a NetFile."""
+def net_file(model: str | os.PathLike[str] | Any, dialect: str | None = None) -> NetFile:
+    """A path, prototxt text (anything with a brace or a line break) or NetParameter as a NetFile.
+
+    `dialect`: of a binary file, see forcereg.schema.text.decode_net.
+    """
     if isinstance(model, NetFile):
         return model
     if isinstance(model, NetParameter):
@@ -114,7 +117,7 @@ def net_file(model: str | os.PathLike[str] | Any) -> NetFile:
         return parse_net(model)
     if not isinstance(model, str | os.PathLike):
         raise ForceregError(f"model is a {type(model).__name__}; expected a path, prototxt text or NetParameter")
-    return read_net(os.fspath(model))
+    return read_net(os.fspath(model), dialect=dialect)
 
 
 def net_spec(file: NetFile, phase: str | int, level: int = 0, stages: Sequence[str] = ()) -> NetSpec:

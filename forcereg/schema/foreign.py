@@ -26,7 +26,7 @@ M = TypeVar("M")
 OWN = "own_fields"
 """The field of a LayerParameter that keeps them."""
 STRUCTURE = frozenset({"param", "blobs", "include", "exclude", "name", "type", "bottom", "top", "phase"})
-STRUCTURE |= {"loss_weight", "propagate_down", "python_param", "display"}
+STRUCTURE |= {"loss_weight", "propagate_down", "python_param", "display", "connectivity_mode"}
 """Fields of a layer that are no options of its kind: they are Caffe's in every type."""
 CAFFES = frozenset(
     field.name

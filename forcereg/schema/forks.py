@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 NVCAFFE, SSD, INTEL, OPENCL = "NVCaffe", "SSD", "Intel's Caffe", "OpenCL Caffe"
 RISTRETTO, CPM, TSN = "Ristretto", "Convolutional Pose Machines", "Temporal Segment Networks"
+SKIM = "SkimCaffe"
 
 _NUMBERS = "forward_type backward_type forward_math backward_math cudnn_math_override"
 _SKIPPED = {
@@ -31,6 +32,11 @@ _SKIPPED = {
         "V1LayerParameter": "quantization_param",
         "ConvolutionParameter": "quantization_param",
         "InnerProductParameter": "quantization_param",
+    },
+    SKIM: {
+        "SolverParameter": "winograd_sparsity_factor winograd_adjust_threshold",
+        "ConvolutionParameter": "dump_parameter dump_activation parameter_sparsity_pattern_histogram",
+        "InnerProductParameter": "dump_parameter dump_activation spmdm_transpose_in spmdm_transpose_out",
     },
 }
 """Fork -> message -> its fields there that choose number formats, memory, threads or what is shown, never results.
@@ -79,6 +85,12 @@ _REFUSED = {
             ("SegNet", "weights of classes, which forcereg's losses lack: remove it, or register a loss of your own"),
         ),
     },
+    "BatchNormParameter": {
+        **dict.fromkeys(
+            ("use_weight_bias", "bias_term", "filler"),
+            (SKIM, "a scale and a shift inside: put a Scale layer with bias_term behind, and remove it"),
+        ),
+    },
     "DataParameter": {
         "shuffle": (NVCAFFE, "forcereg reads a database in its order: shuffle its records when it is made"),
     },
@@ -121,6 +133,8 @@ _TYPES = {
     "Deformable ConvNets": "DeformableConvolution DeformablePSROIPooling",
     "face recognition": "CenterLoss MarginInnerProduct LargeMarginInnerProduct LabelSpecificAdd TripletLoss NormLoss",
     NVCAFFE: "DetectNetTransformation",
+    SKIM: "ConvolutionReLU ConvolutionReLUPool ConvolutionReLUPoolLRN InnerProductReLUDropout ReLUPooling Winograd "
+    "MKLBatchNorm MKLConvolution MKLLRN MKLPooling MKLReLU",
     TSN: "SegmentConsensus SegFlow Gather Scatter",
     "RetinaNet": "FocalLoss SigmoidFocalLoss",
 }
@@ -130,6 +144,7 @@ _INSTEAD = {
     "BN": "a BatchNorm and a Scale compute the same from other blobs",
     "ReLU6": "a Clip of min 0 and max 6 computes the same",
     **dict.fromkeys(_TYPES["MobileNet"].split()[:-1], _WITH_GROUPS),
+    **{kind: f"{kind.removeprefix('MKL')} computes the same" for kind in _TYPES[SKIM].split() if "MKL" in kind},
     "L1Loss": "EuclideanLoss is the nearest here",
 }
 _OLD_TYPES = {

@@ -19,6 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.schema import NetParameter, SolverParameter
 from forcereg.schema.diagnose import explain
+from forcereg.schema.dialects import translated
 from forcereg.schema.encoding import check_kind, check_width, decode_text
 from forcereg.schema.fields import read_fields
 from forcereg.schema.foreign import OWN, parsed, put_back
@@ -142,13 +143,16 @@ def net_from_message(message: Any, name: str = "<message>") -> NetFile:
     return _net_file(message, name, None, ())
 
 
-def read_net(path: str | Path, tell: Tell | None = None) -> NetFile:
-    """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError; `tell` as in parse_net."""
+def read_net(path: str | Path, tell: Tell | None = None, dialect: str | None = None) -> NetFile:
+    """A net file, prototxt or binary (which it is, its content tells). Raises ForceregError; `tell` as in parse_net.
+
+    `dialect`: the fork that wrote a binary one, see decode_net.
+    """
     data, name = _read(path), str(path)
     # ahead of everything: a web page or a zip is no damaged net
     check_kind(data, name, "a net: prototxt or a binary NetParameter")
     if _BINARY.search(data):
-        return _net_file(decode_net(data, name), name, None, ())
+        return _net_file(decode_net(data, name, dialect), name, None, ())
     return parse_net(decode_text(data, name), name, tell)
 
 
@@ -247,9 +251,12 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def decode_net(data: bytes, name: str) -> Any:
-    """A binary NetParameter, nothing upgraded. Raises ForceregError, opened by `name`."""
-    net = NetParameter()
+def decode_net(data: bytes, name: str, dialect: str | None = None) -> Any:
+    """A binary NetParameter, nothing upgraded. Raises ForceregError, opened by `name`.
+
+    `dialect`: the fork that wrote it, of forcereg.schema.dialects; needed where its numbers are other fields elsewhere.
+    """
+    net, data = NetParameter(), translated(data, name, dialect)
     try:
         net.ParseFromString(data)
     # DecodeError is what the C runtime raises; the pure Python one lets others through

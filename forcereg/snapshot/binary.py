@@ -32,13 +32,14 @@ from google.protobuf.message import DecodeError
 from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto, BlobShape, InnerProductParameter, NetParameter, SolverState, wire
 from forcereg.schema.blobs import LEGACY, blob_values, raw_type
+from forcereg.schema.dialects import OPENING
 from forcereg.snapshot import container
 from forcereg.snapshot.content import ModelFile, StateFile, as_floats, float_bytes
 
 LIMIT = (1 << 31) - 1
 """Bytes of a message that protobuf, and so Caffe, can read."""
 
-_OPENING, _ATTRIBUTE, _EXTRA, _CHECKSUM = 16000, 16001, 16002, 16003
+_OPENING, _ATTRIBUTE, _EXTRA, _CHECKSUM = OPENING, 16001, 16002, 16003
 _KINDS = {b"forcereg model": "model", b"forcereg state": "state"}
 # the wire types that fields have in each message; a NetParameter's 4, input_dim, may have two
 _MODEL = {1: 2, 2: 2, 3: 2, 5: 0, 6: 2, 7: 0, 8: 2, 100: 2}
@@ -134,9 +135,12 @@ def read(raw: BinaryIO, path: Path) -> ModelFile | StateFile:
 
 
 def read_net(raw: BinaryIO, path: Path) -> bytes:
-    """The NetParameter of an open binary model, in whichever format, without the blobs. Raises ForceregError."""
+    """The NetParameter of an open binary model, in whichever format, without the blobs. Raises ForceregError.
+
+    With the field that tells whose numbers it has, for decode_net.
+    """
     try:
-        parts = (_without_blobs(raw, field) for field in _whole(raw) if field.number < _OPENING)
+        parts = (_without_blobs(raw, field) for field in _whole(raw) if field.number <= _OPENING)
         return b"".join(bytes(piece) for pieces in parts for piece in pieces)
     except _DAMAGE as exc:
         raise container.damaged(path, exc) from exc
