@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-GROUPS = ("data", "decompose", "fillers", "force", "layers", "lenet", "snapshots", "solver")
+GROUPS = ("data", "decompose", "fillers", "force", "layers", "lenet", "snapshots", "solver", "sparse")
 COMPRESS_FROM = 512  # bytes; below it the chunk index costs more than compression saves
 
 

@@ -18,7 +18,10 @@ import forcereg.registry as registry
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.schema.text import parse_net, parse_solver
+from forcereg.snapshot import net_message, write_model
+from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
+from forcereg.system.events import Event
 from tests.golden_files import Case
 
 KNOWN_RANDOM = frozenset({"dropout_train"})
@@ -231,6 +234,111 @@ def check_resume(case: Case, folder: Path, end: str, device: str | None = None) 
         loss = float(solver.step(1, feed))
         near(loss, case.load("loss")[iteration], 5e-5, f"loss of iteration {iteration}")
         _equal(params_of(solver), case.tree(f"iter_{iteration + 1:04d}/params"), 5e-5)
+
+
+# -- structured sparsity
+
+
+def _same_zeros(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name] == 0, values == 0, err_msg=f"zeros of {name}")
+
+
+def _blobs(values: Mapping[str, np.ndarray]) -> dict[str, dict[int, np.ndarray]]:
+    """layer -> index -> array, of arrays by "layer/index"."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for name, array_ in values.items():
+        layer, _, index = name.rpartition("/")
+        found.setdefault(layer, {})[int(index)] = array_
+    return found
+
+
+def sparse_solver(case: Case, folder: Path, device: str | None = None) -> Solver:
+    """The case's solver; of one that asks for no zeros with those that the branch always makes."""
+    text, net = f"{case.attrs['solver']}\nsnapshot_diff: true", case.attrs["net"]
+    asking = ("regularization_type", "decay_proto", "connectivity_mode")
+    if "block_group_decay" not in text and not any(word in net for word in asking):
+        text += "\nprune_threshold: 1e-4"
+    for name, values in case.tree("decay_files").items():
+        (folder / name).write_bytes(values.tobytes())
+    return build(case, folder, text, device)
+
+
+def check_sparse(case: Case, folder: Path, device: str | None = None, ending: str = ".caffemodel") -> None:
+    """Parameters with their zeros after every iteration, masks, history, losses and all that a display prints."""
+    solver = sparse_solver(case, folder, device)
+    if case.attrs["kind"] == "mask":
+        message = None if ending.endswith(".h5") else net_message(solver.net.spec)
+        write_model(folder / f"init{ending}", _blobs(case.tree("params_init")), None, {}, message)
+        solver.load_weights(folder / f"init{ending}")
+        loaded = case.tree("params_loaded")
+        _equal(params_of(solver), loaded, 0)
+    feed, iters = feeder(case), int(case.attrs["iters"])
+    for iteration in range(iters):
+        if iteration == case.attrs.get("resume_at"):
+            state = solver.snapshot().with_suffix(".solverstate")
+            solver = sparse_solver(case, folder, device)
+            solver.restore(state, masks="rebuild")
+            _equal(params_of(solver), case.tree("params_resumed"), 1e-5)
+            _same_zeros(params_of(solver), case.tree("params_resumed"))
+        _check_sparse_step(case, solver, iteration, feed)
+    history = {f"history/{index}": np.asarray(blob) for index, blob in enumerate(solver.updater.saved_history())}
+    _equal(history, {name: case.load(name) for name in history}, 1e-5)
+
+
+def _check_sparse_step(case: Case, solver: Solver, iteration: int, feed: Any) -> None:
+    events: list[Event] = []
+    solver.observers = [events.append]
+    loss = float(solver.step(1, feed))
+    near(loss, case.load("loss")[iteration], 2e-5, f"loss of iteration {iteration}")
+    expected = case.tree(f"iter_{iteration + 1:04d}/params")
+    _equal(params_of(solver), expected, 1e-5)
+    _same_zeros(params_of(solver), expected)
+    updates = {f"{layer}/{index}": array(one) for (layer, index), one in solver.updater.last_update().items()}
+    for name, values in case.tree(f"iter_{iteration + 1:04d}/update").items():
+        _equal({name: updates[solver.net.shared.get(name, name)]}, {name: values}, 1e-5)
+    if iteration == 0:
+        masks = {name: array(mask) for name, mask in solver.masks.items()}
+        assert masks.keys() == case.tree("mask").keys()
+        _equal(masks, case.tree("mask"), 0)
+        _check_sparse_log(case, events)
+    (told,) = [event for event in events if event.kind == "sparsity"]
+    near(told.regularization, case.load("reg_term_log")[iteration], 2e-5 * abs(told.regularization) + 1e-9, "term")
+    near(told.total, case.load("total_log")[iteration], 2e-5 * abs(told.total), "term and loss")
+    for kind in ("element", "column", "row"):
+        percents = [layer[kind] for layer in told.layers]
+        np.testing.assert_allclose(percents, case.load(f"sparsity/{kind}")[iteration], rtol=0, atol=1e-4)
+    blocks = [one["percent"] for layer in told.layers for one in layer["blocks"]]
+    if blocks:
+        np.testing.assert_allclose(blocks, case.load("sparsity/block")[iteration].ravel(), rtol=0, atol=1e-4)
+
+
+def _check_sparse_log(case: Case, events: list[Event]) -> None:
+    """The lines of the first display, behind its rate, are the branch's own."""
+    lines: list[str] = []
+    log = GlogWriter()
+    log.write = lines.append
+    for event in events:
+        if event.kind == "sparsity":
+            log(event)
+    found = "".join(f"{line.partition('] ')[2]}\n" for line in lines)
+    text = "".join(line for line in case.attrs["log"].splitlines(True) if not line.startswith("Gradient clipping"))
+    assert found == text[text.index("    Element Sparsity") :]
+
+
+def check_squeezed(case: Case, device: str = "cpu") -> None:
+    """A net's outputs with each conv_mode."""
+    for net, group in (("net", "gemm"), ("net_ccnmm", "ccnmm")):
+        made = load_net(case.attrs[net], phase="TEST", device=device)
+        values = case.tree("params")
+        with torch.no_grad():
+            for name, blobs in made.params.items():
+                for index, blob in enumerate(blobs):
+                    blob.copy_(torch.from_numpy(values[f"{name}/{index}"]))
+            inputs = {name: torch.from_numpy(one).to(device) for name, one in case.tree("inputs").items()}
+            expected = case.tree(group)
+            found = made(inputs, blobs=[name for name in expected if name not in made.spec.outputs])
+        _equal({name: array(one) for name, one in found.items()}, expected, 1e-5)
 
 
 # -- the README's LeNet, 100 iterations on MNIST

@@ -21,7 +21,7 @@ from forcereg.net.explain import explained, resized
 from forcereg.net.fuse import Run, run_fused
 from forcereg.net.inputs import by_name, checked
 from forcereg.net.plan import plan_net
-from forcereg.net.sharing import Multipliers
+from forcereg.net.sharing import NOT_SPARSE, Multipliers, Sparse
 from forcereg.schema import TRAIN
 from forcereg.schema.spec import LayerSpec, NetSpec
 
@@ -35,6 +35,7 @@ class Learnable:
     """One learnable blob, where it lives and its multipliers, in Caffe's order of solver parameters.
 
     `force_view`: what a force draws together (see lowrank.views), of each of so many `groups` of a weight alone.
+    `sparse`: what group lasso and the like act on.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class Learnable:
     force_mult: float
     force_view: str = "FILTERS"
     groups: int = 1
+    sparse: Sparse = NOT_SPARSE
 
 
 class Net(nn.Module):
@@ -136,7 +138,8 @@ class Net(nn.Module):
         def learnable(name: str, index: int, m: Multipliers) -> Learnable:
             module, blob = self.module(name), params[name][index]
             groups = module.group if isinstance(module, Convolution | Deconvolution) and index == 0 else 1
-            return Learnable(name, index, blob, m.lr_mult, m.decay_mult, m.force_mult, m.force_view, groups)
+            mults = m.lr_mult, m.decay_mult, m.force_mult
+            return Learnable(name, index, blob, *mults, m.force_view, groups, m.sparse)
 
         return [learnable(*place, m) for place, m in self._parts.owners.multipliers.items()]
 

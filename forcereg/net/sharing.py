@@ -14,12 +14,36 @@ from forcereg.lowrank.views import misfit
 from forcereg.schema import ParamSpec
 from forcereg.schema.spec import LayerSpec
 
+Block = tuple[int, int, float]
+"""Columns and rows of group lasso's blocks on one blob, and their block_decay_mult."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What structured sparsity asks of a blob: the ParamSpec's fields of the SSL branch."""
+
+    blocks: tuple[Block, ...] = ()
+    breadth_mult: float = 0.0
+    shape_mult: float = 0.0
+    regularization_type: str = ""
+    decay_proto: str = ""
+
+    @property
+    def used(self) -> bool:
+        """Whether any of it was set to something."""
+        return self != NOT_SPARSE
+
+
+NOT_SPARSE = Sparse()
+
 
 @dataclass
 class Multipliers:
-    """lr_mult, decay_mult, force_mult and force_view of an owned blob; only what somebody has set is `explicit`."""
+    """Multipliers, force_view and sparsity of an owned blob; only what somebody has set is `explicit`."""
 
     explicit: dict[str, Any]
+    blocks: tuple[Block, ...] = ()
+    decay_proto: str = ""
 
     def value(self, field: str) -> Any:
         # a net that doesn't speak of forces feels none
@@ -41,8 +65,21 @@ class Multipliers:
     def force_view(self) -> str:
         return str(self.value("force_view"))
 
+    @property
+    def sparse(self) -> Sparse:
+        breadth, shape = (self.value(f"{field}_decay_mult") for field in ("breadth", "kernel_shape"))
+        return Sparse(self.blocks, breadth, shape, self.value("regularization_type"), self.decay_proto)
 
-DEFAULTS = {"lr_mult": 1.0, "decay_mult": 1.0, "force_mult": 0.0, "force_view": "FILTERS"}
+
+DEFAULTS = {
+    "lr_mult": 1.0,
+    "decay_mult": 1.0,
+    "force_mult": 0.0,
+    "force_view": "FILTERS",
+    "breadth_decay_mult": 0.0,
+    "kernel_shape_decay_mult": 0.0,
+    "regularization_type": "",
+}
 
 
 def _said(param: Any) -> dict[str, Any]:
@@ -51,6 +88,10 @@ def _said(param: Any) -> dict[str, Any]:
     if "force_view" in said:
         said["force_view"] = ParamSpec.ForceView.Name(param.force_view)
     return said
+
+
+def _blocks(param: Any) -> tuple[Block, ...]:
+    return tuple((one.xdimen, one.ydimen, one.block_decay_mult) for one in param.block_group_lasso)
 
 
 class Owners:
@@ -80,10 +121,10 @@ class Owners:
             # BatchNorm's statistics: no solver moves them
             if not isinstance(blob, nn.Parameter):
                 self._warn_fixed(spec, index, param, index < len(params))
-                explicit = {"lr_mult": 0.0}
+                explicit["lr_mult"] = 0.0
             owner = self._by_name.get(param.name) if param.name else None
             if owner is None:
-                self.multipliers[(spec.name, index)] = Multipliers(explicit)
+                self.multipliers[(spec.name, index)] = Multipliers(explicit, _blocks(param), param.decay_proto)
                 if param.name:
                     self._by_name[param.name] = (spec.name, index)
             else:
@@ -119,8 +160,22 @@ class Owners:
                 raise spec.fail(
                     f"shared param '{param.name}' has {field} {mine}, layer '{owner[0]}' gives {theirs}; use one value"
                 )
+        self._borrow_sparse(spec, param, self.multipliers[owner], owner[0])
         self._modules[spec.name].share_blob(index, owned)
         self.borrowed[f"{spec.name}/{index}"] = f"{owner[0]}/{owner[1]}"
+
+    @staticmethod
+    def _borrow_sparse(spec: LayerSpec, param: Any, owned: Multipliers, owner: str) -> None:
+        """The SSL branch's rules: one set of blocks, whoever brings it, and individual decay of the owner's alone."""
+        if blocks := _blocks(param):
+            if owned.blocks:
+                raise spec.fail(
+                    f"shared param '{param.name}' has block_group_lasso, and so has layer '{owner}' or another that "
+                    "shares it; give it once"
+                )
+            owned.blocks = blocks
+        if param.decay_proto:
+            raise spec.fail(f"shared param '{param.name}' has decay_proto; give it in layer '{owner}', which owns it")
 
     @staticmethod
     def _check_shape(

@@ -16,7 +16,7 @@ from forcereg.schema.text import SolverFile
 from forcereg.solver.distributed import Group
 from forcereg.solver.passes import Passes
 from forcereg.solver.precision import Precision
-from forcereg.solver.regularizers.force import check_fit
+from forcereg.solver.regularizers import force, lasso
 from forcereg.solver.run import Nets, Run, Teller
 from forcereg.solver.setup import SolverSpecs, complete_prefix, problems, solver_specs
 from forcereg.solver.steps import Steps
@@ -70,7 +70,8 @@ def nets_of(run: Run, specs: SolverSpecs, budget: int, workers: int, allow_pytho
 
 def steps_of(run: Run, nets: Nets, amp: str | None, cuda_graph: bool) -> Steps:
     """What runs the iterations, in the precision `amp`; as CUDA graphs if asked for and where there are any."""
-    check_fit(nets.train, run.param)
+    force.check_fit(nets.train, run.param)
+    lasso.check_fit(nets.train, run.param)
     precision = Precision(nets.train, run.device, amp, run.tell.warn)
     updater = Updater(nets.train, run.param, run.device, run.name, precision.scale)
     passes = Passes(nets.train, run.param.iter_size, precision, run.group)

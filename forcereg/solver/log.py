@@ -88,6 +88,26 @@ class GlogWriter:
     def on_rate(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, lr = {event.rate:g}")
 
+    def on_masks(self, event: Event) -> None:
+        said = {"DISCONNECTED_ELTWISE": "all zero weights", "DISCONNECTED_GRPWISE": "weights lying in all-zero groups"}
+        for layer in event.layers:
+            self.line(f"layer\t{layer['layer']}\thas sparsity of {layer['share']:g}")
+            if layer["mode"]:
+                self.line(f"{said[layer['mode']]} of {layer['layer']} are frozen")
+
+    def on_sparsity(self, event: Event) -> None:
+        for title, kind in (("    Element", "element"), ("     Column", "column"), ("        Row", "row")):
+            self._row(f"{title} Sparsity %: ", [f"{layer[kind]:g}" for layer in event.layers])
+        blocks = (layer["blocks"] for layer in event.layers)
+        told = ["".join(f"({one['x']},{one['y']}):{one['percent']:g};" for one in found) for found in blocks]
+        self._row("      Block Sparsity %: ", told)
+        term, total = event.regularization, event.total
+        self.line(f"    Total regularization terms: {term:g} loss+regular. : {total:g}")
+
+    def _row(self, title: str, values: Iterable[str]) -> None:
+        """A record of two lines, as the SSL branch has them: the second one has no prefix."""
+        self.write(glog_prefix("I", self._file) + title + "\n" + "".join(f"{value}\t" for value in values))
+
     def on_scale(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss scale = {event.scale:g}, steps left out = {event.skipped}")
 

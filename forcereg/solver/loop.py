@@ -32,9 +32,11 @@ from forcereg.solver.ready import check_ready
 from forcereg.solver.regularizers.force import FORCE, forced_matrices, without_force
 from forcereg.solver.run import Teller
 from forcereg.solver.setup import solver_file
-from forcereg.solver.snapshots import Snapshots
+from forcereg.solver.snapshots import REBUILD, STORED, Snapshots
+from forcereg.solver.sparsity import asked
 from forcereg.solver.trouble import NotFinite, advice, not_finite
 from forcereg.solver.updater import Updater
+from forcereg.system.arguments import wrong
 from forcereg.system.events import Observer
 from forcereg.system.paths import learned_nets, resolve
 
@@ -93,6 +95,7 @@ class Solver:
         self.clipping: RankClipping | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
+        self._sparse = asked.is_used(self.net, self.param)
         self._debugs = self.param.debug_info or specs.train.debug_info
         self._pace = Pace()
         # kept for the advice behind a loss that isn't finite, which looks at the inputs again
@@ -178,17 +181,34 @@ class Solver:
         extra = self._before_tests or self._snapshots.extra()
         return self._snapshots.write(self.iter, self.current_step, extra, self.clipping)
 
-    def restore(self, path: str | Path) -> None:
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks on updates, uint8, by "layer/index" of the weights that have one: 1 free, 0 frozen."""
+        return self.updater.masks.tensors
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Freezes values where `masks`, as `.masks` has them, are 0: they stay what they are.
+
+        Masks of other weights stay. Snapshots hold them. Raises ForceregError for another name or shape.
+        """
+        self.updater.masks.set(masks)
+        self.steps.forget()
+
+    def restore(self, path: str | Path, masks: str = STORED) -> None:
         """Continues from a solver state: weights, history, iteration and, if we wrote it, data and randomness.
 
-        It may be binary or HDF5, written by Caffe too. Raises ForceregError if it or its model doesn't fit.
+        It may be binary or HDF5, written by Caffe too. `masks`: "stored" takes those that the state holds; "rebuild",
+        and a state without, makes them anew by the layers' connectivity_mode from the weights that are zero.
+        Raises ForceregError if it or its model doesn't fit.
         """
+        if masks not in (STORED, REBUILD):
+            raise wrong("masks", masks, f"'{STORED}' or '{REBUILD}'")
         state = read_state(path)
-        self.go_on_from(state, model_of(state, learned_nets(self.root, state.learned_net, path)))
+        self.go_on_from(state, model_of(state, learned_nets(self.root, state.learned_net, path)), masks)
 
-    def go_on_from(self, state: StateFile, model: ModelFile) -> None:
+    def go_on_from(self, state: StateFile, model: ModelFile, masks: str = STORED) -> None:
         """`restore` of a pair that has been read. Raises ForceregError, with nothing taken over, if it doesn't fit."""
-        self.current_step = self._snapshots.take_over(state, model, self.clipping)
+        self.current_step = self._snapshots.take_over(state, model, self.clipping, masks)
         self.iter = state.iteration
         self._before_tests = None
 
@@ -298,10 +318,19 @@ class Solver:
                 self.emit("rate", iteration=self.iter, rate=rate)
                 if scale is not None:
                     self.emit("scale", iteration=self.iter, **scale)
+                if self._sparse and self.group.rank == 0:
+                    self._tell_sparsity()
 
         watched = self._debug if display and self._debugs else None
         inputs = functools.partial(self._fed, self.net)
-        self.steps.run(self.iter, rate, inputs, tell, watched, self._measures(display))
+        # displays tell of the weights before the update, which a graph wouldn't show
+        seen = display and self._sparse
+        self.steps.run(self.iter, rate, inputs, tell, watched, self._measures(display), seen)
+
+    def _tell_sparsity(self) -> None:
+        layers, term = self.updater.sparsity()
+        total = term + float(self._losses.mean())
+        self.emit("sparsity", iteration=self.iter, layers=layers, regularization=term, total=total)
 
     def _measures(self, display: bool) -> dict[str, Callable[[Tensor], None]]:
         """What is told how large the force is in this iteration, if that is due."""

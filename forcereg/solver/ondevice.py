@@ -44,6 +44,8 @@ class Descent:
         self._dead = torch.zeros((), device=device)  # 1 from the first bad iteration on
         self._iteration = torch.zeros((), dtype=torch.float64, device=device)  # stands still from there on
         self._told = (0.0, 0)
+        self.stopped = self._dead
+        """1 where the last `step` changed nothing."""
 
     def set(self, iteration: int, rate: float) -> None:
         """What the next `step` is for. Raises OverflowError if a weight's rate is beyond float32."""
@@ -66,6 +68,7 @@ class Descent:
         self._dead.logical_or_(bad)
         self._iteration.sub_(self._dead).add_(1)
         stop = self._dead if skip is None else self._dead.logical_or(skip).to(torch.float32)
+        self.stopped = stop
         if type(self._rule) in (SGD, Nesterov) and self._p.momentum >= 0:
             return self._descend(grads, stop)
         # the other types have no fused kernel that looks at a flag: they run, and a copy takes it back

@@ -20,6 +20,8 @@ CLIPPED = "clipped"
 """The entry that holds the iteration at which ranks were last looked at."""
 REGULARIZERS = "regularizers"
 """The entry of what regularizers carry, by their names."""
+MASKS = "masks"
+"""The entry of the masks on weights' updates."""
 WATCH = "watch"
 """The entry of what is known of the ranks of forced layers."""
 SCALE = "scale"
@@ -56,6 +58,9 @@ GENERATOR = Form("the state of a generator of random numbers", _is_generator)
 MEMBERS = Form("a group", lambda value: isinstance(value, Mapping))
 _BYTES = Form("16 bytes", lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint8 and v.shape == (16,))
 _VALUES = Form("finite floats", lambda value: _is_floats(value) and bool(np.isfinite(value).all()))
+_MASK = Form(
+    "zeros and ones (uint8)", lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint8 and bool((v <= 1).all())
+)
 _ROW = Form("a row of floats", lambda value: _is_floats(value) and value.ndim == 1)
 _FACTOR = Form("a positive float32", lambda v: type(v) is float and 0 < v <= torch.finfo(torch.float32).max)
 _RANDOM = {"cpu": GENERATOR, "?cuda": _BYTES}
@@ -71,6 +76,7 @@ _EXTRA: Mapping[str, Any] = {
     f"?{HISTORY}": TEXT,
     f"?{WEIGHTS}": _whole(0, (1 << 32) - 1),
     f"?{REGULARIZERS}": {"*": {"*": _VALUES}},
+    f"?{MASKS}": {"*": _MASK},
     f"?{WATCH}": {
         **dict.fromkeys(("at", "since", "still", "stalled"), COUNT),
         **{key: {"*": COUNT} for key in ("first", "ranks", "collapsed")},

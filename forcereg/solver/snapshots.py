@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from forcereg.solver.distill import TEACHER, change_of
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import CLIPPED, SCALE, WATCH, check_extra
+from forcereg.solver.saved import CLIPPED, MASKS, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
+from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
 from forcereg.solver.steps import Steps
+from forcereg.solver.updater import stored_masks
+
+STORED, REBUILD = "stored", "rebuild"
+"""Where masks come from when a run goes on."""
 
 
 class Snapshots:
@@ -38,10 +43,22 @@ class Snapshots:
         text = snapshot.remark([(model, report)])
         for copies, _ in found:  # behind the looks at all nets: what doesn't fit leaves each as it was
             snapshot.take_over(copies)
+        self._steps.updater.forget()
         tell.emit("weights", file=str(path), report=report)
+        self._mask(report.loaded)
         if text and not tell.observers:
             tell.warn(text, 4)
         return report
+
+    def _mask(self, loaded: Collection[str]) -> None:
+        """Makes the masks of layers that got weights anew."""
+        net, updater, p = self._nets.train, self._steps.updater, self._run.param
+        fresh = masks.made(net, loaded, updater.threshold)
+        updater.masks.set(fresh)
+        self._steps.forget()  # their tensors are others
+        if asked.is_used(net, p):
+            told = masks.loaded_layers(net, loaded, updater.threshold or asked.THRESHOLD)
+            self._run.tell.emit("masks", layers=[one._asdict() for one in told])
 
     def extra(self) -> dict[str, Any]:
         """What an exact resume needs beside weights and history: all ranks' data cursors, random state, loss window."""
@@ -71,10 +88,13 @@ class Snapshots:
         self.last = run.group.once(work)
         return self.last
 
-    def take_over(self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None) -> int:
+    def take_over(
+        self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None, wanted: str = STORED
+    ) -> int:
         """Goes on from a pair that has been read; the current_step of its iteration.
 
-        Raises ForceregError, with nothing taken over, if it doesn't fit.
+        `wanted`: the masks "stored" in the state, if it has any, or "rebuild" them from the weights. Raises
+        ForceregError, with nothing taken over, if it doesn't fit.
         """
         run, train, updater = self._run, self._nets.train, self._steps.updater
         # all looks before the first change: what doesn't fit leaves the run as it was
@@ -95,8 +115,17 @@ class Snapshots:
             run.tell.warn(f"{path}: {other}")
         self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
         self.last = model.path
+        self._take_masks(state, report.loaded, wanted)
         self._take_extra(state)
         return policy.catch_up(run.param, state.iteration, state.current_step)
+
+    def _take_masks(self, state: StateFile, loaded: Collection[str], wanted: str) -> None:
+        stored = MASKS in (state.extra or {})
+        if stored and wanted == STORED:
+            self._steps.updater.masks.clear()
+            self._steps.updater.masks.set(stored_masks(state))
+        else:
+            self._mask(loaded)
 
     def _take_extra(self, state: StateFile) -> None:
         tell, steps = self._run.tell, self._steps

@@ -74,18 +74,19 @@ class Steps:
         tell: Callable[[Outputs], None],
         watched: Callable[[debug.Watch], None] | None = None,
         measures: Mapping[str, Callable[[Tensor], None]] = UNMEASURED,
+        between: bool = False,
     ) -> None:
         """An iteration at learning rate `rate`; `tell` is shown the outputs once the loss is in the window.
 
-        That is before the update, or behind it where both are in one graph. `watched` sees the passes, `measures` of a
-        regularizer the `force_norms` of the update, if there is one. Raises ForceregError if a rate is too large, and
-        what the data or the net raises.
+        That is before the update, or behind it where both are in one graph, which `between` forbids. `watched` sees
+        the passes, `measures` of a regularizer the `force_norms` of the update, if there is one. Raises ForceregError
+        if a rate is too large, and what the data or the net raises.
         """
         self._at, self._measured, self._norms = iteration, tuple(measures), {}
         self.updater.prepare(iteration)
         work = functools.partial(Steps._work, self._me)
         watches = self.updater.watches(iteration)
-        graphed = self.graphed(self._net, work) if watched is None and not watches else None
+        graphed = self.graphed(self._net, work) if watched is None and not watches and not between else None
         if graphed is None:
             with shown(self._net, watches):
                 self._run(rate, inputs, tell, watched)

@@ -60,13 +60,13 @@ def clip(grads: Tensors, threshold: float) -> None:
     torch._foreach_mul_(grads, torch.where(norm > threshold, threshold / norm, 1.0))
 
 
-Group = tuple[tuple[float, ...], list[int]]
-"""Factors, and the positions of the parameters that have them."""
+Group = tuple[tuple[Any, ...], list[int]]
+"""Factors (or other settings), and the positions of the parameters that have them."""
 
 
-def grouped(*factors: Sequence[float]) -> list[Group]:
+def grouped(*factors: Sequence[Any]) -> list[Group]:
     """Parameters of equal factors together; the sequences are parallel."""
-    groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, found in enumerate(zip(*factors, strict=True)):
         groups[found].append(index)
     return list(groups.items())

@@ -20,7 +20,12 @@ from forcereg.solver.precision import LossScale
 from forcereg.solver.regularizers import Regularizer
 from forcereg.solver.regularizers.base import Once, Watch
 from forcereg.solver.regularizers.decay import decay
-from forcereg.solver.saved import HISTORY, REGULARIZERS
+from forcereg.solver.saved import HISTORY, MASKS, REGULARIZERS
+from forcereg.solver.sparsity import individual
+from forcereg.solver.sparsity.asked import kind_of, mode_of, threshold
+from forcereg.solver.sparsity.masks import Masks
+from forcereg.solver.sparsity.statistics import told
+from forcereg.solver.sparsity.zeroing import Zeroing
 from forcereg.solver.state import to_array
 from forcereg.system.memory import check_room
 
@@ -41,7 +46,10 @@ class Updater:
         self._net, self._device, self._name, self._scale = net, device, name, scale
         self._rule = solver_type.get(p.type, name)()
         self.on_host = device.type == "cpu"
+        self.threshold = threshold(net, p)
+        self._moded = any(map(mode_of, net.spec.layers))
         self._collect()
+        self.masks = Masks(self._named())
 
     def _collect(self) -> None:
         """Takes the net's blobs as they are now, with a history of zeros."""
@@ -59,9 +67,14 @@ class Updater:
         self._live = live
         self._lr_mults = [one.lr_mult for one in learning]
         self._decays = [p.weight_decay * one.decay_mult for one in learning]
+        self._kinds = [kind_of(one, p) for one in learning]
+        by_name = self._individual_by_name = individual.multipliers(net)
+        names = [f"{one.layer}/{one.index}" for one in learning]
+        self._individual = {place: by_name[name] for place, name in enumerate(names) if name in by_name}
         self.weights: list[Tensor] = [one.blob for one in learning]
         # decay and what is added behind it commute where none of it looks at the gradient
-        additive = p.regularization_type == "L2" and all(regularizer.get(name).additive(p) for name in regularizer)
+        plain = {p.regularization_type, *self._kinds} == {"L2"} and not self._individual
+        additive = plain and all(regularizer.get(name).additive(p) for name in regularizer)
         self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         if self._device.type == "cpu":  # looked at before the first of it is allocated
             copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
@@ -75,8 +88,12 @@ class Updater:
         made = {name: regularizer.get(name)(learning, p, self._device) for name in regularizer}
         self._regularizers: dict[str, Regularizer] = {name: one for name, one in made.items() if one.touched}
         self._descent = Descent(self._rule, p, self.weights, self.history, self._lr_mults, self._device)
+        self._zeroing = Zeroing(every, live, p, self.threshold, self._device)
         self._host_bad = -1
         self._groups = update.grouped(self._lr_mults, self._decays)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {f"{layer}/{index}": blob for (layer, index), blob in zip(self._owners, self._blobs, strict=True)}
 
     @property
     def regularizes(self) -> bool:
@@ -94,6 +111,7 @@ class Updater:
         places = {id(weight): place for place, weight in enumerate(self.weights)}
         before, carried = self._kept(), self._carried()
         self._collect()
+        self.masks = self.masks.renewed(self._named())
         for fresh, held in zip(self._kept(), before, strict=True):
             for place, weight in enumerate(self.weights):
                 if id(weight) in places:
@@ -162,6 +180,7 @@ class Updater:
         it acts on, decayed, before and after it.
         """
         if self.on_host:
+            self._zeroing.set(rate)
             self._apply_on_host(iteration, rate * self._rule.scale(self.p, iteration), loss, measures)
         else:
             self.set(iteration, rate)
@@ -171,6 +190,7 @@ class Updater:
     def set(self, iteration: int, rate: float) -> None:
         """Tells a device what the next `step` is for. Raises OverflowError for a rate beyond float32."""
         self._descent.set(iteration, rate * self._rule.scale(self.p, iteration))
+        self._zeroing.set(rate)
 
     @torch.no_grad()
     def step(self, iteration: int, loss: Tensor, measures: Measures = NOTHING) -> None:
@@ -180,11 +200,12 @@ class Updater:
         grads = self._gradients()
         skip, bad = (None, (loss - loss) != 0) if self._scale is None else self._scale.unscale(grads, loss)
         self._regularize(grads, iteration, measures)
+        self._before_update()
         values = self._descent.step(grads, bad, skip)
         if self.p.snapshot_diff:
             # copied: `values` may be the graph's memory, or the history that goes on changing
             torch._foreach_copy_(self._values, values)
-        self._project(iteration)
+        self._behind_update(iteration, values, self._descent.stopped)
 
     def _gradients(self) -> list[Tensor]:
         """The gradients in their weights' memory layouts; zeros where backward gave none."""
@@ -211,18 +232,20 @@ class Updater:
         if self._fused:
             self._clip(grads)
             self._add(grads, iteration, measures, self._decays)
+            self._before_update()
             update.descend(self.weights, grads, self.history[0], self._groups, rate, self.p.momentum)
             self._values = self.history[0]
         else:
             self._regularize(grads, iteration, measures)
+            self._before_update()
             self._values = self._rule(self.p, grads, self.history, rate, self._lr_mults)
             torch._foreach_sub_(self.weights, self._values)
-        self._project(iteration)
+        self._behind_update(iteration, self._values)
 
     def _regularize(self, grads: list[Tensor], iteration: int, measures: Measures) -> None:
         """Clip, normalise, decay, regularize."""
         self._clip(grads)
-        decay(grads, self.weights, self._decays, self.p.regularization_type)
+        decay(grads, self.weights, self._decays, self._kinds, self._individual)
         self._add(grads, iteration, measures, [0.0] * len(grads))
 
     def _clip(self, grads: list[Tensor]) -> None:
@@ -244,9 +267,16 @@ class Updater:
             if measure is not None:
                 measure(before, decayed(one.touched))
 
-    def _project(self, iteration: int) -> None:
+    def _before_update(self) -> None:
+        self._zeroing.before()
+        self.masks.hold()
+
+    def _behind_update(self, iteration: int, values: list[Tensor], stopped: Tensor | None = None) -> None:
+        """Frozen weights as they were, what regularizers do to weights, and last the zeros, as in the SSL branch."""
+        self.masks.restore()
         for name in self.feeling(iteration):
             self._regularizers[name].project()
+        self._zeroing.behind(values, stopped)
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
@@ -264,7 +294,8 @@ class Updater:
 
     def last_update(self) -> dict[tuple[str, int], Tensor]:
         """(layer, index) -> what the last iteration subtracted. Kept only for snapshot_diff."""
-        return dict(zip(self._owners, self._spread(self._values), strict=True))
+        updates = zip(self._owners, self._spread(self._values), strict=True)
+        return {(layer, index): self.masks.masked(f"{layer}/{index}", one) for (layer, index), one in updates}
 
     def _spread(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         held = dict(zip(self._live, tensors, strict=True))
@@ -275,13 +306,25 @@ class Updater:
         """What the history is, for the `extra` of a state."""
         return ", ".join(self._rule.holds)
 
+    def forget(self) -> None:
+        """Weights were loaded: what was kept of those before is nothing to them."""
+        self._zeroing.forget()
+
+    def sparsity(self) -> tuple[list[dict[str, Any]], float]:
+        """What is zero in each blob, in percent (see statistics), and the regularization term. Reads the device."""
+        return told(self._net.learnable, self.p, self._individual_by_name)
+
     def extra(self) -> dict[str, Any]:
         """What a state's `extra` has of the update: what its history is, and what regularizers carry, if any does."""
         carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self._carried().items()}
-        return {HISTORY: self.holds, **({REGULARIZERS: carried} if carried else {})}
+        masks = {name: to_array(mask) for name, mask in self.masks.tensors.items()}
+        # with a connectivity_mode also that there are none yet: else they would be made at a resume
+        own = {MASKS: masks} if masks or self._moded else {}
+        return {HISTORY: self.holds, **({REGULARIZERS: carried} if carried else {}), **own}
 
     def _carried(self) -> dict[str, Mapping[str, Tensor]]:
         carried = {name: one.carried() for name, one in self._regularizers.items()}
+        carried["surgery"] = self._zeroing.carried()
         return {name: tensors for name, tensors in carried.items() if tensors}
 
     def matched(self, state: StateFile, model: ModelFile) -> Copies:
@@ -312,6 +355,8 @@ class Updater:
                     text = f"{what} is negative in places, type {self.p.type} keeps squares there"
                     raise unfit(self._misfit(state, text))
                 copies.append((tensor, values))
+        if MASKS in (state.extra or {}):
+            self.masks.check(stored_masks(state), str(state.path))
         return copies + self._matched_regularizers(state)
 
     def _matched_regularizers(self, state: StateFile) -> Copies:
@@ -336,6 +381,12 @@ class Updater:
 
     def go_on(self, copies: Copies) -> None:
         """Takes over what `matched` gave, and forgets bad iterations."""
+        self.forget()
         take_over(copies)
         self._descent.revive()
         self._host_bad = -1
+
+
+def stored_masks(state: StateFile) -> dict[str, Tensor]:
+    """The masks that a state holds, by "layer/index"."""
+    return {name: torch.from_numpy(np.array(mask)) for name, mask in (state.extra or {}).get(MASKS, {}).items()}

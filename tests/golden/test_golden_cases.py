@@ -20,6 +20,7 @@ COUNTS = {
     "lenet": 1,
     "snapshots": 5,
     "solver": 30,
+    "sparse": 45,
 }
 
 

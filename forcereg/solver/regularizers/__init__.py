@@ -3,7 +3,7 @@
 A new regularizer is one file here: a `Regularizer` with `@regularizer("name")`, imported below.
 """
 
-from forcereg.solver.regularizers import decay, force
+from forcereg.solver.regularizers import decay, force, lasso
 from forcereg.solver.regularizers.base import Regularizer
 
-__all__ = ["Regularizer", "decay", "force"]
+__all__ = ["Regularizer", "decay", "force", "lasso"]
