@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from forcereg.errors import ForceregError
 from forcereg.exports.dims import Open, Sizes
 from forcereg.exports.graph import FLOAT, Dims, Free, Graph, Place, Value, Varying, free_name
 from forcereg.exports.pixels import Pixels
+from forcereg.exports.wire import Constant, pieces
 from forcereg.layers import Layer
 from forcereg.net.module import Net
 from forcereg.registry import onnx_form
@@ -22,12 +23,20 @@ MISSING = 'an .onnx file needs onnx and onnxruntime; install them with pip insta
 
 @dataclass(frozen=True)
 class Written:
-    """`proto` is the ModelProto; `tops`: by a layer's title and a top's index what it is called there, of `layers`."""
+    """`proto` is the ModelProto, but for its `constants`, which `pieces` puts into the file.
+
+    `tops`: by a layer's title and a top's index what it is called there, of `layers`.
+    """
 
     proto: Any
+    constants: Sequence[Constant]
     tops: dict[tuple[str, int], str]
     layers: tuple[LayerSpec, ...]
     nodes: int
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The file, piece by piece."""
+        return pieces(self.proto, self.constants)
 
 
 def check_types(net: Net) -> None:
@@ -147,7 +156,7 @@ def to_model(
 ) -> Written:
     """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError."""
     try:
-        from onnx import helper
+        from onnx import TensorProto, helper
     except ImportError:
         raise ForceregError(MISSING) from None
     writer = Writer(net, sizes, opset, pixels or {})
@@ -184,11 +193,13 @@ def to_model(
         made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="forcereg", producer_version=__version__,
     )  # fmt: skip
-    for value, values in graph.constants:
-        # in place: a message that goes into another one is copied, and weights are large
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-        proto.graph.initializer.add(name=value.name, dims=values.shape, data_type=kind, raw_data=raw)
+    constants = [
+        Constant(
+            TensorProto(name=value.name, dims=values.shape, data_type=helper.np_dtype_to_tensor_dtype(values.dtype)),
+            values,
+        )
+        for value, values in graph.constants
+    ]
     helper.set_model_props(proto, dict(about or {}))
     tops = {(writer.titles[id(spec)], index): value.name for spec, index, value in writer.tops}
-    return Written(proto, tops, tuple(net.spec.layers), len(nodes))
+    return Written(proto, constants, tops, tuple(net.spec.layers), len(nodes))

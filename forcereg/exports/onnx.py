@@ -19,6 +19,7 @@ from forcereg.exports.proof import Comparison, Runtime, random_inputs
 from forcereg.exports.ready import Ready, about, prepared
 from forcereg.exports.request import Exported, Request
 from forcereg.exports.scores import scored
+from forcereg.exports.wire import Constant
 from forcereg.net.deploy.files import DeployedNet
 from forcereg.net.module import Net
 from forcereg.system.files import replace_file
@@ -45,7 +46,7 @@ def write_onnx(request: Request) -> Exported:
     pixels = pixels_of(deployed, bool(options.get("with_transform")), bool(options.get("rgb")))
     written, open_axes, notes = _written(ready.net, request, opset, about(deployed), pixels)
     graph = written.proto.graph
-    with _staged(written.proto, request.out) as (path, beside, paths):
+    with _staged(written, request.out) as (path, beside, paths):
         done = Exported(
             paths=paths,
             summary=f"{written.nodes} nodes of opset {opset}",
@@ -122,7 +123,7 @@ Staged = tuple[Path, tuple[Path, str] | None, tuple[str, ...]]
 
 
 @contextlib.contextmanager
-def _staged(proto: Any, out: Path) -> Iterator[Staged]:
+def _staged(written: Written, out: Path) -> Iterator[Staged]:
     """Writes the model under a passing name, which becomes `out` when the block ends, and the names that there will be.
 
     Constants that one file can't hold lie in another: second its passing name and what the first calls it, else None.
@@ -131,28 +132,29 @@ def _staged(proto: Any, out: Path) -> Iterator[Staged]:
         path = stack.enter_context(replace_file(out))
         beside: tuple[Path, str] | None = None
         paths: tuple[str, ...] = (str(out),)
-        if sum(len(constant.raw_data) for constant in proto.graph.initializer) > ONE_FILE:
+        if sum(len(constant.raw) for constant in written.constants) > ONE_FILE:
             data = out.with_name(f"{out.name}.data")
             # entered behind the other, so that it has its name before that has
             beside, paths = (stack.enter_context(replace_file(data)), data.name), (str(out), str(data))
             with open(beside[0], "wb") as file:
-                for constant in proto.graph.initializer:
+                for constant in written.constants:
                     _move(constant, file, data.name)
-        path.write_bytes(proto.SerializeToString())
+        with open(path, "wb") as file:
+            file.writelines(written.pieces())
         yield path, beside, paths
 
 
-def _move(constant: Any, file: BinaryIO, name: str) -> None:
+def _move(constant: Constant, file: BinaryIO, name: str) -> None:
     """One constant's values into the file called `name`."""
     from onnx import TensorProto
 
     file.seek(-file.tell() % PAGE, os.SEEK_CUR)
-    entries = {"location": name, "offset": str(file.tell()), "length": str(len(constant.raw_data))}
-    file.write(constant.raw_data)
-    constant.ClearField("raw_data")
+    entries = {"location": name, "offset": str(file.tell()), "length": str(len(constant.raw))}
+    file.write(constant.raw)
+    constant.values = None
     for key, value in entries.items():
-        constant.external_data.add(key=key, value=value)
-    constant.data_location = TensorProto.EXTERNAL
+        constant.head.external_data.add(key=key, value=value)
+    constant.head.data_location = TensorProto.EXTERNAL
 
 
 def _random_batches(comparison: Comparison, ready: Ready, open_axes: Open, pixels: Mapping[str, Pixels]) -> None:

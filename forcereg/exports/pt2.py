@@ -186,7 +186,7 @@ def _proved(done: Exported, request: Request, deployed: DeployedNet, ready: Read
         (folder / "file.pt2").symlink_to(path.resolve())
         (folder / "all.pt2").write_bytes(image(record(net, open_axes, answers), {}))
         runtime: Any = Alone(folder, net.inputs, bool(_carrying(net)), "all.pt2", "file.pt2")
-        comparison = _Comparison(Written(None, names, net.spec.layers, 0), runtime, ready.plain, ready.folds)
+        comparison = _Comparison(Written(None, (), names, net.spec.layers, 0), runtime, ready.plain, ready.folds)
         comparison.inputs = done.inputs
         with contextlib.closing(runtime):
             for seed in range(2 if open_axes else 1):

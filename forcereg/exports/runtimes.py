@@ -68,8 +68,7 @@ def _inferred(request: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray
 def model_of(net: Net) -> bytes:
     """The net as an ONNX model of its own sizes. Raises ForceregError for a layer that has no form in ONNX."""
     check_types(net)
-    made: bytes = to_model(net, sizes_of(net, {}), {}, OPSET).proto.SerializeToString()
-    return made
+    return b"".join(to_model(net, sizes_of(net, {}), {}, OPSET).pieces())
 
 
 def arrays(inputs: Inputs) -> dict[str, np.ndarray]:

@@ -104,9 +104,9 @@ def take_over(copies: Copies) -> None:
     """Copy all of it, in place."""
     with torch.no_grad():
         for target, values in copies:
-            # a copy of the values: those of a file may be read-only, which from_numpy warns of
+            # those of a file may be read-only, which from_numpy warns of
             exact = np.float64 if target.dtype == torch.float64 else np.float32
-            target.copy_(torch.from_numpy(np.array(values, exact)))
+            target.copy_(torch.from_numpy(np.require(values, exact, ["C", "W"])))
 
 
 def matched(

@@ -57,10 +57,11 @@ def run(model: Written, inputs: Mapping[str, np.ndarray | Tensor]) -> dict[str, 
     import onnx
     import onnxruntime
 
-    onnx.checker.check_model(model.proto, full_check=True)
+    image = b"".join(model.pieces())
+    onnx.checker.check_model(image, full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.proto.SerializeToString(), options)
+    session = onnxruntime.InferenceSession(image, options)
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, {name: np.asarray(x) for name, x in inputs.items()}), strict=True))
 
