@@ -61,17 +61,17 @@ def titles(layers: Sequence[LayerSpec]) -> dict[int, str]:
 class Writer:
     """The graph of a net whose tops have `sizes`; `env` has what each blob is at the layer that comes next.
 
-    `pixels`: input -> what comes first.
+    `pixels`: input -> what comes first. `ends`: the blobs to give.
     """
 
-    def __init__(self, net: Net, sizes: Sizes, opset: int, pixels: Mapping[str, Pixels]) -> None:
-        self.net, self.graph = net, Graph(opset)
+    def __init__(self, net: Net, sizes: Sizes, opset: int, pixels: Mapping[str, Pixels], ends: Sequence[str]) -> None:
+        self.net, self.graph, self.ends = net, Graph(opset), ends
         self.env: dict[str, Value] = {}
         self.inputs: list[Value] = []
         self.tops: list[tuple[LayerSpec, int, Value]] = []
         self.titles = titles(net.spec.layers)
         # before any other value may take one of these
-        for name in dict.fromkeys((*net.inputs, *net.spec.outputs)):
+        for name in dict.fromkeys((*net.inputs, *ends)):
             self.graph.take(name)
         for (spec, module), dims in zip(net.built, sizes.tops, strict=True):
             if module is None or spec.type == "Input":
@@ -84,7 +84,7 @@ class Writer:
             else:
                 self._layer(spec, module, dims)
         self.outputs: list[Value] = []
-        for name in net.spec.outputs:
+        for name in ends:
             self.outputs.append(self._output(name, self.outputs))
         self._name()
 
@@ -131,9 +131,9 @@ class Writer:
 
     def _name(self) -> None:
         """Names all values: outputs by their blobs, then what writes a blob first, then what works on it in place."""
-        for value, name in zip(self.outputs, self.net.spec.outputs, strict=True):
+        for value, name in zip(self.outputs, self.ends, strict=True):
             value.name = self.graph.take(f"{name}_out") if name in self.net.inputs else name
-        begun = {*self.net.spec.outputs, *self.net.inputs}
+        begun = {*self.ends, *self.net.inputs}
         for spec, index, value in self.tops:
             top = spec.tops[index]
             if not value.name:
@@ -153,13 +153,17 @@ def to_model(
     opset: int,
     about: Mapping[str, str] | None = None,
     pixels: Mapping[str, Pixels] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Written:
-    """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError."""
+    """The net, which has its weights, as a ModelProto; `about` are its metadata. Raises Varying, ForceregError.
+
+    `outputs`: the blobs to give, None for those that no layer reads.
+    """
     try:
         from onnx import TensorProto, helper
     except ImportError:
         raise ForceregError(MISSING) from None
-    writer = Writer(net, sizes, opset, pixels or {})
+    writer = Writer(net, sizes, opset, pixels or {}, net.spec.outputs if outputs is None else outputs)
     graph = writer.graph
 
     names = {value.dims[axis]: name for value in writer.inputs for axis, name in open_axes.get(value.name, {}).items()}

@@ -44,7 +44,7 @@ def write_onnx(request: Request) -> Exported:
     ready = prepared(deployed, fold=bool(options.get("fold", True)), allow=request.allow_python_layers)
     check_types(ready.plain)
     pixels = pixels_of(deployed, bool(options.get("with_transform")), bool(options.get("rgb")))
-    written, open_axes, notes = _written(ready.net, request, opset, about(deployed), pixels)
+    written, open_axes, notes = _written(ready, request, opset, about(deployed), pixels)
     graph = written.proto.graph
     with _staged(written, request.out) as (path, beside, paths):
         done = Exported(
@@ -75,12 +75,13 @@ def _opset(asked: Any) -> int:
 
 
 def _written(
-    net: Net, request: Request, opset: int, about: Mapping[str, str], pixels: Mapping[str, Pixels]
+    ready: Ready, request: Request, opset: int, about: Mapping[str, str], pixels: Mapping[str, Pixels]
 ) -> tuple[Written, Open, tuple[str, ...]]:
     """The model, the axes that stay open, and what is to be said. Raises ForceregError."""
+    net = ready.net
 
     def made(axes: Open) -> Written:
-        return to_model(net, sizes_of(net, axes), axes, opset, about, pixels)
+        return to_model(net, sizes_of(net, axes), axes, opset, about, pixels, ready.outputs)
 
     spatial, notes = _spatial(net, request.options.get("dynamic", ())), _remarks(net)
     if request.batch is None:

@@ -41,21 +41,19 @@ class _Stopped(Exception):
 class _Call(nn.Module):
     """A net called with its inputs in their order: not all their names are ones that Python can write."""
 
-    def __init__(self, net: Net, answers: Answers | None) -> None:
+    def __init__(self, net: Net, answers: Answers) -> None:
         super().__init__()
         self.net, self._answers, self._names = net, answers, net.inputs
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        given = dict(zip(self._names, inputs, strict=True))
-        found: dict[str, Tensor] = self.net(given) if self._answers is None else self._answers(given)
-        return found
+        return self._answers(dict(zip(self._names, inputs, strict=True)))
 
 
 def record(net: Net, open_axes: Open, answers: Answers | None = None) -> Any:
     """The net as an ExportedProgram: called with its inputs in their order, it gives its outputs by name.
 
-    `open_axes`: axes that take any size. `answers`: what is called in place of the net. Raises Fixed where an axis
-    can't stay open, ForceregError for a layer that can't be recorded, or not by operators of torch's own.
+    `open_axes`: axes that take any size. `answers`: what makes of the inputs what is given, if not the net. Raises
+    Fixed where an axis can't stay open, ForceregError for a layer that can't be recorded, or not by operators of torch's own.
     """
     for spec, module in net.built:
         if isinstance(module, PyCaffeLayer):
@@ -68,11 +66,10 @@ def record(net: Net, open_axes: Open, answers: Answers | None = None) -> Any:
     )  # fmt: skip
     sizes = {name: torch.export.Dim(name) for axes in open_axes.values() for name in axes.values()}
     dynamic = tuple({axis: sizes[name] for axis, name in open_axes.get(one, {}).items()} for one in net.inputs)
-    if answers is None:
-        net.around = _told
+    net.around = _told
     try:
         with _quiet(), torch.no_grad():
-            called = _Call(net, answers)
+            called = _Call(net, answers or net)
             made = torch.export.export(called, inputs, dynamic_shapes=(dynamic,) if sizes else None, strict=False)
     except _Stopped as stopped:
         spec = stopped.spec

@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +40,9 @@ def write_program(request: Request) -> Exported:
     options = request.options
     deployed = request.deployed()
     ready = prepared(deployed, fold=bool(options.get("fold", True)), allow=request.allow_python_layers)
-    program, open_axes, notes = _recorded(ready.net, request.batch is not None)
+    program, open_axes, notes = _recorded(ready, request.batch is not None)
     inputs = {name: _shape(ready.net.shapes[name], open_axes.get(name, {})) for name in ready.net.inputs}
-    outputs = _outputs(ready.net, open_axes)
+    outputs = _outputs(ready, open_axes)
     known = {**about(deployed), "inputs": inputs, "outputs": outputs, "preparation": dict(deployed.preparation)}
     texts = {NET: to_text(deployed.net), ABOUT: json.dumps(known, ensure_ascii=False)}
     done = Exported(
@@ -60,19 +60,28 @@ def write_program(request: Request) -> Exported:
     return done
 
 
-def _recorded(net: Net, fixed: bool) -> tuple[Any, Open, tuple[str, ...]]:
+def _recorded(ready: Ready, fixed: bool) -> tuple[Any, Open, tuple[str, ...]]:
     """The program, the axes that stay open in it, and what is to be said. Raises ForceregError."""
+    net = ready.net
+
+    def answers(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = net(inputs, blobs=ready.outputs)
+        return {name: found[name] for name in ready.outputs}
+
+    def made(axes: Open) -> Any:
+        return record(net, axes, answers)
+
     if fixed or not net.inputs:
-        return record(net, {}), {}, ()
+        return made({}), {}, ()
     try:
         axes = batch_axes(net)
         sizes_of(net, axes)
-        return record(net, axes), axes, ()
+        return made(axes), axes, ()
     except Varying as error:
         why = f"with another one the net {error}"
     except Fixed as error:
         why = f"torch.export can't leave it open ({error})"
-    return record(net, {}), {}, (f"the batch is fixed: {why}",)
+    return made({}), {}, (f"the batch is fixed: {why}",)
 
 
 def _carrying(net: Net) -> list[str]:
@@ -88,9 +97,10 @@ def _shape(shape: tuple[int, ...], axes: Mapping[int, str]) -> Shape:
     return tuple(axes.get(axis, size) for axis, size in enumerate(shape))
 
 
-def _outputs(net: Net, open_axes: Open) -> dict[str, Shape]:
+def _outputs(ready: Ready, open_axes: Open) -> dict[str, Shape]:
     """The outputs' shapes, with names for sizes that hang on the batch."""
-    found = {name: net.shapes[name] for name in net.spec.outputs}
+    net = ready.net
+    found = {name: net.shapes[name] for name in ready.outputs}
     if not open_axes:
         return dict(found)
     dims = {top: size for (spec, _), tops in zip(net.built, sizes_of(net, open_axes).tops, strict=True)
@@ -141,14 +151,14 @@ class Alone:
         self._errors.close()
 
 
-def blob_names(net: Net) -> dict[tuple[str, int], str]:
+def blob_names(net: Net, outputs: Sequence[str]) -> dict[tuple[str, int], str]:
     """What each layer's tops are called: outputs by their blobs, else what writes a blob first; names are unlike."""
     called = titles(net.spec.layers)
     layers = [spec for spec, module in net.built if module is not None and spec.type != "Input"]
     places = [(called[id(spec)], index, top) for spec in layers for index, top in enumerate(spec.tops)]
-    last = {top: (layer, index) for layer, index, top in places if top in net.spec.outputs}
+    last = {top: (layer, index) for layer, index, top in places if top in outputs}
     names: dict[tuple[str, int], str] = {}
-    taken = {*net.spec.outputs, *net.inputs}
+    taken = {*outputs, *net.inputs}
     for layer, index, top in places:
         name = top if top not in taken else f"{top}_{layer}"
         while name in taken:
@@ -175,7 +185,7 @@ class _Comparison(Comparison):
 
 def _proved(done: Exported, request: Request, deployed: DeployedNet, ready: Ready, path: Path) -> Exported:
     """Runs the file, beside it one that gives all blobs, on random inputs and test batches. Raises ForceregError."""
-    net, names = ready.net, blob_names(ready.net)
+    net, names = ready.net, blob_names(ready.net, ready.outputs)
 
     def answers(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {names[place]: top for place, top in recorded(net, inputs).items()}

@@ -26,11 +26,15 @@ from forcereg.version import __version__
 
 @dataclass(frozen=True)
 class Ready:
-    """A net for use with its weights: `plain` as it is, `net` what is written, `folds`: layer -> what went into it."""
+    """A net for use with its weights: `plain` as it is, `net` what is written, `folds`: layer -> what went into it.
+
+    `outputs`: the blobs to give; some may have been asked for that layers go on with.
+    """
 
     plain: Net
     net: Net
     folds: dict[str, list[str]]
+    outputs: tuple[str, ...]
 
 
 def prepared(deployed: DeployedNet, fold: bool, allow: bool) -> Ready:
@@ -41,8 +45,9 @@ def prepared(deployed: DeployedNet, fold: bool, allow: bool) -> Ready:
     plain = _loaded(deployed.net, blobs, name, allow)
     if model is None and any(plain.params.values()):
         raise UsageError(f"{name}: its layers have weights; give them by --weights FILE, or a snapshot in its place")
-    message, weights, folds = fold_bn(deployed.net, blobs) if fold else (deployed.net, blobs, {})
-    return Ready(plain, _loaded(message, weights, name, allow) if folds else plain, folds)
+    outputs = tuple(dict.fromkeys((*plain.spec.outputs, *deployed.outputs)))
+    message, weights, folds = fold_bn(deployed.net, blobs, outputs) if fold else (deployed.net, blobs, {})
+    return Ready(plain, _loaded(message, weights, name, allow) if folds else plain, folds, outputs)
 
 
 def _loaded(message: Any, blobs: Mapping[str, Mapping[int, np.ndarray]], name: str, allow: bool) -> Net:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ from forcereg.schema import NetParameter
 from forcereg.schema.synonyms import is_affine
 
 
-def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.ndarray]], dict[str, list[str]]]:
+def fold_bn(
+    net: Any, weights: Weights, kept: Collection[str] = ()
+) -> tuple[Any, dict[str, dict[int, np.ndarray]], dict[str, list[str]]]:
     """A new NetParameter and weights without the BatchNorm (and Scale) layers that only a convolution feeds.
 
     Caffe's stored statistics become part of the weight and bias of a Convolution or InnerProduct, in float64:
     W' = W * gamma / sqrt(variance + eps), b' = (b - mean) * gamma / sqrt(variance + eps) + beta. Third: layer name ->
-    the layers that went into it. What can't be folded stays.
+    the layers that went into it. What can't be folded stays, and what makes one of the blobs `kept`.
     """
-    folds = {found[0]: found[1:] for found in _folds(net, weights)}
+    folds = {found[0]: found[1:] for found in _folds(net, weights, kept)}
     gone = {name for names in folds.values() for name in names}
     finals = {
         base: next(layer for layer in net.layer if layer.name == names[-1]).top[0] for base, names in folds.items()
@@ -43,7 +45,7 @@ def fold_bn(net: Any, weights: Weights) -> tuple[Any, dict[str, dict[int, np.nda
     return new, blobs, {base: list(names) for base, names in folds.items()}
 
 
-def _folds(net: Any, weights: Weights) -> Iterator[list[str]]:
+def _folds(net: Any, weights: Weights, kept: Collection[str]) -> Iterator[list[str]]:
     """Names of a layer that can take its BatchNorm in, of that, and of the Scale behind it if there is one."""
     shared = _shared(net)
     # once, though a net for both phases may have two layers of a name
@@ -53,12 +55,12 @@ def _folds(net: Any, weights: Weights) -> Iterator[list[str]]:
         # a layer that shares its blobs has no such BatchNorm behind it
         if name in shared:
             continue
-        norm = _only_reader(net, name)
+        norm = _only_reader(net, name, kept)
         if norm is None or norm.type != "BatchNorm" or norm.name in shared or _is_of_the_batch(net, norm.name):
             continue
         if len(weights.get(norm.name, {})) != (5 if is_affine(norm.batch_norm_param) else 3):
             continue
-        scale = _only_reader(net, norm.name)
+        scale = _only_reader(net, norm.name, kept)
         if scale is not None and _is_learned_scale(scale, weights) and scale.name not in shared:
             yield [name, norm.name, scale.name]
         else:
@@ -86,8 +88,11 @@ def _is_learned_scale(layer: Any, weights: Weights) -> bool:
     return plain and 0 in weights.get(layer.name, {})
 
 
-def _only_reader(net: Any, name: str) -> Any | None:
-    """The layer that alone reads what the layer `name` writes, or that works on it in place before all others do."""
+def _only_reader(net: Any, name: str, kept: Collection[str]) -> Any | None:
+    """The layer that alone reads what the layer `name` writes, or that works on it in place before all others do.
+
+    None for a blob that is one of `kept`, unless it is worked on in place.
+    """
     own = [layer for layer in net.layer if layer.name == name]
     readers: dict[str, Any] = {}
     for layer in own:
@@ -101,6 +106,8 @@ def _only_reader(net: Any, name: str) -> Any | None:
     if len(readers) != 1:
         return None
     (reader,) = readers.values()
+    if own[0].top[0] in kept and own[0].top[0] not in reader.top:
+        return None
     return reader if list(reader.bottom) == list(own[0].top) and len(reader.top) == 1 else None
 
 

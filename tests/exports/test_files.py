@@ -150,6 +150,27 @@ def test_constants_in_a_file_of_their_own(normed: Path, tmp_path: Path, monkeypa
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_outputs_that_layers_go_on_with(ending: str, normed: Path, tmp_path: Path, cli: Cli) -> None:
+    """Features beside the result; what makes them isn't folded into another layer."""
+    code, out, err = cli("export", normed, "-o", tmp_path / f"a.{ending}", "--outputs", "conv1,bn1,ip")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:4] == [
+        "output ip batchx5", "output conv1 batchx8x8x8", "output bn1 batchx8x8x8"
+    ]  # fmt: skip
+    x = torch.randn(3, 3, 10, 10)
+    net = forcereg.load_net(NORMED, normed)
+    expected = [net({"data": x}, blobs=["conv1", "bn1"])[name].detach() for name in ("ip", "conv1", "bn1")]
+    if ending == "onnx":
+        found = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"data": x.numpy()})
+        found = [torch.from_numpy(one) for one in found]
+    else:
+        made = torch.export.load(tmp_path / "a.pt2").module()(x)
+        assert list(made) == ["ip", "conv1", "bn1"]
+        found = list(made.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 # -- pixels and test batches
 
 PIXELS = """

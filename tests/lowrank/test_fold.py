@@ -119,6 +119,15 @@ def test_what_cannot_be_folded_stays(text: str) -> None:
     assert set(blobs) == set(weights)
 
 
+def test_what_makes_a_blob_that_is_kept_stays() -> None:
+    file = parse_net(INPUT + NETS["new-tops"])
+    weights = gathered(load_net(file, seed=1))
+    folds = {kept: fold_bn(file.message, weights, (kept,))[2] for kept in ("y", "n", "s", "z")}
+    assert folds == {"y": {}, "n": {"c": ["bn"]}, "s": {"c": ["bn", "sc"]}, "z": {"c": ["bn", "sc"]}}
+    in_place = parse_net(INPUT + NETS["in-place"])
+    assert fold_bn(in_place.message, gathered(load_net(in_place, seed=1)), ("y",))[2] == {"c": ["bn", "sc"]}
+
+
 @pytest.mark.parametrize("more", ["axis: 0", "axis: 1 num_axes: 2"], ids=["axis", "num-axes"])
 def test_a_scale_that_is_not_per_channel_stays(more: str) -> None:
     file = parse_net(INPUT + convolution(BODY) + norm("y", "y") + scale("y", "y", more))
