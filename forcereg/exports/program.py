@@ -53,7 +53,8 @@ def record(net: Net, open_axes: Open, answers: Answers | None = None) -> Any:
     """The net as an ExportedProgram: called with its inputs in their order, it gives its outputs by name.
 
     `open_axes`: axes that take any size. `answers`: what makes of the inputs what is given, if not the net. Raises
-    Fixed where an axis can't stay open, ForceregError for a layer that can't be recorded, or not by operators of torch's own.
+    Fixed where an axis can't stay open, ForceregError for a layer that can't be recorded, or not by operators of
+    torch's own.
     """
     for spec, module in net.built:
         if isinstance(module, PyCaffeLayer):

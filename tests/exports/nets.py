@@ -19,6 +19,25 @@ from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.snapshot import write_model
 
+NORMED = """
+name: "normed"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 10 dim: 10 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } bias_term: false } }
+layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "bn1" }
+layer { name: "scale1" type: "Scale" bottom: "bn1" top: "bn1" scale_param { bias_term: true
+  filler { type: "uniform" min: 0.5 max: 2 } bias_filler { type: "gaussian" } } }
+layer { name: "relu1" type: "ReLU" bottom: "bn1" top: "bn1" }
+layer { name: "conv2" type: "Convolution" bottom: "bn1" top: "conv2"
+  convolution_param { num_output: 8 kernel_size: 3 group: 2 weight_filler { type: "xavier" } } }
+layer { name: "pool" type: "Pooling" bottom: "conv2" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "sig" type: "Sigmoid" bottom: "ip" top: "ip" }
+"""
+"""A net with a BatchNorm to fold, groups, and layers that work in place."""
+
 
 def filled(model: Any, seed: int = 1) -> Net:
     """A net with values from a seed, BatchNorm's statistics too."""

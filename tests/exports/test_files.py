@@ -17,28 +17,11 @@ from forcereg.exports.proof import recorded
 from forcereg.snapshot import write_model
 from tests.commands.conftest import Cli, said
 from tests.conftest import TOP
-from tests.exports.nets import filled, snapshot_of
+from tests.exports.nets import NORMED, filled, snapshot_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 CONFIGS = TOP / "configs"
-NORMED = """
-name: "normed"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 10 dim: 10 } } }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
-  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } bias_term: false } }
-layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "bn1" }
-layer { name: "scale1" type: "Scale" bottom: "bn1" top: "bn1" scale_param { bias_term: true
-  filler { type: "uniform" min: 0.5 max: 2 } bias_filler { type: "gaussian" } } }
-layer { name: "relu1" type: "ReLU" bottom: "bn1" top: "bn1" }
-layer { name: "conv2" type: "Convolution" bottom: "bn1" top: "conv2"
-  convolution_param { num_output: 8 kernel_size: 3 group: 2 weight_filler { type: "xavier" } } }
-layer { name: "pool" type: "Pooling" bottom: "conv2" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
-layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
-layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
-  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "sig" type: "Sigmoid" bottom: "ip" top: "ip" }
-"""
 
 
 @pytest.fixture
@@ -228,9 +211,13 @@ def _pixels(image: Any) -> Any:
     return np.asarray(image, np.float32).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize("args", [(), ("--with-transform", "--rgb")], ids=["", "pixels"])
-def test_accuracy_beside_ours(args: tuple[str, ...], photos: Path, cli: Cli) -> None:
-    code, out, err = cli("export", photos, "-o", "a.onnx", "--solver", "solver.prototxt", *args)
+@pytest.mark.parametrize(
+    ("out", "args"),
+    [("a.onnx", ()), ("a.onnx", ("--with-transform", "--rgb")), ("a.pt2", ())],
+    ids=["onnx", "pixels", "pt2"],
+)
+def test_accuracy_beside_ours(out: str, args: tuple[str, ...], photos: Path, cli: Cli) -> None:
+    code, out, err = cli("export", photos, "-o", out, "--solver", "solver.prototxt", *args)
     assert (code, err) == (0, "")
     accuracy = forcereg.score("net.prototxt", photos, iterations=2).mean("accuracy")
     assert f"accuracy: {accuracy:.4f} here, {accuracy:.4f} by the file\n" in out and " on 4 batches" in out

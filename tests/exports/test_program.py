@@ -28,7 +28,7 @@ from forcereg.registry import factorizer
 from tests.commands.conftest import Cli, said
 from tests.commands.decomposing import fresh_snapshot
 from tests.conftest import TOP, RunCli
-from tests.exports.nets import snapshot_of
+from tests.exports.nets import NORMED, snapshot_of
 from tests.golden_cases import Case, golden_cases
 from tests.golden_checks import close, load_layer
 from tests.small_nets import inputs, ip
@@ -115,6 +115,34 @@ def test_decompositions(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     net = load_net(forcereg.deploy(paths["weights"]).net, paths["weights"])
     x = torch.rand(3, *net.shapes["data"][1:])
     same(loaded(tmp_path / "low.pt2")(x), net(data=x))
+
+
+@pytest.mark.parametrize("kind", sorted(factorizer))
+def test_folded_and_decomposed_with_groups(kind: str, long_form: bool, tmp_path: Path) -> None:
+    """`--fold-bn`; in the long form the program runs alone, blob by blob."""
+    if not (long_form or kind in ("pca", "vh")):
+        pytest.skip("one of all methods; --long")
+    snapshot_of(NORMED, tmp_path / "normed.caffemodel.h5")
+    made = forcereg.decompose(tmp_path / "normed.caffemodel.h5", rule=forcereg.Ranks([3, 2]), method=kind,
+                              fold_bn=True, even_if_dearer=True)  # fmt: skip
+    paths = made.write(tmp_path / "low")
+    done = forcereg.export(paths["weights"], tmp_path / "low.pt2", verify=long_form)
+    assert (done.proof is not None) == long_form
+    net = load_net(paths["model"], paths["weights"])
+    assert "BatchNorm" not in {spec.type for spec in net.spec.layers}
+    assert max(getattr(module, "group", 1) for _, module in net.built) > 1
+    x = torch.rand(3, 3, 10, 10)
+    same(loaded(tmp_path / "low.pt2")(x), net(data=x))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet"])
+def test_large_nets(name: str, long_form: bool, tmp_path: Path) -> None:
+    if not long_form:
+        pytest.skip("a large net; --long")
+    snapshot_of(CONFIGS / f"models/{name}/deploy.prototxt", tmp_path / "net.caffemodel.h5")
+    done = forcereg.export(tmp_path / "net.caffemodel.h5", tmp_path / "net.pt2")
+    assert done.proof is not None and done.proof.difference <= 1e-4 * done.proof.magnitude
+    assert done.inputs["data"][0] == "batch" and done.outputs == {"prob": ("batch", 1000)}
 
 
 def of_new_types(cases: list[Any], all_of_them: bool) -> list[Case]:

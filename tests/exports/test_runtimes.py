@@ -13,8 +13,7 @@ import torch
 
 import forcereg
 from tests.conftest import TOP
-from tests.exports.nets import snapshot_of
-from tests.exports.test_files import NORMED
+from tests.exports.nets import NORMED, snapshot_of
 
 pytest.importorskip("onnxruntime")
 WORKER = Path(__file__).with_name("worker.py")
