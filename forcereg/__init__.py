@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from forcereg import cost, lowrank, nn
     from forcereg.data.budget import decode_budget
     from forcereg.errors import ForceregError, UsageError
+    from forcereg.exports.request import Exported
     from forcereg.layers.base import Layer
     from forcereg.layers.module import layer
     from forcereg.lowrank.rules import (
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from forcereg.net.load import load_net
     from forcereg.net.made import RegroupedNet
     from forcereg.net.module import Net
+    from forcereg.net.scoring import Score
+    from forcereg.net.summary import Summary
+    from forcereg.net.timing import Timing
     from forcereg.solver.force import force_gradient
     from forcereg.solver.loop import Solver
     from forcereg.system.events import Event, Observer
@@ -58,9 +62,9 @@ if TYPE_CHECKING:
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
     from forcereg.workflows.export import export
-    from forcereg.workflows.filters import filters
+    from forcereg.workflows.filters import Filters, filters
     from forcereg.workflows.finetune import finetune
-    from forcereg.workflows.frontier import frontier
+    from forcereg.workflows.frontier import Frontier, frontier
     from forcereg.workflows.layers import layer_types
     from forcereg.workflows.merge_groups import merge_groups
     from forcereg.workflows.new import new
@@ -71,16 +75,19 @@ if TYPE_CHECKING:
     from forcereg.workflows.sensitivity import Sensitivity, sensitivity
     from forcereg.workflows.split_groups import split_groups
     from forcereg.workflows.summary import summary
-    from forcereg.workflows.sweep import sweep
+    from forcereg.workflows.sweep import Sweep, sweep
     from forcereg.workflows.time import time
     from forcereg.workflows.train import train
-    from forcereg.workflows.tune import tune
+    from forcereg.workflows.tune import Tuned, tune
 
 _HOME = {
     "Decomposition": "forcereg.workflows.decompose",
     "Event": "forcereg.system.events",
+    "Exported": "forcereg.exports.request",
+    "Filters": "forcereg.workflows.filters",
     "ForceregError": "forcereg.errors",
     "ForkSvdRatio": "forcereg.lowrank.rules",
+    "Frontier": "forcereg.workflows.frontier",
     "Layer": "forcereg.layers.base",
     "MaxAccuracyDrop": "forcereg.lowrank.rules",
     "MaxError": "forcereg.lowrank.rules",
@@ -94,8 +101,13 @@ _HOME = {
     "Ranks": "forcereg.lowrank.rules",
     "RegroupedNet": "forcereg.net.made",
     "Report": "forcereg.workflows.report",
+    "Score": "forcereg.net.scoring",
     "Sensitivity": "forcereg.workflows.sensitivity",
     "Solver": "forcereg.solver.loop",
+    "Summary": "forcereg.net.summary",
+    "Sweep": "forcereg.workflows.sweep",
+    "Timing": "forcereg.net.timing",
+    "Tuned": "forcereg.workflows.tune",
     "UsageError": "forcereg.errors",
     "__version__": "forcereg.version",
     "check": "forcereg.workflows.check",
@@ -141,8 +153,11 @@ _HOME = {
 __all__ = [
     "Decomposition",
     "Event",
+    "Exported",
+    "Filters",
     "ForceregError",
     "ForkSvdRatio",
+    "Frontier",
     "Layer",
     "MaxAccuracyDrop",
     "MaxError",
@@ -156,8 +171,13 @@ __all__ = [
     "Ranks",
     "RegroupedNet",
     "Report",
+    "Score",
     "Sensitivity",
     "Solver",
+    "Summary",
+    "Sweep",
+    "Timing",
+    "Tuned",
     "UsageError",
     "__version__",
     "check",

@@ -33,7 +33,7 @@ PLAIN = {"Observer", "__version__"}
 TYPED = "tests/typed/user.py"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = {"lowrank.kmeans": "sklearn", "lowrank.cp": "tensorly", "plot": "matplotlib", "sweep": "matplotlib",
-            "tune": "optuna", "export": "onnxruntime",
+            "tune": "optuna", "export": "onnxruntime", "Sweep": "matplotlib", "Tuned": "optuna",
             "Report": "matplotlib", "report_on": "matplotlib",
             "nn.save": "safetensors", "nn.load": "safetensors",
             "convert_digits": "sklearn"}  # fmt: skip

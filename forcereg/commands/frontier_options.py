@@ -9,7 +9,7 @@ import click
 from forcereg.commands.lowrank_options import fractions, gathered
 from forcereg.commands.lowrank_rules import BUDGETS, check_choose, rule_of
 from forcereg.commands.options import flag
-from forcereg.lowrank.rules import Rule
+from forcereg.lowrank.rule import Rule
 
 SHARES = "0.15,0.2,0.3,0.4,0.5,0.7"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import click
 
 from forcereg.commands.options import flag
 from forcereg.errors import UsageError
-from forcereg.lowrank.rules import Budget, Rule
+from forcereg.lowrank.rule import Rule
+from forcereg.lowrank.rules import Spread
 from forcereg.registry import Option, rank_rule
 
 RULES = {option.field: (name, option) for name, option in rank_rule.options.items()}
 """Field of an option -> name of its rule, and the option."""
-BUDGETS = [field for field, (name, _) in RULES.items() if issubclass(rank_rule.get(name), Budget)]
+BUDGETS = [field for field, (name, _) in RULES.items() if issubclass(rank_rule.get(name), Spread)]
 """Fields of the options that --choose goes with."""
 
 
@@ -50,13 +51,14 @@ def rule_of(field: str, value: Any, choose: str | None = None) -> Rule:
         made: Rule = kind.parsed(value)
     except ValueError as error:
         raise UsageError(f"{flag(field)} is '{value}'; expected {error}") from None
-    return replace(made, choose=choose) if isinstance(made, Budget) and choose is not None else made
+    return made.by(choose) if isinstance(made, Spread) else made
 
 
 def check_choose(choose: str | None, values: Mapping[str, Any]) -> None:
     """Raises UsageError for --choose without a budget among the options' values."""
-    if choose is not None and all(values[field] is None for field in BUDGETS):
-        raise UsageError(f"--choose says how a budget is spread; give {' or '.join(map(flag, BUDGETS))} with it")
+    offered = [field for field in BUDGETS if field in values]
+    if choose is not None and all(values[field] is None for field in offered):
+        raise UsageError(f"--choose says how a budget is spread; give {' or '.join(map(flag, offered))} with it")
 
 
 def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,9 +77,9 @@ def rank_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(call)  # fmt: skip
     made = click.option(
         "--choose", metavar="energy|minmax|responses|remainder",
-        help="With a budget: how it spreads over the layers: by the weighed sum of their errors, by the largest, by "
-             "errors of responses to training data (--solver), or by errors behind the leading directions.  "
-             "[default: energy]",
+        help="With a budget (--max-accuracy-drop tries several): how it spreads over the layers: by the weighed sum of "
+             "their errors, by the largest, by errors of responses to training data (--solver), or by errors behind "
+             "the leading directions.  [default: energy]",
     )(made)  # fmt: skip
     # decorators apply from the inside out: the last one is the first in --help
     for _, option in reversed(RULES.values()):

@@ -59,6 +59,9 @@ class Exported:
     `inputs`, `outputs`: blob -> shape, with names for sizes that are open. `preparation`: input -> what its data layer
     made of pixels, which is up to the caller. `notes`: what is to be known of it. `proof`: what was compared, None if
     nothing was. `scores`: output of the test net -> its mean by our net, and by the file.
+
+    >>> forcereg.export("net_iter_20.caffemodel.h5", "net.npz").paths
+    ('net.npz',)
     """
 
     paths: tuple[str, ...]

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from torch import Tensor
+
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
 from forcereg.lowrank.budget import WORDS, Measure, by_budget, offered
+from forcereg.lowrank.choosers import Chooser
 from forcereg.lowrank.factor import Rank
 from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
 
@@ -39,18 +42,23 @@ class Trial:
 
 
 def by_accuracy(
-    drop: float, accuracy: Accuracy, whole: Cost, tell: Callable[[Trial], None] = lambda trial: None
+    drop: float,
+    accuracy: Accuracy,
+    whole: Cost,
+    tell: Callable[[Trial], None] = lambda trial: None,
+    choose: Chooser | None = None,
+    moments: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Criterion:
     """The cheapest ranks found whose accuracy is at most `drop`, in [0, 1], below the whole net's.
 
-    Searches by bisection among the best ranks of every budget (`by_budget`; of MACs, of learned values where shapes
-    are unknown), with at most MOST calls of `accuracy`. What it gives was measured and meets the bound; if no net
-    does, every layer stays whole. Raises UsageError for a drop out of range.
+    Searches by bisection among the best ranks of every budget (`by_budget`, with the last two arguments; of MACs, of
+    learned values where shapes are unknown), with at most MOST calls of `accuracy`. What it gives was measured and
+    meets the bound; if no net does, every layer stays whole. Raises UsageError for a drop out of range.
     """
     if not 0 <= drop <= 1:
         raise UsageError(f"the accuracy to lose is {drop:g}; expected 0 to 1, as in 0.01 for one percentage point")
 
-    def choose(candidates: Sequence[Candidate]) -> Mapping[str, Choice]:
+    def criterion(candidates: Sequence[Candidate]) -> Mapping[str, Choice]:
         scores = Scores(candidates, accuracy, whole, tell)
         # scored like the others: an accuracy from elsewhere may be of other batches
         base = scores.get({one.name: Whole("") for one in candidates}, 0.0).accuracy
@@ -62,7 +70,7 @@ def by_accuracy(
             # halfway on a logarithmic scale: from 10 % to 20 % is as far as from 50 % to 100 %
             share = sqrt(low * high)
             # not filled: a cheaper net that loses nothing is as welcome as one at the budget
-            choices = by_budget(scores.measure, share, whole, fill=False)(candidates)
+            choices = by_budget(scores.measure, share, whole, False, choose, moments)(candidates)
             trial = scores.get(choices, least)
             if trial.kept:
                 # what it really costs, which may be well below the budget that it came of
@@ -71,7 +79,7 @@ def by_accuracy(
                 low = share
         return best
 
-    return choose
+    return criterion
 
 
 class Scores:

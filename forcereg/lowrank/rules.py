@@ -9,98 +9,23 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from forcereg.cost import Cost
 from forcereg.errors import UsageError, check_share, did_you_mean
-from forcereg.lowrank.choosers import USUAL
+from forcereg.lowrank.choosers import USUAL, Chooser
+from forcereg.lowrank.rule import Rule, Subject
 from forcereg.registry import Option, chooser, rank_rule
 from forcereg.system.arguments import wrong
-from forcereg.system.events import Tell
 from forcereg.system.paths import StrPath
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from forcereg.lowrank.accuracy import Accuracy
     from forcereg.lowrank.config import LayerRules
     from forcereg.lowrank.factor import Rank
     from forcereg.lowrank.ranks import Candidate, Choice, Criterion
-
-
-class Subject(Protocol):
-    """What a rule may ask of the net whose ranks it chooses. Raises ForceregError where it can't be known."""
-
-    @property
-    def whole(self) -> Cost:
-        """Of the whole net as it is."""
-
-    def scored_on(self, solver: StrPath | None) -> Accuracy:
-        """The decomposed net's accuracy on a solver's test data, for a choice of each layer's rank.
-
-        None: the solver that was given for data.
-        """
-
-    def scored_by(self, score: Callable[[Any], float]) -> Accuracy:
-        """The same by a function of the net."""
-
-    def moments(self) -> Mapping[str, Tensor]:
-        """E[x x^T] of the inputs of each layer that can be decomposed, over training data: name -> (groups, K, K)."""
-
-    @property
-    def tell(self) -> Tell:
-        """What hears how a long search goes."""
-
-
-class Rule:
-    """What chooses the ranks; a rule says what kind it is, and makes the criterion."""
-
-    dearer: ClassVar[bool] = False
-    """Whether layers are decomposed even if their chain costs no less than they do; else they stay whole."""
-    budget: ClassVar[bool] = False
-    """Whether it bounds the whole net's cost, so that a layer left whole has others pay for it."""
-    scores: ClassVar[bool] = False
-    """Whether it looks at accuracies, so that many nets are scored before it chooses."""
-
-    @property
-    def layers(self) -> LayerRules | None:
-        """What is said layer by layer, which methods and layers follow; None: one rule for all."""
-        return None
-
-    @property
-    def asked(self) -> Collection[str]:
-        """Names of layers whose ranks are the user's word: they hold even where the chain costs no less."""
-        return ()
-
-    def check(self, method: str, has_data: bool) -> None:
-        """Raises UsageError if it says nothing for a decomposition method, or needs data that isn't given."""
-
-    @classmethod
-    def parsed(cls, text: Any) -> Any:
-        """The rule of its option's value. Raises ValueError, which says what is expected, for another text."""
-        return cls(text)  # type: ignore[call-arg]
-
-    def criterion(self, subject: Subject) -> Criterion:
-        """What gives each candidate of the net its rank, or leaves it whole."""
-        raise NotImplementedError
-
-
-def check_rule(rule: Any) -> None:
-    """Raises UsageError for what is no rule."""
-    if not isinstance(rule, Rule):
-        raise wrong("rule", rule, "a rule for ranks, as forcereg.MaxError(0.05)")
-
-
-def criterion_of(rule: Rule, subject: Subject, even_if_dearer: bool = False) -> Criterion:
-    """A rule's criterion, with which layers stay whole whose chain would cost no less, unless `even_if_dearer`."""
-    from forcereg.lowrank.ranks import unless_dearer
-
-    found = rule.criterion(subject)
-    return found if rule.dearer or even_if_dearer else unless_dearer(found, rule.asked)
 
 
 # -- by error
@@ -305,8 +230,37 @@ class RankConfig(Rule):
 # -- within a budget
 
 
+class Spread(Rule):
+    """What looks for its ranks among the best at a cost: `choose` says which those are, by a registered name."""
+
+    choose: str
+
+    def check_spread(self) -> None:
+        """Raises UsageError for a name that nobody has."""
+        if not isinstance(self.choose, str):
+            raise wrong("choose", self.choose, f"one of {', '.join(chooser)}")
+        if self.choose not in chooser:
+            hint = did_you_mean(self.choose, chooser) or f"; known are {', '.join(chooser)}"
+            raise UsageError(f"unknown {chooser.kind} {self.choose!r}{hint}")
+
+    def by(self, choose: str | None) -> Spread:
+        """The same rule by another way; None: as it is."""
+        return self if choose is None else replace(self, choose=choose)  # type: ignore[type-var]  # of a dataclass
+
+    @property
+    def spread(self) -> str:
+        """By what it is spread over the layers, where that isn't the usual way; or empty."""
+        return "" if self.choose == USUAL else self.choose
+
+    @property
+    def chooser(self) -> Chooser:
+        """What says which ranks are best."""
+        made: Chooser = chooser.get(self.choose)()
+        return made
+
+
 @dataclass(frozen=True)
-class Budget(Rule):
+class Budget(Spread):
     """The best ranks with which the whole net has at most a share of its cost."""
 
     dearer: ClassVar[bool] = True  # a budget never takes a chain that costs as much as its layer
@@ -319,23 +273,13 @@ class Budget(Rule):
         from forcereg.lowrank.budget import by_budget
 
         by_budget(self.measure, self.share, None)  # its range
-        if not isinstance(self.choose, str):
-            raise wrong("choose", self.choose, f"one of {', '.join(chooser)}")
-        if self.choose not in chooser:
-            hint = did_you_mean(self.choose, chooser) or f"; known are {', '.join(chooser)}"
-            raise UsageError(f"unknown {chooser.kind} {self.choose!r}{hint}")
-
-    @property
-    def spread(self) -> str:
-        """By what it is spread over the layers, where that isn't the usual way; or empty."""
-        return "" if self.choose == USUAL else self.choose
+        self.check_spread()
 
     def criterion(self, subject: Subject) -> Criterion:
         """See Rule."""
         from forcereg.lowrank.budget import by_budget
 
-        choose = chooser.get(self.choose)()
-        return by_budget(self.measure, self.share, subject.whole, choose=choose, moments=subject.moments)
+        return by_budget(self.measure, self.share, subject.whole, choose=self.chooser, moments=subject.moments)
 
 
 @rank_rule("MaxMacs", option=Option(
@@ -384,20 +328,22 @@ class MaxParams(Budget):
     "--solver.", float, 0, 1,
 ))  # fmt: skip
 @dataclass(frozen=True)
-class MaxAccuracyDrop(Rule):
+class MaxAccuracyDrop(Spread):
     """The cheapest ranks found that lose at most `drop`, 0 to 1, of the whole net's accuracy.
 
     What it gives was measured; if no net keeps as much, every layer stays whole. Each net is scored on the test net of
     `solver`, a file, or by `score`: a function of the decomposed net (a `forcereg.Net` in its test phase, to be fed as
-    net(data=...)) that returns its accuracy, 0 to 1. Raises UsageError for another number, and for both given.
+    net(data=...)) that returns its accuracy, 0 to 1. The nets tried are the best of several budgets, by `choose` as in
+    MaxMacs. Raises UsageError for another number or word, and for both given.
 
     >>> forcereg.MaxAccuracyDrop(0.01, solver="solver.prototxt")
-    MaxAccuracyDrop(drop=0.01, solver='solver.prototxt', score=None)
+    MaxAccuracyDrop(drop=0.01, solver='solver.prototxt', score=None, choose='energy')
     """
 
     drop: float
     solver: StrPath | None = None
     score: Callable[[Any], float] | None = None
+    choose: str = USUAL
     dearer: ClassVar[bool] = True  # its budgets never take such a chain
     scores: ClassVar[bool] = True
 
@@ -409,6 +355,7 @@ class MaxAccuracyDrop(Rule):
             raise UsageError(f"score is {self.score!r}; expected a function of a net that returns its accuracy")
         if self.solver is not None and not isinstance(self.solver, str | PathLike):
             raise UsageError(f"solver is {self.solver!r}; expected a solver prototxt's path (a function is score=...)")
+        self.check_spread()
 
     def check(self, method: str, has_data: bool) -> None:
         """See Rule."""
@@ -423,6 +370,7 @@ class MaxAccuracyDrop(Rule):
 
         def choose(candidates: Sequence[Candidate]) -> Mapping[str, Choice]:
             step = subject.tell.steps("net", MOST)
-            return by_accuracy(self.drop, accuracy, subject.whole, lambda trial: step(str(trial)))(candidates)
+            ways = (self.chooser, subject.moments)
+            return by_accuracy(self.drop, accuracy, subject.whole, lambda trial: step(str(trial)), *ways)(candidates)
 
         return choose

@@ -26,7 +26,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the batches run: the total loss and every output element, in Caffe's order."""
+    """Means over the batches run: the total loss and every output element, in Caffe's order.
+
+    >>> found = forcereg.score("net.prototxt", "net_iter_20.caffemodel.h5", iterations=3)
+    >>> found.batches, [output.name for output in found.outputs], found.loss == found.mean("loss")
+    (3, ['accuracy', 'loss'], True)
+    """
 
     loss: float
     outputs: list[Output]

@@ -35,7 +35,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers but Splits, in net order; `batch` is the size of axis 0 of the first blob that the net is fed."""
+    """All layers but Splits, in net order; `batch` is the size of axis 0 of the first blob that the net is fed.
+
+    >>> net = forcereg.summary("deploy.prototxt")
+    >>> net.batch, net.macs == sum(row.macs for row in net.rows if row.macs)
+    (1, True)
+    """
 
     name: str
     phase: str

@@ -16,7 +16,7 @@ from forcereg.lowrank.accuracy import Accuracy
 from forcereg.lowrank.engine import Factored
 from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.ranks import Choice, Criterion, Dearer
-from forcereg.lowrank.rules import Rule, check_rule, criterion_of
+from forcereg.lowrank.rule import Rule, check_rule, criterion_of
 from forcereg.lowrank.timed import Timed, by_times
 from forcereg.nn.moments import input_moments
 from forcereg.nn.prepare import Asked, Prepared, Site, learned, prepare
@@ -184,7 +184,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Judged:
-    """A `lowrank.rules.Subject`: a model as the rules for ranks see it."""
+    """A `lowrank.rule.Subject`: a model as the rules for ranks see it."""
 
     ready: Prepared
     batches: Batches | None

@@ -25,7 +25,7 @@ from forcereg.system.paths import StrPath
 
 @dataclass(frozen=True)
 class Judged:
-    """A `lowrank.rules.Subject`: an opened net, and what it was opened with. `scores`: the file that keeps scores."""
+    """A `lowrank.rule.Subject`: an opened net, and what it was opened with. `scores`: the file that keeps scores."""
 
     opened: Opened
     asked: Opening

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.lowrank.factor import rank_text
-from forcereg.lowrank.rules import Budget, Rule
+from forcereg.lowrank.rule import Rule
+from forcereg.lowrank.rules import Spread
 from forcereg.registry import rank_rule
 
 
@@ -22,7 +23,7 @@ def named(rule: Rule) -> str:
 
 def spread_text(rule: Rule) -> str:
     """The rule's value, and how a budget is spread if not as usual."""
-    spread = rule.spread if isinstance(rule, Budget) else ""
+    spread = rule.spread if isinstance(rule, Spread) else ""
     return f"{value_text(rule)} {spread}".rstrip()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.ranks import Choice
-from forcereg.lowrank.rules import Rule, criterion_of
+from forcereg.lowrank.rule import Rule, criterion_of
 from forcereg.net.read import ReadNet
 from forcereg.schema.text import SolverFile
 from forcereg.study.judged import Judged

@@ -10,14 +10,14 @@ from typing import Any
 
 from forcereg.errors import UsageError
 from forcereg.lowrank.ranks import Choice
-from forcereg.lowrank.rules import Budget, MaxAccuracyDrop, MaxMacs, MaxParams, Rule
+from forcereg.lowrank.rules import MaxAccuracyDrop, MaxMacs, MaxParams, Spread
 from forcereg.study.opened import Opening
 from forcereg.study.rule_names import spread_text
 from forcereg.study.sweep_cut import chosen, cut_by
 from forcereg.study.sweep_plan import Cut, Result, Trained
 from forcereg.system.arguments import wrong
 
-FORMS: dict[str, type[Rule]] = {"macs": MaxMacs, "params": MaxParams, "drop": MaxAccuracyDrop}
+FORMS: dict[str, type[Spread]] = {"macs": MaxMacs, "params": MaxParams, "drop": MaxAccuracyDrop}
 """What a goal bounds -> the rule that cuts nets so."""
 EXPECTED = "macs<=F, params<=F or drop<=D, as in macs<=0.5"
 
@@ -29,7 +29,7 @@ class Goal:
     The best net within it is the most accurate one; within a loss of accuracy the one with the fewest MACs.
     """
 
-    rule: Rule
+    rule: Spread
 
     def __post_init__(self) -> None:
         if type(self.rule) not in FORMS.values():
@@ -64,24 +64,22 @@ class Goal:
         key = {"goal": self.words, **made.key}
         if not isinstance(self.rule, MaxAccuracyDrop) or baseline is None:
             return replace(made, words=self.words, key=key)
-        return replace(made, words=self.words, key=key, choose=partial(_within, self.rule.drop, opening, baseline))
+        return replace(made, words=self.words, key=key, choose=partial(_within, self.rule, opening, baseline))
 
 
-def _within(drop: float, opening: Opening, baseline: Callable[[], Result], trained: Trained) -> Mapping[str, Choice]:
-    """The cheapest ranks that keep the baseline's accuracy but for `drop`; none where the whole net doesn't."""
+def _within(
+    rule: MaxAccuracyDrop, opening: Opening, baseline: Callable[[], Result], trained: Trained
+) -> Mapping[str, Choice]:
+    """The cheapest ranks that keep the baseline's accuracy but for the drop; none where the whole net doesn't."""
     own = trained.evaluator.accuracy(trained.prepared, trained.model.layers)({})
-    left = drop - ((baseline().accuracy or 0.0) - own)
-    return {} if left < 0 else chosen(MaxAccuracyDrop(min(1.0, left)), opening, False, trained)
+    left = rule.drop - ((baseline().accuracy or 0.0) - own)
+    return {} if left < 0 else chosen(replace(rule, drop=min(1.0, left)), opening, False, trained)
 
 
 def goal_of(asked: Any, choose: str | None = None) -> Goal:
     """A goal as text, or as the rule that bounds it; `choose`: how a budget is spread. Raises UsageError."""
     made = _read(asked) if isinstance(asked, str) else Goal(asked)
-    if choose is None:
-        return made
-    if not isinstance(made.rule, Budget):
-        raise UsageError("--choose says how a budget is spread; give macs<=F or params<=F with it")
-    return Goal(replace(made.rule, choose=choose))
+    return Goal(made.rule.by(choose))
 
 
 def _read(asked: str) -> Goal:

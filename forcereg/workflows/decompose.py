@@ -17,7 +17,7 @@ from forcereg.lowrank.account import PROVENANCE, heading, provenance
 from forcereg.lowrank.decompose import LowrankNet, Named, Picked, Prepared
 from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.ranks import Choice, Criterion, Dearer
-from forcereg.lowrank.rules import Rule, check_rule, criterion_of
+from forcereg.lowrank.rule import Rule, check_rule, criterion_of
 from forcereg.lowrank.timed import Timed
 from forcereg.net.made import write_net
 from forcereg.report.latency import Latency

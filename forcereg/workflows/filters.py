@@ -27,6 +27,9 @@ class Filters:
     `banks`: the filters, `weight` (N, C, *kernel), float64, of each snapshot. `view`: an `Images`, `Basis`, `Plane` or
     `Angles` with the numbers behind the picture; its `.rows()` are those of the CSV file, its `.figure()` is
     matplotlib's.
+
+    >>> tuple(forcereg.filters("net_iter_20.caffemodel.h5", layer="conv1").banks[0].weight.shape)
+    (8, 1, 3, 3)
     """
 
     banks: tuple[Bank, ...] = field(repr=False)

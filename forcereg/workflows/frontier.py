@@ -16,7 +16,8 @@ import torch
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import Choice
-from forcereg.lowrank.rules import MaxMacs, Rule, check_rule, criterion_of
+from forcereg.lowrank.rule import Rule, check_rule, criterion_of
+from forcereg.lowrank.rules import MaxMacs
 from forcereg.report.plot import picture_kind
 from forcereg.study import frontier as engine
 from forcereg.study.bench import Bench, bench_of, unmeasured
@@ -42,6 +43,11 @@ class Frontier:
 
     `how`: the way times were taken, "" for not at all. `finetune`: iterations. `runs`: how many nets were scored; the
     others were known.
+
+    >>> rule, options = forcereg.MaxError(0.2), {"solver": "solver.prototxt", "latency": "no"}
+    >>> found = forcereg.frontier("net_iter_20.caffemodel.h5", rule=rule, **options)
+    >>> len(found.points), found.runs, found.remarks()[1]
+    (2, 2, 'times: not measured; fine-tuned for 0 iterations')
     """
 
     points: tuple[Point, ...]

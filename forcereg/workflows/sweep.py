@@ -10,7 +10,8 @@ from typing import Any
 from forcereg.errors import UsageError
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.lowrank.ranks import by_error
-from forcereg.lowrank.rules import MaxError, Rule, check_rule
+from forcereg.lowrank.rule import Rule, check_rule
+from forcereg.lowrank.rules import MaxError
 from forcereg.report.plot import figure_type
 from forcereg.schema.settings import settings_of, with_settings, written
 from forcereg.schema.text import SolverFile
@@ -32,7 +33,12 @@ ERROR = 0.05
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every run of a sweep came to, in order; `plan`: what they share; `csv` and `picture`: the files written."""
+    """What every run of a sweep came to, in order; `plan`: what they share; `csv` and `picture`: the files written.
+
+    >>> table = forcereg.sweep("solver.prototxt", set={"force_decay": [0]}, max_iter=1, out="one")
+    >>> len(table.results), table.failed, table.csv.name
+    (1, 0, 'results.csv')
+    """
 
     results: tuple[Result, ...]
     plan: Plan = field(repr=False)

@@ -32,6 +32,10 @@ class Tuned:
     """All trials of a search, in order; `best`: the one that serves the goal best, None if none is complete.
 
     `csv`, `picture` and `solver` are the files written; without a best trial there is no solver.
+
+    >>> found = forcereg.tune("solver.prototxt", goal="macs<=0.5", trials=1, max_iter=1, out="one")
+    >>> found.best is found.trials[0], found.solver.name
+    (True, 'best_solver.prototxt')
     """
 
     trials: tuple[Tried, ...]

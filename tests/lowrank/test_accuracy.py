@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from forcereg.cost import Cost
 from forcereg.errors import UsageError
 from forcereg.lowrank.accuracy import MOST, Trial, by_accuracy, sensitivity
 from forcereg.lowrank.budget import by_budget
+from forcereg.lowrank.choosers import Minmax
 from forcereg.lowrank.decompose import Prepared, Selection, prepare
 from forcereg.lowrank.ranks import Choice, Whole
 from forcereg.schema.text import parse_net
@@ -91,6 +93,26 @@ def test_every_trial_is_told_and_none_is_made_twice() -> None:
     kept = [trial for trial in trials if trial.kept]
     assert min(trial.share for trial in kept) == macs(of, found) / (MACS + REST)
     assert all(trial.kept == (trial.accuracy >= 0.85 - 1e-6) for trial in trials)
+
+
+def test_the_nets_tried_are_the_best_by_the_way_asked_for() -> None:
+    of = prepared()
+    test, asked = Test(of), list[int]()
+
+    def moments() -> dict[str, Tensor]:
+        asked.append(1)
+        return {}
+
+    by_accuracy(0.3, test, WHOLE, choose=Minmax(), moments=moments)(of.candidates)
+    shares = [macs(of, choices) / (MACS + REST) for choices in test.calls[1:]]
+    assert shares and not asked, "the largest error asks for no inputs"
+    for share, tried in zip(shares, test.calls[1:], strict=True):
+        by_hand = by_budget("macs", share, WHOLE, False, Minmax())(of.candidates)
+        assert worst(of, tried) == pytest.approx(worst(of, by_hand))
+
+
+def worst(of: Prepared, choices: Mapping[str, Choice]) -> float:
+    return max(one.error(choices[one.name]) for one in of.candidates)
 
 
 def test_a_net_that_bears_nothing_stays_whole() -> None:

@@ -93,8 +93,7 @@ def test_how_a_budget_is_spread() -> None:
     assert goal_of("macs<=0.5", "minmax").words == "macs<=0.5 minmax"
     with pytest.raises(UsageError, match=r"unknown .* 'minmx'; did you mean"):
         goal_of("params<=0.5", "minmx")
-    with pytest.raises(UsageError, match="--choose says how a budget is spread; give macs<=F or params<=F with it"):
-        goal_of("drop<=0.5", "minmax")
+    assert goal_of("drop<=0.5", "minmax") == Goal(forcereg.MaxAccuracyDrop(0.5, choose="minmax"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 import forcereg
 from forcereg.errors import ForceregError, UsageError
 from forcereg.lowrank.engine import LayerWeight, candidate, factored
-from forcereg.lowrank.rules import Rule
+from forcereg.lowrank.rule import Rule
 from forcereg.registry import Option, rank_rule
 from forcereg.snapshot import read_model
 from forcereg.system.events import Event
