@@ -23,9 +23,9 @@ from forcereg.nn.prepare import Asked, Prepared, Site, learned, prepare
 from forcereg.nn.select import Layers
 from forcereg.nn.timing import LayerTimer, before_and_after
 from forcereg.nn.trace import Trace, same_calls, trace
-from forcereg.report.latency import Latency, device_text
+from forcereg.report.latency import Latency
 from forcereg.report.lowrank import net_report, remarks
-from forcereg.study.bench import measuring_device
+from forcereg.study.bench import Bench, bench_if
 from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
@@ -77,6 +77,8 @@ def decompose(
     data_aware: int | None = None,
     seed: int = 0,
     latency: str | torch.device | None = None,
+    runtime: str = "torch",
+    threads: int | None = None,
     observer: Observer | None = None,
 ) -> Decomposition:
     """Replace layers of a copy of any model by chains of smaller ones, at ranks that a rule chooses.
@@ -93,7 +95,8 @@ def decompose(
     data: batches for what needs them, tensors or lists that open with the model's arguments: the chooser of
     `MaxMacs(0.5, choose="responses")`, and `data_aware`, the number of batches on which pca and svd minimise the error
     of the layers' responses. latency: "cpu" or "cuda", where layers are measured and the fastest rank near the rule's
-    is taken. observer: gets progress and notes.
+    is taken, by `runtime` with so many `threads`: torch, or onnxruntime or openvino, which are given each layer and
+    chain, and no whole model, as an ONNX model in float32. observer: gets progress and notes.
 
     A layer becomes a torch.nn.Sequential of plain layers, of its dtype (computed in float64), device and settings; an
     earlier chain is composed and cut again. A module used in several places is replaced in all. Left whole, with the
@@ -113,7 +116,7 @@ def decompose(
     check_rule(rule)
     # what it would want of a solver is asked of `score` here, see Judged
     rule.check(method, True)
-    device = None if latency is None else measuring_device(latency)
+    bench = bench_if(latency, runtime, threads)
     batches = None if data is None else Batches(data, data_aware or BATCHES, example)
     if data_aware is not None and batches is None:
         raise UsageError("data_aware needs data: batches, as a DataLoader gives them")
@@ -122,16 +125,17 @@ def decompose(
     if not ready.candidates:
         raise nothing(ready.skipped)
     criterion = criterion_of(rule, Judged(ready, batches, tell), even_if_dearer)
-    watched, choices, timed = choose(ready, rule, criterion, device, tell)
+    watched, choices, timed = choose(ready, rule, criterion, bench, tell)
     made, done, chains = watched.apply(choices)
     if not done.layers:
         dearer = any(isinstance(choice, Dearer) for choice in choices.values())
         raise nothing(done.skipped, "even_if_dearer=True decomposes layers whose chain costs no less" if dearer else "")
     after = verified(ready, made, chains, example)
     measured = None
-    if device is not None and timed is not None:
-        whole = before_and_after(ready.model, made, example, device)
-        measured = Latency(device_text(device), None, timed.trials, whole)
+    if bench is not None and timed is not None:
+        whole = before_and_after(ready.model, made, example, bench)
+        count = bench.count if bench.device.type == "cpu" else None
+        measured = Latency(bench.text, None, timed.trials, whole, bench.runtime, count)
     net = net_report(ready.before, Cost(after.macs, learned(made)))
     report = {**done.report(), "net": net, "folded": dict(ready.folded), "remarks": remarks(done, net, LEAVE)}
     report |= {} if measured is None else {"latency": measured.report()}
@@ -139,11 +143,11 @@ def decompose(
 
 
 def choose(
-    ready: Prepared, rule: Rule, criterion: Criterion, device: torch.device | None, tell: Tell
+    ready: Prepared, rule: Rule, criterion: Criterion, bench: Bench | None, tell: Tell
 ) -> tuple[Prepared, Mapping[str, Choice], Timed | None]:
     """A choice for every layer; the same model, of which each layer's work is told; and what was measured."""
-    if device is not None:
-        timer = LayerTimer(ready.sites, ready.trace.seen, device, tell.note)
+    if bench is not None:
+        timer = LayerTimer(ready.sites, ready.trace.seen, bench, tell.note)
         timed = by_times(ready.candidates, criterion, timer, rule.budget)
         return ready, timed.choices, timed
     if rule.scores:

@@ -96,6 +96,14 @@ def bench_of(device: str | torch.device, runtime: str = TORCH, threads: int | No
     return Bench(chosen, runtime, threads)
 
 
+def bench_if(latency: str | torch.device | None, runtime: str = TORCH, threads: int | None = None) -> Bench | None:
+    """The bench asked for; None where nothing is measured, with which neither runtime nor threads go. Raises as it."""
+    if latency is None:
+        unmeasured(runtime, threads)
+        return None
+    return bench_of(latency, runtime, threads)
+
+
 def measuring_device(asked: str | torch.device) -> torch.device:
     """The device asked for, made ready, and never another in its place. Raises UsageError and ForceregError."""
     # training goes on with a CPU where there is no GPU, but a CPU's times aren't a GPU's

@@ -23,7 +23,7 @@ from forcereg.net.made import write_net
 from forcereg.report.latency import Latency
 from forcereg.report.lowrank import net_report, remarks
 from forcereg.schema.text import net_from_message
-from forcereg.study.bench import Bench, bench_of, unmeasured
+from forcereg.study.bench import Bench, bench_if
 from forcereg.study.judged import Judged
 from forcereg.study.latency import before_and_after, timed_choices
 from forcereg.study.moments import TrainingData
@@ -175,12 +175,9 @@ def decompose(
 
 def measuring(latency: str | torch.device | None, batch: int | None, runtime: str, threads: int | None) -> Bench | None:
     """Where to measure, None for nowhere. Raises UsageError and ForceregError."""
-    if latency is None:
-        if batch is not None:
-            raise UsageError("--batch is what --latency cpu or cuda measures with; give that too")
-        unmeasured(runtime, threads)
-        return None
-    return bench_of(latency, runtime, threads)
+    if latency is None and batch is not None:
+        raise UsageError("--batch is what --latency cpu or cuda measures with; give that too")
+    return bench_if(latency, runtime, threads)
 
 
 def training_batches(asked: Opening, batches: int | None) -> TrainingData | None:

@@ -7,6 +7,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -349,6 +350,71 @@ def test_measured_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.report["latency"]["net"]["speedup"] > 1
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_ranks_by_another_runtime(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which runs each layer and chain, and no whole model; a made-up clock."""
+    pytest.importorskip(runtime)
+    called: list[Any] = []
+
+    def interleaved(runs: Any, device: torch.device) -> list[list[float]]:
+        called.extend(run() for run in runs)
+        return [[1.0 / (1 + at)] * 3 for at, _ in enumerate(runs)]
+
+    monkeypatch.setattr("forcereg.nn.timing.interleaved", interleaved)
+    model, x = built(plain, (2, 3, 12, 12))
+    options = {"latency": "cpu", "runtime": runtime, "threads": 1, "fc": True}
+    made = decompose(model, x, rule=forcereg.RankConfig({"3": 4, "8": 2}), method="svd", **options)
+    shapes = [tuple(one[0].shape) for one in called]
+    assert set(shapes) == {(2, 24, 8, 8), (2, 4)} and all(isinstance(one[0], np.ndarray) for one in called)
+    found = made.report["latency"]
+    assert (found["runtime"], found["threads"], found["net"]) == (runtime, 1, None) and runtime in found["device"]
+
+
+NETS = {
+    "plain": (nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(0, 1), dilation=2), (2, 3, 9, 9)),
+    "same": (nn.Conv2d(4, 6, (3, 5), groups=2, padding="same", dilation=(2, 1)), (1, 4, 7, 7)),
+    "valid": (nn.Conv1d(3, 4, 3, padding="valid", bias=False), (2, 3, 8)),
+    "an item": (nn.Conv2d(3, 4, 3), (3, 8, 8)),
+    "3d": (nn.Conv3d(2, 3, 2, stride=2), (1, 2, 4, 4, 4)),
+    "up": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 5, 5)),
+    "linear": (nn.Linear(5, 3), (2, 4, 5)),
+    "vector": (nn.Linear(5, 3), (5,)),
+    "half": (nn.Conv2d(3, 4, 3).half(), (2, 3, 6, 6)),
+    "chain": (nn.Sequential(nn.Conv2d(3, 2, (3, 1), stride=(2, 1), bias=False), nn.Conv2d(2, 4, (1, 3))), (1, 3, 9, 9)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_another_runtime_is_given_is_the_layer(name: str) -> None:
+    from forcereg.nn.elsewhere import as_net
+
+    module, shape = NETS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(module.parameters()).dtype)
+    net, fed = as_net(module, x, name)
+    with torch.no_grad():
+        for own, blob in zip(net.parameters(), module.parameters(), strict=True):
+            own.copy_(blob)
+        (found,) = net(x0=fed).values()
+        expected = copy.deepcopy(module).float()(x.float())
+    torch.testing.assert_close(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
+        (nn.Conv2d(3, 8, 2, padding="same"), "padding 'same', which is uneven here"),
+        (nn.ConvTranspose2d(3, 8, 3, stride=2, output_padding=1), r"output_padding \(1, 1\)"),
+    ],
+)
+def test_what_no_file_says_is_told_by_name(layer: nn.Module, what: str) -> None:
+    pytest.importorskip("onnxruntime")
+    options = {"rule": forcereg.Ranks([2]), "latency": "cpu", "runtime": "onnxruntime"}
+    with pytest.raises(forcereg.ForceregError, match=f"^layer '0': no ONNX file is written of its {what}; leave it"):
+        decompose(nn.Sequential(layer), torch.randn(1, 3, 8, 8), **options)
+
+
 def test_ranks_at_errors() -> None:
     model, x = built(plain, (1, 3, 12, 12))
     found = ranks(model, x, error=[0, 0.3], fold_bn=True)
@@ -374,6 +440,8 @@ def test_ranks_at_errors() -> None:
         pytest.param({"layers": "8", "method": "vh"}, "nothing to decompose .8: vh needs a kernel", id="nothing"),
         pytest.param({"rule": forcereg.MaxError(0)}, "even_if_dearer=True decomposes layers", id="dearer"),
         pytest.param({"example": torch.ones(1, 4, 5, 5)}, "Sequential doesn't run on the example: Runt", id="example"),
+        pytest.param({"runtime": "openvino"}, "--runtime is how --latency cpu measures", id="unmeasured"),
+        pytest.param({"latency": "cpu", "runtime": "tvm"}, "unknown runtime 'tvm'; expected onnx", id="runtime"),
         pytest.param({"model": 3}, "model is a int; expected a torch.nn.Module", id="model"),
     ],
 )  # fmt: skip
