@@ -66,7 +66,9 @@ class UsageError(ForceregError):
 
 def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """'; did you mean "x"?' for the nearest known name, or '' if none is near (`cutoff`, of 1 for equal ones)."""
-    if len(found) > LONGEST:  # no slip of the pen, and comparing takes a hundred times its memory
+    if (
+        not isinstance(found, str) or len(found) > LONGEST
+    ):  # no slip of the pen, and comparing takes a hundred times its memory
         return ""
     known = list(known)
     folded = {name.lower(): name for name in known}

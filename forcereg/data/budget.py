@@ -7,6 +7,7 @@ from collections import deque
 from typing import NoReturn
 
 from forcereg.errors import ForceregError, UsageError
+from forcereg.system.arguments import checked
 
 MIB = 1 << 20
 OPTION = "--decode-budget"
@@ -59,6 +60,7 @@ DECODING = Budget(1 << 30)
 """For images, and for what converters read."""
 
 
+@checked
 def decode_budget(mib: int) -> None:
     """Memory, in MiB, that decoding may take in this process, all images together; a larger image is refused.
 

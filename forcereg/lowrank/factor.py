@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from forcereg.lowrank.metric import Metric, without
+from forcereg.system.arguments import checked
 
 NOISE = 1e-12  # relative; an error bound met but for the rounding of float64 counts as met
 
@@ -263,6 +264,7 @@ def ungrouped(weight: Tensor, groups: int) -> Tensor:
     return whole.reshape(len(weight), groups * channels, *weight.shape[2:])
 
 
+@checked
 def spectrum(weight: Any, groups: int = 1) -> Tensor:
     """Eigenvalues of W W^T, descending, float64: (min(N, K),), with groups (groups, min(N / groups, K)).
 
@@ -323,12 +325,20 @@ def smallest_rank(energies: Tensor, error: float) -> int:
     return max(1, int(missed.sum(-1).max()))
 
 
+def as_tensor(name: str, given: Any) -> Tensor:
+    """What is given as a Tensor. Raises ValueError for what holds no numbers."""
+    try:
+        return given if isinstance(given, Tensor) else torch.tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} is a {type(given).__name__}; expected a Tensor or an array of numbers") from None
+
+
 def blocks_of(weight: Any, groups: int) -> tuple[Tensor, Tensor]:
     """The weight as a floating-point Tensor, and its blocks (groups, N / groups, C, *kernel) in float64.
 
     Raises ValueError for fewer than two axes, none, NaN or infinite values, and groups that don't divide the rows.
     """
-    weight = weight.detach() if isinstance(weight, Tensor) else torch.tensor(weight)
+    weight = as_tensor("weight", weight).detach()
     weight = weight if weight.is_floating_point() else weight.double()
     if weight.dim() < 2 or not weight.numel():
         raise ValueError(f"weight has shape {tuple(weight.shape)}; expected two axes or more, none empty")

@@ -6,8 +6,10 @@ from typing import Any
 
 from forcereg.lowrank.factor import Factors, Rank
 from forcereg.lowrank.ladder import factorize
+from forcereg.system.arguments import checked
 
 
+@checked
 def pca(
     weight: Any, rank: int | None = None, error: float | None = None, groups: int = 1, *, moments: Any = None
 ) -> Factors:
@@ -21,7 +23,8 @@ def pca(
     each), and `error`, 0 to 1: the smallest rank whose relative squared Frobenius error is at most that in every
     group; 0 gives the full rank. `moments` (groups, K, K), E[x x^T] of the inputs: the error is the responses', and
     the approximation the best for them. Computed in float64, given in the weight's type. Raises ValueError for ranks
-    and errors out of range, groups that don't divide N, and weights that aren't finite.
+    and errors out of range, groups that don't divide N, and weights that aren't finite; UsageError for an argument of
+    another kind.
 
     >>> import torch
     >>> weight = torch.randn(16, 8, 3, 3)
@@ -34,6 +37,7 @@ def pca(
     return factorize(weight, rank, error, groups, method="pca", moments=moments)
 
 
+@checked
 def svd(
     weight: Any, rank: int | None = None, error: float | None = None, groups: int = 1, *, moments: Any = None
 ) -> Factors:
@@ -48,6 +52,7 @@ def svd(
     return factorize(weight, rank, error, groups, method="svd", moments=moments)
 
 
+@checked
 def vh(weight: Any, rank: int | None = None, error: float | None = None, groups: int = 1) -> Factors:
     """Vertical kh x 1 filters, then horizontal 1 x kw ones: the best of their kind (Tai et al., ICLR 2016).
 
@@ -61,6 +66,7 @@ def vh(weight: Any, rank: int | None = None, error: float | None = None, groups:
     return factorize(weight, rank, error, groups, method="vh")
 
 
+@checked
 def kmeans(
     weight: Any, rank: int | None = None, error: float | None = None, groups: int = 1, *, seed: int = 0
 ) -> Factors:
@@ -78,6 +84,7 @@ def kmeans(
     return factorize(weight, rank, error, groups, method="kmeans", seed=seed)
 
 
+@checked
 def tucker2(weight: Any, rank: Rank | None = None, error: float | None = None, groups: int = 1) -> Factors:
     """1x1 into fewer channels, the kernel between fewer channels, 1x1 out (Kim et al., ICLR 2016; HOOI).
 
@@ -95,6 +102,7 @@ def tucker2(weight: Any, rank: Rank | None = None, error: float | None = None, g
     return factorize(weight, rank, error, groups, method="tucker2")
 
 
+@checked
 def cp(weight: Any, rank: int | None = None, error: float | None = None, groups: int = 1) -> Factors:
     """A sum of R products of vectors (Lebedev et al., ICLR 2015), by alternating least squares from tensorly.
 

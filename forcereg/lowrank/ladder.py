@@ -15,9 +15,21 @@ import torch
 from torch import Tensor
 
 from forcereg.lowrank import search
-from forcereg.lowrank.factor import NOISE, Factors, Method, Part, Rank, blocks_of, each_of, groups_of, rank_text
+from forcereg.lowrank.factor import (
+    NOISE,
+    Factors,
+    Method,
+    Part,
+    Rank,
+    as_tensor,
+    blocks_of,
+    each_of,
+    groups_of,
+    rank_text,
+)
 from forcereg.lowrank.kinds import factorizer
 from forcereg.lowrank.metric import Metric
+from forcereg.system.arguments import checked
 
 
 class Ladder:
@@ -37,6 +49,7 @@ class Ladder:
     4
     """
 
+    @checked
     def __init__(
         self,
         weight: Any,
@@ -54,7 +67,7 @@ class Ladder:
         if moments is not None and not kind.data_aware:
             raise ValueError(f"{method} minimises the weights' error only; data-aware are {', '.join(aware())}")
         self.dtype, self.groups, self.slots, self.multiple = weight.dtype, groups, kind.slots, multiple
-        metrics = [None] * groups if moments is None else list(torch.as_tensor(moments).double())
+        metrics = [None] * groups if moments is None else metrics_of(moments)
         self._methods = [kind(block, metric, seed) for block, metric in zip(blocks, metrics, strict=True)]
         each: tuple[int, ...] = self._methods[0].full_ranks
         if limit is not None and kind.matrix_rank:
@@ -308,6 +321,15 @@ class Watched(Ladder):
         return found
 
 
+def metrics_of(moments: Any) -> list[Tensor]:
+    """Second moments by group. Raises ValueError for what isn't (groups, K, K)."""
+    found = as_tensor("moments", moments).double()
+    if found.dim() != 3:
+        raise ValueError(f"moments have shape {tuple(found.shape)}; expected (groups, K, K)")
+    return list(found)
+
+
+@checked
 def factorize(
     weight: Any,
     rank: Rank | None = None,
@@ -325,7 +347,8 @@ def factorize(
     Frobenius error (the smallest rank that meets it, of several ranks those with the fewest values; 0 gives the full
     rank), and `rank`, the total (rounded down to a multiple of groups, but at least one each). `moments`
     (groups, K, K): the inputs' second moments, to bound the error of the responses instead (pca and svd). Computed in
-    float64. Raises ValueError for anything else, and for weights that are not finite.
+    float64. Raises ValueError for anything else, and for weights that are not finite; UsageError for an argument of
+    another kind.
 
     >>> import torch
     >>> forcereg.lowrank.factorize(torch.randn(16, 8, 3, 3), rank=4, method="svd").rank

@@ -19,11 +19,12 @@ from forcereg.schema import TEST, TRAIN, NetParameter, NetState
 from forcereg.schema.rules import net_state, phase_number
 from forcereg.schema.spec import NetSpec, build_spec
 from forcereg.schema.text import NetFile, net_from_message, parse_net, read_net
-from forcereg.system.arguments import path, several
+from forcereg.system.arguments import checked, path, several, wrong
 from forcereg.system.device import prepare
 from forcereg.system.paths import find_root, listed
 
 
+@checked
 def load_net(
     model: str | os.PathLike[str] | Any,
     weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
@@ -53,8 +54,8 @@ def load_net(
     >>> net(data=torch.zeros(1, 1, 8, 8))["prob"].shape
     torch.Size([1, 3])
     """
+    device = named_device(device)
     file = net_file(model)
-    device = torch.device(device)
     spec = net_spec(file, phase, level, stages)
     for text in spec.warnings:
         warnings.warn(text, stacklevel=2)
@@ -95,6 +96,14 @@ def shape_net(
         net = Net(spec, None, input_shapes, allow_python_layers=allow_python_layers)
     _check_given(net, input_shapes)
     return net
+
+
+def named_device(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises UsageError for none."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise wrong("device", name, "a device of torch, as in cpu or cuda:0") from error
 
 
 def _check_given(net: Net, input_shapes: Mapping[str, Sequence[int]] | None) -> None:

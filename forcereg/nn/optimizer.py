@@ -14,7 +14,7 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.nn.kinds import CONVS, KINDS, chains_of, groups_of, is_transposed, no_plain_weight
 from forcereg.nn.select import Layers, bare, named_layers, picked
 from forcereg.solver.force import ForceField, check_force
-from forcereg.system.arguments import wrong
+from forcereg.system.arguments import checked, wrong
 
 STATE = "forcereg"
 """Where the state dict says how many steps were taken."""
@@ -62,6 +62,7 @@ class Force(Optimizer):
     # GradScaler then unscales before `step`, whatever the wrapped one could do by itself
     _step_supports_amp_scaling = False
 
+    @checked
     def __init__(
         self,
         optimizer: Optimizer,
@@ -74,12 +75,8 @@ class Force(Optimizer):
         # without Optimizer's own: what it would hold is the wrapped one's
         if not isinstance(optimizer, Optimizer):
             raise wrong("optimizer", optimizer, "an optimizer of torch.optim")
-        if not isinstance(model, nn.Module):
-            raise wrong("model", model, "a torch.nn.Module")
-        if not isinstance(force_decay, int | float) or not isfinite(force_decay):
+        if not isfinite(force_decay):
             raise wrong("force_decay", force_decay, "a finite number")
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise wrong("every", every, "a whole number, 1 or more")
         check_force(force_type)
         self.optimizer, self.force_decay, self.force_type, self.every = optimizer, force_decay, force_type, every
         self._forced = _forced(model, layers)

@@ -25,6 +25,7 @@ from forcereg.errors import ForceregError, did_you_mean
 from forcereg.lowrank.views import VIEWS, misfit, unfoldings
 from forcereg.registry import force_type as registry
 from forcereg.solver.pairs import Kernel, Member, Pairs, Stack, Sums
+from forcereg.system.arguments import checked
 
 MIN_DISTANCE = 1e-4  # a pair nearer than this has no force, except in Degradation
 MIN_FORCE = 1e-8  # "adaptive" leaves a weight alone whose whole force is smaller than this
@@ -66,6 +67,7 @@ def apart(squared: Tensor) -> Tensor:
     return torch.threshold_(squared, MIN_DISTANCE**2, inf)
 
 
+@checked
 @torch.no_grad()
 def force_gradient(
     weight: Tensor,

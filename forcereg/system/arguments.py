@@ -7,7 +7,7 @@ import inspect
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 from forcereg.errors import UsageError
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 LEAST = {
     **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations", "threads"), 1),
     **dict.fromkeys(
-        ("keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
+        ("every", "keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
     **dict.fromkeys(("finetune", "records", "seed", "workers"), 0),
     "clusters": 2,
@@ -55,14 +55,35 @@ def whole(name: str, value: Any) -> int:
     """A whole number of any library. True is none: who gives it means a flag."""
     least = LEAST.get(name)
     try:
-        number = operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+        found = None
+    if found is None or isinstance(value, bool):
         raise wrong(name, value, "a whole number")
-    if least is not None and number < least:
-        raise wrong(name, number, f"{least} or more")
-    return number
+    if least is not None and found < least:
+        raise wrong(name, found, f"{least} or more")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """A number of any library, whose range whoever takes it checks."""
+    if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+        raise wrong(name, value, "a number")
+    return value if isinstance(value, int | float) else float(value)
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False, of any library, or 1 or 0; a text, which would count as True, is a slip."""
+    try:
+        found = bool(value) if type(value).__name__ in ("bool", "bool_") else {0: False, 1: True}[operator.index(value)]
+    except (TypeError, KeyError):
+        raise wrong(name, value, "True or False") from None
+    return found
+
+
+def rank(name: str, value: Any) -> Any:
+    """A rank, or several of a method that has several."""
+    return tuple(whole(name, one) for one in value) if isinstance(value, tuple | list) else whole(name, value)
 
 
 def text(name: str, value: Any) -> str:
@@ -130,6 +151,32 @@ def shape(name: str, value: Any) -> list[int]:
     return [whole(name, size) for size in value]
 
 
+def device(name: str, value: Any) -> Any:
+    """The name of a device, or torch's object for one."""
+    if not isinstance(value, str) and not hasattr(value, "type"):
+        raise wrong(name, value, "a device, as in cpu or cuda:0")
+    return value
+
+
+def phase(name: str, value: Any) -> str | int:
+    """TRAIN or TEST, or their numbers."""
+    return value if isinstance(value, str) else whole(name, value)
+
+
+def module(name: str, value: Any) -> Any:
+    """A torch.nn.Module, known by its methods: this runs where torch isn't loaded."""
+    if not callable(getattr(value, "named_modules", None)) or isinstance(value, type):
+        raise wrong(name, value, "a torch.nn.Module")
+    return value
+
+
+def tensor(name: str, value: Any) -> Any:
+    """A torch.Tensor."""
+    if not callable(getattr(value, "is_floating_point", None)):
+        raise wrong(name, value, "a Tensor")
+    return value
+
+
 def observer(name: str, value: Any) -> Any:
     """What events are told."""
     if not callable(value):
@@ -139,10 +186,18 @@ def observer(name: str, value: Any) -> Any:
 
 KINDS: dict[str, Callable[[str, Any], Any]] = {
     "int": whole,
+    "float": number,
+    "bool": switch,
     "str": text,
+    "str | int": phase,
+    "str | torch.device": device,
+    "nn.Module": module,
+    "Tensor": tensor,
+    "Rank": rank,
     "StrPath": path,
     "StrPath | Sequence[StrPath]": several(path, "a path, or several in a list"),
     "str | Sequence[str]": names,
+    "Sequence[str]": names,
     "Named | str": names,
     "Picked | str": layers,
     "Sequence[float]": numbers,

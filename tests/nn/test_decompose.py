@@ -442,7 +442,7 @@ def test_ranks_at_errors() -> None:
         pytest.param({"example": torch.ones(1, 4, 5, 5)}, "Sequential doesn't run on the example: Runt", id="example"),
         pytest.param({"runtime": "openvino"}, "--runtime is how --latency cpu measures", id="unmeasured"),
         pytest.param({"latency": "cpu", "runtime": "tvm"}, "unknown runtime 'tvm'; expected onnx", id="runtime"),
-        pytest.param({"model": 3}, "model is a int; expected a torch.nn.Module", id="model"),
+        pytest.param({"model": 3}, "model is 3; expected a torch.nn.Module", id="model"),
     ],
 )  # fmt: skip
 def test_slips(options: dict[str, Any], message: str) -> None:

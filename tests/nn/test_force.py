@@ -391,7 +391,7 @@ def test_after_rank_clipping_it_goes_on() -> None:
     ("options", "message"),
     [
         pytest.param({"force_type": "Gravty"}, 'did you mean "Gravity"', id="type"),
-        pytest.param({"every": 0}, "every is 0; expected a whole number, 1 or more", id="every"),
+        pytest.param({"every": 0}, "every is 0; expected 1 or more", id="every"),
         pytest.param({"force_decay": float("nan")}, "force_decay is nan; expected a finite number", id="decay"),
         pytest.param({"layers": "conv9"}, "no convolution or Linear 'conv9'; it has 0, 3, 5", id="name"),
         pytest.param({"layers": nn.Conv1d}, "layers has Conv1d, of which the model has", id="class"),

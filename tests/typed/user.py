@@ -20,7 +20,7 @@ def watch(event: forcereg.Event) -> None:
 
 
 def look(model: Path) -> int:
-    found = forcereg.summary(model, input_shapes={"data": (1, 1, 28, 28)})
+    found: forcereg.Summary = forcereg.summary(model, input_shapes={"data": (1, 1, 28, 28)})
     drawn: Path = forcereg.draw(model, "net.svg", observer=watch)
     types: list[str] = [one.type for one in forcereg.layer_types()]
     problems: list[str] = forcereg.check("solver.prototxt").errors
@@ -40,8 +40,8 @@ def train(path: Path) -> float:
     solver: Solver = forcereg.train(path, device="cpu", set={"base_lr": 0.01}, stage="deep", observer=watch)
     by_hand = Solver(path, device="cpu", observers=[watch])
     by_hand.step(5)
-    scores = forcereg.score("net.prototxt", "net.caffemodel", iterations=10, stage=["deep"])
-    timing = forcereg.time("net.prototxt", phase="TEST")
+    scores: forcereg.Score = forcereg.score("net.prototxt", "net.caffemodel", iterations=10, stage=["deep"])
+    timing: forcereg.Timing = forcereg.time("net.prototxt", phase="TEST", runtime="onnxruntime", threads=2)
     written: int = forcereg.convert("net.caffemodel", "net.caffemodel.h5").blobs
     forcereg.plot(["a.log", Path("b.log")], "curves.html")
     return scores.mean("accuracy") + timing.forward + written + solver.iter
@@ -56,17 +56,30 @@ def cut(snapshot: Path) -> None:
         made: forcereg.Decomposition = forcereg.decompose(snapshot, rule=rule, layers=["conv*"])
         paths: dict[str, str] = made.write("low", format="binary")
         forcereg.finetune("solver.prototxt", model=paths["model"], weights=paths["weights"], max_iter=100)
-    floor = forcereg.MaxAccuracyDrop(0.01, solver="solver.prototxt")
+    floor = forcereg.MaxAccuracyDrop(0.01, solver="solver.prototxt", choose="minmax")
     forcereg.decompose(snapshot, rule=floor, layers=lambda layer: layer.type == "Convolution", observer=watch)
     forcereg.ranks(snapshot, error=[0.1, 0.2])
     forcereg.split_groups(snapshot).write("split")
-    points = forcereg.frontier([snapshot], solver="solver.prototxt", rule={"half": forcereg.MaxMacs(0.5)}).points
+    front: forcereg.Frontier = forcereg.frontier([snapshot], solver="solver.prototxt", rule={"half": rules[1]})
     found = forcereg.confusion("net.prototxt", snapshot, labels=["cat", "dog"])
-    runs = forcereg.sweep("solver.prototxt", set={"force_decay": [0, 0.001]}, seeds=2).results
-    best = forcereg.tune("solver.prototxt", goal=forcereg.MaxMacs(0.5), trials=20, search={"base_lr": "1e-4:1e-2"}).best
-    print(best and best.result.fields)
+    runs: forcereg.Sweep = forcereg.sweep("solver.prototxt", set={"force_decay": [0, 0.001]}, seeds=2)
+    search = {"base_lr": "1e-4:1e-2"}
+    tuned: forcereg.Tuned = forcereg.tune("solver.prototxt", goal=forcereg.MaxMacs(0.5), trials=20, search=search)
+    print(tuned.best and tuned.best.result.fields)
     used: dict[str, tuple[int, ...]] = forcereg.deploy(snapshot, outputs="fc7").inputs
-    print(len(points), found.accuracy, [run.failed for run in runs], used)
+    print(len(front.points), found.accuracy, [run.failed for run in runs.results], used)
+
+
+def show(snapshot: Path, net: forcereg.Net) -> list[str]:
+    done: forcereg.Exported = forcereg.export(snapshot, "net.onnx", batch=1, verify=False, solver="solver.prototxt")
+    forcereg.export(net, Path("net.pt2"))
+    inputs: list[str] = [f"{name}: {shape}" for name, shape in done.inputs.items()]
+    page: forcereg.Report = forcereg.report_on([snapshot, "train.jsonl"], title="A net", labels=["cat"], passes=0)
+    page.write("report.html")
+    seen: forcereg.Filters = forcereg.filters([snapshot], layer="conv1", angles=True)
+    seen.write("angles.svg")
+    falls: forcereg.Sensitivity = forcereg.sensitivity(snapshot, solver="solver.prototxt", error=[0.1])
+    return [*inputs, *page.left, *done.notes, str(falls.runs), str(done.proof and done.proof.difference)]
 
 
 def factor(weight: Tensor) -> Tensor:
@@ -106,7 +119,14 @@ def any_module(model: nn.Module, images: Tensor) -> nn.Module:
     optimizer: torch.optim.Optimizer = forcereg.nn.Force(plain, model, 1e-3, layers=["layer1.*", nn.Linear], every=2)
     optimizer.step()
     made: forcereg.nn.Decomposition = forcereg.nn.decompose(
-        model, images, rule=forcereg.MaxMacs(0.5), layers=lambda name, one: name != "conv1", data=[images]
+        model,
+        images,
+        rule=forcereg.MaxMacs(0.5),
+        layers=lambda name, one: name != "conv1",
+        data=[images],
+        latency="cpu",
+        runtime="openvino",
+        threads=1,
     )
     forcereg.nn.rank_clipping(made.model, energy=0.99).tell(optimizer)
     ranks: tuple[int, ...] = tuple(map(len, forcereg.nn.ranks(made.model, images, layers=nn.Conv2d).ranks))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 import forcereg
 from forcereg.errors import ForceregError, UsageError
 from forcereg.snapshot import read_model
-from forcereg.system.arguments import checked
+from forcereg.system.arguments import KINDS, checked
 from forcereg.system.events import Event
 from tests.workflows.test_decompose import SNAPSHOT
 
@@ -44,6 +46,9 @@ RULE = forcereg.Ranks([3, 4])
         ({"input_shapes": {"data": [1.5]}}, "the shape of 'data' in input_shapes is 1.5; expected a whole number"),
         ({"observer": 3}, "observer is 3; expected a function of an Event"),
         ({"data": np.zeros((40, 40))}, "data is a ndarray; expected a path"),
+        ({"fc": "no"}, "fc is 'no'; expected True or False"),
+        ({"fold_bn": 2}, "fold_bn is 2; expected True or False"),
+        ({"latency": 3}, "latency is 3; expected a device, as in cpu or cuda:0"),
     ],
 )
 def test_arguments_of_the_wrong_kind(keywords: dict[str, Any], message: str, folder: Path) -> None:
@@ -63,7 +68,7 @@ def test_arguments_of_the_wrong_kind(keywords: dict[str, Any], message: str, fol
         (lambda: forcereg.MaxAccuracyDrop(0.1, solver=print), "expected a solver prototxt's path"),
         (lambda: forcereg.train(3), "solver is 3; expected the path of a prototxt, its text or a SolverParameter"),
         (lambda: forcereg.train("base_lr: 0.1\n", set=3), "set has 3; expected"),
-        (lambda: forcereg.train("s", rank_clipping="x"), "rank_clipping is 'x'; expected a share"),
+        (lambda: forcereg.train("s", rank_clipping="x"), "rank_clipping is 'x'; expected a number"),
         (lambda: forcereg.train("s", keep=0), "keep is 0; expected 1 or more"),
         (lambda: forcereg.train("s", weights=b"w"), "weights is b'w'; expected a path, or several in a list"),
         (lambda: forcereg.train("s", device=3), "device is 3; expected a name, or several in a list"),
@@ -80,6 +85,12 @@ def test_arguments_of_the_wrong_kind(keywords: dict[str, Any], message: str, fol
         (lambda: forcereg.new("resnet", n=0), "n is 0; expected 1 to 200"),
         (lambda: forcereg.convert_imageset("l", "o", resize_height=0, resize_width=8), "resize_height is 0; expected"),
         (lambda: forcereg.convert_imageset("l", "o", encode_type="gif"), "encode_type is 'gif'; expected jpg or png"),
+        (
+            lambda: forcereg.load_net("n", device="gpu"),
+            "device is 'gpu'; expected a device of torch, as in cpu or cuda:0",
+        ),
+        (lambda: forcereg.load_net("n", phase=1.5), "phase is 1.5; expected a whole number"),
+        (lambda: forcereg.nn.macs(torch.nn.ReLU, 3), "expected a torch.nn.Module"),
         (lambda: forcereg.Solver(3), "solver is 3; expected the path of a prototxt"),
     ],
 )
@@ -207,6 +218,38 @@ def test_what_is_checked_stays_the_function_it_is() -> None:
         call()
     with pytest.raises(UsageError, match="batch is 0; expected 1 or more"):
         call(0)
+
+
+FILLERS: dict[str, Any] = {
+    "int": 1,
+    "Rule": RULE,
+    "Any": torch.ones(4, 4),
+    "Tensor": torch.ones(4, 4),
+    "nn.Module": torch.nn.ReLU(),
+}
+"""By annotation, what passes for a keyword that has to be given; others take text."""
+EVERY = [name for name in forcereg.__all__ if callable(getattr(forcereg, name)) and name.islower()]
+EVERY += [f"lowrank.{name}" for name in forcereg.lowrank.__all__ if name != "Factors"]
+EVERY += ["nn.decompose", "nn.ranks", "nn.macs", "nn.rank_clipping", "nn.save", "nn.load"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_keyword_is_checked_before_anything_is_opened(name: str) -> None:
+    """Of every public call, with what is of no kind at all, and with text where it would count as a number or True."""
+    call: Any = operator.attrgetter(name)(forcereg)
+    known = inspect.signature(call).parameters
+    given = {one.name: FILLERS.get(str(one.annotation), "x") for one in known.values() if one.default is one.empty}
+    for one in known.values():
+        kind = str(one.annotation).removesuffix(" | None")
+        if kind not in KINDS or name in UNCHECKED:
+            continue
+        for wrong in [object(), *(["x"] if kind in ("int", "float", "bool", "Rank") else [])]:
+            with pytest.raises(UsageError, match=f"^{one.name} is .*(object|'x').*; expected "):
+                call(**{**given, one.name: wrong})
+
+
+UNCHECKED = {"layer"}
+"""A decorator of classes: a slip there is a programming error."""
 
 
 def test_public_calls_are_checked() -> None:
