@@ -14,10 +14,11 @@ from forcereg.report.lines import lines
 from forcereg.report.points import MANY, Outputs, Point, Run
 
 
-def read_run(path: str | Path, name: str | None = None) -> Run:
+def read_run(path: str | Path, name: str | None = None, silent: bool = False) -> Run:
     """The curves of a log file, glog lines or JSON lines by its content, also compressed by gzip.
 
-    Raises ForceregError if it can't be read, or holds no curve or more than `MOST`.
+    Raises ForceregError if it can't be read, or holds no curve or more than `MOST`; with `silent` events of a run that
+    told none are a Run without.
     """
     path = Path(path)
     run, blobs = Run(name or path.stem), dict[str, int]()
@@ -33,7 +34,8 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         for point in _json_points(source, str(path), blobs):
             run.take(point, path)
     _name_elements(run, blobs)
-    if not run.curves:
+    events = first.lstrip().startswith("{") and not is_wrapped(first)
+    if not run.curves and not (silent and events):
         raise ForceregError(f"{path}: holds no line like 'Iteration 100, loss = 0.5'; expected a training log")
     return run
 

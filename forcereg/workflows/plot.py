@@ -73,8 +73,11 @@ def plot(
     return out
 
 
-def read_runs(paths: Sequence[Path], labels: str | Sequence[str] | None, tell: Tell) -> list[Run]:
-    """The runs, what is odd about their logs told. Raises ForceregError, UsageError for labels of another number."""
+def read_runs(paths: Sequence[Path], labels: str | Sequence[str] | None, tell: Tell, silent: bool = False) -> list[Run]:
+    """The runs, what is odd about their logs told; `silent` as for `read_run`.
+
+    Raises ForceregError, UsageError for labels of another number.
+    """
     stems = [path.stem for path in paths]
     # runs may have logs of one name in folders of their own
     names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in paths]
@@ -84,7 +87,7 @@ def read_runs(paths: Sequence[Path], labels: str | Sequence[str] | None, tell: T
             raise UsageError(
                 f"--labels is '{','.join(names)}'; expected {len(paths)} different names, one for each log"
             )
-    runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    runs = [read_run(path, name, silent) for path, name in zip(paths, names, strict=True)]
     for run in runs:
         for remark in run.remarks:
             tell.note(remark)

@@ -204,7 +204,11 @@ class Asked:
             if found.snapshots:
                 self.left.append("curves: no log is given; add what train printed, or what --log-json wrote")
             return
-        runs = read_runs(found.logs, None, self.tell)
+        read = read_runs(found.logs, None, self.tell, silent=True)
+        silent = [run.name for run in read if not run.curves]
+        self.left.extend(f"curves: {name} told no loss, score or rate (display, test_interval)" for name in silent)
+        if not (runs := [run for run in read if run.curves]):
+            return
         remarks = [Line(text, quiet=True) for run in runs for text in run.remarks]
         drawn = [Picture(draw(own, "svg"), "svg", f"curves: {panel}") for panel, own in by_panel(runs).items()]
         yield Section("Curves", [Gallery(drawn), *remarks, ends(runs, "where the curves end")])

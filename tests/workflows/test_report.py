@@ -13,6 +13,7 @@ import pytest
 
 import forcereg
 from forcereg.errors import ForceregError, UsageError
+from forcereg.report.markup import short
 from forcereg.report.page import Bars, Command, Facts, Gallery, Grid, Part, Picture, Section, Text
 from forcereg.snapshot import read_model, write_model
 from forcereg.study.reported import history, sources, studies
@@ -276,6 +277,57 @@ def test_train_leaves_a_page(scratch: Path, run_cli: RunCli, tmp_path_factory: p
         assert len(view.drawings) == 2 and min(view.drawings) > 0
         assert "<img src=x onerror=alert(1)>&amp;" in view.text and "<script>run'_iter_30" in view.text
         assert "100.00%" in view.text
+
+
+def test_finetuning_by_two_processes_leaves_one_page(scratch: Path, run_cli: RunCli) -> None:
+    """Which the first writes, of what all did."""
+    low = ("--model", f"{SNAPSHOT}_lowrank.prototxt", "--weights", LOW)
+    own = ("--max-iter", "4", "--set", "test_interval=2", "--device", "cpu", "--report", "page.html", "--nproc", "2")
+    done = run_cli("finetune", "--solver", "solver.prototxt", *low, *own, cwd=scratch, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wrote page.html") == 1 and "wrote page.html" in done.stderr.splitlines()[-1]
+    events = [json.loads(line) for line in Path("page.jsonl").read_text().splitlines()]
+    assert [one["iteration"] for one in events if one["event"] == "test"] == [0, 2, 4]
+    told = "\n".join(Read(Path("page.html").read_text()).texts)
+    for line in ("--nproc 2", "net_finetuned_iter_4", "Curves", "4 of 8", "100.00%"):
+        assert line in told, line
+    assert "left out: curves" not in done.stderr and "left out: accuracy" not in done.stderr
+
+
+def test_a_run_with_nothing_to_show_is_still_a_page(scratch: Path, cli: Cli) -> None:
+    """No test net, no line, no snapshot; then a snapshot without its solver, log or data."""
+    fields = ("test_iter=[]", "test_interval=0", "display=0", "snapshot_after_train=false", "max_iter=0")
+    own = [one for field in fields for one in ("--set", field)]
+    code, _, err = cli("train", "--solver", "solver.prototxt", *own, "--device", "cpu", "--report", "page.html")
+    assert code == 0 and "wrote page.html" in err, err
+    texts = Read(Path("page.html").read_text()).texts
+    assert "Not in this report" in texts and any(text.startswith("curves: ") for text in texts)
+    write_model(scratch / "bare.caffemodel.h5", read_model(MODEL).layers)
+    found = forcereg.report_on("bare.caffemodel.h5", model="deploy.prototxt", passes=0, device="cpu")
+    found.write("bare.html")
+    assert any(line.startswith("accuracy of bare: ") for line in found.left)
+    Read(Path("bare.html").read_text())
+
+
+def test_names_of_runs_classes_and_titles_are_text(scratch: Path) -> None:
+    """Whatever they are: the page has the same elements, and shows them."""
+    hostile = ('a"><img src=x onerror=alert(1)>', "javascript:alert(1)", "\u202egnp.exe", "שכבה" * 12)
+    pages = []
+    for names in (("one", "two", "three", "four"), hostile):
+        folder = scratch / f"run{len(pages)}"
+        folder.mkdir()
+        for name in names[:2]:
+            shutil.copy(MODEL, folder / f"{name}.caffemodel.h5")
+        shutil.copy("train.json", folder / f"{names[2]}.jsonl")
+        found = forcereg.report_on(
+            sorted(folder.iterdir()), title=names[3], labels=names[:3], passes=0, device="cpu"
+        )  # fmt: skip
+        found.write(page := f"page{len(pages)}.html")
+        pages.append(Read(Path(page).read_text(encoding="utf-8")))
+    plain, other = pages
+    assert [*map(repr, other.elements)] == [*map(repr, plain.elements)]
+    shown = "".join(other.texts)
+    assert all(short(name) in shown for name in hostile) and "\u202e" not in shown
 
 
 def test_studies_leave_pages(scratch: Path, cli: Cli) -> None:
