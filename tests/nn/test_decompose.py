@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_resnet18() -> None:
     made = exact(model, x, "pca", layers=["conv1", "layer[12].*"], fold_bn=True)
     assert len(made.report["layers"]) == 10 and len(made.report["folded"]) == 20
     assert not any(isinstance(one, nn.BatchNorm2d) for one in made.model.modules())
+
+
+def test_vgg11_bn() -> None:
+    """Of its convolutions the small ones; every BatchNorm is folded, before pools too."""
+    model, x = built(*FULL["vgg11_bn"])
+    made = exact(model, x, "svd", layers=["0.0", "0.4", "0.8"], fold_bn=True)
+    assert [one["name"] for one in made.report["layers"]] == ["0.0", "0.4", "0.8"]
+    assert len(made.report["folded"]) == 8 and not any(isinstance(one, nn.BatchNorm2d) for one in made.model.modules())
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -273,26 +282,44 @@ def half() -> tuple[nn.Module, Tensor]:
     return decompose(model, x, rule=forcereg.MaxMacs(0.5), fold_bn=True).model.eval(), x
 
 
-def test_results_pickle_copy_script_and_export(half: tuple[nn.Module, Tensor]) -> None:
-    model, x = half
-    expected = model(x)
-    assert b"forcereg" not in pickle.dumps(model)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
-    for one in (copy.deepcopy(model), program):
-        torch.testing.assert_close(one(x), expected)
-    assert program(x[:1]).shape == (1, 4)
-
-
-def test_results_run_in_onnx_runtime(half: tuple[nn.Module, Tensor]) -> None:
+def lives_without_us(model: nn.Module, x: Tensor) -> None:
+    """Pickled, scripted, exported for any batch, and in ONNX Runtime it gives what it gave."""
+    onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    model, x = half
+    more = torch.cat([x, 2 * x, -x])
+    expected = {one: model(one).detach() for one in (x, more)}
+    bytes_ = pickle.dumps(model)
+    assert b"forcereg" not in bytes_
+    program = torch.export.export(model, (more,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     file = io.BytesIO()
-    with pytest.warns(DeprecationWarning):  # the newer exporter needs onnxscript
+    with warnings.catch_warnings():  # torch tells that it has newer ways; its newer exporter needs onnxscript
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(model)
         torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}})
-    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
+    for again in (pickle.loads(bytes_), copy.deepcopy(model), script, program):
+        for one, y in expected.items():
+            torch.testing.assert_close(again(one).detach(), y, rtol=1e-5, atol=1e-6)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for one, y in expected.items():
+        assert difference(torch.from_numpy(session.run(None, {"x": one.numpy()})[0]), y) < 1e-5
+
+
+def test_results_live_without_us(half: tuple[nn.Module, Tensor]) -> None:
+    lives_without_us(*half)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_other_people_s_models_live_without_us(name: str) -> None:
+    model, x = built(*SMALL[name])
+    lives_without_us(decompose(model, x, rule=forcereg.MaxMacs(0.7), fc=True, fold_bn=True).model.eval(), x)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_whole_models_live_without_us(name: str, long_form: bool) -> None:
+    if not long_form:
+        pytest.skip("with --long")
+    model, x = built(*FULL[name])
+    lives_without_us(decompose(model, x, rule=forcereg.MaxMacs(0.7), fc=True, fold_bn=True).model.eval(), x)
 
 
 def test_results_train(half: tuple[nn.Module, Tensor]) -> None:
