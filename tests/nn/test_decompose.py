@@ -290,11 +290,11 @@ def lives_without_us(model: nn.Module, x: Tensor) -> None:
     expected = {one: model(one).detach() for one in (x, more)}
     bytes_ = pickle.dumps(model)
     assert b"forcereg" not in bytes_
-    program = torch.export.export(model, (more,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     file = io.BytesIO()
-    with warnings.catch_warnings():  # torch tells that it has newer ways; its newer exporter needs onnxscript
+    with warnings.catch_warnings():  # torch's own: of newer ways (which need onnxscript), of an LSTM's flat weights
         warnings.simplefilter("ignore")
         script = torch.jit.script(model)
+        program = torch.export.export(model, (more,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
         torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}})
     for again in (pickle.loads(bytes_), copy.deepcopy(model), script, program):
         for one, y in expected.items():
