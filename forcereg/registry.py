@@ -1,8 +1,8 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
-decomposition, rule for ranks, way to spread a budget or runtime to measure by is one function or class with one
-decorator; nothing else needs to know.
+decomposition, rule for ranks, way to spread a budget, runtime to measure by or way to shrink a layer is one function or
+class with one decorator; nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -113,3 +113,4 @@ rank_rule: Registry[Any] = Registry("rank rule")
 chooser: Registry[Any] = Registry("way to spread a budget")
 onnx_form: Registry[Any] = Registry("layer type with an ONNX form")
 runtime: Registry[Any] = Registry("runtime")
+shrink_rule: Registry[Any] = Registry("layer type that is shrunk")

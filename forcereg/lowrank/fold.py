@@ -36,7 +36,7 @@ def fold_bn(
             continue
         new.layer.append(layer)
         if layer.name in folds:
-            _take_bias(new.layer[-1], specs[folds[layer.name][-1]])
+            take_bias(new.layer[-1], specs[folds[layer.name][-1]])
             new.layer[-1].top[:] = [finals[layer.name]]
     blobs = {name: dict(values) for name, values in weights.items() if name not in gone}
     kinds = {layer.name: layer for layer in net.layer}
@@ -121,7 +121,7 @@ def _shared(net: Any) -> set[str]:
     return {name for names in users.values() if len(names) > 1 for name in names}
 
 
-def _take_bias(layer: Any, specs: Sequence[Any]) -> None:
+def take_bias(layer: Any, specs: Sequence[Any] = ()) -> None:
     """The layer has a bias from now on; its multipliers are the Scale's bias's where it had none itself."""
     param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
     if not param.bias_term:

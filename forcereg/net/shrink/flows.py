@@ -1,0 +1,269 @@
+"""How layers hand channels on: which are constant, which are needed (pure functions on arrays, whatever holds the net).
+
+A blob has C channels, of each of which two things are known. Its value (float64, NaN where it varies): what the channel
+is for every item and at every position, in the test phase. And whether it is needed: marks that only grow. What isn't
+needed in the end can go without changing any output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Values: TypeAlias = np.ndarray
+"""(C,) float64: the channel's constant, NaN where it varies."""
+Mask: TypeAlias = np.ndarray
+"""(C,) bool."""
+
+
+def varying(size: int) -> Values:
+    """Of a blob of which nothing is known."""
+    return np.full(size, np.nan)
+
+
+class Flow:
+    """One layer. This one is any layer at all: nothing is known of its tops, and it needs all channels."""
+
+    def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
+        """The values of its tops, which have `sizes` channels, by those of its bottoms."""
+        return [varying(size) for size in sizes]
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        """Marks, in place, what else is needed if that is which is marked; `values`: of the bottoms."""
+        for mask in (*bottoms, *tops):
+            mask[:] = True
+
+
+class Unread(Flow):
+    """What its bottoms hold is of no interest to it."""
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        """Nothing."""
+
+
+def together(masks: Sequence[Mask]) -> None:
+    """Channel i of one is needed where that of another is."""
+    joint = np.logical_or.reduce(masks)
+    for mask in masks:
+        mask[:] = joint
+
+
+@dataclass
+class Together(Flow):
+    """Channel i of the tops hangs on channel i of the bottoms alone; `compute`: the tops' constants of the bottoms'.
+
+    Bottoms behind the first `readers` give their form only: one channel of theirs is enough.
+    """
+
+    compute: Callable[[Sequence[Values]], Sequence[Values]]
+    readers: int | None = None
+
+    def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
+        read = bottoms[: self.readers]
+        known = ~np.isnan(read).any(axis=0)
+        if not known.any():
+            return super().values(bottoms, sizes)
+        found = self.compute([np.where(known, one, 0) for one in read])
+        # what overflows is nobody's constant
+        return [np.where(known & np.isfinite(top), top, np.nan) for top in found]
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        # a layer that nobody reads goes, whoever else reads its bottoms
+        if any(top.any() for top in tops):
+            together([*bottoms[: self.readers], *tops])
+            for mask in bottoms[len(bottoms) if self.readers is None else self.readers :]:
+                fill(mask, max(1, int(mask.sum())))
+
+
+class Copies(Together):
+    """Each top is the bottom; those that nobody reads go."""
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        if read := [top for top in tops if top.any()]:
+            together([*bottoms, *read])
+
+
+class Sum(Together):
+    """The sum of the bottoms, which can go without those that are constant."""
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        if tops[0].any():
+            together([*(bottoms[at] for at in self.summed(tops[0], values)), tops[0]])
+
+    def summed(self, top: Mask, values: Sequence[Values]) -> list[int]:
+        """Which bottoms stay, where of the top these channels do: all that vary, and all if none or too many do.
+
+        One that varies can take constants as a bias; beside several only zeros are left out.
+        """
+        varied = [at for at, one in enumerate(values) if np.isnan(one[top]).any()]
+        if not varied:
+            return list(range(len(values)))
+        return varied if len(varied) == 1 else [at for at, one in enumerate(values) if at in varied or one[top].any()]
+
+
+class Nearby(Together):
+    """What becomes of channel i hangs on the `reach` channels to each side of it, too; of 0 it is 0."""
+
+    def __init__(self, reach: int) -> None:
+        super().__init__(lambda bottoms: [np.where(bottoms[0] == 0, 0.0, np.nan)])
+        self.reach = reach
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        if not (mask := tops[0]).any():
+            return
+        super().needs(bottoms, tops, values)
+        apart = np.abs(np.arange(len(mask))[:, None] - np.flatnonzero(mask)).min(1)
+        mask |= (apart <= self.reach) & (values[0] != 0)
+        # what comes closer would be counted: a gap may close to `reach` channels, not further
+        for start, end in pairwise(np.flatnonzero(mask)):
+            mask[start + 1 : min(start + 1 + self.reach, end)] = True
+        bottoms[0][:] |= mask
+
+
+@dataclass
+class Joined(Flow):
+    """Blobs one behind the other: the bottoms as the top, or with `apart` the bottom as the tops."""
+
+    apart: bool = False
+
+    def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
+        return np.split(bottoms[0], np.cumsum(sizes)[:-1]) if self.apart else [np.concatenate(bottoms)]
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        (whole,), parts = (bottoms, tops) if self.apart else (tops, bottoms)
+        if not any(top.any() for top in tops):
+            return
+        for part, piece in zip(parts, pieces(whole, parts), strict=True):
+            # a part that the whole doesn't need stays out of it; a top can't be told apart from its neighbours
+            if self.apart or piece.any():
+                together([part, piece])
+
+
+def pieces(whole: np.ndarray, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Views of the whole, as long as the parts."""
+    return np.split(whole, np.cumsum([len(part) for part in parts])[:-1])
+
+
+@dataclass
+class Blocks(Flow):
+    """Each channel becomes `size` of them."""
+
+    size: int
+
+    def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
+        return [np.repeat(bottoms[0], self.size)]
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        if tops[0].any():
+            bottoms[0][:] |= tops[0].reshape(-1, self.size).any(1)
+            tops[0][:] |= np.repeat(bottoms[0], self.size)
+
+
+@dataclass
+class Mixing(Flow):
+    """Products with a weight, N outputs of C/groups inputs each: a convolution or a matrix.
+
+    weight: (N, C/groups, T), T products of a channel. whole: (T,) bool, which of them every output sees; at a border
+    that is filled up with zeros others may be missing, so that a constant isn't one there. can_take: whether constants
+    may go into the bias, which may have to be made.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    groups: int
+    whole: np.ndarray
+    can_take: bool = True
+    nonzero: np.ndarray = field(init=False)
+    _edge: np.ndarray = field(init=False)
+    _total: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.groups, -1, self.weight.shape[1])
+        # groups x outputs x inputs
+        self.nonzero = self.weight.any(2).reshape(shape)
+        self._edge = self.weight[:, :, ~self.whole].any(2).reshape(shape)
+        self._total = self.weight.sum(2, dtype=np.float64).reshape(shape)
+
+    def _inputs(self, of: np.ndarray) -> np.ndarray:
+        return of.reshape(self.groups, 1, -1)
+
+    def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
+        inputs = self._inputs(bottoms[0])
+        varied = (self.nonzero & (np.isnan(inputs) | (self._edge & (inputs != 0)))).any(2)
+        found = self.taken(np.ones(len(bottoms[0]), bool), bottoms[0]) + (0 if self.bias is None else self.bias)
+        return [np.where(varied.reshape(-1) | ~np.isfinite(found), np.nan, found)]
+
+    def taken(self, inputs: Mask, values: Values) -> np.ndarray:
+        """What these inputs add to each output (N,), as far as they are constant."""
+        constant = np.where(inputs & ~np.isnan(values), values, 0.0)
+        return np.asarray((self._total * self._inputs(constant)).sum(2).reshape(-1))
+
+    def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
+        inputs, outputs = bottoms[0].reshape(self.groups, -1), tops[0].reshape(self.groups, -1)
+        constant = self._inputs(values[0])
+        fixed = np.isnan(constant) | ((constant != 0) & (self._edge | (not self.can_take)))
+        inputs |= (self.nonzero & fixed & outputs[:, :, None]).any(1)
+        if not outputs.any():
+            return
+        alive = np.flatnonzero(outputs.any(1) | inputs.any(1))
+        # groups are of one size, and have an input, though it may add nothing
+        for masks in (inputs, outputs):
+            most = max(1, int(masks[alive].sum(1).max()))
+            for group in alive:
+                fill(masks[group], most)
+
+
+def fill(mask: Mask, count: int) -> None:
+    """Marks the first channels that aren't, until so many are."""
+    mask[np.flatnonzero(~mask)[: count - int(mask.sum())]] = True
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer: its flow, and the blobs that it reads and writes, by number."""
+
+    flow: Any
+    bottoms: tuple[int, ...]
+    tops: tuple[int, ...]
+
+
+def settle(nodes: Sequence[Node], sizes: Sequence[int], pinned: Sequence[int]) -> tuple[list[Values], list[Mask]]:
+    """Of each blob its channels' values, and which of them are needed. `sizes`: channels; `pinned`: needed whole.
+
+    Nodes in the order in which they run; several may write one blob, whose channels are then kept alike.
+    """
+    return (values := constants(nodes, sizes)), needed(nodes, sizes, pinned, values)
+
+
+def constants(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Values]:
+    """The channels' values: those on which all writers of a blob agree."""
+    found: list[Values | None] = [None] * len(sizes)
+    before = -1
+    # a blob of several writers may be read between them: again until nothing changes
+    while (left := sum(int((~np.isnan(one)).sum()) for one in found if one is not None)) != before:
+        before = left
+        for node in nodes:
+            bottoms = [varying(sizes[at]) if (one := found[at]) is None else one for at in node.bottoms]
+            tops = node.flow.values(bottoms, [sizes[at] for at in node.tops])
+            for at, top in zip(node.tops, tops, strict=True):
+                found[at] = top if (one := found[at]) is None else np.where(one == top, one, np.nan)
+    return [varying(size) if one is None else one for one, size in zip(found, sizes, strict=True)]
+
+
+def needed(nodes: Sequence[Node], sizes: Sequence[int], pinned: Sequence[int], values: Sequence[Values]) -> list[Mask]:
+    """Which channels are needed: the least that satisfies all layers."""
+    masks = [np.zeros(size, bool) for size in sizes]
+    for at in pinned:
+        masks[at][:] = True
+    before = -1
+    while (marked := sum(int(mask.sum()) for mask in masks)) != before:
+        before = marked
+        for node in reversed(nodes):
+            node.flow.needs(
+                [masks[at] for at in node.bottoms], [masks[at] for at in node.tops], [values[at] for at in node.bottoms]
+            )
+    return masks
