@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.report import Report, report_on
     from forcereg.workflows.score import score
     from forcereg.workflows.sensitivity import Sensitivity, sensitivity
+    from forcereg.workflows.shrink import ShrunkNet, shrink
     from forcereg.workflows.split_groups import split_groups
     from forcereg.workflows.summary import summary
     from forcereg.workflows.sweep import Sweep, sweep
@@ -103,6 +104,7 @@ _HOME = {
     "Report": "forcereg.workflows.report",
     "Score": "forcereg.net.scoring",
     "Sensitivity": "forcereg.workflows.sensitivity",
+    "ShrunkNet": "forcereg.workflows.shrink",
     "Solver": "forcereg.solver.loop",
     "Summary": "forcereg.net.summary",
     "Sweep": "forcereg.workflows.sweep",
@@ -140,6 +142,7 @@ _HOME = {
     "score": "forcereg.workflows.score",
     "sensitivity": "forcereg.workflows.sensitivity",
     "shipped_configs": "forcereg.workflows.configs",
+    "shrink": "forcereg.workflows.shrink",
     "split_groups": "forcereg.workflows.split_groups",
     "summary": "forcereg.workflows.summary",
     "sweep": "forcereg.workflows.sweep",
@@ -173,6 +176,7 @@ __all__ = [
     "Report",
     "Score",
     "Sensitivity",
+    "ShrunkNet",
     "Solver",
     "Summary",
     "Sweep",
@@ -213,6 +217,7 @@ __all__ = [
     "score",
     "sensitivity",
     "shipped_configs",
+    "shrink",
     "split_groups",
     "summary",
     "sweep",

@@ -32,6 +32,7 @@ COMMANDS = {
     "sensitivity": "Show the accuracy with each layer decomposed alone.",
     "filters": "Draw a layer's filters: images, basis, clusters, angles.",
     "frontier": "Compare nets: accuracy against cost, in MACs and measured time.",
+    "shrink": "Cut filters, channels and branches that are zero out of a net.",
     "split-groups": "Turn grouped convolutions into parallel layers.",
     "merge-groups": "Turn parallel layers into grouped convolutions.",
     "deploy": "Write a trained net for use: inputs for data, no labels.",

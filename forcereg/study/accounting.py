@@ -31,10 +31,14 @@ class View:
         """Shapes of what the net is fed, for others that are fed like it."""
         return {name: self.net.shapes[name] for name in self.net.inputs}
 
+    def like(self, file: NetFile, root: Path, allow_python_layers: bool) -> Net:
+        """Another net that is fed like this one. Raises ForceregError if it can't be built."""
+        return phase_net(file, self.state, self.fed, None, root, allow_python_layers)
+
     def cost(self, file: NetFile, root: Path, allow_python_layers: bool) -> Cost | None:
         """Of another net that is fed like this one, None if it can't be built."""
         try:
-            return cost_of(phase_net(file, self.state, self.fed, None, root, allow_python_layers))
+            return cost_of(self.like(file, root, allow_python_layers))
         except ForceregError:
             return None
 

@@ -52,6 +52,7 @@ max_iter: 1 snapshot_prefix: "net" snapshot_format: HDF5 solver_mode: CPU force_
 """
 
 SET_UP = (
+    ("train", "--solver", S, "--set", "net=zeros.prototxt", "--set", "snapshot_prefix=zeros"),
     ("train", "--solver", S),
     ("decompose", "--snapshot", W, "--ranks", "2,2", "--out", "low"),
     ("split-groups", W, "--out", "split"),
@@ -68,6 +69,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sensitivity": (W, "--solver", S, "--error", "0.2", "-o", "sensitivity{}.svg"),
     "filters": (W, "--layer", "conv1", "--basis", "-o", "basis{}.svg"),
     "frontier": (W, "--solver", S, "--ranks", "2,2", "--latency", "no", "-o", "frontier{}.svg"),
+    "shrink": ("zeros_iter_1.caffemodel.h5", "--out", "shrunk{}"),
     "split-groups": (W, "--out", "split{}"),
     "merge-groups": ("split.caffemodel.h5", "--out", "merged{}"),
     "deploy": ("net.prototxt", "-o", "use{}.prototxt"),
@@ -177,6 +179,10 @@ def set_up(folder: Path, mnist: str | None) -> None:
             write_set(examples / name, images[:count], labels[:count], 8, force=False)
     write_set(folder / "small_lmdb", images[:64, :, :12, :12], labels[:64], 8, force=False)
     (folder / "net.prototxt").write_text(NET)
+    # filters that are zero and aren't learned
+    zeros = NET.replace('group: 2 weight_filler { type: "xavier" }', "")
+    zeros = zeros.replace('name: "conv2"', 'name: "conv2" param { lr_mult: 0 }')
+    (folder / "zeros.prototxt").write_text(zeros)
     (folder / S).write_text(SOLVER)
     for args in SET_UP:
         _, done = timed(["-m", "forcereg", *args], folder)

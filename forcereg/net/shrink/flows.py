@@ -76,7 +76,7 @@ class Together(Flow):
         if any(top.any() for top in tops):
             together([*bottoms[: self.readers], *tops])
             for mask in bottoms[len(bottoms) if self.readers is None else self.readers :]:
-                fill(mask, max(1, int(mask.sum())))
+                fill(mask, 1)
 
 
 class Copies(Together):
@@ -116,11 +116,13 @@ class Nearby(Together):
         if not (mask := tops[0]).any():
             return
         super().needs(bottoms, tops, values)
-        apart = np.abs(np.arange(len(mask))[:, None] - np.flatnonzero(mask)).min(1)
-        mask |= (apart <= self.reach) & (values[0] != 0)
+        # of 0 it is 0 whatever lies around
+        varied = values[0] != 0
+        if len(places := np.flatnonzero(mask & varied)):
+            mask |= (np.abs(np.arange(len(mask))[:, None] - places).min(1) <= self.reach) & varied
         # what comes closer would be counted: a gap may close to `reach` channels, not further
-        for start, end in pairwise(np.flatnonzero(mask)):
-            mask[start + 1 : min(start + 1 + self.reach, end)] = True
+        for start, end in pairwise(np.flatnonzero(mask & varied)):
+            fill(mask[start + 1 : end], self.reach)
         bottoms[0][:] |= mask
 
 
@@ -219,7 +221,7 @@ class Mixing(Flow):
 
 def fill(mask: Mask, count: int) -> None:
     """Marks the first channels that aren't, until so many are."""
-    mask[np.flatnonzero(~mask)[: count - int(mask.sum())]] = True
+    mask[np.flatnonzero(~mask)[: max(0, count - int(mask.sum()))]] = True
 
 
 @dataclass(frozen=True)
