@@ -238,7 +238,7 @@ class Ladder:
         """The approximation at a rank. Raises ValueError for a rank out of range."""
         each = self._each(rank)
         # parts of all groups behind each other: what a grouped convolution's weight is
-        blocks = zip(*(one.tensors(each) for one in self._methods), strict=True)
+        blocks = zip(*(zeros_kept(one.weight, one.tensors(each)) for one in self._methods), strict=True)
         return self._chain(rank, [torch.cat(same).to(self.dtype) for same in blocks], self.error(rank))
 
     def outline(self, rank: Rank) -> Factors:
@@ -250,6 +250,18 @@ class Ladder:
         whole = zip(self.slots, weights, groups, strict=True)
         parts = tuple(Part(slot, weight, self.groups * own) for slot, weight, own in whole)
         return Factors(each_of(self.rounded(rank)), error, self.full_ranks, self.groups, parts)
+
+
+def zeros_kept(weight: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A chain in which the filters (N) and input channels (C) of a weight (N, C, *kernel) that are zero are just that.
+
+    Rounding leaves 1e-17 there, of which nothing could be cut.
+    """
+    first, *rest = tensors
+    first = first * weight.ne(0).transpose(0, 1).flatten(1).any(1).reshape(1, -1, *(1,) * (first.dim() - 2))
+    chain = [first, *rest]
+    chain[-1] = chain[-1] * weight.ne(0).flatten(1).any(1).reshape(-1, *(1,) * (chain[-1].dim() - 1))
+    return chain
 
 
 def _steps(full: int, groups: int, multiple: int) -> Sequence[int]:

@@ -60,6 +60,7 @@ def cut(snapshot: Path) -> None:
     forcereg.decompose(snapshot, rule=floor, layers=lambda layer: layer.type == "Convolution", observer=watch)
     forcereg.ranks(snapshot, error=[0.1, 0.2])
     forcereg.split_groups(snapshot).write("split")
+    forcereg.shrink(snapshot).write("small")
     front: forcereg.Frontier = forcereg.frontier([snapshot], solver="solver.prototxt", rule={"half": rules[1]})
     found = forcereg.confusion("net.prototxt", snapshot, labels=["cat", "dog"])
     runs: forcereg.Sweep = forcereg.sweep("solver.prototxt", set={"force_decay": [0, 0.001]}, seeds=2)
