@@ -84,7 +84,8 @@ RUNS = (
     "decompose --snapshot MODEL --max-macs 0.5", "sensitivity MODEL --solver solver.prototxt",
     "frontier MODEL --solver solver.prototxt --ranks 1 -o out.svg", "sweep --solver solver.prototxt --out sweep",
     "tune --solver solver.prototxt --goal macs<=0.5 --trials 1",
-    "shrink MODEL", "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
+    "shrink MODEL",
+    "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
     "report MODEL -o out.html",
 )  # fmt: skip
