@@ -74,6 +74,8 @@ def show(report: dict[str, Any]) -> None:
         echo(f"gone: {', '.join(report['gone'])}")
     for name, reason in report["whole"].items():
         echo(f"left as it is: {name}: {reason}")
+    for line in report["remarks"]:
+        echo(line)
     if (measured := report.get("latency")) is not None:
         net = measured["net"]
         before, after, ratio = times(net["ms_before"], net["ms_after"])

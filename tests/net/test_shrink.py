@@ -333,6 +333,27 @@ def test_shrinking_again_changes_nothing() -> None:
     assert not again.changes and not again.gone and again.net == made.net
 
 
+def test_blocks_of_group_lasso_fit_again() -> None:
+    """All columns, a kernel, all rows; pairs of rows fit 4 filters, triples don't."""
+    blocks = ("xdimen: 36", "xdimen: 9", "ydimen: 6", "xdimen: 9 ydimen: 2", "ydimen: 3")
+    specs = " ".join(f"block_group_lasso {{ {one} block_decay_mult: 2 }}" for one in blocks)
+    text = X + conv("a", "x", "a", 6, PAD, more=f"param {{ {specs} decay_proto: 'w.bin' }}") + ip("f", "a", "f", 3)
+
+    def change(weights: Blobs) -> None:
+        zero_filters(weights, "a", 0, 3)
+        weights["a"][0][..., [0, 2]] = 0
+
+    made = agrees(text, with_zeros(text, random.Random(1), change))
+    param = next(one.param[0] for one in made.net.layer if one.name == "a")
+    assert sizes(made)["a"] == (4, 4, 3, 1) and not param.decay_proto
+    found = [(one.xdimen, one.ydimen, one.block_decay_mult) for one in param.block_group_lasso]
+    assert found == [(12, 1, 2), (3, 1, 2), (1, 4, 2), (3, 2, 2)]
+    assert made.remarks == (
+        "a: blocks of 3x1 don't tile its [4, 4, 3, 1] any more; its block_group_lasso is left out",
+        "a: decay_proto w.bin is of another shape now, and is left out",
+    )
+
+
 # -- what stays
 
 

@@ -13,6 +13,7 @@ from forcereg.net.deploy.make import unread
 from forcereg.net.shrink.flows import Node, settle
 from forcereg.net.shrink.places import Key, Layout, Phase, Place, channels, layout
 from forcereg.net.shrink.rules import Kept, rule_of
+from forcereg.net.shrink.settings import refit
 from forcereg.schema import NetParameter
 from forcereg.schema.rules import included
 from forcereg.schema.text import NetFile
@@ -34,7 +35,7 @@ class Change:
 class Shrunk:
     """`net`: NetParameter. `changes`: layers whose weights are others now. `gone`: names of all layers that are.
 
-    `whole`: layer with weights -> why it can't be cut.
+    `whole`: layer with weights -> why it can't be cut. `remarks`: settings that were left out, a line each.
     """
 
     net: Any
@@ -42,6 +43,7 @@ class Shrunk:
     changes: tuple[Change, ...]
     gone: tuple[str, ...]
     whole: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def shrink(file: NetFile, weights: Weights, phases: Sequence[Phase]) -> Shrunk:
@@ -70,6 +72,7 @@ class _Rewriting:
         self.values, self.masks = settle(nodes, sizes, [self._number(key) for key in found.ends])
         # a reader of what is only handed on reads what that was handed on from
         self.names: dict[Key, str] = {}
+        self.remarks: list[str] = []
 
     def _number(self, key: Key) -> int:
         return self.numbers[self.found.classes.of(key)]
@@ -102,9 +105,8 @@ class _Rewriting:
             # those of layers that stand in no net here are kept, of Splits that were there left out
             if name not in made and (name in names or (blobs and name not in old)):
                 made[name] = dict(blobs)
-        return Shrunk(
-            net, made, tuple(self._changes(made)), tuple(name for name in old if name not in names), self._whole()
-        )
+        left = tuple(name for name in old if name not in names)
+        return Shrunk(net, made, tuple(self._changes(made)), left, self._whole(), tuple(self.remarks))
 
     def _layer(self, message: Any, place: Place, made: dict[str, dict[int, np.ndarray]]) -> Any | None:
         """The layer as it is now, None if it is gone; its weights go into `made`."""
@@ -123,6 +125,7 @@ class _Rewriting:
         elif not same(blobs := rule.cut(layer, kept), place.blobs):
             # those are of other shapes
             layer.ClearField("blobs")
+            self.remarks += refit(layer, place.blobs, blobs)
         # what is borrowed is its owner's, unless the snapshot has it twice
         held = {at: blob for at, blob in blobs.items() if at in own or at not in place.blobs}
         if held or place.spec.name in self.weights:
