@@ -40,8 +40,9 @@ class ShrunkNet:
     net: NetParameter. weights: layer name -> position of the blob in its layer -> values. report: plain data, what
     `forcereg shrink --json` prints. layers: those that changed, with the shapes of their first blob and their cost for
     one image before and after (`after` is None for one that is gone); net: the whole net's cost; gone: all layers that
-    aren't there any more; whole: layers that can't be cut, and why; remarks: settings that were left out; difference: of the outputs for random data in
-    float64, relative to the largest, None where the net can't run here; latency, if it was measured.
+    aren't there any more; whole: layers that can't be cut, and why; remarks: settings that were left out; difference:
+    of the outputs for random data in float64, relative to the largest, None where the net can't run here; latency, if
+    it was measured.
 
     >>> import torch
     >>> net = forcereg.load_net("deploy.prototxt", "net_iter_20.caffemodel.h5")
