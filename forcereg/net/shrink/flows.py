@@ -7,7 +7,7 @@ needed in the end can go without changing any output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -233,12 +233,21 @@ class Node:
     tops: tuple[int, ...]
 
 
-def settle(nodes: Sequence[Node], sizes: Sequence[int], pinned: Sequence[int]) -> tuple[list[Values], list[Mask]]:
+def settle(
+    nodes: Sequence[Node], sizes: Sequence[int], pinned: Iterable[int], least: int = 0
+) -> tuple[list[Values], list[Mask]]:
     """Of each blob its channels' values, and which of them are needed. `sizes`: channels; `pinned`: needed whole.
 
-    Nodes in the order in which they run; several may write one blob, whose channels are then kept alike.
+    Nodes in the order in which they run; several may write one blob, whose channels are then kept alike. `least`: so
+    many channels of every blob stay, whether needed or not.
     """
-    return (values := constants(nodes, sizes)), needed(nodes, sizes, pinned, values)
+    values, masks = constants(nodes, sizes), [np.zeros(size, bool) for size in sizes]
+    for mask in masks:
+        mask[:least] = True
+    for at in pinned:
+        masks[at][:] = True
+    mark(nodes, masks, values)
+    return values, masks
 
 
 def constants(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Values]:
@@ -256,11 +265,8 @@ def constants(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Values]:
     return [varying(size) if one is None else one for one, size in zip(found, sizes, strict=True)]
 
 
-def needed(nodes: Sequence[Node], sizes: Sequence[int], pinned: Sequence[int], values: Sequence[Values]) -> list[Mask]:
-    """Which channels are needed: the least that satisfies all layers."""
-    masks = [np.zeros(size, bool) for size in sizes]
-    for at in pinned:
-        masks[at][:] = True
+def mark(nodes: Sequence[Node], masks: Sequence[Mask], values: Sequence[Values]) -> None:
+    """Marks which channels are needed beside those that are: the least that satisfies all layers."""
     before = -1
     while (marked := sum(int(mask.sum()) for mask in masks)) != before:
         before = marked
@@ -268,4 +274,3 @@ def needed(nodes: Sequence[Node], sizes: Sequence[int], pinned: Sequence[int], v
             node.flow.needs(
                 [masks[at] for at in node.bottoms], [masks[at] for at in node.tops], [values[at] for at in node.bottoms]
             )
-    return masks

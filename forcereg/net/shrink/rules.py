@@ -18,7 +18,7 @@ from forcereg.lowrank.rewrite import AXES, set_field
 from forcereg.net.shrink.flows import Blocks, Copies, Flow, Joined, Mask, Mixing, Nearby, Sum, Together, Unread, Values
 from forcereg.net.shrink.flows import pieces as cut_up
 from forcereg.net.shrink.places import Place, channels
-from forcereg.net.shrink.windows import Axis, window
+from forcereg.net.shrink.windows import Axis, seen_everywhere, window
 from forcereg.registry import shrink_rule
 
 Blobs: TypeAlias = dict[int, np.ndarray]
@@ -392,15 +392,6 @@ def _convolution(at: Place) -> Rule | None:
         weight = weight.reshape(-1, *weight.shape[2:])
         inside = np.zeros(weight.shape[2], bool)
     else:
-        inside = seen_everywhere(module.geometry)
+        geometry = module.geometry
+        inside = seen_everywhere(geometry.kernel, geometry.pad, geometry.dilation)
     return Convolution(at, Mixing(weight, bias_of(at), groups, inside, can_take(at)), transposed)
-
-
-def seen_everywhere(geometry: Any) -> np.ndarray:
-    """Which taps of a kernel lie inside the input for every output, whatever the input's size; flat, bool."""
-    found = np.ones(1, bool)
-    for kernel, pad, dilation in zip(geometry.kernel, geometry.pad, geometry.dilation, strict=True):
-        places = np.arange(kernel) * dilation
-        inside = (places >= pad) & (places <= places[-1] - pad)
-        found = np.logical_and.outer(found, inside).reshape(-1)
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,4 +51,14 @@ def window(taps: np.ndarray, axis: Axis, sizes: Iterable[int]) -> tuple[int, int
             # of equal ones the one that holds for any size
             if same and (before + behind, before == behind) > (sum(found), found[0] == found[1]):
                 found = before, behind
+    return found
+
+
+def seen_everywhere(kernel: Sequence[int], pad: Sequence[int], dilation: Sequence[int]) -> np.ndarray:
+    """Which taps of a kernel lie inside the input for every output, whatever the input's size; flat, bool."""
+    found = np.ones(1, bool)
+    for size, border, step in zip(kernel, pad, dilation, strict=True):
+        places = np.arange(size) * step
+        inside = (places >= border) & (places <= places[-1] - border)
+        found = np.logical_and.outer(found, inside).reshape(-1)
     return found
