@@ -38,6 +38,9 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--snapshot", metavar="FILE", type=click.Path(), help="Continue from this solver state.")
 @click.option("--resume", type=click.Choice(["auto"]),
               help="Continue from the newest complete snapshot of the prefix; start fresh if none.")  # fmt: skip
+@click.option("--masks", type=click.Choice(["stored", "rebuild"]),
+              help="Frozen weights when a run goes on: those stored in the state (the default), or rebuilt from the "
+                   "weights that are zero.")  # fmt: skip
 @click.option("--weights", metavar="A,B", type=click.Path(),
               help="Start from these models (comma separated), by layer name.")  # fmt: skip
 @device_options

@@ -16,15 +16,28 @@ if TYPE_CHECKING:
     from forcereg.nn.clip import Clipped, rank_clipping
     from forcereg.nn.costs import macs, ranks
     from forcereg.nn.cut import Decomposition, decompose
+    from forcereg.nn.lasso import GroupLasso
     from forcereg.nn.optimizer import Force
     from forcereg.nn.saved import load, save
 
-__all__ = ["Clipped", "Decomposition", "Force", "decompose", "load", "macs", "rank_clipping", "ranks", "save"]
+__all__ = [
+    "Clipped",
+    "Decomposition",
+    "Force",
+    "GroupLasso",
+    "decompose",
+    "load",
+    "macs",
+    "rank_clipping",
+    "ranks",
+    "save",
+]
 
 _HOME = {
     "Clipped": "clip",
     "Decomposition": "cut",
     "Force": "optimizer",
+    "GroupLasso": "lasso",
     "decompose": "cut",
     "load": "saved",
     "macs": "costs",

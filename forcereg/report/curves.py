@@ -83,6 +83,14 @@ def _event_points(event: dict[str, Any], blobs: dict[str, int]) -> Iterator[Poin
         for output in event["outputs"]:
             outputs.add(part + output["name"], float(output["value"]))
         yield from outputs.end(iteration)
+    if kind == "sparsity":
+        for layer in event["layers"]:
+            # biases' few zeros would hide the weights'
+            if int(layer["index"]) == 0:
+                shares = {name: layer[name] for name in ("element", "column", "row")}
+                shares |= {f"block ({one['x']},{one['y']})": one["percent"] for one in layer["blocks"]}
+                for name, share in shares.items():
+                    yield f"{layer['layer']} {name} sparsity", iteration, float(share)
     if kind == "ranks":
         for layer in event["layers"]:
             yield f"{layer['layer']} rank", iteration, float(layer["rank"])

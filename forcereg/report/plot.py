@@ -15,7 +15,8 @@ from forcereg.report.page import Grid, Part, Picture, Section, page
 from forcereg.report.points import Curve, Run
 from forcereg.system.paths import StrPath
 
-PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio")
+SPARSITY = "sparsity"
+PANELS = ("loss", "score", "learning rate", "rank", "cosine", "force ratio", SPARSITY)
 KINDS = ("png", "svg", "pdf", "html")
 CSV = "csv"
 PICTURES = ("png", "svg", "pdf")
@@ -51,16 +52,23 @@ def panel_of(curve: str) -> str:
     """The panel that a curve belongs in, by its name."""
     if curve == "lr":
         return "learning rate"
-    for panel, ending in (("rank", " rank"), ("cosine", " cosine"), ("force ratio", " ratio")):
+    endings = (("rank", " rank"), ("cosine", " cosine"), ("force ratio", " ratio"), (SPARSITY, " sparsity"))
+    for panel, ending in endings:
         if curve.endswith(ending) and not curve.startswith(("test ", "train ")):
             return panel
     return "loss" if "loss" in curve.lower() else "score"
 
 
 def chosen(run: Run) -> dict[str, list[str]]:
-    """Panel -> names of the run's curves in it. The training net's outputs come only where nothing else would."""
+    """Panel -> names of the run's curves in it. The training net's outputs come only where nothing else would.
+
+    So do kinds of sparsity of which a layer never has any.
+    """
     panels: dict[str, list[str]] = {}
-    for curve in run.curves:
+    dense = [name for name, curve in run.curves.items() if panel_of(name) == SPARSITY and not any(curve.values)]
+    if len(dense) == sum(panel_of(name) == SPARSITY for name in run.curves):
+        dense = []
+    for curve in (name for name in run.curves if name not in dense):
         if not curve.startswith("train output "):
             panels.setdefault(panel_of(curve), []).append(curve)
     for curve in run.curves:
@@ -132,6 +140,9 @@ def figure(runs: Sequence[Run], look: Look | None = None) -> Any:
     for place, (panel, found) in enumerate(panels.items(), 1):
         axes = made.add_subplot(rows, columns, place, title=panel, xlabel="iteration")
         _panel(axes, found)
+        if panel == SPARSITY:
+            axes.set_ylabel("%")
+            _scores_beside(axes, panels.get("score", []))
         for name, level in look.levels.items():
             axes.axhline(level, color="0.35", linestyle=(0, (1, 1)), linewidth=1.3, label=plain(name))
         axes.set(xlim=look.x, ylim=look.y)
@@ -162,6 +173,19 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
             # a single point has no line that one could see
             marker = "." if len(curve.values) < 30 else ""
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
+
+
+def _scores_beside(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
+    """Draws scores on an axis of their own at the right: what sparsity costs, in the same picture."""
+    curves = [(run, name) for run, names in found for name in names]
+    if not curves:
+        return
+    right = axes.twinx()
+    for number, (run, name) in enumerate(curves):
+        look = {"color": "0.25", "linestyle": STYLES[1 + number % (len(STYLES) - 1)], "linewidth": 1.3}
+        right.plot(run.curves[name].iterations, run.curves[name].values, **look)
+        label = f"{run.name}: {name}" if len(found) > 1 else name
+        axes.plot([], [], label=plain(f"{label} (right)"), **look)
 
 
 def legend(axes: Any) -> None:

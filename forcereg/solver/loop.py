@@ -33,7 +33,8 @@ from forcereg.solver.regularizers.force import FORCE, forced_matrices, without_f
 from forcereg.solver.run import Teller
 from forcereg.solver.setup import solver_file
 from forcereg.solver.snapshots import REBUILD, STORED, Snapshots
-from forcereg.solver.sparsity import asked
+from forcereg.solver.sparsity.advice import Settling, notes, too_strong
+from forcereg.solver.sparsity.asked import is_used
 from forcereg.solver.trouble import NotFinite, advice, not_finite
 from forcereg.solver.updater import Updater
 from forcereg.system.arguments import wrong
@@ -95,13 +96,15 @@ class Solver:
         self.clipping: RankClipping | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
-        self._sparse = asked.is_used(self.net, self.param)
+        self._sparse, self._settling = is_used(self.net, self.param), Settling()
         self._debugs = self.param.debug_info or specs.train.debug_info
         self._pace = Pace()
         # kept for the advice behind a loss that isn't finite, which looks at the inputs again
         self._inputs: Inputs = None
         self._before_tests: dict[str, Any] | None = None
         if self.param.force_decay and (text := without_force(self.net, self.param)):
+            self.warn(text)
+        if text := too_strong(self.net, self.param):
             self.warn(text)
         for path in ",".join(self.param.weights).split(","):
             if path.strip():
@@ -234,6 +237,8 @@ class Solver:
         self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
         if self.passes.precision.kind:
             self.emit("note", text=self.passes.precision.describe())
+        for text in notes(self.net, self.param):
+            self.emit("note", text=text)
         # before the first iteration: what would end the run at its first test or snapshot ends it now
         check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None)
         start = self.iter
@@ -304,6 +309,8 @@ class Solver:
             self.emit("note", text=text)
         after = policy.advance(p, self.iter, before)
         rate = policy.rate(p, self.iter, after)
+        if self._sparse and (text := self._settling.fallen(self.iter, rate)):
+            self.warn(text)
         # as this iteration's loss was scaled, before the update moves it
         scale = self.scale.state_dict() if display and self.scale is not None else None
 
@@ -329,6 +336,7 @@ class Solver:
 
     def _tell_sparsity(self) -> None:
         layers, term = self.updater.sparsity()
+        self._settling.take(self.iter, layers)
         total = term + float(self._losses.mean())
         self.emit("sparsity", iteration=self.iter, layers=layers, regularization=term, total=total)
 

@@ -10,26 +10,28 @@ from pathlib import Path
 from forcereg.errors import ForceregError
 from forcereg.snapshot import Damaged, ModelFile, StateFile, read_model, read_state
 from forcereg.solver.loop import Solver
+from forcereg.solver.snapshots import STORED
 
 _NAME = r"(0|[1-9][0-9]*)\.(caffemodel|solverstate)(?:\.h5)?"
 
 
-def resume_latest(solver: Solver) -> Path | None:
+def resume_latest(solver: Solver, masks: str = STORED) -> Path | None:
     """Restores the newest complete pair of model and state, of any format, under the solver's prefix.
 
     A newer one that is incomplete, damaged or no pair is warned of and passed over. Returns the state's path, None if
-    there is nothing to go on with. Of several processes rank 0 chooses. Raises ForceregError if it is of another net.
+    there is nothing to go on with. Of several processes rank 0 chooses. `masks`: see Solver.restore. Raises
+    ForceregError if it is of another net.
     """
     # one rank looks and restores, and the others read what it chose: folders may change meanwhile
-    path, misfit = solver.group.share(_newest(solver) if solver.group.rank == 0 else None)
+    path, misfit = solver.group.share(_newest(solver, masks) if solver.group.rank == 0 else None)
     if misfit is not None:  # on all ranks
         raise misfit
     if path is not None and solver.group.rank:
-        solver.go_on_from(*_read(path))
+        solver.go_on_from(*_read(path), masks)
     return path
 
 
-def _newest(solver: Solver) -> tuple[Path | None, ForceregError | None]:
+def _newest(solver: Solver, masks: str) -> tuple[Path | None, ForceregError | None]:
     """The state that the solver has gone on from, or what is wrong with the newest one that is whole."""
     prefix = solver.prefix()
     _clean_up(prefix)
@@ -41,7 +43,7 @@ def _newest(solver: Solver) -> tuple[Path | None, ForceregError | None]:
                 solver.warn(f"snapshot {iteration} is passed over: {error}")
                 continue
             try:
-                solver.go_on_from(*pair)
+                solver.go_on_from(*pair, masks)
             # damage is passed over; what is whole and another net's is an error, or training would begin anew unasked
             except Damaged as error:
                 solver.warn(f"snapshot {iteration} is passed over: {error}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from forcereg.errors import ForceregError, printable, storable
 from forcereg.net.scoring import Output
@@ -57,11 +59,22 @@ class TensorBoard:
             for layer in event.layers:
                 for name in layer.keys() - {"layer"}:
                     self._scalar(f"force/{layer['layer']}/{name}", layer[name], event.iteration)
+        elif event.kind == "sparsity":
+            for layer in event.layers:
+                self._sparsity(layer, event.iteration)
+            self._scalar("train/regularization", event.regularization, event.iteration)
         elif event.kind == "ranks":
             for layer in event.layers:
                 self._scalar(f"rank/{layer['layer']}", layer["rank"], event.iteration)
         elif event.kind == "done":
             self._writer.flush()
+
+    def _sparsity(self, layer: Mapping[str, Any], iteration: int) -> None:
+        name = f"{layer['layer']}/{layer['index']}" if layer["index"] else layer["layer"]
+        for kind in ("element", "column", "row"):
+            self._scalar(f"sparsity/{name}/{kind}", layer[kind], iteration)
+        for one in layer["blocks"]:
+            self._scalar(f"sparsity/{name}/block_{one['x']}x{one['y']}", one["percent"], iteration)
 
     def _outputs(self, group: str, outputs: list[Output], iteration: int) -> None:
         names = [output.name for output in outputs]

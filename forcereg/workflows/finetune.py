@@ -29,6 +29,7 @@ def finetune(
     weights: StrPath | Sequence[StrPath] | None = None,
     snapshot: StrPath | None = None,
     resume: bool = False,
+    masks: str | None = None,
     device: str | Sequence[str] | None = None,
     global_batch: bool = False,
     level: int | None = None,

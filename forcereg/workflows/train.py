@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 Said = Callable[[str], str]
 TEACHING = {"teacher": None, "teacher_model": None, "temperature": 4.0, "teacher_weight": 0.5}
 """The keywords of a teacher, and what they are without one."""
-CHOICES = {"amp": ("bf16", "fp16"), **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none"))}
+CHOICES = {
+    "amp": ("bf16", "fp16"),
+    "masks": ("stored", "rebuild"),
+    **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none")),
+}
 
 
 @checked
@@ -34,6 +38,7 @@ def train(
     weights: StrPath | Sequence[StrPath] | None = None,
     snapshot: StrPath | None = None,
     resume: bool = False,
+    masks: str | None = None,
     device: str | Sequence[str] | None = None,
     global_batch: bool = False,
     level: int | None = None,
@@ -64,9 +69,10 @@ def train(
 
     `solver`: the path of a prototxt, its text (of several lines) or a SolverParameter. It starts from the models
     `weights`, by layer name (none given: those that the solver names), from the solver state `snapshot`, or with
-    `resume` from the newest whole snapshot of its prefix, if there is one. `set`: solver fields in place of what the
-    file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter` and `seed` are two of
-    them. `level`, `stage`: of the training net's state.
+    `resume` from the newest whole snapshot of its prefix, if there is one. `masks`: where those of frozen weights come
+    from then, "stored" (or None) from the state, "rebuild" from the weights that are zero. `set`: solver fields in
+    place of what the file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter` and
+    `seed` are two of them. `level`, `stage`: of the training net's state.
 
     `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16" for mixed
     precision. `deterministic`: also on a GPU, until this call ends. `tf32`: in its float32 products. `cuda_graph`:
@@ -107,6 +113,7 @@ class Training:
     weights: StrPath | Sequence[StrPath] | None
     snapshot: StrPath | None
     resume: bool
+    masks: str | None
     device: str | Sequence[str] | None
     global_batch: bool
     level: int | None
@@ -155,7 +162,7 @@ class Training:
         check_start(self.snapshot, self.resume, self.weights)
         check_clipping(self.rank_clipping, self.clip_until)
         check_teacher({name: getattr(self, name) for name in TEACHING})
-        for name in ("sigint_effect", "sighup_effect", "amp"):
+        for name in CHOICES:
             check_choice(name, getattr(self, name))
         signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
         if signals and threading.current_thread() is not threading.main_thread():
@@ -232,10 +239,11 @@ class Training:
 
         # without a prefix there is no snapshot to look for
         wanted = self.resume or (start.again and solver.param.snapshot_prefix)
-        resumed = bool(wanted and resume_latest(solver))
+        masks = self.masks or "stored"
+        resumed = bool(wanted and resume_latest(solver, masks))
         if self.snapshot:
             if not resumed:  # torchrun has started this one again, behind newer snapshots
-                solver.restore(os.fspath(self.snapshot))
+                solver.restore(os.fspath(self.snapshot), masks)
             return
         if start.models and not (start.loaded or resumed):
             # the solver's own are named from where it is, those asked for from here
