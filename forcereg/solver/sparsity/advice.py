@@ -14,7 +14,7 @@ from forcereg.solver.sparsity.asked import ISTA, kind_of, terms_of, threshold
 DROP = 0.5
 """A rate at most so many times the last one has dropped."""
 WINDOW, RISE = 0.1, 1.0
-"""Sparsity is settled if it rose by at most RISE percent of 100 in the last WINDOW of the iterations at a rate."""
+"""Sparsity is settled if no kind of it rose by more than RISE, in percent, in the last WINDOW of those at a rate."""
 
 
 def too_strong(net: Net, p: Any) -> str:
@@ -58,14 +58,17 @@ class Settling:
     def __init__(self) -> None:
         self._rate = 0.0
         self._since = 0
-        self._seen: list[tuple[int, float]] = []
+        self._seen: list[tuple[int, dict[str, float]]] = []
 
     def take(self, iteration: int, layers: Sequence[Mapping[str, Any]]) -> None:
         """What a display tells: see statistics.told."""
-        shares: list[float] = []
+        shares: dict[str, float] = {}
         for layer in layers:
-            shares += [one["percent"] for one in layer["blocks"]] or [layer["row"], layer["column"]]
-        self._seen.append((iteration, sum(shares) / max(1, len(shares))))
+            if layer["index"] == 0:
+                blocks = {f"blocks ({one['x']},{one['y']})": one["percent"] for one in layer["blocks"]}
+                kinds = blocks or {"rows": layer["row"], "columns": layer["column"]}
+                shares |= {f"{kind} of {layer['layer']}": share for kind, share in kinds.items()}
+        self._seen.append((iteration, shares))
 
     def fallen(self, iteration: int, rate: float) -> str:
         """Told the rate of an iteration: what to say if it has dropped too early, '' otherwise."""
@@ -75,11 +78,14 @@ class Settling:
         start = iteration - WINDOW * (iteration - self._since)
         window = [one for one in self._seen if one[0] >= start]
         self._since, self._seen = iteration, self._seen[-1:]
-        if len(window) < 2 or window[-1][1] - window[0][1] <= RISE:
+        if len(window) < 2:
             return ""
         (first, low), (last, high) = window[0], window[-1]
+        most = max(high, key=lambda name: high[name] - low[name], default="")
+        if not most or high[most] - low[most] <= RISE:
+            return ""
         return (
-            f"the rate drops at iteration {iteration} while sparsity still rises (groups that are zero: {low:.1f} % at "
-            f"iteration {first}, {high:.1f} % at {last}): sparsity is made at the first rate, accuracy comes back at "
-            "the later ones; let it drop later"
+            f"the rate drops at iteration {iteration} while sparsity still rises (zero {most}: {low[most]:.1f} % at "
+            f"iteration {first}, {high[most]:.1f} % at {last}): sparsity is made at the first rate, accuracy comes "
+            "back at the later ones; let it drop later"
         )
