@@ -1,6 +1,7 @@
 """Training. From the bottom up, each knows those before it alone:
 
 update, force, regularizers/   one update of weights, as functions; what may be added to gradients
+sparsity/                      structured sparsity: group lasso, zeros, masks, what is told of them
 updater, passes, replica       that with its kept state; forward and backward, also among several processes
 run                            what all parts are handed: a run's settings, its nets, whom to tell
 steps                          iterations on the device, as CUDA graphs where that is possible

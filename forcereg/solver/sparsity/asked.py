@@ -50,6 +50,21 @@ def is_used(net: Net, p: Any) -> bool:
     return bool(named or own or any(one.sparse.used for one in net.learnable) or any(map(mode_of, net.spec.layers)))
 
 
+def described(net: Net, p: Any) -> str:
+    """What a run makes sparse, in a line; '' for nothing."""
+    terms = {f"{one.layer}/{one.index}" if one.index else one.layer: terms_of(one, p) for one in net.learnable}
+    shown = {name: ", ".join(f"{x}x{y} {decay:g}" for x, y, decay in own if decay) for name, own in terms.items()}
+    lasso = "; ".join(f"{name} ({text})" for name, text in shown.items() if text)
+    frozen = ", ".join(spec.name for spec in net.spec.layers if mode_of(spec))
+    limit = threshold(net, p)
+    parts = [
+        f"group lasso (columns x rows, decay) on {lasso}" if lasso else "",
+        f"what is zero stays so in {frozen}" if frozen else "",
+        f"zeros below {limit:g}" if limit else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
 def threshold(net: Net, p: Any) -> float:
     """Below which a step makes weights zero: prune_threshold, else the branch's where something asks for it, else 0."""
     if p.HasField("prune_threshold"):

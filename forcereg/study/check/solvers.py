@@ -18,9 +18,12 @@ from forcereg.schema.text import SolverFile
 from forcereg.solver.chains import force_on_chains
 from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
+from forcereg.solver.regularizers import lasso
 from forcereg.solver.regularizers.force import check_fit, described, without_force
 from forcereg.solver.saving import check_room, check_saving, pair_size, saves
 from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
+from forcereg.solver.sparsity import asked, individual
+from forcereg.solver.sparsity.advice import too_strong
 from forcereg.study.check.nets import check_data, check_fed, check_net, net_facts
 from forcereg.study.check.report import Options, Report
 from forcereg.study.check.schedule import check_outputs, check_schedule, snapshots
@@ -52,6 +55,7 @@ def check_solver(file: SolverFile, options: Options, report: Report) -> None:
     if train is not None:
         report.facts["train net"] = net_facts(train)
         _check_force(file, train, report)
+        _check_sparsity(file, train, report)
         _check_learning(file, train, report)
         _check_weights(file, root, train, tests.values(), report)
         _check_shared(train, tests.values(), report)
@@ -69,6 +73,16 @@ def _check_force(file: SolverFile, train: Net, report: Report) -> None:
             report.warn(f"{file.name}: {text}")
         if text := force_on_chains(train, p):
             report.warn(f"{file.name}: {text}")
+
+
+def _check_sparsity(file: SolverFile, train: Net, report: Report) -> None:
+    p = file.message
+    report.attempt(lambda: lasso.check_fit(train, p))
+    report.attempt(lambda: individual.multipliers(train))
+    if text := asked.described(train, p):
+        report.facts["sparsity"] = text
+    if text := too_strong(train, p):
+        report.warn(f"{file.name}: {text}")
 
 
 def _check_weights(file: SolverFile, root: Path, train: Net, tests: Iterable[Net], report: Report) -> None:
