@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from forcereg.nn.lasso import GroupLasso
     from forcereg.nn.optimizer import Force
     from forcereg.nn.saved import load, save
+    from forcereg.nn.smaller import Shrunk, shrink
 
 __all__ = [
     "Clipped",
     "Decomposition",
     "Force",
     "GroupLasso",
+    "Shrunk",
     "decompose",
     "load",
     "macs",
     "rank_clipping",
     "ranks",
     "save",
+    "shrink",
 ]
 
 _HOME = {
@@ -38,12 +41,14 @@ _HOME = {
     "Decomposition": "cut",
     "Force": "optimizer",
     "GroupLasso": "lasso",
+    "Shrunk": "smaller",
     "decompose": "cut",
     "load": "saved",
     "macs": "costs",
     "rank_clipping": "clip",
     "ranks": "costs",
     "save": "saved",
+    "shrink": "smaller",
 }
 
 

@@ -128,9 +128,13 @@ class Nearby(Together):
 
 @dataclass
 class Joined(Flow):
-    """Blobs one behind the other: the bottoms as the top, or with `apart` the bottom as the tops."""
+    """Blobs one behind the other: the bottoms as the top, or with `apart` the bottom as the tops.
+
+    `every`: a bottom of which the top needs nothing stays in it all the same.
+    """
 
     apart: bool = False
+    every: bool = False
 
     def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
         return np.split(bottoms[0], np.cumsum(sizes)[:-1]) if self.apart else [np.concatenate(bottoms)]
@@ -141,7 +145,7 @@ class Joined(Flow):
             return
         for part, piece in zip(parts, pieces(whole, parts), strict=True):
             # a part that the whole doesn't need stays out of it; a top can't be told apart from its neighbours
-            if self.apart or piece.any():
+            if self.apart or self.every or piece.any():
                 together([part, piece])
 
 
