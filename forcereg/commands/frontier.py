@@ -27,6 +27,8 @@ ALIKE = ("model", "fc", "device", "data_budget", "workers", "allow_python_layers
 @aim_options
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Iterations to train each net further, without force, at a tenth of base_lr.")  # fmt: skip
+@click.option("--teacher", metavar="FILE", type=click.Path(),
+              help="With --finetune: learn from this snapshot's net as well, as finetune does.")  # fmt: skip
 @click.option("--labels", metavar="A,B,..", help="Names of the nets.  [default: what their paths differ in]")
 @click.option("--latency", "where", metavar="cpu|cuda|no", default="cpu", show_default=True,
               help="Where to measure the nets' forward pass.")  # fmt: skip
@@ -40,6 +42,7 @@ def command(
     out: Path,
     aims: Aims,
     finetune: int,
+    teacher: str | None,
     labels: str | None,
     where: str,
     batch: int,
@@ -69,9 +72,9 @@ def command(
     prefix, given = out.with_suffix(""), layers.keywords
     with Shown() as observer:
         found = frontier(
-            snapshots, solver=given.pop("data"), rule=rules, finetune=finetune, labels=labels, latency=where,
-            batch=batch, runtime=runtime, threads=threads, scores=f"{prefix}.scores.json", tuned=f"{prefix}.tuned",
-            even_if_dearer=aims.even_if_dearer, observer=observer, **given,
+            snapshots, solver=given.pop("data"), rule=rules, finetune=finetune, teacher=teacher, labels=labels,
+            latency=where, batch=batch, runtime=runtime, threads=threads, scores=f"{prefix}.scores.json",
+            tuned=f"{prefix}.tuned", even_if_dearer=aims.even_if_dearer, observer=observer, **given,
         )  # fmt: skip
     table(found.points, finetune, runtime).show()
     found.write(out, by=f"forcereg {shlex.join(sys.argv[1:])}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @rank_options
 @click.option("--finetune", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Iterations to train each net on, cut and whole, without force, at a tenth of base_lr.")  # fmt: skip
+@click.option("--teacher", metavar="FILE", type=click.Path(),
+              help="With --finetune: learn from this snapshot's net as well, as finetune does.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="sweep", show_default=True,
               help="Folder of the results; run again with it to go on.")  # fmt: skip
 @report_option
@@ -45,6 +47,7 @@ def command(
     seeds: int,
     ranks: RankOptions,
     finetune: int,
+    teacher: str | None,
     out: Path,
     report: str | None,
     **options: Any,
@@ -72,8 +75,8 @@ def command(
     rule = replace(ranks, values={**ranks.values, "error": None}).rule() if others else None
     found = sweep(
         solver, set=sets, rule=rule, error=ERROR if error is None else error, seeds=seeds, max_iter=max_iter,
-        weights=names_in(weights), finetune=finetune, out=out, even_if_dearer=ranks.even_if_dearer, observer=tell,
-        **layers,
+        weights=names_in(weights), finetune=finetune, teacher=teacher, out=out, even_if_dearer=ranks.even_if_dearer,
+        observer=tell, **layers,
     )  # fmt: skip
     table(found.results, found.plan).show()
     echo(f"wrote {found.csv} and {found.picture}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from forcereg import snapshot
 from forcereg.data.feed import DEFAULT_BUDGET, Feed, FeedContext
-from forcereg.errors import ForceregError, storable
+from forcereg.errors import ForceregError, UsageError, storable
 from forcereg.lowrank.decompose import Prepared
 from forcereg.lowrank.fold import fold_bn
 from forcereg.lowrank.ranks import Choice
@@ -31,6 +32,7 @@ from forcereg.study.tuning import load, tune, tuning
 from forcereg.system.device import choose_device, prepare
 from forcereg.system.events import Event
 from forcereg.system.files import make_folder
+from forcereg.system.paths import StrPath
 
 
 class Evaluator:
@@ -39,7 +41,8 @@ class Evaluator:
     The nets given are as snapshots of training keep them, with a test phase: its rules are matched against the
     solver's test state, its paths start where the solver's do. `cache`: a JSON file of what was scored before, by
     content; nets with Python layers aren't kept there, since their code may change. `device`, `budget`, `workers` and
-    `allow_python_layers` as `Solver`'s; `tell` gets each warning once. `runs`: how many scores weren't known before.
+    `allow_python_layers` as `Solver`'s; `teacher`: a snapshot that teaches what is fine-tuned; `tell` gets each warning
+    once. `runs`: how many scores weren't known before.
     Raises ForceregError for anything wrong in the solver.
     """
 
@@ -52,11 +55,13 @@ class Evaluator:
         budget: int = DEFAULT_BUDGET,
         workers: int = 0,
         allow_python_layers: bool = False,
+        teacher: StrPath | None = None,
         tell: Callable[[str], None] = warnings.warn,
     ) -> None:
         for problem in problems(solver.message, solver.name):
             raise problem
         self.solver, self.root, self.runs = solver, solver_root(solver), 0
+        self.teacher = None if teacher is None else Path(teacher).resolve()
         train = trained_net(solver, self.root)
         self.train_file = train.file
         tests = tested_nets(solver, self.root, train.file)
@@ -200,16 +205,33 @@ class Evaluator:
         a weight isn't finite; KeyboardInterrupt once a run that was told to stop has saved itself.
         """
         param = tuning(self.solver, net_file(net), test and net_file(test), iterations, self.seed)
-        prefix = folder.resolve() / f"tuned_{digest([to_text(param), made_of or digest(None, weights)])[:12]}"
+        # of a teacher only where there is one: what was tuned before there were any is still known
+        decided = [to_text(param), made_of or digest(None, weights), *taught_by(self.teacher).values()]
+        prefix = folder.resolve() / f"tuned_{digest(decided)[:12]}"
         param.snapshot_prefix = storable(prefix)
         # named by content, so that another net, rate or length never goes on from this one's snapshots
         done = snapshot.model_path(prefix, iterations, writes_binary(param))
         if not done.is_file():
             make_folder(folder)
             file = SolverFile(param, self.solver.name, self.solver.text, self.root)
-            tune(file, weights, folder / "tune.log", self._heard, self._options)
+            tune(file, weights, folder / "tune.log", self._heard, self._options, self.teacher)
         tuned = snapshot.read_model(done).layers
         return self.score(test or net, tuned), tuned
+
+
+def taught_by(teacher: StrPath | None) -> dict[str, str]:
+    """What tells a teacher from others, by its weights; empty for none. Raises ForceregError."""
+    return (
+        {}
+        if teacher is None
+        else {"teacher": str(snapshot.fingerprint(snapshot.read_model(os.fspath(teacher)).layers))}
+    )
+
+
+def check_taught(teacher: Any, finetune: int) -> None:
+    """Raises UsageError for a teacher of nothing."""
+    if teacher is not None and not finetune:
+        raise UsageError("--teacher teaches the nets that --finetune N trains, which isn't given; add it")
 
 
 def accuracy_among(net: Net, means: Score) -> float | None:

@@ -90,7 +90,8 @@ class Opening:
 
     The fields are the keywords of the workflows, and options of their commands. `model`: a net prototxt, None for the
     net that the snapshot holds. `layers`: just these, by names, patterns (conv*) or a function of a `LayerWeight`; None
-    for all. `solver`: for what needs data. `data_budget`: MiB. `scorer` takes the place of what `solver` gives.
+    for all. `solver`: for what needs data. `data_budget`: MiB. `teacher`: of what is fine-tuned, see `Evaluator`.
+    `scorer` takes the place of what `solver` gives.
     """
 
     model: StrPath | None = None
@@ -109,6 +110,7 @@ class Opening:
     allow_python_layers: bool = False
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     tell: Tell = field(default_factory=Tell)
+    teacher: StrPath | None = None
     scorer: Evaluator | None = None
 
     # -- open: what was asked for
@@ -167,6 +169,7 @@ class Opening:
             budget=self.data_budget << 20,
             workers=self.workers,
             allow_python_layers=self.allow_python_layers,
+            teacher=self.teacher,
             tell=self.tell.warn,
         )
 

@@ -12,6 +12,7 @@ from forcereg.lowrank.ranks import Choice
 from forcereg.lowrank.rule import Rule, criterion_of
 from forcereg.net.read import ReadNet
 from forcereg.schema.text import SolverFile
+from forcereg.study.evaluate import taught_by
 from forcereg.study.judged import Judged
 from forcereg.study.opened import Opened, Opening
 from forcereg.study.rule_names import field_of, named, record
@@ -47,7 +48,8 @@ def plan_of(
         "allow_python_layers": opening.allow_python_layers,
     }
     # from here: a solver's own paths start at its root
-    return Plan(solver, [Path(path).resolve() for path in listed(weights)], error, finetune, running, cut)
+    models, teacher = [Path(path).resolve() for path in listed(weights)], opening.teacher
+    return Plan(solver, models, error, finetune, running, cut, teacher=teacher, taught=taught_by(teacher))
 
 
 def chosen(rule: Rule, opening: Opening, even_if_dearer: bool, trained: Trained) -> Mapping[str, Choice]:

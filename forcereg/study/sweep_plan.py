@@ -23,6 +23,7 @@ from forcereg.study.evaluate import Evaluator
 from forcereg.study.grid import Setting
 from forcereg.study.scores import check_share
 from forcereg.system import sidefiles
+from forcereg.system.paths import StrPath
 
 RUN, RESULT = "run.json", "result.json"
 """The files of a run's folder that say what it is and what it came to."""
@@ -68,7 +69,8 @@ class Plan:
     """What every run of a sweep shares: the solver, models to start from, the cut, and how long to fine-tune.
 
     `error`: at which the ranks that filters need are told, whatever the cut is; None as `cut`: at that. `options` are
-    `Solver`'s. `whole`: whether whole nets are fine-tuned beside the cut ones.
+    `Solver`'s. `whole`: whether whole nets are fine-tuned beside the cut ones. `teacher`: what teaches them meanwhile,
+    and `taught`, what tells it from others.
     """
 
     solver: SolverFile
@@ -78,11 +80,13 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     cut: Cut | None = None
     whole: bool = True
+    teacher: StrPath | None = None
+    taught: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def asked(self) -> Asked:
         """What its results depend on, beside their runs."""
-        return Asked(self.error, self.finetune, self.rule.key)
+        return Asked(self.error, self.finetune, {**self.rule.key, **self.taught})
 
     @property
     def rule(self) -> Cut:

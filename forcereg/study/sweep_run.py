@@ -119,7 +119,7 @@ def _trained(
 
 def _ready(plan: Plan, solver: Solver, warn: Warnings) -> tuple[Prepared, Trained]:
     """The solver's net with its present weights, to be cut; and the test net, by which ranks are chosen."""
-    evaluator = Evaluator(solver.file, tell=warn.once, **plan.options)
+    evaluator = Evaluator(solver.file, tell=warn.once, teacher=plan.teacher, **plan.options)
     spec, test = solver.net.spec, solver.test_nets[0].spec
     state, allow = next(iter(solver.param.test_state), None), bool(plan.options.get("allow_python_layers"))
     found = accounts(parse_net(test.text, test.filename), None, None, solver.root, allow, state)

@@ -20,6 +20,7 @@ from forcereg.solver.resume import resume_latest
 from forcereg.solver.setup import TRAIN_FIELDS
 from forcereg.solver.signals import handled
 from forcereg.solver.state import pack
+from forcereg.solver.teacher import learn_from
 from forcereg.system.events import Observer
 from forcereg.system.files import append_text
 
@@ -45,16 +46,26 @@ def tuning(solver: SolverFile, net: NetFile, test: NetFile | None, iterations: i
     return param
 
 
-def tune(file: SolverFile, weights: Weights, log: Path, heard: Observer, options: Mapping[str, Any]) -> None:
+def tune(
+    file: SolverFile,
+    weights: Weights,
+    log: Path,
+    heard: Observer,
+    options: Mapping[str, Any],
+    teacher: Path | None = None,
+) -> None:
     """Trains from the weights, or the newest snapshot of the solver's prefix; Caffe's lines go behind those in `log`.
 
-    `options` are `Solver`'s. Raises as `train`, and ForceregError for weights that lack a layer.
+    `options` are `Solver`'s; `teacher`: a snapshot that teaches, as `learn_from` does. Raises as `train` and
+    `learn_from`, and ForceregError for weights that lack a layer.
     """
     with append_text(log) as stream:
         # one snapshot to go on from; the last is the result
         solver = Solver(file, observers=[GlogWriter(stream), heard], keep=1, **options)
         for one in (solver.net, *solver.test_nets):  # a test net of its own has layers of its own
             load(one, weights)
+        if teacher is not None:
+            learn_from(solver, teacher, allow_python_layers=bool(options.get("allow_python_layers")))
         train(solver)
 
 

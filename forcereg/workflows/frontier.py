@@ -21,6 +21,7 @@ from forcereg.lowrank.rules import MaxMacs
 from forcereg.report.plot import picture_kind
 from forcereg.study import frontier as engine
 from forcereg.study.bench import Bench, bench_of, unmeasured
+from forcereg.study.evaluate import check_taught
 from forcereg.study.frontier import Made, Point, Subject, Target, planned, timed
 from forcereg.study.frontier_report import as_csv, picture
 from forcereg.study.judged import Judged
@@ -42,7 +43,7 @@ class Frontier:
     """What nets come to at their costs: the whole nets, and each decomposed by every rule that could be met.
 
     `how`: the way times were taken, "" for not at all. `finetune`: iterations. `runs`: how many nets were scored; the
-    others were known.
+    others were known. `teacher`: the snapshot that taught them.
 
     >>> rule, options = forcereg.MaxError(0.2), {"solver": "solver.prototxt", "latency": "no"}
     >>> found = forcereg.frontier("net_iter_20.caffemodel.h5", rule=rule, **options)
@@ -54,6 +55,7 @@ class Frontier:
     how: str
     finetune: int
     runs: int
+    teacher: StrPath | None = None
 
     @checked
     def write(self, picture_file: StrPath, by: str = "forcereg.frontier") -> None:
@@ -70,10 +72,11 @@ class Frontier:
     def remarks(self) -> list[str]:
         """How the figures came about: versions, machine and date."""
         versions = f"forcereg {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+        taught = "" if self.teacher is None else f", taught by {self.teacher}"
         times = f"{self.how}, medians" if self.how else "not measured"
         return [
             f"{versions}, {platform.machine()}, {datetime.date.today()}",
-            f"times: {times}; fine-tuned for {self.finetune} iterations",
+            f"times: {times}; fine-tuned for {self.finetune} iterations{taught}",
         ]
 
 
@@ -85,6 +88,7 @@ def frontier(
     rule: Rule | Sequence[Rule] | Mapping[str, Rule] = USUAL,
     method: str | Sequence[str] = "pca",
     finetune: int = 0,
+    teacher: StrPath | None = None,
     labels: str | Sequence[str] | None = None,
     latency: str = "cpu",
     batch: int = 32,
@@ -112,10 +116,11 @@ def frontier(
 
     `snapshots`: .caffemodel files, also as .h5, or their solver states. `rule`: one, several, or a mapping of what to
     call them. `method`: one or several. `finetune`: iterations to train each net further, without force, at a tenth of
-    the solver's base_lr; none is done twice if `tuned` names a folder for their snapshots, no net scored twice if
-    `scores` names a file. `labels`: the nets' names; None: what their paths differ in. `latency`: "cpu" or
-    "cuda", where the nets' forward pass is measured with `batch` images by `runtime` (torch; onnxruntime and openvino
-    run them as `export` writes them) with `threads`, or "no". All other keywords are those of
+    the solver's base_lr, with `teacher`, a snapshot, learning from that one's net as well, as in `forcereg.finetune`;
+    none is done twice if `tuned` names a folder for their snapshots, no net scored twice if `scores` names a file.
+    `labels`: the nets' names; None: what their paths differ in. `latency`: "cpu" or "cuda", where the nets' forward
+    pass is measured with `batch` images by `runtime` (torch; onnxruntime and openvino run them as `export` writes them)
+    with `threads`, or "no". All other keywords are those of
     `forcereg.decompose`. `observer` is told each net, and what was left out.
 
     The result has `.points`, with `.net`, `.method`, `.target` (the rule), `.ranks`, `.macs`, `.params`, `.accuracy`
@@ -134,6 +139,7 @@ def frontier(
     if not paths:
         raise UsageError("snapshots is empty; give one or several")
     names, rules = labels_of(paths, labels), by_name(rule)
+    check_taught(teacher, finetune)
     if latency == "no":
         unmeasured(runtime, threads)
     clock = None if latency == "no" else bench_of(latency, runtime, threads)
@@ -141,6 +147,7 @@ def frontier(
         model=model, method="", layers=layers, except_layers=except_layers, fc=fc, multiple=multiple,
         fold_bn=fold_bn, data_aware=data_aware, seed=seed, solver=solver, device=device, data_budget=data_budget,
         workers=workers, allow_python_layers=allow_python_layers, input_shapes=input_shapes or {}, tell=tell,
+        teacher=teacher,
     )  # fmt: skip
     if scores is not None:
         # before hours of scoring: a folder that can't be made is told now
@@ -155,7 +162,7 @@ def frontier(
         # all are made before one is timed: they take turns at that
         made = told(engine.frontier(plan, evaluator, finetune, folder, tell.note), tell.steps("net", len(plan)))
     points, how = measured(made, opened, clock, batch, tell)
-    return Frontier(tuple(points), how, finetune, evaluator.runs)
+    return Frontier(tuple(points), how, finetune, evaluator.runs, teacher)
 
 
 # -- what is asked for

@@ -16,6 +16,7 @@ from forcereg.report.plot import figure_type
 from forcereg.schema.settings import settings_of, with_settings, written
 from forcereg.schema.text import SolverFile
 from forcereg.study import sweep as engine
+from forcereg.study.evaluate import check_taught
 from forcereg.study.grid import alternatives, grid
 from forcereg.study.opened import Opening
 from forcereg.study.sweep_cut import cut_by, plan_of
@@ -62,6 +63,7 @@ def sweep(
     max_iter: int | None = None,
     weights: StrPath | Sequence[StrPath] = (),
     finetune: int = 0,
+    teacher: StrPath | None = None,
     out: StrPath = "sweep",
     even_if_dearer: bool = False,
     method: str = "pca",
@@ -80,9 +82,10 @@ def sweep(
     `solver`: as for `forcereg.train`. `set`: field -> the values to try, or texts as on the command line; `seeds` runs
     of each; `max_iter` and `weights`, models to start from, of every run. `rule`: which ranks; None: those at `error`,
     a bound of 0 to 1 on each layer's relative squared error, at which ranks are told in any case. `finetune`:
-    iterations to train each net further, cut and whole, without force, at a tenth of base_lr. `method`, `layers` (names
-    or patterns), `except_layers`, `fc`, `multiple`, `even_if_dearer`: as for `forcereg.decompose`. `observer` is told
-    how it goes, and each warning once.
+    iterations to train each net further, cut and whole, without force, at a tenth of base_lr; `teacher`: a snapshot
+    from whose net they learn then as well, as in `forcereg.finetune`. `method`, `layers` (names or patterns),
+    `except_layers`, `fc`, `multiple`, `even_if_dearer`: as for `forcereg.decompose`. `observer` is told how it goes,
+    and each warning once.
 
     Writes a folder for each run into `out`, results.csv behind every run, and sweep.svg (needs matplotlib). What was
     done before isn't done again. Each of the result's `.results` has `.fields`, `.seed`, `.accuracy`,
@@ -101,11 +104,13 @@ def sweep(
         check_rule(rule)
     figure_type()  # without matplotlib it ends here, not after hours
     by_error(error)  # its range
+    check_taught(teacher, finetune)
     tell, folder = Tell(observer), Path(out)
     texts = settings_to_try(set)
     opening = Opening(
         method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=device,
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers, tell=tell,
+        teacher=teacher,
     )  # fmt: skip
     cut = cut_by(MaxError(error) if rule is None else rule, opening, even_if_dearer)
     plan = plan_of(timed_solver(read(solver), texts, max_iter), opening, cut, weights, error, finetune)

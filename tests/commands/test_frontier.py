@@ -245,6 +245,23 @@ def test_a_test_net_of_its_own(folder: Path, cli: Cli, finetune: int) -> None:
     assert all(bool(row["accuracy_tuned"]) == bool(finetune) for row in apart)
 
 
+def test_a_teacher_of_what_is_fine_tuned(folder: Path, cli: Cli) -> None:
+    """What was tuned by one is neither that without, nor another's; none is tuned twice."""
+    again = ("frontier", NETS[0], *QUICK, "--ranks", "2", "--finetune", "2")
+    tuned, known = list[int](), list[bool]()
+    for teacher in (NETS[1], NETS[0], NETS[1]):
+        code, out, err = cli(*again, "--teacher", teacher)
+        assert code == 0, err
+        tuned.append(len([*(folder / "out.tuned").glob("*.caffemodel*")]))
+        known.append("; 0 nets scored" in out)
+        assert f"fine-tuned for 2 iterations, taught by {teacher}" in (folder / "out.csv").read_text()
+    assert (tuned, known) == ([2, 4, 4], [False, False, True])
+    log = (folder / "out.tuned/tune.log").read_text()
+    assert log.count("Taught by") == 4 and "force/net_iter_8.caffemodel.h5 at temperature 4" in log
+    code, _, err = cli(*again[:-2], "--teacher", NETS[1])
+    assert code == 2 and "--teacher teaches the nets that --finetune N trains" in said(err)
+
+
 def test_folded_batch_norm(folder: Path, cli: Cli) -> None:
     code, _, err = cli("frontier", NETS[0], *QUICK, "--ranks", "8", "--fold-bn", "--labels", "folded")
     assert code == 0, err

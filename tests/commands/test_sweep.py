@@ -151,3 +151,21 @@ def test_a_rank_config_is_known_by_what_it_says(two: Path, cli: Cli) -> None:
         code, _, err = cli(*ASK, "--rank-config", "ranks.json")
         assert code == 0 and err.count("done before") == before, err
         assert [row["ranks"] for row in rows_of(two)] == [str(rank)] * 2
+
+
+def test_a_teacher_of_what_is_fine_tuned(two: Path, cli: Cli) -> None:
+    """Another one fine-tunes anew, and trains nothing anew."""
+    ask = ("sweep", "--solver", "solver.prototxt", "--set", "force_decay=0", "--max-iter", "3", "--ranks", "2,3")
+    assert cli("train", "--solver", "solver.prototxt", "--max-iter", "2", "--set", "snapshot_prefix=whole")[0] == 0
+    trained, logs = set[float](), []
+    for more in ((), ("--teacher", "whole_iter_2.caffemodel.h5"), ("--teacher", "whole_iter_2.caffemodel.h5")):
+        code, _, err = cli(*ask, "--finetune", "2", *more)
+        assert code == 0, err
+        (model,) = (two / "sweep").rglob("net_iter_3.caffemodel*")
+        trained.add(model.stat().st_mtime)
+        logs.append("".join(path.read_text() for path in (two / "sweep").rglob("tune.log")))
+    assert len(trained) == 1
+    # of the cut net and of the whole one
+    assert [log.count("Taught by") for log in logs] == [0, 2, 2]
+    code, _, err = cli(*ask, "--teacher", "whole_iter_2.caffemodel.h5")
+    assert code == 2 and "--finetune N trains, which isn't given; add it" in err
