@@ -1,8 +1,8 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
-decomposition, rule for ranks, way to spread a budget, runtime to measure by or way to shrink a layer is one function or
-class with one decorator; nothing else needs to know.
+decomposition, rule for ranks, way to spread a budget, runtime to measure by, way to shrink a layer or sparse form of a
+convolution is one function or class with one decorator; nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class About:
     """What users are told of a registered thing: the LayerParameter messages it reads, and its limits in a phrase.
 
     One of `params` is the name of a message, or `message.field,field` where only some of its fields are read; of an
-    ONNX form it is an operator, of a runtime a module that it needs, whose installation `limits` tells.
+    ONNX form it is an operator, of a runtime or sparse form a module that it needs, whose installation `limits` tells.
     `option`: of things that are each an option of a command.
     """
 
@@ -114,3 +114,4 @@ chooser: Registry[Any] = Registry("way to spread a budget")
 onnx_form: Registry[Any] = Registry("layer type with an ONNX form")
 runtime: Registry[Any] = Registry("runtime")
 shrink_rule: Registry[Any] = Registry("layer type that is shrunk")
+sparse_form: Registry[Any] = Registry("sparse form")
