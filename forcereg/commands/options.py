@@ -116,6 +116,15 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)  # fmt: skip
 
 
+def sparse_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--sparse, of what runs nets that don't learn."""
+    return click.option(
+        "--sparse", metavar="auto|dense|ccnmm|csr|direct",
+        help="How convolutions leave out weights that are 0; auto: as is fastest for each, measured first.  "
+        "[default: as the net's conv_mode says]",
+    )(function)  # fmt: skip
+
+
 def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--format, one of `net.made.FORMATS`, of the weights that commands make of a snapshot's."""
     return click.option(

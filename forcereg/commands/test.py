@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from forcereg.commands.gflags import CaffeCommand
-from forcereg.commands.options import asked_devices, code_options, data_options, device_options
+from forcereg.commands.options import asked_devices, code_options, data_options, device_options, sparse_option
 from forcereg.errors import UsageError
 
 
@@ -24,6 +24,7 @@ from forcereg.errors import UsageError
 @device_options
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated.")
+@sparse_option
 @data_options
 @code_options
 def command(**options: Any) -> None:
@@ -44,11 +45,14 @@ def command(**options: Any) -> None:
         device=asked_devices(given.gpu, given.device)[0],
         level=given.level,
         stage=given.stage,
+        sparse=given.sparse,
         data_budget=given.data_budget,
         workers=given.workers,
         allow_python_layers=given.allow_python_layers,
         observer=batches,
     )
+    for one in result.sparse:
+        batches.line(f"{one.layer}: {one.text}")
     means.line(f"Loss: {result.loss:g}")
     for output in result.outputs:
         means.line(describe(output))

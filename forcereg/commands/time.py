@@ -18,6 +18,7 @@ from forcereg.commands.options import (
     given_shapes,
     net_options,
     runtime_options,
+    sparse_option,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Passes to measure.")
 @partial(net_options, phase="TRAIN")
 @runtime_options
+@sparse_option
 @device_options
 @data_options
 @code_options
@@ -51,13 +53,11 @@ def command(**options: Any) -> None:
     given = SimpleNamespace(**options)
     log = GlogWriter(file="time.py")
 
-    passes = "forward-backward" if given.runtime == "torch" else "forward"
-
     def told(event: Event) -> None:
         if event.kind != "progress":
             log(event)
         elif event.done:
-            log.line(f"Iteration: {event.done} {passes} time: {event.text}.")
+            log.line(f"Iteration: {event.done} {event.task} time: {event.text}.")
         else:
             log.line("*** Benchmark begins ***")
             log.line(f"Testing for {event.most} iterations.")
@@ -70,6 +70,7 @@ def command(**options: Any) -> None:
         level=given.level,
         stage=given.stage,
         input_shapes=given_shapes(given.input_shape),
+        sparse=given.sparse,
         runtime=given.runtime,
         threads=given.threads,
         device=asked_devices(given.gpu, given.device)[0],
@@ -85,7 +86,7 @@ def command(**options: Any) -> None:
 
 
 def _report(timing: Timing, log: GlogWriter) -> None:
-    """Caffe's lines; of another runtime those that there are forwards."""
+    """Caffe's lines; of another runtime, or sparse convolutions, those that there are forwards."""
     if timing.runtime != "torch":
         log.line(f"Average time per layer, each alone in {timing.runtime}: ")
         for layer in timing.layers:
@@ -93,13 +94,17 @@ def _report(timing: Timing, log: GlogWriter) -> None:
         log.line(f"Average Forward pass of the whole net in {timing.runtime}: {timing.both:g} ms.")
         log.line("*** Benchmark ends ***")
         return
+    for one in timing.sparse:
+        log.line(f"{one.layer}: {one.text}")
     log.line("Average time per layer: ")
     for layer in timing.layers:
         log.line(f"{layer.name:>10}\tforward: {layer.forward:g} ms.")
-        log.line(f"{layer.name:>10}\tbackward: {layer.backward:g} ms.")
+        if not timing.sparse:
+            log.line(f"{layer.name:>10}\tbackward: {layer.backward:g} ms.")
     log.line(f"Average Forward pass: {timing.forward:g} ms.")
-    log.line(f"Average Backward pass: {timing.backward:g} ms.")
-    log.line(f"Average Forward-Backward: {timing.both:g} ms.")
+    if not timing.sparse:
+        log.line(f"Average Backward pass: {timing.backward:g} ms.")
+        log.line(f"Average Forward-Backward: {timing.both:g} ms.")
     log.line(f"Total Time: {timing.total:g} ms.")
     log.line("*** Benchmark ends ***")
 
@@ -116,6 +121,9 @@ def _show(timing: Timing) -> None:
         table.row("whole net", "", f"{timing.both:.3f}")
         table.show()
         return
+    if timing.sparse:
+        _show_sparse(timing)
+        return
     table = Table("layer", "type", *numeric("forward ms", "backward ms", "share"))
     whole = timing.forward + timing.backward
     for layer in timing.layers:
@@ -123,4 +131,21 @@ def _show(timing: Timing) -> None:
         table.row(layer.name, layer.type, f"{layer.forward:.3f}", f"{layer.backward:.3f}", share)
     table.section()
     table.row("total", "", f"{timing.forward:.3f}", f"{timing.backward:.3f}", "")
+    table.show()
+
+
+def _show_sparse(timing: Timing) -> None:
+    """Layers' forward passes, with each convolution's form, and what "auto" measured beside dense."""
+    from forcereg.report.table import Table, numeric
+
+    ways = {one.layer: one for one in timing.sparse}
+    forms = list(dict.fromkeys(form for one in timing.sparse for form in one.ms))
+    table = Table("layer", "type", "form", *numeric("not 0", "forward ms", *(f"{form} alone" for form in forms)))
+    for layer in timing.layers:
+        one = ways.get(layer.name)
+        said = (one.form, f"{one.share:.1%}") if one else ("", "")
+        alone = (f"{one.ms[form]:.3f}" if one and form in one.ms else "" for form in forms)
+        table.row(layer.name, layer.type, said[0], said[1], f"{layer.forward:.3f}", *alone)
+    table.section()
+    table.row("total", "", "", "", f"{timing.forward:.3f}", *("" for _ in forms))
     table.show()

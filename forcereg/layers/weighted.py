@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from forcereg.layers.base import Layer, Shape, canonical_axis, count
 from forcereg.layers.convolve import Geometry, columns, convolve, deconvolve
 from forcereg.layers.recording import recording
+from forcereg.layers.sparse import DENSE, MODES, Sparse
 from forcereg.registry import layer
 from forcereg.schema.spec import LayerSpec
 
@@ -77,7 +78,14 @@ class _ConvolutionBase(Layer):
 
 @layer("Convolution", "convolution_param")
 class Convolution(_ConvolutionBase):
-    """Cross-correlation over the axes behind `axis`, weight (num_output, C/group, k...), bias (num_output)."""
+    """Cross-correlation over the axes behind `axis`, weight (num_output, C/group, k...), bias (num_output).
+
+    `sparse`: how it leaves out weights that are 0, as `conv_mode` says; None for not at all.
+    """
+
+    def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
+        super().__init__(spec, shapes)
+        self.run_as(MODES[spec.message.convolution_param.conv_mode])
 
     def lay_out(self, device: torch.device) -> None:
         """On the CPU 2-D weights go channels_last: pooling and convolution are faster there, and follow."""
@@ -87,8 +95,17 @@ class Convolution(_ConvolutionBase):
             # by .data: the Parameter stays the one that sharers and solvers hold
             weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight.detach())
 
+    def run_as(self, form: str) -> None:
+        """Runs in the sparse form of that name from now on, or "dense". Raises ForceregError for an unknown name."""
+        self.sparse = None if form == DENSE else Sparse(form)
+        # a form is made at the first forward after weights have changed, and waits for the device
+        self.capturable = type(self).capturable and self.sparse is None
+
     def _run(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight_blob(), self.blob("bias"), self.geometry, self.group)
+        weight, bias = self.weight_blob(), self.blob("bias")
+        if self.sparse is None or recording():
+            return convolve(x, weight, bias, self.geometry, self.group)
+        return self.sparse.run(x, weight, bias, self.geometry, self.group, self.spec.fail)
 
 
 @layer("Deconvolution", "convolution_param")

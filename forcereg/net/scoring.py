@@ -12,6 +12,7 @@ from torch import Tensor
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.net.batching import Outputs, batches_at_once, forward_batches, gathered, joinable, same_size
 from forcereg.net.module import Net
+from forcereg.net.sparse import Execution
 from forcereg.system.memory import check_room
 
 
@@ -28,6 +29,8 @@ class Output:
 class Score:
     """Means over the batches run: the total loss and every output element, in Caffe's order.
 
+    `sparse`: how each convolution ran, of a net in which any leaves out weights that are 0.
+
     >>> found = forcereg.score("net.prototxt", "net_iter_20.caffemodel.h5", iterations=3)
     >>> found.batches, [output.name for output in found.outputs], found.loss == found.mean("loss")
     (3, ['accuracy', 'loss'], True)
@@ -36,6 +39,7 @@ class Score:
     loss: float
     outputs: list[Output]
     batches: int
+    sparse: Sequence[Execution] = ()
 
     def mean(self, name: str) -> float:
         """The first element of the output called `name`. Raises ForceregError if there is none."""

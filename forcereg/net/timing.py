@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forcereg.layers import Layer
 from forcereg.net.module import Net
+from forcereg.net.sparse import Execution
 from forcereg.schema.spec import LayerSpec
 
 
@@ -31,6 +32,7 @@ class Timing:
     """Mean milliseconds by layer, in net order, and of whole iterations: `wall` holds each one's, `total` their sum.
 
     By another `runtime` than torch layers are measured alone and forwards only, and an iteration is the whole net's.
+    `sparse`: how each convolution ran, of a net in which any leaves out weights that are 0: forwards only, too.
 
     >>> found = forcereg.time("deploy.prototxt", iterations=2, device="cpu")
     >>> len(found.wall), found.total == sum(found.wall), found.runtime
@@ -40,6 +42,7 @@ class Timing:
     layers: list[LayerTime]
     wall: list[float]
     runtime: str = "torch"
+    sparse: Sequence[Execution] = ()
 
     @property
     def forward(self) -> float:
@@ -107,9 +110,11 @@ class _Iteration:
         self._runs: list[_Run] = []
         self.marks: list[tuple[str, bool, Any, Any]] = []
 
-    def run(self, inputs: dict[str, Tensor]) -> None:
-        self._forward(inputs)
-        self._backward()
+    def run(self, inputs: dict[str, Tensor], backward: bool) -> None:
+        with torch.set_grad_enabled(backward):
+            self._forward(inputs)
+        if backward:
+            self._backward()
 
     def _time(self, layer: str, forward: bool, work: Callable[[], Any]) -> Any:
         start = self._watch.mark()
@@ -165,9 +170,15 @@ class _Iteration:
 
 
 def measure(
-    net: Net, iterations: int, device: torch.device, told: Callable[[int, float], None] = lambda index, wall: None
+    net: Net,
+    iterations: int,
+    device: torch.device,
+    told: Callable[[int, float], None] = lambda index, wall: None,
+    backward: bool = True,
 ) -> Timing:
     """Runs `net` once to warm up and `iterations` times (>= 1) to measure; `told` hears each one's milliseconds.
+
+    `backward`: also the gradients.
 
     What nobody feeds (Input layers, data whose shape was given) is zeros. Statistics and carried state of the net move.
     """
@@ -177,11 +188,11 @@ def measure(
     sums: dict[tuple[str, bool], float] = {}
     wall: list[float] = []
     # the first pass decodes, allocates and chooses kernels
-    _Iteration(net, watch).run(inputs)
+    _Iteration(net, watch).run(inputs, backward)
     watch.wait()
     for index in range(iterations):
         iteration, start = _Iteration(net, watch), time.perf_counter()
-        iteration.run(inputs)
+        iteration.run(inputs, backward)
         watch.wait()
         wall.append(1000 * (time.perf_counter() - start))
         for layer, forward, begin, end in iteration.marks:

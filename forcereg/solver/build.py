@@ -11,6 +11,7 @@ import torch
 
 from forcereg.data.feed import FeedContext
 from forcereg.net.module import Net
+from forcereg.net.sparse import check_learns
 from forcereg.schema.rules import named
 from forcereg.schema.text import SolverFile
 from forcereg.solver.distributed import Group
@@ -72,6 +73,7 @@ def steps_of(run: Run, nets: Nets, amp: str | None, cuda_graph: bool) -> Steps:
     """What runs the iterations, in the precision `amp`; as CUDA graphs if asked for and where there are any."""
     force.check_fit(nets.train, run.param)
     lasso.check_fit(nets.train, run.param)
+    check_learns(nets.train)
     precision = Precision(nets.train, run.device, amp, run.tell.warn)
     updater = Updater(nets.train, run.param, run.device, run.name, precision.scale)
     passes = Passes(nets.train, run.param.iter_size, precision, run.group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from forcereg.net import scoring
@@ -12,6 +13,7 @@ from forcereg.net.module import Net
 from forcereg.net.scoring import Score, check_blobs, coverage, read_outputs
 from forcereg.schema.rules import stage_names
 from forcereg.solver.debug import Watch
+from forcereg.study.sparse import execute
 from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Event, Observer, Tell
@@ -27,6 +29,7 @@ def score(
     device: str | None = None,
     level: int = 0,
     stage: str | Sequence[str] = (),
+    sparse: str | None = None,
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
@@ -35,11 +38,13 @@ def score(
     """The means of a net's outputs over `iterations` batches of its TEST phase's own data.
 
     `model`: a path, prototxt text or NetParameter; `weights`: a .caffemodel, also as .h5. `level`, `stage`: of the
-    net's state. `device`: "auto", "cpu", "cuda" or "cuda:N"; None is auto. `data_budget`: MiB that one decoded data set
-    may take, larger ones stream; `workers`: threads that decode for each data layer, 0 for as many as there are cores,
-    at most 8. The result has `.loss`, the weighted sum of all losses, `.outputs`, each element of the output blobs with
-    `.name`, `.value` and `.weight` (of a loss), and `.mean(name)`. `observer` is told each batch's outputs too. Warns
-    if the batches don't cover the data exactly. Raises ForceregError for anything wrong in either file.
+    net's state. `sparse`: how convolutions run, "dense", "ccnmm", "csr", "direct", or "auto" for what is fastest for
+    each; None as its conv_mode says. `device`: "auto", "cpu", "cuda" or "cuda:N"; None is auto. `data_budget`: MiB that
+    one decoded data set may take, larger ones stream; `workers`: threads that decode for each data layer, 0 for as many
+    as there are cores, at most 8. The result has `.loss`, the weighted sum of all losses, `.outputs`, each element of
+    the output blobs with `.name`, `.value` and `.weight` (of a loss), `.mean(name)`, and `.sparse`, how each
+    convolution ran. `observer` is told each batch's outputs too. Warns if the batches
+    don't cover the data exactly. Raises ForceregError for anything wrong in either file.
 
     >>> scores = forcereg.score("net.prototxt", "net_iter_20.caffemodel.h5", iterations=3)
     >>> scores.mean("accuracy"), scores.loss < 0.1
@@ -54,6 +59,11 @@ def score(
     check_blobs(net, where)
     for text in uncovered(net, iterations):
         tell.warn(text)
+    ways = execute(net, sparse, tell)
+    return replace(_scored(net, iterations, observer), sparse=ways)
+
+
+def _scored(net: Net, iterations: int, observer: Observer | None) -> Score:
     if observer is None:  # then nothing is fetched from the device batch by batch
         return scoring.score(net, iterations)
     told = observer

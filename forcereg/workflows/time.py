@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from forcereg.errors import UsageError
 from forcereg.exports.runtimes import for_use
 from forcereg.net.load import load_net
+from forcereg.net.sparse import Execution
 from forcereg.net.timing import Timing, measure
 from forcereg.schema.rules import stage_names
 from forcereg.study import layer_times
 from forcereg.study.bench import TORCH, bench_of
+from forcereg.study.sparse import execute
 from forcereg.system.arguments import checked
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
@@ -27,6 +31,7 @@ def time(
     level: int = 0,
     stage: str | Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    sparse: str | None = None,
     runtime: str = "torch",
     threads: int | None = None,
     device: str | None = None,
@@ -42,10 +47,11 @@ def time(
     are then not opened. What no data layer gives is zeros. `threads`: of the CPU, None for as many as torch takes.
     `runtime`: torch; or onnxruntime or openvino: forwards only, of the net for use as `export` writes it (`phase` has
     no say) on random data, each layer as an ONNX model of its own: what the runtime joins is seen only in the whole
-    net, `.both`. On a GPU the times are the device's own; `device`,
-    `data_budget` (MiB) and `workers` as for `score`. The result has `.layers`, each with `.name`, `.type`, `.forward`
-    and `.backward`, and of whole passes `.forward`, `.backward`, `.both`, `.total`. Raises ForceregError for anything
-    wrong in the files.
+    net, `.both`. `sparse` as for `score`; where any convolution leaves out zeros there are forwards only, and the
+    result's `.sparse` tells of each its form, its share of weights that aren't 0 and what "auto" measured. On a GPU
+    the times are the device's own; `device`, `data_budget` (MiB) and `workers` as for `score`. The result has
+    `.layers`, each with `.name`, `.type`, `.forward` and `.backward`, and of whole passes `.forward`, `.backward`,
+    `.both`, `.total`. Raises ForceregError for anything wrong in the files.
 
     >>> timing = forcereg.time("deploy.prototxt", iterations=2, device="cpu")
     >>> [layer.name for layer in timing.layers if layer.type == "Convolution"]
@@ -56,19 +62,28 @@ def time(
     tell = Tell(observer)
     where = choose_device(device if device or runtime == TORCH else "cpu", None, tell.warn)
     bench = bench_of(where, runtime, threads)
+    if bench.exports and sparse is not None:
+        raise UsageError(
+            f"sparse forms are torch's, and {runtime} runs the net as export writes it; use one of the two"
+        )
     net = load_net(
         model, weights, "TEST" if bench.exports else phase, level, stage_names(stage), input_shapes=input_shapes,
         device=where, budget=data_budget << 20, workers=workers, allow_python_layers=allow_python_layers,
     )  # fmt: skip
+    ways: list[Execution] = []
+    if not bench.exports:
+        with bench.at_work():
+            ways = execute(net, sparse, tell)
+    task = "forward" if ways or bench.exports else "forward-backward"
     # in front of the pass that warms up, which isn't among them
-    tell.progress("iteration", 0, iterations)
+    tell.progress(task, 0, iterations)
 
     def told(index: int, wall: float) -> None:
-        tell.progress("iteration", index + 1, iterations, f"{wall:g} ms")
+        tell.progress(task, index + 1, iterations, f"{wall:g} ms")
 
     if bench.exports:
         net.close()
         used = for_use(net, level, stage_names(stage), allow_python_layers)
         return layer_times.measure(used, bench, iterations, told)
     with bench.at_work():
-        return measure(net, iterations, where, told)
+        return replace(measure(net, iterations, where, told, backward=not ways), sparse=ways)

@@ -43,7 +43,7 @@ def test_timing_tells_when_it_begins_and_each_pass(here: Path) -> None:
     events: list[forcereg.Event] = []
     forcereg.time("net.prototxt", iterations=2, device="cpu", observer=events.append)
     assert [(event.kind, event.task, event.done, event.most) for event in events] == [
-        ("progress", "iteration", done, 2) for done in range(3)
+        ("progress", "forward-backward", done, 2) for done in range(3)
     ]
 
 

@@ -4,6 +4,6 @@ A form of one's own is a class of `Form`, registered by `forcereg.registry.spars
 """
 
 from forcereg.layers.sparse import direct, lowered
-from forcereg.layers.sparse.form import DENSE, Form, Sparse, available, make
+from forcereg.layers.sparse.form import DENSE, MODES, NO_BACKWARD, Form, Sparse, available, make
 
-__all__ = ["DENSE", "Form", "Sparse", "available", "direct", "lowered", "make"]
+__all__ = ["DENSE", "MODES", "NO_BACKWARD", "Form", "Sparse", "available", "direct", "lowered", "make"]

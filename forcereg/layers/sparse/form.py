@@ -17,6 +17,9 @@ from forcereg.registry import sparse_form
 
 DENSE = "dense"
 """No form: torch's own convolution."""
+MODES = {0: DENSE, 1: "csr", 2: "ccnmm", 3: "direct", 4: DENSE}
+"""Of each ConvolutionParameter.conv_mode the form; the SSL branch runs DIRECT_DCONV as it runs LOWERED_GEMM."""
+NO_BACKWARD = "a sparse conv_mode has no backward pass, it is for nets that don't learn; leave conv_mode out to train"
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -80,6 +83,8 @@ class Sparse:
     """
 
     def __init__(self, name: str) -> None:
+        # raises for an unknown one
+        sparse_form.get(name)
         self.name = name
         self._form: Form | None = None
         self._made_of: tuple[Any, ...] = ()
@@ -103,7 +108,8 @@ class Sparse:
             try:
                 self._form, self._made_of = make(self.name, weight, geometry, group), made_of
             except ForceregError as error:
-                raise fail(f"conv_mode {error}") from None
+                raise fail(str(error)) from None
+        x = x.to(weight.dtype)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             ran: Tensor = _NoBackward.apply(self._form, fail, x, weight, bias)
             return ran
@@ -120,4 +126,4 @@ class _NoBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise ctx.fail("its conv_mode is for tests and has no backward pass; use LOWERED_GEMM, or leave conv_mode out")
+        raise ctx.fail(NO_BACKWARD)

@@ -5,32 +5,43 @@ What is compiled is kept in the user's cache folder: only the first process wait
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.core import config
+from numba.core import config as numba_config
 
 from forcereg.layers.sparse.vectors import BYTES, MOST, add_up
 
+config: Any = numba_config
+add: Any = add_up
 FILTERS = 64
 """Whose sums one task keeps: enough to use each block of the input often, few enough for the second cache."""
 
 
-@functools.cache
+@cache
 def loops(vectors: int) -> Callable[..., None]:
     """The loops for tiles of so many vectors of output positions."""
 
     def loops(
-        out: Any, x: Any, length: int, values: Any, offsets: Any, starts: Any, bias: Any, row: int, first: int, last: int
+        out: Any,
+        x: Any,
+        length: int,
+        values: Any,
+        offsets: Any,
+        starts: Any,
+        bias: Any,
+        row: int,
+        first: int,
+        last: int,
     ) -> None:
         filters, height, width = out.shape[1:]
         tile = vectors * BYTES // out.itemsize
@@ -47,7 +58,7 @@ def loops(vectors: int) -> Callable[..., None]:
             for block in range(blocks):
                 for f in range(begin, end):
                     i = block * filters + f
-                    add_up(sums, (f - begin) * tile, x, base, values, offsets, starts[i], starts[i + 1], vectors)
+                    add(sums, (f - begin) * tile, x, base, values, offsets, starts[i], starts[i + 1], vectors)
             # between the end of an output row and the next one's start lies what nobody wants
             for f in range(begin, end):
                 skipped = (f - begin) * tile - start
@@ -55,12 +66,13 @@ def loops(vectors: int) -> Callable[..., None]:
                     for p in range(max(y * row, start), min(y * row + width, start + tile)):
                         out[image, f, y, p - y * row] = sums[skipped + p]
 
-    options = {"nogil": True, "error_model": "numpy"}
+    # no lock of Python's while they run, which is why threads help
+    compiled: Any = partial(njit, nogil=True, error_model="numpy")
     with _kept_for_the_user():
         try:
-            return njit(loops, cache=True, **options)
+            return compiled(loops, cache=True)
         except RuntimeError:  # no folder can be written
-            return njit(loops, **options)
+            return compiled(loops)
 
 
 @contextmanager
@@ -112,7 +124,7 @@ def run(
     images, filters, height, width = out.shape
     tiles = tiling((height - 1) * row + width, out.itemsize)
     tasks = images * tiles.count * ceil(filters / FILTERS)
-    call = functools.partial(loops(tiles.vectors), out, x.reshape(-1), x.shape[1], values, offsets, starts, bias, row)
+    call = partial(loops(tiles.vectors), out, x.reshape(-1), x.shape[1], values, offsets, starts, bias, row)
     count = min(threads, tasks)
     ends = [tasks * i // count for i in range(count + 1)] if count else [0]
     if count > 1:
@@ -121,7 +133,7 @@ def run(
         call(0, tasks)
 
 
-@functools.cache
+@cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads for the loops, which hold no lock of Python's; a forked process has none of its parent's."""
     return ThreadPoolExecutor(threads, thread_name_prefix="sparse")

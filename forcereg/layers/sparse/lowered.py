@@ -37,7 +37,7 @@ class Squeezed(Form):
             channel, *within = part.any(0).nonzero(as_tuple=True)
             # of an all-zero group nothing is left
             if len(rows):
-                matrix = self._matrix(part[rows][:, channel, *within])
+                matrix = self._matrix(part[rows][:, channel, within[0], within[1]])
                 self._groups.append(
                     _Group(matrix, rows + index * len(part), (channel + index * self._channels, *within))
                 )

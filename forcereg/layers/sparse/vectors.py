@@ -40,7 +40,9 @@ def add_up(
         }
         loop = _Loop(builder, context.get_data_type(kinds["sums"].dtype), kinds["sums"].dtype.bitwidth // 8, count)
         held = loop.places(loop.at(start["sums"], given["at"]))
-        loop.run(held, loop.at(start["x"], given["base"]), start["values"], start["offsets"], given["first"], given["last"])
+        loop.run(
+            held, loop.at(start["x"], given["base"]), start["values"], start["offsets"], given["first"], given["last"]
+        )
         return context.get_dummy_value()
 
     return types.void(sums, at, x, base, values, offsets, first, last, vectors), generate
@@ -74,7 +76,10 @@ class _Loop:
         weight = self._spread(build.load(self.at(values, j)))
         offset = build.sext(build.load(self.at(offsets, j)), INDEX)
         # one multiply-add each, which reads the input from memory, at any alignment
-        added = [self._fused(weight, self._load(place), sum) for place, sum in zip(self.places(self.at(x, offset)), sums, strict=True)]
+        added = [
+            self._fused(weight, self._load(place), sum)
+            for place, sum in zip(self.places(self.at(x, offset)), sums, strict=True)
+        ]
         after = build.add(j, INDEX(1))
         build.cbranch(build.icmp_signed("<", after, last), loop, done)
         for phi, old, new in zip((j, *sums), (first, *begun), (after, *added), strict=True):
