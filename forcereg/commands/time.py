@@ -140,7 +140,8 @@ def _show_sparse(timing: Timing) -> None:
 
     ways = {one.layer: one for one in timing.sparse}
     forms = list(dict.fromkeys(form for one in timing.sparse for form in one.ms))
-    table = Table("layer", "type", "form", *numeric("not 0", "forward ms", *(f"{form} alone" for form in forms)))
+    title = "Forward milliseconds, in the net" + (" and of each form alone" if forms else "")
+    table = Table("layer", "type", "form", *numeric("not 0", "in the net", *forms), title=title)
     for layer in timing.layers:
         one = ways.get(layer.name)
         said = (one.form, f"{one.share:.1%}") if one else ("", "")
