@@ -22,6 +22,7 @@ from forcereg.exports.scores import scored
 from forcereg.exports.wire import Constant
 from forcereg.net.deploy.files import DeployedNet
 from forcereg.net.module import Net
+from forcereg.net.sparse import convolutions
 from forcereg.system.files import replace_file
 
 OPSET = 28
@@ -99,9 +100,15 @@ def _written(
 
 def _remarks(net: Net) -> tuple[str, ...]:
     carrying = [spec.name for spec, module in net.built if module is not None and module.carried()]
-    if not carrying:
-        return ()
-    return (f"each run begins with hidden state 0 in {', '.join(carrying)}; expose_hidden: true hands it on",)
+    sparse = [spec.name for spec, module in convolutions(net) if module.sparse is not None]
+    found = []
+    if carrying:
+        found.append(f"each run begins with hidden state 0 in {', '.join(carrying)}; expose_hidden: true hands it on")
+    if sparse:
+        found.append(
+            f"conv_mode of {', '.join(sparse)} has no form here: zeros are written, and computed with, as others"
+        )
+    return tuple(found)
 
 
 def _spatial(net: Net, letters: Any) -> Open:

@@ -142,7 +142,7 @@ class Training:
             for name, weight in filters(self._net).items():
                 if name in PRUNED:
                     prune(weight, share)
-        return float(loss)
+        return loss.item()
 
     def _save_filters(self, loss: float) -> None:
         share, found = SHARES[self._saved], {name: w.detach().contiguous() for name, w in filters(self._net).items()}
