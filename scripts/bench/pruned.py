@@ -37,7 +37,7 @@ DENSE, SETTLING = 0.4, 0.4
 def alexnet() -> nn.Sequential:
     """Five convolutions with AlexNet's weights, and a classifier of 10."""
 
-    def conv(inputs: int, outputs: int, kernel: int, **more: int) -> nn.Module:
+    def conv(inputs: int, outputs: int, kernel: int, **more: Any) -> nn.Module:
         parts = nn.Conv2d(inputs, outputs, kernel, bias=False, **more), nn.BatchNorm2d(outputs), nn.ReLU()
         return nn.Sequential(*parts)
 

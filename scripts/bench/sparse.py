@@ -122,9 +122,8 @@ def measured(name: str, weight: Tensor, share: float, batch: int, bench: Bench, 
         times = [median(rounds) for rounds in interleaved(list(runs.values()), bench.device, seconds)]
     ms = dict(zip(runs, times, strict=True))
     layout = min((one for one in ms if one not in FORMS), key=ms.__getitem__)
-    found = {form: ms[form] for form in FORMS}
     place = (datetime.date.today().isoformat(), processor(), str(bench.count))
-    return Row(*place, name, f"{share:g}", str(batch), layout, ms[layout], **found)
+    return Row(*place, name, f"{share:g}", str(batch), layout, ms[layout], ms["ccnmm"], ms["csr"], ms["direct"])
 
 
 def read_rows(path: Path) -> list[Row]:
