@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import pickle
 import platform
+import sys
 import threading
 from pathlib import Path
 
@@ -228,3 +230,29 @@ def test_recorded_nets(case: Case, form: str) -> None:
             found = net(x, blobs=list(expected))
         for name, values in expected.items():
             torch.testing.assert_close(found[name], torch.from_numpy(values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "size", "group"),
+    [
+        pytest.param(Geometry((3, 3), (1, 1), (1, 1), (1, 1)), (17, 17), 2, id="two-tiles"),
+        pytest.param(Geometry((2, 1), (2, 1), (0, 3), (1, 1)), (5, 2), 1, id="padding-wider-than-a-row"),
+        pytest.param(Geometry((3, 3), (2, 2), (1, 1), (2, 2)), (9, 12), 1, id="strided-dilated"),
+    ],
+)
+def test_the_kernel_for_gpus(geometry: Geometry, size: tuple, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton's interpreter: what it computes. How it compiles only a GPU tells."""
+    pytest.importorskip("triton")
+    # read when the kernel is defined
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "forcereg.layers.sparse.gpu", raising=False)
+    gpu = importlib.import_module("forcereg.layers.sparse.gpu")
+    monkeypatch.delitem(sys.modules, "forcereg.layers.sparse.gpu")
+    weight, layout = weights((4, 2, *geometry.kernel), 0.4), Layout(geometry, size)
+    form = sparse.direct.Direct(weight, geometry, group)
+    monkeypatch.setattr(form, "_sizes", lambda layout, positions: (2, -(-positions // gpu.TILE) * gpu.TILE))
+    form._place(layout)
+    x = torch.randn((2, 2 * group, *size), generator=torch.Generator().manual_seed(4))
+    bias, y = torch.arange(4.0), torch.full((2, 4, *layout.out), torch.nan)
+    gpu.run(y, layout.fill(x, form._read), *form._weights, bias, layout.row)
+    torch.testing.assert_close(y, convolve(x, weight, bias, geometry, group), rtol=0, atol=1e-5)

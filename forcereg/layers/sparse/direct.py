@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from math import ceil
 
 import torch
@@ -24,22 +25,21 @@ class Direct(Form):
 
     @classmethod
     def refusal(cls, weight: Tensor, geometry: Geometry) -> str:
-        """As `Form`; also of weights that aren't on the CPU."""
+        """As `Form`; also of weights on a device for which there is no kernel."""
         on = weight.device.type
-        return super().refusal(weight, geometry) or ("" if on == "cpu" else f"it runs on the CPU, here is {on}")
+        known = on == "cpu" or (on == "cuda" and find_spec("triton") is not None)
+        return super().refusal(weight, geometry) or (
+            "" if known else f"it runs on CPUs, and on GPUs by triton, here is {on}"
+        )
 
     def __init__(self, weight: Tensor, geometry: Geometry, group: int) -> None:
         super().__init__(weight, geometry, group)
-        self._places = weight.nonzero(as_tuple=True)
-        self._found = weight[self._places]
+        self._device, values = weight.device, weight.cpu()
+        self._places = values.nonzero(as_tuple=True)
+        self._found = values[self._places]
 
     def _place(self, layout: Layout) -> None:
-        from forcereg.layers.sparse.kernel import tiling
-
-        item = self._found.itemsize
-        tiles = tiling((layout.out[0] - 1) * layout.row + layout.out[1], item)
-        # blocks of channels of which a tile's part stays near
-        size = max(FEWEST, NEAR // (layout.seen(tiles.size) * item))
+        size, self._read = self._sizes(layout, (layout.out[0] - 1) * layout.row + layout.out[1])
         f, c, r, s = self._places
         key = c // size * self._filters + f
         # by blocks, in these by filters, in these as they are
@@ -48,14 +48,28 @@ class Direct(Form):
         # a filter's channels are those of its group
         offsets = layout.offsets(c + f // (self._filters // self._group) * self._channels, r, s)
         starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        self._weights = self._found[order].numpy(), offsets[order].int().numpy(), starts.numpy()
-        self._read = tiles.count * tiles.size
+        self._weights = [one.to(self._device) for one in (self._found[order], offsets[order].int(), starts)]
+
+    def _sizes(self, layout: Layout, positions: int) -> tuple[int, int]:
+        """Channels of a block, of which a tile's part stays near; output positions, whole tiles of them."""
+        if self._device.type == "cuda":
+            from forcereg.layers.sparse.gpu import TILE
+
+            return self._channels, ceil(positions / TILE) * TILE
+        from forcereg.layers.sparse.kernel import tiling
+
+        tiles = tiling(positions, self._found.itemsize)
+        return max(FEWEST, NEAR // (layout.seen(tiles.size) * self._found.itemsize)), tiles.count * tiles.size
 
     def _run(self, x: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
-        from forcereg.layers.sparse.kernel import run
-
         y = x.new_empty((len(x), self._filters, *layout.out))
-        added = x.new_zeros(self._filters) if bias is None else bias
-        laid = layout.fill(x, self._read)
-        run(y.numpy(), laid.numpy(), *self._weights, added.numpy(), layout.row, torch.get_num_threads())
+        given = (y, layout.fill(x, self._read), *self._weights, x.new_zeros(self._filters) if bias is None else bias)
+        if x.is_cuda:
+            from forcereg.layers.sparse import gpu
+
+            gpu.run(*given, layout.row)
+        else:
+            from forcereg.layers.sparse import kernel
+
+            kernel.run(*(one.numpy() for one in given), layout.row, torch.get_num_threads())
         return y

@@ -34,20 +34,18 @@ class Squeezed(Form):
         self._groups = []
         for index, part in enumerate(weight.chunk(group)):
             rows = part.flatten(1).any(1).nonzero()[:, 0]
-            channel, *within = part.any(0).nonzero(as_tuple=True)
+            channel, r, s = part.any(0).nonzero(as_tuple=True)
             # of an all-zero group nothing is left
             if len(rows):
-                matrix = self._matrix(part[rows][:, channel, within[0], within[1]])
-                self._groups.append(
-                    _Group(matrix, rows + index * len(part), (channel + index * self._channels, *within))
-                )
+                matrix = self._matrix(part[rows][:, channel, r, s])
+                places = (channel.cpu() + index * self._channels, r.cpu(), s.cpu())
+                self._groups.append(_Group(matrix, rows + index * len(part), places))
 
     def _matrix(self, left: Tensor) -> Tensor:
         return left
 
     def _place(self, layout: Layout) -> None:
-        self._offsets = [layout.offsets(*(place.cpu() for place in one.places)) for one in self._groups]
-        self._offsets = [found.to(one.rows.device) for found, one in zip(self._offsets, self._groups, strict=True)]
+        self._offsets = [layout.offsets(*one.places).to(one.rows.device) for one in self._groups]
 
     def _run(self, x: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
         height, width = layout.out
