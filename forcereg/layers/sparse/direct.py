@@ -28,9 +28,8 @@ class Direct(Form):
         """As `Form`; also of weights on a device for which there is no kernel."""
         on = weight.device.type
         known = on == "cpu" or (on == "cuda" and find_spec("triton") is not None)
-        return super().refusal(weight, geometry) or (
-            "" if known else f"it runs on CPUs, and on GPUs by triton, here is {on}"
-        )
+        why = "" if known else f"it runs on CPUs, and on CUDA devices by triton, here is {on}"
+        return super().refusal(weight, geometry) or why
 
     def __init__(self, weight: Tensor, geometry: Geometry, group: int) -> None:
         super().__init__(weight, geometry, group)
