@@ -66,9 +66,9 @@ class Direct(Form):
         if x.is_cuda:
             from forcereg.layers.sparse import gpu
 
-            gpu.run(*given, layout.row)
+            gpu.run(*given, row=layout.row)
         else:
             from forcereg.layers.sparse import kernel
 
-            kernel.run(*(one.numpy() for one in given), layout.row, torch.get_num_threads())
+            kernel.run(*(one.numpy() for one in given), row=layout.row, threads=torch.get_num_threads())
         return y
