@@ -251,7 +251,7 @@ for geometry, size, group in (
     form._sizes = lambda layout, positions: (2, -(-positions // gpu.TILE) * gpu.TILE)
     form._place(layout)
     x, bias, y = torch.randn(2, 2 * group, *size), torch.arange(4.0), torch.full((2, 4, *layout.out), torch.nan)
-    gpu.run(y, layout.fill(x, form._read), *form._weights, bias, layout.row)
+    gpu.run(y, layout.fill(x, form._read), *form._weights, bias, row=layout.row)
     torch.testing.assert_close(y, convolve(x, weight, bias, geometry, group), rtol=0, atol=1e-5)
 """
 

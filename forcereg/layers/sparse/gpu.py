@@ -43,7 +43,7 @@ def _tile(
         tl.store(plane + y * width + column, sums, mask=(y >= 0) & (y < height) & (column < width))
 
 
-def run(out: Tensor, x: Tensor, values: Tensor, offsets: Tensor, starts: Tensor, bias: Tensor, row: int) -> None:
+def run(out: Tensor, x: Tensor, values: Tensor, offsets: Tensor, starts: Tensor, bias: Tensor, *, row: int) -> None:
     """As `kernel.run`, of weights in one block; x reaches a TILE beyond the last offset."""
     images, filters, height, width = out.shape
     tiles = triton.cdiv((height - 1) * row + width, TILE)

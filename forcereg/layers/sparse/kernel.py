@@ -113,6 +113,7 @@ def run(
     offsets: np.ndarray,
     starts: np.ndarray,
     bias: np.ndarray,
+    *,
     row: int,
     threads: int,
 ) -> None:
