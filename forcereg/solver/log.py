@@ -108,6 +108,13 @@ class GlogWriter:
         """A record of two lines, as the SSL branch has them: the second one has no prefix."""
         self.write(glog_prefix("I", self._file) + title + "\n" + "".join(f"{value}\t" for value in values))
 
+    def on_pruning(self, event: Event) -> None:
+        for layer in event.layers:
+            self.line(f"Iteration {event.iteration}, weights of {layer['layer']} left = {layer['share']:.2%}")
+
+    def on_decision(self, event: Event) -> None:
+        self.line(f"Iteration {event.iteration}, {event.text}")
+
     def on_scale(self, event: Event) -> None:
         self.line(f"Iteration {event.iteration}, loss scale = {event.scale:g}, steps left out = {event.skipped}")
 

@@ -26,6 +26,7 @@ from forcereg.solver.distributed import Group, Request
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes, fed
 from forcereg.solver.precision import LossScale
+from forcereg.solver.pruning import How, Pruning
 from forcereg.solver.pull import Pull
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.ready import check_ready
@@ -94,6 +95,7 @@ class Solver:
         self.pull, self._watch = Pull(*watched), RankWatch(*watched)
         self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
+        self.pruning: Pruning | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
         self._sparse, self._settling = is_used(self.net, self.param), Settling()
@@ -152,6 +154,14 @@ class Solver:
     def clip_ranks(self, share: float, until: int | None = None) -> None:
         """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""
         self.clipping = RankClipping(self._run, self._nets, self.steps, share, until)
+
+    def prune_by(self, how: How) -> Pruning:
+        """Has training prune layers, and `solve` settle what is pruned in the end; what does it.
+
+        Raises ForceregError for a layer that has no weights that learn.
+        """
+        self.pruning = self._snapshots.pruning = Pruning(self._run, self.net, self.steps, how)
+        return self.pruning
 
     # -- weights and state
 
@@ -259,6 +269,8 @@ class Solver:
             self.test_all()
         if self.clipping is not None:
             self.clipping.finish(self.iter)
+        if self.pruning is not None:
+            self.pruning.settle(self.iter)
         self.emit("done")
 
     def step(self, n: int, inputs: Inputs = None) -> Tensor:
@@ -275,6 +287,10 @@ class Solver:
                 with self._pace.paused():
                     self.check_finite()
                     self.clipping.clip(self.iter)
+            if self.pruning is not None and self.pruning.due(self.iter):
+                with self._pace.paused():
+                    self.check_finite()
+                    self.pruning.prune(self.iter)
             if self._due_for_test():
                 with self._pace.paused():
                     self.test_all()

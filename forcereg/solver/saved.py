@@ -24,6 +24,8 @@ MASKS = "masks"
 """The entry of the masks on weights' updates."""
 WATCH = "watch"
 """The entry of what is known of the ranks of forced layers."""
+PRUNING = "pruning"
+"""The entry of what a pruning has decided."""
 SCALE = "scale"
 """The entry of the loss scale."""
 
@@ -62,6 +64,7 @@ _MASK = Form(
     "zeros and ones (uint8)", lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint8 and bool((v <= 1).all())
 )
 _ROW = Form("a row of floats", lambda value: _is_floats(value) and value.ndim == 1)
+_POSITIVE = Form("a number, 0 or more", lambda v: type(v) is float and v >= 0)
 _FACTOR = Form("a positive float32", lambda v: type(v) is float and 0 < v <= torch.finfo(torch.float32).max)
 _RANDOM = {"cpu": GENERATOR, "?cuda": _BYTES}
 _CARRIED = {"*": {"*": _VALUES}}
@@ -80,6 +83,13 @@ _EXTRA: Mapping[str, Any] = {
     f"?{WATCH}": {
         **dict.fromkeys(("at", "since", "still", "stalled"), COUNT),
         **{key: {"*": COUNT} for key in ("first", "ranks", "collapsed")},
+    },
+    f"?{PRUNING}": {
+        "at": _whole(-1, (1 << 31) - 1),
+        "decided": {"*": TEXT},
+        "left": {"*": _POSITIVE},
+        "still": {"*": COUNT},
+        "cuts": {"*": _POSITIVE},
     },
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
 }

@@ -12,9 +12,10 @@ from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.distill import TEACHER, change_of
 from forcereg.solver.prefix import writes_binary
+from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import CLIPPED, MASKS, SCALE, WATCH, check_extra
+from forcereg.solver.saved import CLIPPED, MASKS, PRUNING, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -34,6 +35,7 @@ class Snapshots:
     def __init__(self, run: Run, nets: Nets, steps: Steps, watch: RankWatch, keep: int | None = None) -> None:
         self._run, self._nets, self._steps, self._watch, self._keep = run, nets, steps, watch, keep
         self.last: Path | None = None
+        self.pruning: Pruning | None = None
 
     def load_weights(self, path: str | Path) -> snapshot.LoadReport:
         """See Solver."""
@@ -65,6 +67,7 @@ class Snapshots:
         steps, scale = self._steps, self._steps.scale
         extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
         own = {WATCH: self._watch.state_dict(), SCALE: {} if scale is None else scale.state_dict()}
+        own[PRUNING] = {} if self.pruning is None else self.pruning.state_dict()
         return {**extra, **{name: state for name, state in own.items() if state}}
 
     def put_back(self, extra: Mapping[str, Any]) -> None:
@@ -136,5 +139,7 @@ class Snapshots:
         else:
             self.put_back(state.extra)
         self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
+        if self.pruning is not None:
+            self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))
         if steps.scale is not None:
             steps.scale.load_state_dict((state.extra or {}).get(SCALE, {}))

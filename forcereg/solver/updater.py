@@ -88,7 +88,7 @@ class Updater:
         made = {name: regularizer.get(name)(learning, p, self._device) for name in regularizer}
         self._regularizers: dict[str, Regularizer] = {name: one for name, one in made.items() if one.touched}
         self._descent = Descent(self._rule, p, self.weights, self.history, self._lr_mults, self._device)
-        self._zeroing = Zeroing(every, live, p, self.threshold, self._device)
+        self.zeroing = Zeroing(every, live, p, self.threshold, self._device)
         self._host_bad = -1
         self._groups = update.grouped(self._lr_mults, self._decays)
 
@@ -180,7 +180,7 @@ class Updater:
         it acts on, decayed, before and after it.
         """
         if self.on_host:
-            self._zeroing.set(rate)
+            self.zeroing.set(rate)
             self._apply_on_host(iteration, rate * self._rule.scale(self.p, iteration), loss, measures)
         else:
             self.set(iteration, rate)
@@ -190,7 +190,7 @@ class Updater:
     def set(self, iteration: int, rate: float) -> None:
         """Tells a device what the next `step` is for. Raises OverflowError for a rate beyond float32."""
         self._descent.set(iteration, rate * self._rule.scale(self.p, iteration))
-        self._zeroing.set(rate)
+        self.zeroing.set(rate)
 
     @torch.no_grad()
     def step(self, iteration: int, loss: Tensor, measures: Measures = NOTHING) -> None:
@@ -268,7 +268,7 @@ class Updater:
                 measure(before, decayed(one.touched))
 
     def _before_update(self) -> None:
-        self._zeroing.before()
+        self.zeroing.before()
         self.masks.hold()
 
     def _behind_update(self, iteration: int, values: list[Tensor], stopped: Tensor | None = None) -> None:
@@ -276,7 +276,7 @@ class Updater:
         self.masks.restore()
         for name in self.feeling(iteration):
             self._regularizers[name].project()
-        self._zeroing.behind(values, stopped)
+        self.zeroing.behind(values, stopped)
 
     def first_bad(self) -> int:
         """The first iteration whose loss wasn't finite, -1 if there is none. Reads the device."""
@@ -308,7 +308,7 @@ class Updater:
 
     def forget(self) -> None:
         """Weights were loaded: what was kept of those before is nothing to them."""
-        self._zeroing.forget()
+        self.zeroing.forget()
 
     def sparsity(self) -> tuple[list[dict[str, Any]], float]:
         """What is zero in each blob, in percent (see statistics), and the regularization term. Reads the device."""
@@ -324,7 +324,7 @@ class Updater:
 
     def _carried(self) -> dict[str, Mapping[str, Tensor]]:
         carried = {name: one.carried() for name, one in self._regularizers.items()}
-        carried["surgery"] = self._zeroing.carried()
+        carried["surgery"] = self.zeroing.carried()
         return {name: tensors for name, tensors in carried.items() if tensors}
 
     def matched(self, state: StateFile, model: ModelFile) -> Copies:

@@ -23,6 +23,7 @@ class Event:
     train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
     rate(iteration, rate) · scale(iteration, scale, good, skipped) · debug(iteration, rows, norms) ·
     final(iteration, loss) · force(iteration, layers; if measured ratio, warned) · ranks(iteration, layers) ·
+    pruning(iteration, layers) · decision(iteration, layer, decision, share, text) ·
     snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
 

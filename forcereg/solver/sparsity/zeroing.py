@@ -63,6 +63,7 @@ class Zeroing:
         self._adaptive = [(blobs[place], learning.index(place)) for place in adaptive]
         self._dense = {f"{every[place].layer}/{every[place].index}": blobs[place] for place in dense}
         self._shadows = {name: torch.zeros_like(blob) for name, blob in self._dense.items()}
+        self._cuts: dict[str, Tensor] = {}
         self._soft = [(blobs[place], decays[place] * every[place].lr_mult) for place in soft]
         self._rate = torch.zeros((), device=device)
 
@@ -81,7 +82,10 @@ class Zeroing:
         """Behind the update, of which `updates` was subtracted. `stop` is 1 where it wasn't made."""
         for name, weight in self._dense.items():
             self._shadows[name].copy_(weight)
-            zero_below(weight, self._threshold)
+            if name in self._cuts:
+                weight.masked_fill_(weight.abs() < self._cuts[name], 0)
+            else:
+                zero_below(weight, self._threshold)
         for weight in self._hard:
             zero_below(weight, self._threshold)
         for weight, place in self._adaptive:
@@ -99,3 +103,24 @@ class Zeroing:
     def carried(self) -> Mapping[str, Tensor]:
         """The dense weights of a surgery, which an exact resume needs."""
         return self._shadows
+
+    # -- a surgery of a caller's own: of any weight, at a threshold that may change
+
+    def operate(self, name: str, weight: Tensor) -> None:
+        """Begins one on the weight "layer/index", from its values as they are: nothing is below its `cut` yet."""
+        self._dense[name], self._shadows[name] = weight.detach(), weight.detach().clone()
+        self._cuts[name] = torch.zeros((), device=weight.device)
+
+    def cut(self, name: str, below: float) -> None:
+        """From the next update on its values below that are zeros."""
+        self._cuts[name].fill_(below)
+
+    def dense(self, name: str) -> Tensor:
+        """Its weights with those behind the zeros, a copy."""
+        weight = self._dense[name]
+        return torch.where(weight != 0, weight, self._shadows[name])
+
+    def close(self, name: str) -> None:
+        """Ends it: the weight stays as it is."""
+        for held in (self._dense, self._shadows, self._cuts):
+            held.pop(name, None)
