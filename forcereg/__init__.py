@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.merge_groups import merge_groups
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
+    from forcereg.workflows.prune import Pruned, prune
     from forcereg.workflows.ranks import RankReport, ranks
     from forcereg.workflows.report import Report, report_on
     from forcereg.workflows.score import score
@@ -97,6 +98,7 @@ _HOME = {
     "MinEnergy": "forcereg.lowrank.rules",
     "Net": "forcereg.net.module",
     "Observer": "forcereg.system.events",
+    "Pruned": "forcereg.workflows.prune",
     "RankConfig": "forcereg.lowrank.rules",
     "RankReport": "forcereg.workflows.ranks",
     "Ranks": "forcereg.lowrank.rules",
@@ -137,6 +139,7 @@ _HOME = {
     "merge_groups": "forcereg.workflows.merge_groups",
     "new": "forcereg.workflows.new",
     "plot": "forcereg.workflows.plot",
+    "prune": "forcereg.workflows.prune",
     "ranks": "forcereg.workflows.ranks",
     "report_on": "forcereg.workflows.report",
     "score": "forcereg.workflows.score",
@@ -169,6 +172,7 @@ __all__ = [
     "MinEnergy",
     "Net",
     "Observer",
+    "Pruned",
     "RankConfig",
     "RankReport",
     "Ranks",
@@ -212,6 +216,7 @@ __all__ = [
     "new",
     "nn",
     "plot",
+    "prune",
     "ranks",
     "report_on",
     "score",

@@ -30,6 +30,7 @@ COMMANDS = {
     "decompose": "Replace layers by low-rank chains: by error, ranks or budget.",
     "ranks": "Show the rank that each layer needs at several errors.",
     "sensitivity": "Show the accuracy with each layer decomposed alone.",
+    "prune": "Make the smallest weights zero, where it pays, and fine-tune.",
     "filters": "Draw a layer's filters: images, basis, clusters, angles.",
     "frontier": "Compare nets: accuracy against cost, in MACs and measured time.",
     "shrink": "Cut filters, channels and branches that are zero out of a net.",

@@ -17,7 +17,7 @@ from forcereg.net.module import Net
 from forcereg.net.sparse import Execution, convolutions, form_of, share_left
 from forcereg.registry import sparse_form
 from forcereg.schema.spec import LayerSpec
-from forcereg.study.latency import interleaved
+from forcereg.study.latency import interleaved, resized
 from forcereg.system.events import Tell
 
 AUTO = "auto"
@@ -61,22 +61,29 @@ def _forced(spec: LayerSpec, module: Convolution, form: str) -> Execution:
 
 def _fastest(net: Net, spec: LayerSpec, module: Convolution, tell: Tell) -> Execution:
     share = share_left(module)
-    weight, geometry = module.weight_blob(), module.geometry
-    forms = [one for one in sparse_form if not (available(one) or sparse_form.get(one).refusal(weight, geometry))]
+    forms = forms_for(module)
     ms: dict[str, float] = {}
     if share < 1 and forms:
         tell.note(f"measuring {spec.name}, dense and as {', '.join(forms)}")
-        ms = measured(module, [DENSE, *forms], [_fed(net, bottom, weight) for bottom in spec.bottoms])
+        ms = measured(module, [DENSE, *forms], [fed(net, bottom) for bottom in spec.bottoms])
     best = min(ms, key=lambda one: ms[one] * (GAIN if one == DENSE else 1), default=DENSE)
     module.run_as(best)
     return Execution(spec.name, best, share, ms)
 
 
-def _fed(net: Net, blob: str, weight: Tensor) -> Tensor:
-    """Something of a blob's shape, in the memory layout in which convolutions hand it on."""
-    x = torch.rand(net.shapes[blob], device=weight.device, dtype=weight.dtype)
+def forms_for(module: Convolution) -> list[str]:
+    """The sparse forms that can run a layer here."""
+    weight, geometry = module.weight_blob(), module.geometry
+    return [one for one in sparse_form if not (available(one) or sparse_form.get(one).refusal(weight, geometry))]
+
+
+def fed(net: Net, blob: str, batch: int | None = None) -> Tensor:
+    """Something of a blob's shape, with so many items if given, in the memory layout in which layers hand it on."""
+    like = next(net.parameters())
+    x = torch.rand(resized(net.shapes[blob], batch), device=like.device, dtype=like.dtype)
+    given = blob in net.inputs or any(blob in spec.tops for spec, _ in net.built if not spec.bottoms)
     on_cpu = x.device.type == "cpu" and x.dim() == 4
-    return x.contiguous(memory_format=torch.channels_last) if on_cpu and blob not in net.inputs else x
+    return x.contiguous(memory_format=torch.channels_last) if on_cpu and not given else x
 
 
 def measured(module: Convolution, forms: Sequence[str], bottoms: Sequence[Tensor]) -> dict[str, float]:

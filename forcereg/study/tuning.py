@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,13 @@ def tune(
     heard: Observer,
     options: Mapping[str, Any],
     teacher: Path | None = None,
-) -> None:
+    prepare: Callable[[Solver], Any] | None = None,
+) -> Solver:
     """Trains from the weights, or the newest snapshot of the solver's prefix; Caffe's lines go behind those in `log`.
 
-    `options` are `Solver`'s; `teacher`: a snapshot that teaches, as `learn_from` does. Raises as `train` and
-    `learn_from`, and ForceregError for weights that lack a layer.
+    `options` are `Solver`'s; `teacher`: a snapshot that teaches, as `learn_from` does; `prepare` is called with the
+    solver before it starts. Returns it as it ended. Raises as `train` and `learn_from`, and ForceregError for weights
+    that lack a layer.
     """
     with append_text(log) as stream:
         # one snapshot to go on from; the last is the result
@@ -66,7 +68,10 @@ def tune(
             load(one, weights)
         if teacher is not None:
             learn_from(solver, teacher, allow_python_layers=bool(options.get("allow_python_layers")))
+        if prepare is not None:
+            prepare(solver)
         train(solver)
+    return solver
 
 
 def train(solver: Solver) -> None:

@@ -14,11 +14,11 @@ from forcereg.errors import UsageError
 P = ParamSpec("P")
 T = TypeVar("T")
 LEAST = {
-    **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations", "threads"), 1),
+    **dict.fromkeys(("batch", "clip_until", "every", "data_aware", "data_budget", "iterations", "threads"), 1),
     **dict.fromkeys(
         ("every", "keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
-    **dict.fromkeys(("finetune", "records", "seed", "workers"), 0),
+    **dict.fromkeys(("finetune", "over", "records", "seed", "workers"), 0),
     "clusters": 2,
 }
 """The smallest value of whole numbers by their names; the options of commands have the same."""

@@ -67,6 +67,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "decompose": ("--snapshot", W, "--ranks", "2,2", "--out", "low{}"),
     "ranks": (W,),
     "sensitivity": (W, "--solver", S, "--error", "0.2", "-o", "sensitivity{}.svg"),
+    "prune": ("--solver", S, "--weights", W, "--target", "0.5", "--only-layers", "conv1", "--out", "pruned{}"),
     "filters": (W, "--layer", "conv1", "--basis", "-o", "basis{}.svg"),
     "frontier": (W, "--solver", S, "--ranks", "2,2", "--latency", "no", "-o", "frontier{}.svg"),
     "shrink": ("zeros_iter_1.caffemodel.h5", "--out", "shrunk{}"),

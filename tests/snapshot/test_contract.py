@@ -21,6 +21,7 @@ from forcereg.study.filters.angles import Angles
 from forcereg.study.filters.basis import Basis
 from forcereg.study.filters.images import Images
 from forcereg.study.filters.plane import Plane
+from forcereg.study.prune import report as prune_report
 from forcereg.study.sweep_plan import Asked, Kept, Run
 from tests.snapshot.frozen.make import HERE, schema
 
@@ -136,6 +137,7 @@ def test_the_page_has_what_histories_hold() -> None:
         pytest.param("tune", [*tune_report.COLUMNS, "seed", *sweep_report.COLUMNS], id="tune"),
         pytest.param("frontier", frontier_report.COLUMNS, id="frontier"),
         pytest.param("sensitivity", [field.name for field in fields(Point)], id="sensitivity"),
+        pytest.param("prune", prune_report.COLUMNS, id="prune"),
         pytest.param("confusion", ["class", "name", "items", "accuracy", "not a number"], id="confusion"),
         pytest.param("filters", Images.columns, id="filters"),
         pytest.param("filters --basis", Basis.columns, id="filters-basis"),

@@ -1,0 +1,128 @@
+"""`forcereg prune` from solver and model to the pruned files, what it goes on from, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from forcereg.snapshot import read_model
+from forcereg.solver.loop import Solver
+from forcereg.solver.pruning import Limit
+from forcereg.study.prune.limits import LayerTimes
+from tests.commands.conftest import Cli, said
+from tests.solver.nets import write_images, write_solver
+
+SOLVER = 'momentum: 0.9 snapshot_prefix: "s" test_iter: 2 test_interval: 100 max_iter: 30 display: 0'
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_images(tmp_path_factory.mktemp("trained"))
+    Solver(write_solver(root, SOLVER)).solve()
+    return root
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for module in ("forcereg.study.sparse", "forcereg.study.prune.limits"):
+        # as few rounds as there may be
+        monkeypatch.setattr(f"{module}.SECONDS", 0.0)
+    return trained
+
+
+def asked(root: Path, *more: str | Path) -> tuple[str | Path, ...]:
+    return ("prune", "--solver", root / "solver.prototxt", "--weights", root / "s_iter_30.caffemodel.h5", *more)
+
+
+def rows(folder: str = "pruned") -> dict[str, dict[str, str]]:
+    with Path(folder, "layers.csv").open() as file:
+        return {row["layer"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "dns", "l1"])
+def test_a_net_is_pruned_and_fine_tuned(method: str, here: Path, cli: Cli) -> None:
+    more = ("--method", method, "--target", "0.75", "--over", "6", "--every", "2", "--finetune", "4", "--l1", "0.01")
+    code, out, err = cli(*asked(here, *more))
+    assert code == 0, err
+    layers = read_model("pruned/net_pruned.caffemodel.h5").layers
+    gone = {name: int((layers[name][0] == 0).sum()) for name in ("conv", "ip")}
+    total = sum(layers[name][0].size for name in gone)
+    least = round(0.75 * total)
+    assert sum(gone.values()) == least if method != "l1" else sum(gone.values()) >= least
+    for name, row in rows().items():
+        assert float(row["share"]) == pytest.approx(1 - gone[name] / layers[name][0].size, abs=1e-5)
+        assert float(row["dense_ms"]) > 0
+    assert float(rows()["conv"]["sparse_ms"]) > 0 and rows()["conv"]["form"] in out
+    assert "accuracy " in out and " pruned, " in out and " fine-tuned" in out
+    # what is done isn't done again, and comes to the same
+    logs = {path: path.read_bytes() for path in Path("pruned").glob("*_iter_*")}
+    before = Path("pruned/net_pruned.caffemodel.h5").read_bytes()
+    code, _, _ = cli(*asked(here, *more))
+    assert code == 0 and Path("pruned/net_pruned.caffemodel.h5").read_bytes() == before
+    assert [path for path in logs if path.name.startswith("tune_")]
+
+
+def test_as_far_as_the_accuracy_allows_by_sensitivity(here: Path, cli: Cli) -> None:
+    code, out, err = cli(*asked(here, "--max-accuracy-drop", "0.2", "--spread", "sensitivity", "--out", "p"))
+    assert code == 0, err
+    assert "of the weights may go at a drop of at most 0.2 before fine-tuning" in err
+    (line,) = [line for line in out.splitlines() if line.startswith("accuracy ")]
+    before, after = (float(word.rstrip("%")) / 100 for word in line.split() if word.endswith("%"))
+    assert before - after <= 0.2 + 1e-9
+    assert Path("p/scores.json").is_file()
+
+
+def test_guided_by_times_each_decision_is_told(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"conv": Limit(0.9, 0.5, 1.1), "ip": None}
+    monkeypatch.setattr(LayerTimes, "limit", lambda self, name: known[name])
+    code, _, err = cli(*asked(here, "--target", "0.8", "--guided", "--over", "4", "--every", "1"))
+    assert code == 0, err
+    assert "conv: alpha 1.10, faster than dense below 90.0% of its weights, no faster yet below 50.0%" in err
+    assert "ip is skipped at 100.0% of its weights: no share of zeros makes it faster than dense here" in err
+    assert "conv is stopped at 50.0% of its weights: below 50.0% it gets no faster" in err
+    found = rows()
+    assert [found[name]["decision"] for name in ("conv", "ip")] == ["stopped", "skipped"]
+    assert [found[name]["share"] for name in ("conv", "ip")] == ["0.5", "1"]
+    log, events = next(Path("pruned").glob("prune_*.log")), next(Path("pruned").glob("prune_*.jsonl"))
+    assert "Iteration 0, ip is skipped" in log.read_text() and '"decision": "stopped"' in events.read_text()
+
+
+def test_dense_weights_come_back_where_zeros_don_t_pay(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LayerTimes, "limit", lambda self, name: Limit(0.1, 0.05, 9))
+    code, _, err = cli(*asked(here, "--target", "0.3", "--guided"))
+    assert code == 0, err
+    assert "conv is restored at " in err
+    before = read_model(here / "s_iter_30.caffemodel.h5").layers["conv"][0]
+    assert (read_model("pruned/net_pruned.caffemodel.h5").layers["conv"][0] == before).all()
+
+
+def test_where_zeros_pay_nowhere_that_is_the_answer(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LayerTimes, "limit", lambda self, name: Limit(None))
+    code, _, err = cli(*asked(here, "--target", "0.3", "--guided"))
+    assert code == 1
+    assert "no layer that is to be pruned becomes faster than dense on this machine" in said(err)
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ((), "--target and --max-accuracy-drop say how far: neither is given; give one"),
+        (("--target", "0.5", "--max-accuracy-drop", "0.1"), "both are given; give one"),
+        (("--target", "1"), "target is 1; expected a share of zeros above 0, below 1, as in 0.9"),
+        (("--target", "1.5"), "target is 1.5; expected 0 to 1"),
+        (("--target", "0.5", "--method", "magnitud"), "unknown method 'magnitud'; did you mean \"magnitude\"?"),
+        (("--target", "0.5", "--spread", "even"), "unknown spread 'even'; expected magnitude, sensitivity"),
+        (("--target", "0.5", "--method", "l1"), "method l1 prunes while it trains; say for how many iterations"),
+        (("--target", "0.5", "--rate", "0"), "rate is 0.0; expected a number above 0"),
+        (("--target", "0.5", "--only-layers", "con"), "there is no Convolution or InnerProduct layer 'con'"),
+        (("--target", "0.5", "--only-layers", ","), "--only-layers names no layer"),
+        (("--target", "0.5", "--except-layers", "conv,ip"), "no Convolution or InnerProduct layer is left to prune"),
+        (("--target", "0.5", "--weights", "none.caffemodel"), "none.caffemodel: no such file"),
+    ],
+)
+def test_what_doesn_t_go_together_is_one_line(more: tuple[str, ...], line: str, here: Path, cli: Cli) -> None:
+    code, _, err = cli(*asked(here, *more))
+    assert code in (1, 2) and line in said(err)
