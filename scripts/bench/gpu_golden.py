@@ -60,6 +60,9 @@ def checks(job: Job) -> Iterator[tuple[str, str, Check]]:
     def layer(case: Case, folder: Path) -> None:
         checks.check_layer(case, device)
 
+    def squeezed(case: Case, folder: Path) -> None:
+        checks.check_squeezed(case, device)
+
     for case in cases("layers"):
         yield "layers", case.id, partial(layer, case)
     for kind, check in (("force", checks.check_force), ("solver", checks.check_trajectory)):
@@ -68,6 +71,11 @@ def checks(job: Job) -> Iterator[tuple[str, str, Check]]:
     for case in cases("snapshots"):
         for end, form in ((".h5", "HDF5"), ("", "binary")):
             yield "snapshots", f"{case.id}, {form}", partial(checks.check_resume, case, end=end, device=device)
+    for case in cases("sparse"):
+        if case.attrs["kind"] == "forward":
+            yield "sparse", case.id, partial(squeezed, case)
+        else:
+            yield "sparse", case.id, partial(checks.check_sparse, case, device=device)
     if job.mnist:
         serve(mnist(job.mnist))
         for case in cases("lenet"):

@@ -75,6 +75,12 @@ SETTINGS = [
     _solver("max-iter-negative", "max_iter: -1", "max_iter is -1; expected >= 0"),
     _solver("snapshot-negative", "snapshot: -5", "snapshot is -5; expected >= 0"),
     _solver("unknown-regularization", 'weight_decay: 1\nregularization_type: "L3"', "L3"),
+    _solver(
+        "winograd-regularization",
+        'weight_decay: 1\nregularization_type: "L1_Winograd"',
+        "isn't built: forcereg convolves",
+    ),
+    _solver("prune-threshold-negative", "prune_threshold: -1", "prune_threshold is -1; expected >= 0"),
     _solver("unknown-force", 'force_type: "Degradatio"', "unknown force_type 'Degradatio'; did you mean"),
     _solver("unknown-direction", 'force_direction: "up"', "unknown force_direction 'up'"),
     _solver("force-ramp-negative", "force_ramp: -1", "force_ramp is -1; expected a number of iterations, 0 for none"),

@@ -34,10 +34,25 @@ from tests.report.test_curves import CAFFE
         ("conv1 rank", "rank"),
         ("conv1 cosine", "cosine"),
         ("conv1 ratio", "force ratio"),
+        ("conv1 block (1,4) sparsity", "sparsity"),
     ],
 )
 def test_panel_of(curve: str, panel: str) -> None:
     assert panel_of(curve) == panel
+
+
+def test_sparsity_is_drawn_with_scores_on_an_axis_at_the_right() -> None:
+    run = Run("r")
+    for iteration in (0, 10):
+        for name, value in (("conv1 row sparsity", 5.0 * iteration), ("conv1 column sparsity", 0.0)):
+            run.add(name, iteration, value)
+        run.add("test accuracy", iteration, 0.5 + 0.04 * iteration)
+    assert chosen(run)["sparsity"] == ["conv1 row sparsity"]  # what a layer never has only fills the picture
+    _, left, right = figure([run]).axes
+    assert [line.get_label() for line in left.get_lines()] == ["conv1 row sparsity", "test accuracy (right)"]
+    assert list(right.get_lines()[0].get_ydata()) == [0.5, 0.9] and left.get_ylabel() == "%"
+    del run.curves["conv1 row sparsity"]
+    assert chosen(run)["sparsity"] == ["conv1 column sparsity"]
 
 
 def test_outputs_in_training_come_only_where_nothing_else_would() -> None:

@@ -128,6 +128,8 @@ def test_any_fields_come_back(fields: list[str]) -> None:
         ("layer { type: 'ReLU' relu_param { engine: MKL2017 } }", "engine (Intel's Caffe)"),
         ("layer { type: 'Dropout' dropout_param { engine: CUDNN } } engine: 'MKLDNN:CPU'",
          "engine (NVCaffe); engine (Intel's Caffe)"),
+        ("layer { type: 'InnerProduct' inner_product_param { dump_parameter: true spmdm_transpose_in: false } }",
+         "dump_parameter, spmdm_transpose_in (SkimCaffe)"),
         ("layer { type: 'Split' split_param { engine: MKL2017 } }", "split_param (Intel's Caffe)"),
         ("layer { type: 'ReLU' engine: 'CAFFE' }", "engine (Intel's Caffe)"),
         ("layer { type: 'Concat' concat_param { engine: MKLDNN axis: 1 } }", "engine (Intel's Caffe)"),

@@ -15,6 +15,7 @@ import torch
 from forcereg.errors import ForceregError
 from forcereg.solver.diagnostics import coordination, force_ratios, forced_ranks, mean_cosine
 from forcereg.solver.loop import Solver
+from forcereg.system.events import Event
 from tests.conftest import TOP
 from tests.solver.nets import Recorder, write_images, write_solver
 
@@ -42,6 +43,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, dict[str, l
     reader = EventAccumulator(str(root / "logs"))
     reader.Reload()
     return recorder, {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_sparsity(tmp_path: Path) -> None:
+    """Of each blob, its blocks, and the term that is added to the loss."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from forcereg.solver.tensorboard import TensorBoard
+
+    layer = {"layer": "ip", "index": 0, "element": 50.0, "column": 25.0, "row": 0.0}
+    blocks = [{"x": 3, "y": 1, "percent": 75.0}]
+    told = [{**layer, "blocks": blocks}, {**layer, "index": 1, "blocks": []}]
+    with TensorBoard(tmp_path) as board:
+        board(Event("sparsity", {"iteration": 4, "layers": told, "regularization": 0.5, "total": 1.5}))
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    found = {tag: [(one.step, one.value) for one in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    assert found["sparsity/ip/block_3x1"] == [(4, 75.0)] and found["train/regularization"] == [(4, 0.5)]
+    assert found["sparsity/ip/element"] == found["sparsity/ip/1/element"] == [(4, 50.0)]
 
 
 def test_curves(run: tuple[Recorder, dict[str, list[tuple[int, float]]]]) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.solver.loop import Solver
+from tests.conftest import RunCli
 from tests.solver.graphs import on_device
-from tests.solver.nets import blobs_of, regression
+from tests.solver.nets import blobs_of, regression, write_solver
 from tests.solver.sparsity.nets import ELTWISE, GRPWISE, convs
 from tests.solver.sparsity.test_step import inputs
 from tests.solver.tape import Tape
@@ -159,3 +160,17 @@ def test_a_state_with_strange_masks_is_damaged(tmp_path: Path, monkeypatch: pyte
         masks["ip1%2F0"][...] = 2
     with pytest.raises(ForceregError, match=r"masks/ip1/0 is uint8 in shape \[2, 16\], expected zeros and ones"):
         solver_of(tmp_path).restore(path)
+
+
+def test_the_option(tmp_path: Path, run_cli: RunCli) -> None:
+    """A resumed run says what it froze where it made masks anew, and goes on with those it had otherwise."""
+    net = convs(mode1=ELTWISE).replace('"Input"', '"DummyData"').replace("input_param", "dummy_data_param")
+    (tmp_path / "net.prototxt").write_text(net)
+    write_solver(tmp_path, 'max_iter: 2 prune_threshold: 0.05 snapshot_prefix: "s"')
+    assert run_cli("train", "--solver", "solver.prototxt", cwd=tmp_path).returncode == 0
+    again = ("train", "--solver", "solver.prototxt", "--snapshot", "s_iter_2.solverstate.h5", "--max-iter", "3")
+    stored, rebuilt = (run_cli(*again, *more, cwd=tmp_path) for more in ((), ("--masks", "rebuild")))
+    assert stored.returncode == rebuilt.returncode == 0, stored.stderr + rebuilt.stderr
+    assert "are frozen" not in stored.stderr and "all zero weights of c1 are frozen" in rebuilt.stderr
+    wrong = run_cli(*again, "--masks", "new", cwd=tmp_path)
+    assert wrong.returncode == 2 and "'new' is not one of 'stored', 'rebuild'" in wrong.stderr

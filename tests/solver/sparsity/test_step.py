@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import forcereg
 from forcereg.errors import ForceregError
 from forcereg.schema import BlobProto
 from forcereg.solver.log import GlogWriter
 from forcereg.solver.loop import Solver
 from tests.conftest import RunCli
 from tests.solver.graphs import both, trained
-from tests.solver.nets import REGRESSION, Recorder, blobs_of, regression
+from tests.solver.nets import REGRESSION, Recorder, blobs_of, regression, write_solver
 from tests.solver.sparsity.nets import COLUMNS, ELTWISE, ROWS, convs
 
 
@@ -301,6 +302,18 @@ def test_a_rate_that_drops_too_early_is_warned_of(early: bool, tmp_path: Path) -
     assert len(found) == early
     if early:
         assert "sparsity is made at the first rate, accuracy comes back at the later ones" in found[0]
+
+
+def test_check_tells_what_is_made_sparse(tmp_path: Path) -> None:
+    net = convs(ROWS, mode2=ELTWISE).replace('"Input"', '"DummyData"').replace("input_param", "dummy_data_param")
+    (tmp_path / "net.prototxt").write_text(net)
+    path = write_solver(tmp_path, "max_iter: 10 block_group_decay: 0.05 snapshot_after_train: false")
+    report = forcereg.check(path)
+    expected = "group lasso (columns x rows, decay) on c1 (36x1 0.05); what is zero stays so in ip1; zeros below 0.0001"
+    assert report.facts["sparsity"] == expected
+    assert any("none of them ever becomes zero" in text for text in report.warnings)
+    (tmp_path / "net.prototxt").write_text(net.replace("xdimen: 36", "xdimen: 35"))
+    assert any("xdimen 35 doesn't divide the 36 columns" in text for text in forcereg.check(path).errors)
 
 
 def test_layers_that_are_loaded_are_told_of(tmp_path: Path) -> None:
