@@ -100,13 +100,15 @@ def _cut(layer: Any, flow: Any, bottom: Mask, top: Mask, values: Values) -> None
     if not isinstance(flow, Mixing):
         _channelwise(layer, torch.from_numpy(top))
         return
-    bias = None if layer.bias is None else layer.bias.detach()[torch.from_numpy(top)]
-    added = flow.taken(~bottom, values)[top]
-    if bias is not None or added.any():
-        taken = torch.from_numpy(added).to(layer.weight)
-        layer.bias = _like(layer.weight if layer.bias is None else layer.bias, taken if bias is None else bias + taken)
+    whole, added = flow.without(bottom, top, values)
+    taken = torch.from_numpy(added[top]).to(layer.weight)
+    if layer.bias is not None:
+        layer.bias = _like(layer.bias, layer.bias.detach()[torch.from_numpy(top)] + taken)
+    elif added[top].any():
+        layer.bias = _like(layer.weight, taken)
     outputs, inputs = (torch.from_numpy(mask).reshape(flow.groups, -1) for mask in (top, bottom))
-    weight = filters(layer).unflatten(0, (flow.groups, -1))
+    weight = filters(layer) if whole is flow.weight else torch.from_numpy(whole).to(layer.weight)
+    weight = weight.reshape(flow.groups, -1, *filters(layer).shape[1:])
     left = [own[row][:, column] for own, row, column in zip(weight, outputs, inputs, strict=True) if row.any()]
     weight = torch.cat(left)
     if isinstance(layer, nn.Linear):

@@ -175,7 +175,7 @@ class Mixing(Flow):
 
     weight: (N, C/groups, T), T products of a channel. whole: (T,) bool, which of them every output sees; at a border
     that is filled up with zeros others may be missing, so that a constant isn't one there. can_take: whether constants
-    may go into the bias, which may have to be made.
+    may go into the bias, which may have to be made. Constants that can't go there go into another one's weights.
     """
 
     weight: np.ndarray
@@ -183,44 +183,78 @@ class Mixing(Flow):
     groups: int
     whole: np.ndarray
     can_take: bool = True
-    nonzero: np.ndarray = field(init=False)
+    _nonzero: np.ndarray = field(init=False)
     _edge: np.ndarray = field(init=False)
     _total: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.groups, -1, self.weight.shape[1])
         # groups x outputs x inputs
-        self.nonzero = self.weight.any(2).reshape(shape)
+        self._nonzero = self.weight.any(2).reshape(shape)
         self._edge = self.weight[:, :, ~self.whole].any(2).reshape(shape)
         self._total = self.weight.sum(2, dtype=np.float64).reshape(shape)
 
-    def _inputs(self, of: np.ndarray) -> np.ndarray:
-        return of.reshape(self.groups, 1, -1)
+    def _grouped(self, channels: np.ndarray) -> np.ndarray:
+        return channels.reshape(self.groups, -1)
 
     def values(self, bottoms: Sequence[Values], sizes: Sequence[int]) -> list[Values]:
-        inputs = self._inputs(bottoms[0])
-        varied = (self.nonzero & (np.isnan(inputs) | (self._edge & (inputs != 0)))).any(2)
-        found = self.taken(np.ones(len(bottoms[0]), bool), bottoms[0]) + (0 if self.bias is None else self.bias)
+        inputs = self._grouped(bottoms[0])[:, None]
+        varied = (self._nonzero & (np.isnan(inputs) | (self._edge & (inputs != 0)))).any(2)
+        found = self._sums(bottoms[0]) + (0 if self.bias is None else self.bias)
         return [np.where(varied.reshape(-1) | ~np.isfinite(found), np.nan, found)]
 
-    def taken(self, inputs: Mask, values: Values) -> np.ndarray:
-        """What these inputs add to each output (N,), as far as they are constant."""
-        constant = np.where(inputs & ~np.isnan(values), values, 0.0)
-        return np.asarray((self._total * self._inputs(constant)).sum(2).reshape(-1))
+    def _sums(self, inputs: Values) -> np.ndarray:
+        """What the constants among these inputs add to each output (N,)."""
+        known = np.nan_to_num(self._grouped(inputs), nan=0.0)
+        return np.asarray((self._total * known[:, None]).sum(2).reshape(-1))
+
+    def _fixed(self, outputs: Mask, values: Values) -> Mask:
+        """Constant inputs that no bias of these outputs can take (groups, C/groups)."""
+        weights = self._nonzero & self._edge if self.can_take else self._nonzero
+        seen = (weights & self._grouped(outputs)[:, :, None]).any(1)
+        return np.asarray(seen & self._grouped(constants_of(values)))
 
     def needs(self, bottoms: Sequence[Mask], tops: Sequence[Mask], values: Sequence[Values]) -> None:
-        inputs, outputs = bottoms[0].reshape(self.groups, -1), tops[0].reshape(self.groups, -1)
-        constant = self._inputs(values[0])
-        fixed = np.isnan(constant) | ((constant != 0) & (self._edge | (not self.can_take)))
-        inputs |= (self.nonzero & fixed & outputs[:, :, None]).any(1)
+        inputs, outputs = self._grouped(bottoms[0]), self._grouped(tops[0])
         if not outputs.any():
             return
+        varied = np.isnan(self._grouped(values[0]))
+        inputs |= (self._nonzero & outputs[:, :, None]).any(1) & varied
+        known, fixed = self._grouped(constants_of(values[0])), self._fixed(tops[0], values[0])
+        for group in np.flatnonzero(fixed.any(1) & ~(inputs & known).any(1)):
+            # one stands for all of its group
+            inputs[group, largest(fixed[group], self._grouped(values[0])[group])] = True
         alive = np.flatnonzero(outputs.any(1) | inputs.any(1))
         # groups are of one size, and have an input, though it may add nothing
         for masks in (inputs, outputs):
             most = max(1, int(masks[alive].sum(1).max()))
             for group in alive:
                 fill(masks[group], most)
+
+    def without(self, inputs: Mask, outputs: Mask, values: Values) -> tuple[np.ndarray, np.ndarray]:
+        """The weight (N, C/groups, T), and what to add to the bias (N,), if these outputs alone have these inputs."""
+        gone = ~inputs & constants_of(values)
+        moved = self._fixed(outputs, values) & self._grouped(gone)
+        weight = self.weight
+        if moved.any():
+            weight = weight.astype(np.float64).reshape(self.groups, -1, *weight.shape[1:])
+            for group in np.flatnonzero(moved.any(1)):
+                own = self._grouped(values)[group]
+                one = largest(self._grouped(inputs & constants_of(values))[group], own)
+                shares = np.where(moved[group], own / own[one], 0.0)
+                weight[group, :, one] += np.einsum("nct,c->nt", weight[group], shares)
+            weight = weight.reshape(self.weight.shape).astype(self.weight.dtype)
+        return weight, self._sums(np.where(gone & ~moved.reshape(-1), values, 0.0))
+
+
+def constants_of(values: Values) -> Mask:
+    """Channels that are constant, and not zero."""
+    return ~np.isnan(values) & (values != 0)
+
+
+def largest(mask: Mask, values: Values) -> int:
+    """The channel of the largest value among those that are marked."""
+    return int(np.argmax(np.where(mask, np.abs(values), -1.0)))
 
 
 def fill(mask: Mask, count: int) -> None:

@@ -25,6 +25,8 @@ Key: TypeAlias = tuple[int, int]
 Phase: TypeAlias = tuple[Any, Net]
 """What layers' rules are matched against, and the net of it, which needs no values."""
 
+TRAINED = frozenset({"BatchNorm", "Dropout", "Pooling"})
+"""Types that do something else in training."""
 SPREAD = 1e-12
 """Relative differences between positions below which a channel is constant: what vectorized functions differ by."""
 
@@ -56,7 +58,7 @@ class Place:
     def compute(self, bottoms: Sequence[Values]) -> list[Values]:
         """The constants of its tops' channels for constant bottoms, by the layer itself, in float64; NaN for others."""
         # what a layer does only in training, it doesn't do alike each time
-        if self.spec.message.HasField("phase") and self.spec.phase == TRAIN:
+        if self.spec.type in TRAINED and self.spec.message.HasField("phase") and self.spec.phase == TRAIN:
             return [np.full(channels(shape), np.nan) for shape in self.out_shapes]
         shapes = [(1, *shape[1:]) for shape in self.shapes]
         with warnings.catch_warnings(), torch.no_grad():

@@ -293,15 +293,17 @@ class Weighted(Rule):
 
     flow: Mixing
 
-    def biased(self, layer: Any, blobs: Blobs, kept: Kept) -> Blobs:
-        """The blobs with the bias of the outputs that stay, to which constant inputs that go were added."""
-        added = self.flow.taken(~kept.bottoms[0], kept.values[0])[kept.tops[0]]
-        if self.flow.bias is None and not added.any():
-            return blobs
-        if self.flow.bias is None:
-            take_bias(layer)
-            return blobs | {1: added.astype(np.float32)}
-        return blobs | {1: (self.flow.bias[kept.tops[0]] + added).astype(self.at.blobs[1].dtype)}
+    def _cut(self, layer: Any, kept: Kept) -> tuple[np.ndarray, Blobs]:
+        """The weight, in the flow's form and size, and the bias of the outputs that stay, both with what constants
+        that go have added; a bias is made if need be."""
+        weight, added = self.flow.without(kept.bottoms[0], kept.tops[0], kept.values[0])
+        added = added[kept.tops[0]]
+        if self.flow.bias is not None:
+            return weight, {1: (self.flow.bias[kept.tops[0]] + added).astype(self.at.blobs[1].dtype)}
+        if not added.any():
+            return weight, {}
+        take_bias(layer)
+        return weight, {1: added.astype(np.float32)}
 
 
 @dataclass
@@ -310,11 +312,11 @@ class InnerProduct(Weighted):
 
     def cut(self, layer: Any, kept: Kept) -> Blobs:
         """Rows of the outputs, columns of the inputs that stay."""
-        layer.inner_product_param.num_output = int(kept.tops[0].sum())
-        rows, columns = kept.tops[0], np.repeat(kept.bottoms[0], self.flow.weight.shape[2])
-        weight = self.at.blobs[0]
-        cut = weight[columns][:, rows] if layer.inner_product_param.transpose else weight[rows][:, columns]
-        return self.biased(layer, {0: np.ascontiguousarray(cut)}, kept)
+        weight, bias = self._cut(layer, kept)
+        rows = weight[kept.tops[0]][:, kept.bottoms[0]]
+        rows = rows.reshape(len(rows), -1)
+        layer.inner_product_param.num_output = len(rows)
+        return {0: np.ascontiguousarray(rows.T if layer.inner_product_param.transpose else rows)} | bias
 
 
 @shrink_rule("InnerProduct")
@@ -346,19 +348,18 @@ class Convolution(Weighted):
     def cut(self, layer: Any, kept: Kept) -> Blobs:
         """The filters that stay."""
         module: Any = self.at.module
-        groups = self.flow.groups
-        outputs, inputs = (mask.reshape(groups, -1) for mask in (kept.tops[0], kept.bottoms[0]))
-        rows, columns = (inputs, outputs) if self.transposed else (outputs, inputs)
-        filters = self.at.blobs[0].reshape(groups, -1, *self.at.blobs[0].shape[1:])
-        left = [own[row][:, column] for own, row, column in zip(filters, rows, columns, strict=True) if row.any()]
+        weight, bias = self._cut(layer, kept)
+        grouped = weight.reshape(self.flow.groups, -1, weight.shape[1], *module.geometry.kernel)
+        rows, columns = (mask.reshape(len(grouped), -1) for mask in (kept.tops[0], kept.bottoms[0]))
+        left = [own[row][:, column] for own, row, column in zip(grouped, rows, columns, strict=True) if row.any()]
         weight = np.concatenate(left)
         param = layer.convolution_param
-        param.num_output = int(kept.tops[0].sum())
-        if len(left) != groups:
+        param.num_output = len(weight)
+        if len(left) != self.flow.groups:
             param.group = len(left)
         if self.at.alone:
             weight = self._windowed(param, weight, module.geometry)
-        return self.biased(layer, {0: np.ascontiguousarray(weight)}, kept)
+        return {0: np.ascontiguousarray(swapped(weight, len(left)) if self.transposed else weight)} | bias
 
     def _windowed(self, param: Any, weight: np.ndarray, geometry: Any) -> np.ndarray:
         """The weight without the zeros around it, and the fields of the kernel that is left."""
@@ -378,6 +379,12 @@ class Convolution(Weighted):
         return weight
 
 
+def swapped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """A weight by inputs as one by outputs, and back: (A, B / groups, ...) -> (B, A / groups, ...)."""
+    found = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    return found.reshape(-1, *found.shape[2:])
+
+
 @shrink_rule("Convolution")
 @shrink_rule("Deconvolution")
 def _convolution(at: Place) -> Rule | None:
@@ -388,8 +395,7 @@ def _convolution(at: Place) -> Rule | None:
     weight = at.blobs[0].reshape(*at.blobs[0].shape[:2], -1)
     if transposed:
         # its weight lies by inputs; a border, or where windows overlap, makes any constant another
-        weight = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
-        weight = weight.reshape(-1, *weight.shape[2:])
+        weight = swapped(weight, groups)
         inside = np.zeros(weight.shape[2], bool)
     else:
         geometry = module.geometry
