@@ -202,9 +202,10 @@ class Pruning:
             self._decide(iteration, name, RESTORED, f"settled, and as fast as dense only below {limit.most:.1%}")
 
     def _close(self, name: str) -> None:
-        """Ends a layer's surgery, if there is one."""
+        """Nothing makes zeros in a layer any more."""
         self._operated.discard(name)
         self._steps.updater.zeroing.close(self._key(name))
+        self._steps.updater.spare(name, 0)
 
     def _restore(self, name: str) -> None:
         self._close(name)
@@ -276,8 +277,8 @@ class Pruning:
         self._at = state.get("at", -1)
         self._decided, self._left = dict(state.get("decided", {})), dict(state.get("left", {}))
         self._still, self._cuts = dict(state.get("still", {})), dict(state.get("cuts", {}))
-        for name in sorted(self._operated):
+        for name in self._weights:
             if name in self._decided:
                 self._close(name)
-            elif name in self._cuts:
+            elif name in self._operated & self._cuts.keys():
                 self._steps.updater.zeroing.cut(self._key(name), self._cuts[name])

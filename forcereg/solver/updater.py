@@ -130,6 +130,13 @@ class Updater:
         place = self._live.index(self._owners.index((layer, index)))
         return [(held, slot[place]) for held, slot in zip(self._rule.holds, self.history, strict=True)]
 
+    def spare(self, layer: str, index: int) -> None:
+        """From now on no L1 decay and no threshold acts on a learning blob."""
+        place = self._live.index(self._owners.index((layer, index)))
+        if self._kinds[place] != "L2":
+            self._decays[place] = 0.0
+        self.zeroing.spare(self.weights[place])
+
     def feeling(self, iteration: int) -> tuple[str, ...]:
         """The regularizers that act in this iteration."""
         return tuple(name for name, one in self._regularizers.items() if one.feels(iteration))

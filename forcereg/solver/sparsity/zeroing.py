@@ -104,6 +104,13 @@ class Zeroing:
         """The dense weights of a surgery, which an exact resume needs."""
         return self._shadows
 
+    def spare(self, weight: Tensor) -> None:
+        """Leaves a weight's values as they are from now on, by whatever rule they would become zero."""
+        same = weight.data_ptr()
+        self._hard = [one for one in self._hard if one.data_ptr() != same]
+        self._adaptive = [(one, place) for one, place in self._adaptive if one.data_ptr() != same]
+        self._soft = [(one, decay) for one, decay in self._soft if one.data_ptr() != same]
+
     # -- a surgery of a caller's own: of any weight, at a threshold that may change
 
     def operate(self, name: str, weight: Tensor) -> None:

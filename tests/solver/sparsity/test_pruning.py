@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,9 @@ def test_a_resumed_pruning_is_one_that_was_never_stopped(
     net = images / "net.prototxt"
     if method == L1:
         net.write_text(net.read_text().replace("param { lr_mult: 1 force_mult: 1 }", L1_ON_CONV))
-    how = How(LAYERS, method, None if method == L1 else 0.8, None, 10, 2, limits, dense_of(images), lambda: (0.8, None))
-    if method != L1:
-        how = How(LAYERS, method, 0.8, None, 10, 2, limits, dense_of(images))
+    how = How(LAYERS, method, 0.8, None, 10, 2, limits, dense_of(images))
+    if method == L1:
+        how = replace(how, target=None, aim=lambda: (0.8, None))
     files = [images / f"s_iter_12.{kind}.h5" for kind in ("caffemodel", "solverstate")]
     whole, pruning, _ = pruned(images, how, extra=extra)
     whole.solve()
@@ -245,6 +246,27 @@ def test_a_layer_that_has_settled_is_restored_while_others_go_on(images: Path) -
     # it has learned on since
     assert zeros(solver)["conv"] == 0 and not torch.equal(solver.net.params["conv"][0], dense["conv"])
     assert "as fast as dense only below 50.0%" in recorder.of("decision")[0].text
+
+
+@pytest.mark.parametrize(
+    ("limit", "decision"), [(Limit(0.95, 0.8), STOPPED), (Limit(0.01), RESTORED)], ids=["stopped", "restored"]
+)
+def test_l1_lets_go_of_a_layer_that_is_judged(limit: Limit, decision: str, images: Path) -> None:
+    net = images / "net.prototxt"
+    net.write_text(net.read_text().replace("param { lr_mult: 1 force_mult: 1 }", L1_ON_CONV))
+    how = How(("conv",), L1, until=60, every=5, limits={"conv": limit}, dense=dense_of(images))
+    how = replace(how, aim=lambda: (0.5, None))
+    solver, pruning, recorder = pruned(images, how, 60, "prune_threshold: 0.01 max_threshold_factor: 10")
+    counts = []
+    for _ in range(60):
+        solver.step(1)
+        if pruning.decided:
+            counts.append(zeros(solver)["conv"])
+    ((_, _, made),) = decisions(recorder)
+    assert made == decision and len(counts) > 5
+    # what is left of it learns on, and no more of it becomes zero
+    assert {*counts} == ({counts[0]} if decision == STOPPED else {0})
+    assert counts[0] >= 7 or decision == RESTORED
 
 
 @pytest.mark.parametrize("name", ["bn", "none"])
