@@ -92,7 +92,7 @@ class Pruning:
         self._at = -1
         self.masks: dict[str, Tensor] = {}
         self._operated = set(self._weights) if how.method == DNS else set[str]()
-        for name in self._operated:
+        for name in self._weights if how.method == DNS else ():
             steps.updater.zeroing.operate(self._key(name), self._weights[name])
 
     @staticmethod
