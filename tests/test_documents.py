@@ -55,6 +55,13 @@ def test_what_needs_no_data_has_an_example() -> None:
     assert {"--help", "new", "summary", "check", "draw", "decompose", "ranks", "deploy", "convert"} <= shown
 
 
+def test_the_whole_task_of_any_module_is_short() -> None:
+    """It runs above with its page."""
+    task = next(iter(examples((TOP / "forcereg/nn/README.md").read_text(encoding="utf-8")))).text
+    assert all(word in task for word in ("nn.Force(", "nn.decompose(", "export.save(")) and task.count("train(") == 3
+    assert len(task.strip().splitlines()) <= 25
+
+
 def page_of(folder: Path, text: str) -> Path:
     page = folder / "page.md"
     page.write_text(text)
