@@ -38,7 +38,7 @@ from forcereg.solver.sparsity.advice import Settling, notes, too_strong
 from forcereg.solver.sparsity.asked import is_used
 from forcereg.solver.trouble import NotFinite, advice, not_finite
 from forcereg.solver.updater import Updater
-from forcereg.system.arguments import wrong
+from forcereg.system.arguments import checked, wrong
 from forcereg.system.events import Observer
 from forcereg.system.paths import learned_nets, resolve
 
@@ -63,6 +63,7 @@ class Solver:
 
     stop_requested, snapshot_requested = Request(), Request()
 
+    @checked
     def __init__(
         self,
         solver: str | os.PathLike[str] | Any,

@@ -184,6 +184,13 @@ def observer(name: str, value: Any) -> Any:
     return value
 
 
+def observers(name: str, value: Any) -> list[Any]:
+    """Several of them."""
+    if not isinstance(value, Iterable):
+        raise wrong(name, value, "functions of an Event in a list")
+    return [observer(name, one) for one in value]
+
+
 KINDS: dict[str, Callable[[str, Any], Any]] = {
     "int": whole,
     "float": number,
@@ -203,5 +210,6 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "Sequence[float]": numbers,
     "Mapping[str, Sequence[int]]": shapes,
     "Observer": observer,
+    "Sequence[Observer]": observers,
 }
 """Annotation, without None -> what checks it."""

@@ -230,7 +230,7 @@ FILLERS: dict[str, Any] = {
 """By annotation, what passes for a keyword that has to be given; others take text."""
 EVERY = [name for name in forcereg.__all__ if callable(getattr(forcereg, name)) and name.islower()]
 EVERY += [f"lowrank.{name}" for name in forcereg.lowrank.__all__ if name != "Factors"]
-EVERY += ["nn.decompose", "nn.ranks", "nn.macs", "nn.rank_clipping", "nn.save", "nn.load"]
+EVERY += [f"nn.{name}" for name in forcereg.nn.__all__ if name.islower()] + ["Solver", "nn.Force"]
 
 
 @pytest.mark.parametrize("name", EVERY)
