@@ -18,6 +18,7 @@ import argparse
 import csv
 import datetime
 import io
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -62,7 +63,9 @@ class Layer:
         last = nn.Conv2d(x.shape[1], weight.shape[0], kernel, padding=pad, groups=self.group)
         last.load_state_dict(conv.state_dict())
         last.to(memory_format=torch.channels_last)
-        packed = mkldnn.to_mkldnn(conv.eval())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, for what it does itself
+            packed = mkldnn.to_mkldnn(conv.eval())
         return {
             "contiguous": partial(conv, x),
             "channels_last": partial(last, x.contiguous(memory_format=torch.channels_last)),

@@ -141,3 +141,6 @@ def test_what_learns_is_refused(here: Path, cli: Cli) -> None:
     code, _, err = cli("train", "--solver", "solver.prototxt")
     assert code == 1
     assert "layer 'conv': a sparse conv_mode has no backward pass, it is for nets that don't learn" in said(err)
+    code, out, err = cli("check", "solver.prototxt")
+    assert code == 1
+    assert re.search(r"problem: net\.prototxt:\d+: layer 'conv': a sparse conv_mode has no backward pass", out + err)

@@ -11,6 +11,7 @@ from typing import Any
 import forcereg.registry as registry
 from forcereg import snapshot
 from forcereg.net.module import Net
+from forcereg.net.sparse import check_learns
 from forcereg.net.summary import FLOAT, size, summarize
 from forcereg.schema import SolverParameter
 from forcereg.schema.rules import Title
@@ -111,6 +112,7 @@ def _check_shared(train: Net, tests: Iterable[Net], report: Report) -> None:
 
 
 def _check_learning(file: SolverFile, train: Net, report: Report) -> None:
+    report.attempt(lambda: check_learns(train))
     if not train.loss_weights:
         report.warn(f"{file.name}: the training net has no loss: nothing is learned")
     elif not any(one.lr_mult and one.blob.requires_grad for one in train.learnable):
