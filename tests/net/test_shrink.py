@@ -289,6 +289,12 @@ def test_a_constant_branch_is_a_bias(coeff: str, kind: str) -> None:
     assert [one.type for one in made.net.layer if one.name == "e"] == [kind]
 
 
+def test_a_sum_that_is_an_output_keeps_its_name() -> None:
+    text = X + A + conv("b", "a", "b", 6, PAD) + layer("Eltwise", "e", "a b", "e")
+    made = agrees(text, with_zeros(text, random.Random(1), lambda w: zero_filters(w, "b", *range(6))))
+    assert made.gone == ("b",) and made.net.layer[-1].type == "Power"
+
+
 def test_a_sum_keeps_what_either_branch_has() -> None:
     def change(weights: Blobs) -> None:
         zero_filters(weights, "a", 0, 1, 2)
