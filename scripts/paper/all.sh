@@ -43,6 +43,11 @@ xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' - <<'END'
 lenet mnist
 googlenet imagenet
 alexnet imagenet
+ssl_alexnet imagenet
+gsl_alexnet imagenet
 resnet20 cifar10
+ssl_resnet cifar10
+ssl_convnet cifar10
 convnet cifar10
+ssl_lenet mnist
 END

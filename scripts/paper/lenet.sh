@@ -18,19 +18,12 @@ name=lenet
 among STEPS "paper caffe frontier sweep" "${steps[@]}"
 begin lenet "$@"
 "$FORCEREG" configs copy --force . 'examples/mnist/*' >/dev/null
-if [[ -n $SMOKE ]]; then
-  converted examples/mnist "$FORCEREG" data digits --force examples/mnist
-else
-  converted examples/mnist "$FORCEREG" data mnist --force "$data" examples/mnist
-fi
+mnist
 small examples/mnist/*train_test*.prototxt
 
 shipped=examples/mnist/lenet_force_solver.prototxt
 [[ -z $SMOKE ]] || SEEDS=${SEEDS:-1} METHODS=${METHODS:-pca,vh}
 read -ra seeds <<<"${SEEDS:-1 2 3}"
-
-# count N SMOKE: iterations of a command, for SMOKE the second.
-count() { [[ -n $SMOKE ]] && echo "$2" || awk -v n="$1" -v scale="$SCALE" 'BEGIN { printf "%d", n * scale + 0.5 }'; }
 
 paper() {
   solver baseline examples/mnist/lenet_solver.prototxt

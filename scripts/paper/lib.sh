@@ -81,6 +81,15 @@ converted() {
   touch "$1/converted"
 }
 
+# mnist: MNIST's LMDBs; for SMOKE the digits of scikit-learn.
+mnist() {
+  if [[ -n $SMOKE ]]; then
+    converted examples/mnist "$FORCEREG" data digits --force examples/mnist
+  else
+    converted examples/mnist "$FORCEREG" data mnist --force "$data" examples/mnist
+  fi
+}
+
 # cifar10: CIFAR-10's LMDBs and mean images.
 cifar10() {
   if [[ -n $SMOKE ]]; then
@@ -125,6 +134,9 @@ solver() {
     /^max_iter:/ { $2 = scaled($2, tests); print "test_interval: " $2 / tests }
     { print }' >"${phase}_solver.prototxt"
 }
+
+# count N SMOKE: iterations of a command, for SMOKE the second.
+count() { [[ -n $SMOKE ]] && echo "$2" || awk -v n="$1" -v scale="$SCALE" 'BEGIN { printf "%d", n * scale + 0.5 }'; }
 
 iterations_of() { sed -n 's/^max_iter: //p' "$1_solver.prototxt"; }
 

@@ -25,6 +25,8 @@ NETS = {
     "googlenet": ("googlenet", 57 + 2),
 }
 """Folder of a net's results -> its name, and how many layers can be cut; GoogLeNet's auxiliary classifiers have two."""
+SPARSE = {"ssl_lenet": 4, "ssl_convnet": 4, "ssl_resnet": 22, "ssl_alexnet": 8}
+"""Folder of a sparse net's results -> how many layers have a weight matrix."""
 
 
 def run(script: str, *args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +59,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scripts() -> list[str]:
-    return [path.stem for path in PAPER.glob("*.sh") if path.stem in {net.split("/")[0] for net in NETS}]
+    known = {net.split("/")[0] for net in NETS} | {*SPARSE, "gsl_alexnet"}
+    return [path.stem for path in PAPER.glob("*.sh") if path.stem in known]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -85,13 +88,32 @@ def test_every_net_has_a_table_of_all_its_phases(folder: str, smoke: Path) -> No
     assert "1e-3 Degradation" in shown
 
 
+@pytest.mark.parametrize("name", SPARSE)
+def test_every_sparse_net_has_a_table_of_all_its_phases(name: str, smoke: Path) -> None:
+    found = rows(smoke / name / f"{name}.csv")
+    assert [row["phase"] for row in found] == [p for p in ("baseline", "ssl", "finetune") for _ in range(SPARSE[name])]
+    for row in found:
+        assert all(0 <= float(row[share]) <= 1 for share in ("accuracy", "elements", "rows", "columns"))
+        assert int(row["macs"]) > 0 and int(row["params"]) > 0
+    shown = (smoke / name / f"{name}.txt").read_text()
+    assert all(f"{float(row['accuracy']):.2%}" in shown for row in found)
+    net = (smoke / name / "ssl.prototxt").read_text()
+    assert "kernel_shape_decay_mult: 1" in net or "block_group_lasso" in net
+    assert "connectivity_mode: DISCONNECTED_" in (smoke / name / "masked.prototxt").read_text()
+
+
+def test_guided_pruning_of_alexnet_leaves_a_net(smoke: Path) -> None:
+    found = rows(smoke / "gsl_alexnet" / "pruned" / "layers.csv")
+    assert all(0 < float(row["share"]) < 1 for row in found)
+
+
 def test_alexnet_is_cut_by_the_papers_ranks(smoke: Path) -> None:
     assert {row["ranks"] for row in rows(smoke / "alexnet" / "alexnet.csv")} == {"8/40/150/160/120"}
     net = (smoke / "alexnet" / "cut" / "no_force.prototxt").read_text()
     assert "kernel_h: 11" in net and "kernel_w: 11" in net
 
 
-@pytest.mark.parametrize("folder", [*NETS, "lenet/frontier", "lenet/sweep"])
+@pytest.mark.parametrize("folder", [*NETS, *SPARSE, "lenet/frontier", "lenet/sweep"])
 def test_pictures_are_pictures(folder: str, smoke: Path) -> None:
     pictures = list((smoke / folder).rglob("*.svg"))
     assert pictures
