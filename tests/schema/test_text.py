@@ -302,6 +302,8 @@ def v1_net() -> Any:
 )
 def test_read_binary(tmp_path: Path, message: Any, types: list[str]) -> None:
     path = tmp_path / "net.caffemodel"
+    for layer in message.layer:
+        layer.display = True  # as every net of the fork says, whose force_mult it has
     path.write_bytes(message.SerializeToString())
     net = read_net(str(path))
     assert [layer.type for layer in net.message.layer] == types
