@@ -98,16 +98,13 @@ def _shape(shape: tuple[int, ...], axes: Mapping[int, str]) -> Shape:
 
 
 def _outputs(ready: Ready, open_axes: Open) -> dict[str, Shape]:
-    """The outputs' shapes, with names for sizes that hang on the batch."""
+    """The outputs' shapes, with names for sizes that hang on the batch, or that nobody knows before."""
     net = ready.net
-    found = {name: net.shapes[name] for name in ready.outputs}
-    if not open_axes:
-        return dict(found)
     dims = {top: size for (spec, _), tops in zip(net.built, sizes_of(net, open_axes).tops, strict=True)
             for top, size in zip(spec.tops, tops, strict=True)}  # fmt: skip
     names = {dims[name][axis]: called for name, axes in open_axes.items() for axis, called in axes.items()}
     return {name: tuple(names.get(size, f"{name}_{axis}") if isinstance(size, Free) else size
-                        for axis, size in enumerate(dims[name])) for name in found}  # fmt: skip
+                        for axis, size in enumerate(dims[name])) for name in ready.outputs}  # fmt: skip
 
 
 # -- the proof

@@ -104,6 +104,25 @@ def test_shipped_nets(name: str, count: int, short: bool, long_form: bool, tmp_p
     }  # fmt: skip
 
 
+SMALL = ("examples/mnist/lenet", "examples/cifar10/cifar10_full", "examples/cifar10/cifar10_resnet20")
+LARGE = ("models/alexnet/deploy", "models/googlenet/deploy")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, method) for name in SMALL for method in registry.factorizer),
+     *((name, method) for name in LARGE for method in ("pca", "vh"))],
+)  # fmt: skip
+def test_decompositions_of_shipped_nets(name: str, method: str, long_form: bool, tmp_path: Path) -> None:
+    if not long_form:
+        pytest.skip("whole nets by every method; --long")
+    snapshot_of(CONFIGS / f"{name}.prototxt", tmp_path / "net.caffemodel.h5")
+    made = forcereg.decompose(tmp_path / "net.caffemodel.h5", rule=forcereg.MaxError(0.5), method=method,
+                              fold_bn=True, even_if_dearer=True)  # fmt: skip
+    done = forcereg.export(made, tmp_path / "a.onnx")
+    assert made.report["layers"] and done.proof is not None and done.proof.batches == 2
+
+
 def test_a_file_that_differs_is_none(normed: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first blob that differs is named; what had the name before has it still."""
     out = tmp_path / "a.onnx"

@@ -229,6 +229,20 @@ def test_a_batch_that_cannot_stay_open(net: str, says: str, tmp_path: Path) -> N
         same(run(*given), made(dict(zip(made.inputs, given, strict=True))))
 
 
+def test_sizes_that_nobody_knows_before_have_names(tmp_path: Path) -> None:
+    net = load_net(
+        inputs(x=(4, 3), keep=(4, 1))
+        + 'layer { name: "f" type: "Filter" bottom: "x" bottom: "keep" top: "rows" } '
+        + 'layer { name: "t" type: "Tile" bottom: "x" top: "twice" tile_param { axis: 0 tiles: 2 } }'
+    )
+    done = forcereg.export(net, tmp_path / "a.pt2", verify=False)
+    assert done.outputs == {"rows": ("rows_0", 3), "twice": ("twice_0", 3)}
+    assert done.inputs == {"x": ("batch", 3), "keep": ("batch", 1)}
+    x = torch.rand(5, 3)
+    found = loaded(tmp_path / "a.pt2")(x, torch.tensor([[1.0], [0], [0], [2], [0]]))
+    assert torch.equal(found["rows"], x[[0, 3]]) and found["twice"].shape == (10, 3)
+
+
 def test_a_batch_that_is_asked_for(tmp_path: Path, cli: Cli) -> None:
     path = fresh_snapshot(tmp_path)
     code, out, err = cli("export", path, "-o", tmp_path / "a.pt2", "--batch", "3", "--no-verify")
