@@ -16,11 +16,11 @@ with() { "$python" "$paper/sparse_net.py" "$net" "$1.prototxt" "${@:2}"; }
 sparsify() {
   numbers STRENGTH "$STRENGTH"
   train baseline
-  train ssl --weights "$trained"
+  train ssl --weights "$trained" --log-json ssl.json
   train finetune --weights "$trained"
   echo "== table"
   "$python" "$paper/sparse_phases.py" "$name" --score "$score" | tee "$name.txt"
   mkdir -p pictures
-  logged figures.out "$FORCEREG" plot ssl.log -o pictures/sparsity.svg >>figures.out
+  logged figures.out "$FORCEREG" plot ssl.json --only "*sparsity,$score" -o pictures/sparsity.svg >>figures.out
   echo "Tables, pictures, snapshots and logs are in $PWD."
 }
