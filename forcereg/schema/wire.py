@@ -6,9 +6,10 @@ Passing them through a message's Python lists would take minutes and many times 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Piece: TypeAlias = bytes | memoryview
 
@@ -69,6 +70,8 @@ def read(file: BinaryIO, start: int, end: int) -> bytes:
 
 def read_array(file: BinaryIO, field: Field, dtype: str) -> np.ndarray:
     """A packed field's numbers, read into the array. Raises Damage."""
+    import numpy as np  # here: commands that only read prototxts start without it
+
     kind = np.dtype(dtype)
     if (field.end - field.start) % kind.itemsize:
         raise Damage(f"the field at byte {field.begin} holds a part of a number")
