@@ -161,6 +161,18 @@ def contest(
         return [Result(one.entrant.name, taken, one.memory()) for one, taken in zip(contestants, times, strict=True)]
 
 
+def in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """The median seconds of each call; they take turns in this process."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    found = [[seconds(call) for call in calls] for _ in range(rounds)]
+    return [statistics.median(one) for one in zip(*found, strict=True)]
+
+
 def print_ratios(one: Result, others: Sequence[Result]) -> None:
     """A line with what `ratio` should be near to on a quiet machine."""
     paired = ", ".join(f"{paired_ratio(one, other):.2f}" for other in others)

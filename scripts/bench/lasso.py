@@ -9,11 +9,10 @@ lasso also makes small weights zero, as its solver asks for. Ratios are of media
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
+from contest import in_turns
 from table import Figure, rows, write_figures
 
 from forcereg.schema import NetParameter, SolverParameter
@@ -51,13 +50,6 @@ def stepper(lasso: bool, batch: int, device: str) -> Callable[[], None]:
     return step
 
 
-def seconds(call: Callable[[], None]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,9 +62,7 @@ def main() -> None:
     for _ in range(4):  # before anything is timed: memory, kernels, graphs
         for call in calls:
             call()
-    plain, lasso = (
-        median(one) for one in zip(*([seconds(call) for call in calls] for _ in range(args.rounds)), strict=True)
-    )
+    plain, lasso = in_turns(calls, args.rounds)
     figures = [
         Figure(f"ResNet-20, batch {args.batch}", "step with row and column lasso / without", lasso / plain, GOAL)
     ]

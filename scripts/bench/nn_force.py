@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
+from contest import in_turns
 from table import Figure, rows, write_figures
 from torch import nn
 
@@ -38,13 +37,6 @@ def stepper(model: nn.Module, force_type: str | None, x: torch.Tensor, y: torch.
     return step
 
 
-def seconds(call: Callable[[], None]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,7 +57,7 @@ def main() -> None:
     for call in calls[:2]:  # before anything is timed: buffers and kernels; gradients for the third
         call()
     calls[2]()
-    times = [median(one) for one in zip(*([seconds(call) for call in calls] for _ in range(args.rounds)), strict=True)]
+    times = in_turns(calls, args.rounds)
     part = f"ResNet-18, batch {args.batch}, {args.type}"
     figures = [
         Figure(part, "step with force / without", times[1] / times[0], GOAL),
