@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from forcereg.commands.options import (
-    asked_devices,
     code_options,
     data_options,
     device_options,
     given_shapes,
     input_shape_option,
+    one_device,
 )
 from forcereg.errors import UsageError
 
@@ -46,10 +46,7 @@ class LayerOptions:
     @property
     def on(self) -> str | None:
         """The one device to run on, None for the solver's. Raises UsageError for several."""
-        found = asked_devices(self.gpu, self.device)
-        if len(found) > 1:
-            raise UsageError(f"--gpu is '{self.gpu}'; this runs on one GPU")
-        return found[0]
+        return one_device(self.gpu, self.device)
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -82,6 +82,14 @@ def _import(ctx: click.Context, param: click.Parameter, modules: tuple[str, ...]
             raise ForceregError(f"--import {module}: {error}") from error
 
 
+def one_device(gpu: str | None, device: str | None) -> str | None:
+    """The one device that the two options name, None for the solver's. Raises UsageError for both, and for several."""
+    found = asked_devices(gpu, device)
+    if len(found) > 1:
+        raise UsageError(f"--gpu is '{gpu}'; this runs on one GPU")
+    return found[0]
+
+
 def asked_devices(gpu: str | None, device: str | None) -> list[str | None]:
     """The devices that the two options name, [None] if neither is given. Raises UsageError for both.
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from forcereg.commands.lowrank_options import names
-from forcereg.commands.options import asked_devices, code_options, data_options, device_options, flag, format_option
+from forcereg.commands.options import code_options, data_options, device_options, flag, format_option, one_device
 from forcereg.errors import UsageError
 from forcereg.system.terminal import echo
 
@@ -68,9 +68,7 @@ def command(
     if (options["target"] is None) is (options["max_accuracy_drop"] is None):
         given = "neither is given" if options["target"] is None else "both are given"
         raise UsageError(f"{flag('target')} and {flag('max_accuracy_drop')} say how far: {given}; give one")
-    (where, *others) = asked_devices(gpu, device)
-    if others:
-        raise UsageError(f"--gpu is '{gpu}'; this runs on one GPU")
+    where = one_device(gpu, device)
     only, without = names("--only-layers", only_layers), names("--except-layers", except_layers) or ()
     with Shown() as observer:
         found = prune(

@@ -17,7 +17,7 @@ import forcereg.registry as registry
 from forcereg.cost import Shapes
 from forcereg.errors import ForceregError
 from forcereg.exports.runtimes import for_use
-from forcereg.lowrank.decompose import LowrankNet, Prepared
+from forcereg.lowrank.decompose import Prepared
 from forcereg.lowrank.factor import rank_text
 from forcereg.lowrank.merge import merge
 from forcereg.lowrank.ranks import Candidate, Choice, Criterion, Whole
@@ -28,7 +28,7 @@ from forcereg.net.module import Net
 from forcereg.net.timing import Stopwatch
 from forcereg.schema import NetParameter
 from forcereg.schema.rules import included
-from forcereg.schema.text import NetFile, net_from_message
+from forcereg.schema.text import NetFile
 from forcereg.snapshot import ModelFile, load_into
 from forcereg.study.accounting import Accounts
 from forcereg.study.bench import Bench, bench_of
@@ -220,10 +220,9 @@ def timed_choices(
 
 
 def before_and_after(
-    prepared: Prepared, made: LowrankNet, accounts: Accounts, bench: Bench, batch: int | None, tell: Tell
+    nets: Sequence[tuple[NetFile, Weights]], accounts: Accounts, bench: Bench, batch: int | None, tell: Tell
 ) -> list[float] | None:
-    """Milliseconds of the whole net as it is and as it was made; None where it can't run by itself, which is told."""
-    nets = [(prepared.file, prepared.weights), (net_from_message(made.net, prepared.file.name), made.weights)]
+    """Milliseconds of a whole net as it is and as it was made; None where it can't run by itself, which is told."""
     try:
         return net_latencies(
             nets,

@@ -232,7 +232,9 @@ def choose(
 
 def latencies(opened: Opened, done: LowrankNet, clock: Bench, batch: int | None, timed: Timed, tell: Tell) -> Latency:
     """The layers' times, and the whole net's before and after."""
-    net = before_and_after(opened.prepared, done, opened.accounts, clock, batch, tell)
+    prepared = opened.prepared
+    nets = [(prepared.file, prepared.weights), (net_from_message(done.net, prepared.file.name), done.weights)]
+    net = before_and_after(nets, opened.accounts, clock, batch, tell)
     count = clock.count if clock.device.type == "cpu" else None
     return Latency(clock.text, batch, timed.trials, net, clock.runtime, count)
 

@@ -23,7 +23,7 @@ from forcereg.report.lowrank import net_report
 from forcereg.schema.text import NetFile, net_from_message
 from forcereg.study.accounting import Accounts, accounts
 from forcereg.study.bench import Bench
-from forcereg.study.latency import fed_shapes, filled_net, net_latencies
+from forcereg.study.latency import before_and_after, fed_shapes, filled_net
 from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
@@ -215,12 +215,7 @@ def latencies(
 ) -> Latency | None:
     """The whole net's times before and after; None where it can't run by itself, which is told."""
     nets = [(read.file, read.model.layers), (made, done.weights)]
-    try:
-        times = net_latencies(
-            nets, batch, device=clock.device, runtime=clock.runtime, threads=clock.threads, input_shapes=found.fed,
-            root=found.root, allow_python_layers=found.allow_python_layers,
-        )  # fmt: skip
-    except ForceregError as error:
-        tell.note(f"the nets aren't measured: {error}")
+    times = before_and_after(nets, found, clock, batch, tell)
+    if times is None:
         return None
     return Latency(clock.text, batch, (), times, clock.runtime, clock.count if clock.device.type == "cpu" else None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from forcereg.system.files import write_text
+import kept
 
 Key = tuple[str, ...]
 
@@ -53,38 +51,14 @@ class Row:
         return f"{self.dense_ms:.3g} → {self.ms:.3g}, {f'**{factor}**' if reached else factor}"
 
 
-COLUMNS = [one.name for one in fields(Row)]
-
-
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none where there is none. Raises SystemExit, one line, for another file."""
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if reader.fieldnames != COLUMNS:
-                raise ValueError(f"its columns are {reader.fieldnames}")
-            return [row_of(given) for given in reader]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise SystemExit(f"{path}: not a file that this script wrote ({error!r}); name another") from None
-
-
-def row_of(given: Mapping[str, str]) -> Row:
-    """The row of a line's cells."""
-    cells = {one.name: float(given[one.name]) if one.type == "float" else given[one.name] for one in fields(Row)}
-    return Row(**cells)  # type: ignore[arg-type]
+    """See kept.read."""
+    return kept.read(path, Row)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The file anew, whole or not at all."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        told = {name: f"{cell:.6g}" if isinstance(cell, float) else cell for name, cell in asdict(row).items()}
-        writer.writerow(told)
-    write_text(path, out.getvalue())
+    """See kept.write."""
+    kept.write(path, rows, Row)
 
 
 def tables(rows: Sequence[Row]) -> str:

@@ -15,17 +15,15 @@ does with it counts. All take turns; what is compared are medians.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import io
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import kept
 import torch
 from contest import processor
 from pruned import SHARES, load_filters
@@ -38,7 +36,6 @@ from forcereg.layers.sparse import available, make
 from forcereg.registry import sparse_form
 from forcereg.study.bench import Bench, bench_of
 from forcereg.study.latency import Run, interleaved
-from forcereg.system.files import write_text
 
 FORMS = ("ccnmm", "csr", "direct")
 
@@ -130,30 +127,8 @@ def measured(name: str, weight: Tensor, share: float, batch: int, bench: Bench, 
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none where there is none. Raises SystemExit, one line, for another file."""
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [_row(given) for given in csv.DictReader(stream, strict=True)]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise SystemExit(f"{path}: not a file that this script wrote ({error!r}); name another") from None
-
-
-def _row(given: Mapping[str, str]) -> Row:
-    cells: dict[str, Any] = {
-        one.name: float(given[one.name]) if one.type == "float" else given[one.name] for one in fields(Row)
-    }
-    return Row(**cells)
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The file anew, whole or not at all."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [one.name for one in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows)
-    write_text(path, out.getvalue())
+    """See kept.read."""
+    return kept.read(path, Row)
 
 
 def table(rows: Collection[Row]) -> str:
@@ -206,7 +181,7 @@ def main() -> None:
                 if (processor(), str(bench.count), name, f"{share:g}", batch) in known:
                     continue
                 rows.append(measured(name, filters[name], share, int(batch), bench, args.seconds))
-                write_rows(args.csv, rows)
+                kept.write(args.csv, rows, Row)
                 print(rows[-1].text, flush=True)
 
 

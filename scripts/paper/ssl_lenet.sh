@@ -2,7 +2,7 @@
 # Structured sparsity learning (NIPS 2016) of LeNet on MNIST: rows and columns, as in its LeNets 4 and 5.
 #   bash scripts/paper/ssl_lenet.sh MNIST [OUT]
 # MNIST: the folder of its four idx files. Variables: see sparse_lib.sh and lib.sh. The SSL branch's recipe, from a
-# trained net, and 10,000 iterations under its zeros' masks; 10 minutes on one CPU thread; never run on a GPU.
+# trained net, 12,000 iterations, and 5,000 under its zeros' masks; 10 minutes on one CPU thread; never run on a GPU.
 # shellcheck source=scripts/paper/lib.sh disable=SC2034 # what lib.sh reads
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/paper/sparse_lib.sh
