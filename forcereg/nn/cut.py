@@ -134,8 +134,7 @@ def decompose(
     measured = None
     if bench is not None and timed is not None:
         whole = before_and_after(ready.model, made, example, bench)
-        count = bench.count if bench.device.type == "cpu" else None
-        measured = Latency(bench.text, None, timed.trials, whole, bench.runtime, count)
+        measured = bench.found(None, timed.trials, whole)
     net = net_report(ready.before, Cost(after.macs, learned(made)))
     report = {**done.report(), "net": net, "folded": dict(ready.folded), "remarks": remarks(done, net, LEAVE)}
     report |= {} if measured is None else {"latency": measured.report()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ import forcereg.exports.runtimes  # noqa: F401  (registers them)
 from forcereg.errors import ForceregError, UsageError, did_you_mean
 from forcereg.net.module import Net
 from forcereg.registry import runtime as runtimes
-from forcereg.report.latency import device_text
+from forcereg.report.latency import Latency, Trial, device_text
 from forcereg.system.device import choose_device, prepare
 
 TORCH = "torch"
@@ -67,6 +67,11 @@ class Bench:
             why = " ".join(str(error).split())
             raise ForceregError(f"{self.runtime} doesn't take {what}: {why}") from error
         return run
+
+    def found(self, batch: int | None, trials: Sequence[Trial], net: Sequence[float] | None) -> Latency:
+        """What was measured here, as it is reported."""
+        threads = self.count if self.device.type == "cpu" else None
+        return Latency(self.text, batch, trials, net, self.runtime, threads)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ from forcereg.schema.rules import included
 from forcereg.schema.text import NetFile
 from forcereg.snapshot import ModelFile, load_into
 from forcereg.study.accounting import Accounts
-from forcereg.study.bench import Bench, bench_of
+from forcereg.study.bench import Bench
 from forcereg.system.capture import WARM_UP, Recorder, recorder_for
 from forcereg.system.events import Tell
 
@@ -224,33 +224,16 @@ def before_and_after(
 ) -> list[float] | None:
     """Milliseconds of a whole net as it is and as it was made; None where it can't run by itself, which is told."""
     try:
-        return net_latencies(
-            nets,
-            batch,
-            device=bench.device,
-            runtime=bench.runtime,
-            threads=bench.threads,
-            input_shapes=accounts.fed,
-            root=accounts.root,
-            allow_python_layers=accounts.allow_python_layers,
-        )
+        return net_latencies(nets, bench, batch, accounts.fed, accounts.root, accounts.allow_python_layers)
     except ForceregError as error:
         tell.note(f"the whole net isn't measured: {error}")
         return None
 
 
-def net_latency(net: Any, weights: Weights | None = None, batch: int | None = None, **options: Any) -> float:
-    """Milliseconds of a net's forward pass in its test phase; as `net_latencies` of one."""
-    return net_latencies([(net, weights)], batch, **options)[0]
-
-
 def net_latencies(
     nets: Sequence[tuple[Any, Weights | None]],
+    bench: Bench,
     batch: int | None = None,
-    *,
-    device: str | torch.device = "cpu",
-    runtime: str = "torch",
-    threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     root: Path | None = None,
     allow_python_layers: bool = False,
@@ -258,11 +241,9 @@ def net_latencies(
     """Milliseconds of each net's forward pass in its test phase, medians of rounds in which all take turns.
 
     nets: NetParameter, NetFile, path or text, each with its weights (None: the fillers'). `batch`: the size of axis 0
-    of all that the net is fed, None for its own; reading data isn't measured. `runtime`: a
-    registered name; what isn't torch runs the net as `forcereg export` writes it, with so many `threads`.
-    `input_shapes` and `root` as `load.net_shapes`. Raises ForceregError.
+    of all that the net is fed, None for its own; reading data isn't measured. A bench whose runtime isn't torch runs
+    the nets as `forcereg export` writes them. `input_shapes` and `root` as `load.net_shapes`. Raises ForceregError.
     """
-    bench = bench_of(device, runtime, threads)
     runs = []
     for model, weights in nets:
         file = net_file(model)

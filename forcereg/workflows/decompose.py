@@ -234,9 +234,7 @@ def latencies(opened: Opened, done: LowrankNet, clock: Bench, batch: int | None,
     """The layers' times, and the whole net's before and after."""
     prepared = opened.prepared
     nets = [(prepared.file, prepared.weights), (net_from_message(done.net, prepared.file.name), done.weights)]
-    net = before_and_after(nets, opened.accounts, clock, batch, tell)
-    count = clock.count if clock.device.type == "cpu" else None
-    return Latency(clock.text, batch, timed.trials, net, clock.runtime, count)
+    return clock.found(batch, timed.trials, before_and_after(nets, opened.accounts, clock, batch, tell))
 
 
 def account(

@@ -216,6 +216,4 @@ def latencies(
     """The whole net's times before and after; None where it can't run by itself, which is told."""
     nets = [(read.file, read.model.layers), (made, done.weights)]
     times = before_and_after(nets, found, clock, batch, tell)
-    if times is None:
-        return None
-    return Latency(clock.text, batch, (), times, clock.runtime, clock.count if clock.device.type == "cpu" else None)
+    return None if times is None else clock.found(batch, (), times)

@@ -17,7 +17,7 @@ from forcereg.net.load import load_net, net_shapes
 from forcereg.net.module import Net
 from forcereg.schema.text import net_from_message, parse_net
 from forcereg.study.bench import Bench
-from forcereg.study.latency import LEAST, LayerTimer, interleaved, net_latencies, net_latency
+from forcereg.study.latency import LEAST, LayerTimer, interleaved, net_latencies
 from forcereg.system.capture import WARM_UP
 from tests.solver.tape import Tape
 
@@ -151,7 +151,7 @@ def fed(monkeypatch: pytest.MonkeyPatch, nets: list[Any], *args: Any, **options:
         return [[3.0, 1.0, 2.0]] * len(runs)
 
     monkeypatch.setattr(latency, "interleaved", stub)
-    assert net_latencies(nets, *args, **options) == [2.0] * len(nets)
+    assert net_latencies(nets, Bench(CPU), *args, **options) == [2.0] * len(nets)
     return found
 
 
@@ -173,12 +173,12 @@ def test_whole_nets_before_and_after(monkeypatch: pytest.MonkeyPatch, batch: int
 
 def test_a_nets_milliseconds() -> None:
     text = 'input: "x" input_shape { dim: 2 dim: 3 } layer { name: "r" type: "ReLU" bottom: "x" top: "y" }'
-    assert net_latency(text, batch=1) > 0
+    assert net_latencies([(text, None)], Bench(CPU), batch=1)[0] > 0
 
 
 def test_a_net_whose_data_is_absent_says_so() -> None:
     with pytest.raises(ForceregError, match="absent_lmdb"):
-        net_latency(NET)
+        net_latencies([(NET, None)], Bench(CPU))
 
 
 def test_on_a_gpu_graphs_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
