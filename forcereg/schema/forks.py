@@ -61,13 +61,8 @@ _REFUSED = {
         "min_lr": (NVCAFFE, f"a lower bound of the rate; {_TRAIN_LONGER} with a max_iter at which it is reached"),
         **dict.fromkeys(
             ("rampup_interval", "rampup_lr"),
-            (NVCAFFE, "a rising rate at the start, which forcereg lacks: train the first iterations by a run of their "
-             "own with a smaller base_lr, and this one with --weights"),
-        ),
-        **dict.fromkeys(
-            ("warmup_iter", "warmup_start_lr"),
-            (INTEL, "a rising rate at the start, which forcereg lacks: train the first iterations by a run of their "
-             "own with a smaller base_lr, and this one with --weights"),
+            (NVCAFFE, "a rising rate at the start: write warmup_iter for rampup_interval, warmup_start_lr for "
+             "rampup_lr"),
         ),
         **dict.fromkeys(
             ("momentum_policy", "max_momentum", "momentum_power", "weight_decay_policy", "weight_decay_power"),

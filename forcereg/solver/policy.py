@@ -1,6 +1,8 @@
 """Learning rate policies: solver settings, iteration and current_step -> rate (Caffe's formulas).
 
-Only multistep and step have a current_step; `advance` moves it, so that resuming restores a number.
+Only multistep and step have a current_step; `advance` moves it, so that resuming restores a number. Beyond Caffe are
+cosine (Loshchilov and Hutter, arXiv:1608.03983) and onecycle (Smith and Topin, arXiv:1708.07120), both with the numbers
+of PyTorch's schedulers of these names, and a warm-up of any policy (Goyal et al., arXiv:1706.02677).
 """
 
 from __future__ import annotations
@@ -27,8 +29,51 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
         yield ForceregError(f'{name}: stepsize is {p.stepsize}; lr_policy "{p.lr_policy}" needs stepsize > 0')
     if p.lr_policy in ("step", "exp", "inv", "multistep") and p.gamma < 0:
         yield ForceregError(f"{name}: gamma is {p.gamma:g}; expected >= 0")
-    if p.lr_policy == "poly" and p.max_iter <= 0:
-        yield ForceregError(f'{name}: max_iter is missing; lr_policy "poly" falls to 0 at max_iter')
+    if p.lr_policy in ENDING and p.max_iter <= 0:
+        yield ForceregError(f'{name}: max_iter is missing; lr_policy "{p.lr_policy}" {ENDING[p.lr_policy]}')
+    for text in _problems_beyond_caffe(p):
+        yield ForceregError(f"{name}: {text}")
+
+
+ENDING = {
+    "poly": "falls to 0 at max_iter",
+    "cosine": "falls to eta_min at max_iter",
+    "onecycle": "rises and falls over max_iter iterations",
+}
+"""Policies that need a max_iter, and why."""
+ONLY_OF = {"eta_min": "cosine", **dict.fromkeys(("pct_start", "div_factor", "final_div_factor"), "onecycle")}
+"""Field -> the only policy that looks at it."""
+
+
+def _problems_beyond_caffe(p: Any) -> Iterator[str]:
+    if p.warmup_iter < 0:
+        yield f"warmup_iter is {p.warmup_iter}; expected a number of iterations, 0 for none"
+    if p.warmup_iter and p.lr_policy == "onecycle":
+        yield (
+            f'warmup_iter is {p.warmup_iter}, but lr_policy "onecycle" rises by itself, over the share pct_start (it '
+            f"is {p.pct_start:g}) of max_iter; remove one of them"
+        )
+    if p.HasField("warmup_start_lr") and not 0 <= p.warmup_start_lr <= p.base_lr:
+        yield f"warmup_start_lr is {p.warmup_start_lr:g}; expected a rate from 0 to base_lr (it is {p.base_lr:g})"
+    if p.lr_policy == "cosine" and not 0 <= p.eta_min <= p.base_lr:
+        yield f"eta_min is {p.eta_min:g}; expected a rate from 0 to base_lr (it is {p.base_lr:g})"
+    if p.lr_policy == "onecycle":
+        if not 0 <= p.pct_start <= 1:
+            yield f"pct_start is {p.pct_start:g}; expected a share of max_iter, from 0 to 1"
+        for field in ("div_factor", "final_div_factor"):
+            if getattr(p, field) < 1:
+                yield f"{field} is {getattr(p, field):g}; expected a divisor of 1 or more"
+
+
+def idle(p: Any) -> Iterator[str]:
+    """Settings of warm-up, cosine and onecycle that do nothing, or not what they are for."""
+    for field, policy in ONLY_OF.items():
+        if p.HasField(field) and p.lr_policy != policy:
+            yield f'lr_policy "{p.lr_policy}" doesn\'t look at {field}; "{policy}" does'
+    if p.HasField("warmup_start_lr") and not p.warmup_iter:
+        yield "warmup_start_lr is of a warm-up, and there is none; set warmup_iter, its iterations"
+    if 0 < p.max_iter <= p.warmup_iter:
+        yield f"the rate still rises at the end: warmup_iter is {p.warmup_iter}, max_iter {p.max_iter}"
 
 
 def runaways(p: Any) -> Iterator[str]:
@@ -49,9 +94,26 @@ def runaways(p: Any) -> Iterator[str]:
 def rate(p: Any, iteration: int, current_step: int) -> float:
     """The learning rate of `iteration`, infinite if it is beyond all numbers; call after `advance` of the iteration."""
     try:
-        return lr_policy.get(p.lr_policy)(p, iteration, current_step)
+        return warmth(p, iteration) * lr_policy.get(p.lr_policy)(p, iteration, current_step)
     except (OverflowError, ZeroDivisionError):
         return math.inf
+
+
+def warmth(p: Any, iteration: int) -> float:
+    """The share of its policy's rate that an iteration has, from 0 to 1: it rises over warmup_iter iterations."""
+    if iteration >= p.warmup_iter:
+        return 1.0
+    start = 1 / p.warmup_iter
+    if p.HasField("warmup_start_lr") and p.base_lr:
+        start = p.warmup_start_lr / p.base_lr
+    return start + (1 - start) * iteration / p.warmup_iter
+
+
+def highest(p: Any) -> tuple[int, float]:
+    """Of the beginning and the ends of rises before max_iter: the iteration with the highest rate, and that rate."""
+    turns = {0, p.warmup_iter, round(_top(p)) if p.lr_policy == "onecycle" else 0}
+    found = {at: rate(p, at, reached(p, at)) for at in sorted(turns) if at < max(1, p.max_iter)}
+    return max(found.items(), key=lambda one: one[1])
 
 
 def advance(p: Any, iteration: int, current_step: int) -> int:
@@ -125,3 +187,31 @@ def sigmoid(p: Any, iteration: int, current_step: int) -> float:
     """base_lr / (1 + exp(-gamma * (iteration - stepsize)))"""
     exponent = -p.gamma * (iteration - p.stepsize)
     return p.base_lr / (1 + math.exp(exponent)) if exponent < 700 else 0.0  # exp would overflow
+
+
+@lr_policy("cosine")
+def cosine(p: Any, iteration: int, current_step: int) -> float:
+    """eta_min + (base_lr - eta_min) * (1 + cos(pi * iteration / max_iter)) / 2; eta_min behind max_iter"""
+    return _eased(p.base_lr, p.eta_min, iteration / p.max_iter)
+
+
+@lr_policy("onecycle")
+def onecycle(p: Any, iteration: int, current_step: int) -> float:
+    """A half cosine up from base_lr / div_factor to base_lr, at pct_start * max_iter - 1, and one down to the last.
+
+    Iteration max_iter - 1 has base_lr / div_factor / final_div_factor, and so have those behind it. Momentum stays.
+    """
+    top, last, first = _top(p), p.max_iter - 1, p.base_lr / p.div_factor
+    if iteration < top:
+        return _eased(first, p.base_lr, iteration / top)
+    return _eased(p.base_lr, first / p.final_div_factor, (iteration - top) / (last - top) if last > top else 0.0)
+
+
+def _top(p: Any) -> float:
+    """Where onecycle is at its highest; needn't be a whole iteration."""
+    return max(0.0, p.pct_start * p.max_iter - 1)
+
+
+def _eased(start: float, end: float, share: float) -> float:
+    """From `start` to `end`, by half a cosine; `share` of the way, 1 if it is more."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2

@@ -18,7 +18,7 @@ LEAST = {
     **dict.fromkeys(
         ("every", "keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
-    **dict.fromkeys(("finetune", "over", "records", "seed", "workers"), 0),
+    **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,
 }
 """The smallest value of whole numbers by their names; the options of commands have the same."""

@@ -37,6 +37,7 @@ def finetune(
     set: Mapping[str, Any] | Sequence[str] = (),
     max_iter: int | None = None,
     seed: int | None = None,
+    warmup: int | None = None,
     rank_clipping: float | None = None,
     clip_until: int | None = None,
     teacher: StrPath | Any | None = None,

@@ -69,6 +69,32 @@ SETTINGS = [
     _solver("gamma-negative", 'lr_policy: "exp"\ngamma: -1', "gamma is -1; expected >= 0"),
     _solver("step-0", 'lr_policy: "step"\nstepsize: 0', 'stepsize is 0; lr_policy "step" needs stepsize > 0'),
     _solver("poly-without-end", 'lr_policy: "poly"\nmax_iter: 0', 'max_iter is missing; lr_policy "poly" falls to 0'),
+    _solver(
+        "cosine-without-end", 'lr_policy: "cosine"\nmax_iter: 0', 'max_iter is missing; lr_policy "cosine" falls to'
+    ),
+    _solver(
+        "cosine-upwards",
+        'lr_policy: "cosine"\neta_min: 2',
+        "eta_min is 2; expected a rate from 0 to base_lr (it is 0.1)",
+    ),
+    _solver(
+        "onecycle-without-end", 'lr_policy: "onecycle"\nmax_iter: 0', 'max_iter is missing; lr_policy "onecycle" rises'
+    ),
+    _solver(
+        "onecycle-warmed-up",
+        'lr_policy: "onecycle"\nwarmup_iter: 5',
+        'warmup_iter is 5, but lr_policy "onecycle" rises by',
+    ),
+    _solver(
+        "onecycle-percent", 'lr_policy: "onecycle"\npct_start: 30', "pct_start is 30; expected a share of max_iter"
+    ),
+    _solver(
+        "onecycle-divisor-0", 'lr_policy: "onecycle"\ndiv_factor: 0', "div_factor is 0; expected a divisor of 1 or"
+    ),
+    _solver("warmup-negative", "warmup_iter: -1", "warmup_iter is -1; expected a number of iterations, 0 for none"),
+    _solver(
+        "warmup-from-above", "warmup_iter: 5\nwarmup_start_lr: 9", "warmup_start_lr is 9; expected a rate from 0 to"
+    ),
     _solver("average-loss-0", "average_loss: 0", "average_loss is 0; expected >= 1"),
     _solver("average-loss-negative", "average_loss: -2147483648", "average_loss is -2147483648; expected >= 1"),
     _solver("iter-size-0", "iter_size: 0", "iter_size is 0; expected >= 1"),

@@ -49,6 +49,20 @@ def test_settings_reach_the_run_and_its_snapshots(root: Path, cli: Cli) -> None:
     assert (root / "solver.prototxt").read_bytes() == before
 
 
+def test_rates_beyond_caffe(root: Path, cli: Cli) -> None:
+    """Resumed in the middle they go on where they were."""
+    cosine = ("--set", "lr_policy=cosine", "--set", "eta_min=0.02", "--warmup", 2)
+    for more, expected in (
+        (cosine, [0.05, 0.0662132, 0.06, 0.0317157]),
+        (("--set", "lr_policy=onecycle", "--set", "pct_start=0.5"), [0.004, 0.1, 0.05, 4e-07]),
+    ):
+        code, _, err = cli(*TRAIN, *more)
+        found = re.findall(r"Iteration \d, lr = (\S+)$", err, re.MULTILINE)
+        assert code == 0 and [float(one) for one in found] == pytest.approx(expected, rel=1e-5)
+        code, _, err = cli(*TRAIN, *more, "--snapshot", "s_iter_2.solverstate.h5")
+        assert code == 0 and re.findall(r"Iteration \d, lr = (\S+)$", err, re.MULTILINE) == found[2:]
+
+
 def test_later_settings_win_and_the_short_options_last(root: Path, cli: Cli) -> None:
     code, _, err = cli(*TRAIN, "--set", "max_iter=9", "--set", "max_iter=7", "-max_iter=1")
     assert (code, re.findall(r"Iteration (\d+) \(", err)) == (0, ["0"])

@@ -65,6 +65,12 @@ FORKS = {
         "force_until": (16002, "optional", "float", ""),
         "force_metric": (16003, "optional", "string", "weights"),
         "force_metric_interval": (16004, "optional", "int32", "500"),
+        "warmup_iter": (16005, "optional", "int32", "0"),
+        "warmup_start_lr": (16006, "optional", "float", ""),
+        "eta_min": (16007, "optional", "float", 0.0),
+        "pct_start": (16008, "optional", "float", 0.3),
+        "div_factor": (16009, "optional", "float", 25.0),
+        "final_div_factor": (16010, "optional", "float", 1e4),
     },
     "ParamSpec": {
         "force_view": (16000, "optional", "ParamSpec.ForceView", "FILTERS"),

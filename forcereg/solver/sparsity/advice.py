@@ -26,7 +26,7 @@ def too_strong(net: Net, p: Any) -> str:
     limit = 2 * threshold(net, p)
     if not limit or solver_type.get(p.type)().adaptive:
         return ""
-    first = policy.rate(p, 0, 0)
+    _, first = policy.highest(p)
     last = policy.rate(p, max(0, p.max_iter - 1), policy.catch_up(p, max(0, p.max_iter - 1), 0))
     found: dict[str, float] = {}
     for one in net.learnable:

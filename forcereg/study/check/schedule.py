@@ -34,7 +34,9 @@ def check_schedule(file: SolverFile, train: Net, tests: Mapping[int, Net], repor
     _check_data(p, train, tests, report)
     if p.base_lr and p.max_iter and not any(policy.problems(p, file.name)):
         first, last = (policy.rate(p, at, policy.reached(p, at)) for at in (0, p.max_iter - 1))
-        report.facts["learning rate"] = f"{p.lr_policy}: {first:g} at first, {last:g} at last"
+        at, highest = policy.highest(p)
+        between = f", {highest:g} at iteration {at:,}" if at else ""
+        report.facts["learning rate"] = f"{p.lr_policy}: {first:g} at first{between}, {last:g} at last"
         if first and not last:
             report.warn(f"{file.name}: the learning rate falls to 0 before the end (gamma {p.gamma:g})")
 
@@ -54,6 +56,7 @@ def likely_mistakes(p: Any) -> Iterator[str]:
     if p.max_iter and not snapshots(p):
         yield "no snapshot is written, so what is learned is lost; set snapshot or snapshot_after_train: true"
     yield from policy.runaways(p)
+    yield from policy.idle(p)
     steps = list(p.stepvalue)
     if p.lr_policy != "multistep":
         if steps:
