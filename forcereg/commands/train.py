@@ -98,8 +98,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Solver]) -> None:
     """Trains by `train` as the options of `command` say: here, or by several processes. Raises ForceregError."""
+    from forcereg.solver.asked import TEACHING, check_clipping, check_start, check_teacher
     from forcereg.solver.launch import effects, in_group, launch
-    from forcereg.workflows.train import TEACHING, check_clipping, check_start, check_teacher
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)

@@ -8,6 +8,8 @@ steps                          iterations on the device, as CUDA graphs where th
 pull, trouble, ready, saving   what measures, explains, checks and writes
 clipping, snapshots            ranks that sink while training; what a run leaves and goes on from
 build                          from a solver file to run, nets and steps
-loop                           the Solver: owns these parts, and has Caffe's order of iterations, tests and snapshots
+base                           a solver that owns these parts: its state between two iterations
+loop                           the Solver: Caffe's order of iterations, tests and snapshots
 resume, signals                what asks a Solver for something
+asked, start                   which wishes go together; what a run starts from. Both load no torch
 """

@@ -12,6 +12,7 @@ from forcereg.lowrank.decompose import Named, named
 from forcereg.net.made import FORMATS, write_net
 from forcereg.net.read import ReadNet, in_form, read_weights
 from forcereg.solver.pruning import MAGNITUDE, METHODS
+from forcereg.solver.start import read
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.prune.report import Row, as_csv
 from forcereg.study.prune.run import Plan, Scores, Session
@@ -20,7 +21,6 @@ from forcereg.system.arguments import checked, wrong
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import make_folder, write_text
 from forcereg.system.paths import StrPath, listed
-from forcereg.workflows.train import read
 
 TYPES = ("Convolution", "InnerProduct")
 NAME, CSV = "net_pruned", "layers.csv"

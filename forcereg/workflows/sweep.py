@@ -15,6 +15,7 @@ from forcereg.lowrank.rules import MaxError
 from forcereg.report.plot import figure_type
 from forcereg.schema.settings import settings_of, with_settings, written
 from forcereg.schema.text import SolverFile
+from forcereg.solver.start import read
 from forcereg.study import sweep as engine
 from forcereg.study.evaluate import check_taught
 from forcereg.study.grid import alternatives, grid
@@ -26,7 +27,6 @@ from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
 from forcereg.system.paths import StrPath
-from forcereg.workflows.train import read
 
 ERROR = 0.05
 """Relative squared error at which ranks are told."""

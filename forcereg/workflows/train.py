@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError, printable
+from forcereg.solver.asked import CHOICES, TEACHING, check_choice, check_clipping, check_start, check_teacher
+from forcereg.solver.start import Start, read, telling_errors
 from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath, listed
 
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from forcereg.solver.distributed import Group
     from forcereg.solver.loop import Solver
     from forcereg.system.events import Observer
-
-Said = Callable[[str], str]
-TEACHING = {"teacher": None, "teacher_model": None, "temperature": 4.0, "teacher_weight": 0.5}
-"""The keywords of a teacher, and what they are without one."""
-CHOICES = {
-    "amp": ("bf16", "fp16"),
-    "masks": ("stored", "rebuild"),
-    **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none")),
-}
 
 
 @checked
@@ -306,102 +298,3 @@ class Training:
             if isinstance(self.observer, contextlib.AbstractContextManager):
                 stack.enter_context(self.observer)
             yield [] if self.observer is None else [self.observer]
-
-
-@dataclass(frozen=True)
-class Start:
-    """The models that a run starts from unless it goes on from a snapshot, and whether its solver has `loaded` them.
-
-    `again`: torchrun started its processes once more, so that the newest snapshot counts.
-    """
-
-    models: list[str]
-    loaded: bool
-    again: bool
-
-    @classmethod
-    def of(cls, asked: Training, file: SolverFile, group: Group) -> Start:
-        """What is asked for; takes the models out of the solver that aren't to be loaded, or not yet."""
-        from forcereg.solver.launch import restarted
-
-        again = any(group.gather(restarted()))  # of several machines not all may know
-        own = list(file.message.weights)
-        loaded = not (asked.snapshot or asked.resume or again or asked.weights is not None)
-        if not loaded:  # or the solver would load them first, and fail where they are gone
-            del file.message.weights[:]
-        if asked.weights is None:
-            # each entry may be a list with commas, as Caffe reads it
-            models = ",".join(own).split(",")
-        else:
-            models = [os.fspath(path) for path in listed(asked.weights)]
-        return cls([name.strip() for name in models if name.strip()], loaded, again)
-
-
-def read(solver: Any) -> SolverFile:
-    """A solver's file, text of several lines, or message. A file doesn't load torch: its mistakes are told before."""
-    from forcereg.schema.text import read_solver
-
-    if isinstance(solver, os.PathLike) or (isinstance(solver, str) and "\n" not in solver):
-        return read_solver(os.fspath(solver))
-    from forcereg.solver.setup import solver_file
-
-    return solver_file(solver)
-
-
-def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> None:
-    """Raises UsageError for two places to start from; `said`: what their keywords are called."""
-    # resume and weights go together: models are for where there is no snapshot yet
-    starts = [name for name, one in (("snapshot", snapshot), ("resume", resume), ("weights", weights)) if one]
-    if snapshot and len(starts) > 1:
-        why = "a snapshot brings its own weights" if weights else "both say where to go on"
-        raise UsageError(f"{said('snapshot')} and {said(starts[1])} are both given; {why}, use one")
-
-
-def check_clipping(share: float | None, until: int | None, said: Said = str) -> None:
-    """Raises UsageError for an end of no rank clipping, and for a share that isn't one."""
-    name = said("rank_clipping")
-    if until is not None and share is None:
-        raise UsageError(f"{said('clip_until')} is about {name}, which isn't given; add it, as in {name} 0.99")
-    if share is not None and not isinstance(share, SupportsFloat):
-        raise UsageError(f"{name} is {share!r}; expected a share above 0, at most 1, as in {name} 0.99")
-    if share is not None and not 0 < share <= 1:
-        raise UsageError(f"{name} is {share:g}; expected a share above 0, at most 1, as in {name} 0.99")
-
-
-def check_teacher(given: Mapping[str, Any], said: Said = str) -> None:
-    """Raises UsageError for what is said of no teacher, and for a temperature and a weight that are none."""
-    # what is softened more is alike to float32: its divergence would be rounding
-    for name, least, most, expected in (
-        ("temperature", 0.001, 100, "a number from 0.001 to 100, as in 4"),
-        ("teacher_weight", sys.float_info.min, 1, "a share above 0, at most 1, as in 0.5"),
-    ):
-        value = given[name]
-        if not isinstance(value, SupportsFloat) or not least <= float(value) <= most:
-            raise UsageError(f"{said(name)} is {value!r}; expected {expected}")
-    for name, without in TEACHING.items() if given["teacher"] is None else ():
-        if given[name] != without:
-            raise UsageError(f"{said(name)} is of {said('teacher')}, which isn't given; add it")
-
-
-def check_choice(name: str, value: str | None) -> None:
-    """Raises UsageError for none of a keyword's values."""
-    if value is not None and value not in CHOICES[name]:
-        raise UsageError(f"{name} is '{value}'; expected {', '.join(CHOICES[name])} or None")
-
-
-@contextlib.contextmanager
-def telling_errors(solver: Solver) -> Iterator[None]:
-    """Tells the observers of the error that ends the block; one of the data names the last snapshot."""
-    from forcereg.data.feed import DataError
-
-    try:
-        try:
-            yield
-        # within: observers are told the text that names the snapshot
-        except DataError as error:
-            if solver.last_snapshot is None:
-                raise
-            raise DataError(f"{error}; the last good snapshot is {solver.last_snapshot}") from error
-    except Exception as error:
-        solver.emit("error", text=str(error))
-        raise

@@ -11,6 +11,7 @@ from forcereg.errors import UsageError, check_share
 from forcereg.lowrank.decompose import Named, Picked
 from forcereg.report.plot import figure_type
 from forcereg.schema.settings import with_settings, written
+from forcereg.solver.start import read
 from forcereg.study import tune as engine
 from forcereg.study.opened import Opening
 from forcereg.study.shared import Tried, heard
@@ -24,7 +25,6 @@ from forcereg.system.events import Observer, Tell
 from forcereg.system.files import write_bytes, write_text
 from forcereg.system.paths import StrPath
 from forcereg.workflows.sweep import ERROR
-from forcereg.workflows.train import read
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from forcereg.layers.loss import SoftmaxWithLoss
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.snapshot import read_model, write_model
+from forcereg.solver.asked import TEACHING, check_teacher
 from forcereg.solver.distill import TEACHER
 from forcereg.solver.loop import Solver
 from forcereg.solver.teacher import learn_from
-from forcereg.workflows.train import TEACHING, check_teacher
 from tests.conftest import RunCli
 from tests.solver.graphs import on_device
 from tests.solver.nets import IMAGES, Recorder, blobs_of, write_images, write_solver

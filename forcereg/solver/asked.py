@@ -1,0 +1,59 @@
+"""Which keywords of a training go together, and what each may be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat
+
+from forcereg.errors import UsageError
+
+Said = Callable[[str], str]
+TEACHING = {"teacher": None, "teacher_model": None, "temperature": 4.0, "teacher_weight": 0.5}
+"""The keywords of a teacher, and what they are without one."""
+CHOICES = {
+    "amp": ("bf16", "fp16"),
+    "masks": ("stored", "rebuild"),
+    **dict.fromkeys(("sigint_effect", "sighup_effect"), ("stop", "snapshot", "none")),
+}
+
+
+def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> None:
+    """Raises UsageError for two places to start from; `said`: what their keywords are called."""
+    # resume and weights go together: models are for where there is no snapshot yet
+    starts = [name for name, one in (("snapshot", snapshot), ("resume", resume), ("weights", weights)) if one]
+    if snapshot and len(starts) > 1:
+        why = "a snapshot brings its own weights" if weights else "both say where to go on"
+        raise UsageError(f"{said('snapshot')} and {said(starts[1])} are both given; {why}, use one")
+
+
+def check_clipping(share: float | None, until: int | None, said: Said = str) -> None:
+    """Raises UsageError for an end of no rank clipping, and for a share that isn't one."""
+    name = said("rank_clipping")
+    if until is not None and share is None:
+        raise UsageError(f"{said('clip_until')} is about {name}, which isn't given; add it, as in {name} 0.99")
+    if share is not None and not isinstance(share, SupportsFloat):
+        raise UsageError(f"{name} is {share!r}; expected a share above 0, at most 1, as in {name} 0.99")
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"{name} is {share:g}; expected a share above 0, at most 1, as in {name} 0.99")
+
+
+def check_teacher(given: Mapping[str, Any], said: Said = str) -> None:
+    """Raises UsageError for what is said of no teacher, and for a temperature and a weight that are none."""
+    # what is softened more is alike to float32: its divergence would be rounding
+    for name, least, most, expected in (
+        ("temperature", 0.001, 100, "a number from 0.001 to 100, as in 4"),
+        ("teacher_weight", sys.float_info.min, 1, "a share above 0, at most 1, as in 0.5"),
+    ):
+        value = given[name]
+        if not isinstance(value, SupportsFloat) or not least <= float(value) <= most:
+            raise UsageError(f"{said(name)} is {value!r}; expected {expected}")
+    for name, without in TEACHING.items() if given["teacher"] is None else ():
+        if given[name] != without:
+            raise UsageError(f"{said(name)} is of {said('teacher')}, which isn't given; add it")
+
+
+def check_choice(name: str, value: str | None) -> None:
+    """Raises UsageError for none of a keyword's values."""
+    if value is not None and value not in CHOICES[name]:
+        raise UsageError(f"{name} is '{value}'; expected {', '.join(CHOICES[name])} or None")

@@ -1,0 +1,220 @@
+"""A solver without its loop: what it is made of, and what it loads, saves and goes on from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from forcereg.data.feed import DEFAULT_BUDGET
+from forcereg.snapshot import LoadReport, ModelFile, StateFile, model_of, read_state
+from forcereg.solver import policy
+from forcereg.solver.build import begin, nets_of, steps_of
+from forcereg.solver.clipping import RankClipping
+from forcereg.solver.diagnostics import Ranks
+from forcereg.solver.distributed import Group, Request
+from forcereg.solver.pace import Pace
+from forcereg.solver.passes import Inputs, Passes
+from forcereg.solver.precision import LossScale
+from forcereg.solver.pruning import How, Pruning
+from forcereg.solver.pull import Pull
+from forcereg.solver.rankwatch import RankWatch
+from forcereg.solver.regularizers.force import FORCE, without_force
+from forcereg.solver.run import Teller
+from forcereg.solver.setup import solver_file
+from forcereg.solver.snapshots import REBUILD, STORED, Snapshots
+from forcereg.solver.sparsity.advice import Settling, too_strong
+from forcereg.solver.sparsity.asked import is_used
+from forcereg.solver.trouble import NotFinite, advice, not_finite
+from forcereg.solver.updater import Updater
+from forcereg.system.arguments import checked, wrong
+from forcereg.system.events import Observer
+from forcereg.system.paths import learned_nets, resolve
+
+
+class SolverBase:
+    """The parts of a Solver, which see for the keywords, and its state between two iterations."""
+
+    stop_requested, snapshot_requested = Request(), Request()
+
+    @checked
+    def __init__(
+        self,
+        solver: str | os.PathLike[str] | Any,
+        *,
+        device: str | None = None,
+        level: int | None = None,
+        stages: Sequence[str] = (),
+        budget: int = DEFAULT_BUDGET,
+        workers: int = 0,
+        keep: int | None = None,
+        observers: Sequence[Observer] = (),
+        allow_python_layers: bool = False,
+        amp: str | None = None,
+        group: Group | None = None,
+        cuda_graph: bool = True,
+    ) -> None:
+        self.group = Group() if group is None else group
+        self.file = solver_file(solver)
+        self._tell = Teller(observers, self.group.rank)
+        self._run, specs = begin(self.file, device, level, stages, self.group, self._tell)
+        self._nets = nets_of(self._run, specs, budget, workers, allow_python_layers)
+        self.param, self.root = self._run.param, self._run.root
+        self.device, self.seed = self._run.device, self._run.seed
+        self.net, self.test_nets = self._nets.train, self._nets.tests
+        self.iter = self.current_step = 0
+        self.stop_requested = self.snapshot_requested = False
+        self.measure_force = False
+        self.steps = steps_of(self._run, self._nets, amp, cuda_graph)
+        watched = self._tell, self.param.force_decay, bool(self.test_nets) and self.param.test_interval > 0
+        self.pull, self._watch = Pull(*watched), RankWatch(*watched)
+        self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
+        self.clipping: RankClipping | None = None
+        self.pruning: Pruning | None = None
+        self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
+        self._losses = self.steps.losses
+        self._sparse, self._settling = is_used(self.net, self.param), Settling()
+        self._debugs = self.param.debug_info or specs.train.debug_info
+        self._pace = Pace()
+        # kept for the advice behind a loss that isn't finite, which looks at the inputs again
+        self._inputs: Inputs = None
+        self._before_tests: dict[str, Any] | None = None
+        if self.param.force_decay and (text := without_force(self.net, self.param)):
+            self.warn(text)
+        if text := too_strong(self.net, self.param):
+            self.warn(text)
+        for path in ",".join(self.param.weights).split(","):
+            if path.strip():
+                self.load_weights(resolve(self.root, path.strip()))
+
+    # -- its parts
+
+    @property
+    def updater(self) -> Updater:
+        """What changes the weights, and its history."""
+        return self.steps.updater
+
+    @property
+    def passes(self) -> Passes:
+        """What runs forward and backward."""
+        return self.steps.passes
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The loss scale of float16, else None."""
+        return self.steps.scale
+
+    @property
+    def last_snapshot(self) -> Path | None:
+        """The model last written, or gone on from."""
+        return self._snapshots.last
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Who is told of events; more may be added."""
+        return self._tell.observers
+
+    @observers.setter
+    def observers(self, observers: list[Observer]) -> None:
+        self._tell.observers = observers
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Tells the observers."""
+        self._tell.emit(kind, **fields)
+
+    def warn(self, text: str) -> None:
+        """Tells the observers, or if there are none the user."""
+        self._tell.warn(text, 4)
+
+    def clip_ranks(self, share: float, until: int | None = None) -> None:
+        """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""
+        self.clipping = RankClipping(self._run, self._nets, self.steps, share, until)
+
+    def prune_by(self, how: How) -> Pruning:
+        """Has training prune layers, and `solve` settle what is pruned in the end; what does it.
+
+        Raises ForceregError for a layer that has no weights that learn.
+        """
+        self.pruning = self._snapshots.pruning = Pruning(self._run, self.net, self.steps, how)
+        return self.pruning
+
+    # -- weights and state
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at the current iteration and current_step."""
+        return policy.rate(self.param, self.iter, policy.advance(self.param, self.iter, self.current_step))
+
+    def load_weights(self, path: str | Path) -> LoadReport:
+        """Loads a model by layer name into the train net and, for layers of their own, the test nets.
+
+        Without observers what was ignored or left fresh is a Python warning. Raises ForceregError, also if none of its
+        weights is the nets'. The report is of all nets together.
+        """
+        return self._snapshots.load_weights(path)
+
+    def prefix(self) -> Path:
+        """The snapshot prefix as a path. Raises ForceregError if there is none."""
+        return self._run.prefix()
+
+    def snapshot(self) -> Path:
+        """Writes model and state at this iteration; the model's path. Raises ForceregError if weights aren't finite."""
+        self.check_finite()
+        # the loss is that of weights before their last update, which may have been too much
+        if not self.updater.all_finite():
+            what = f"weights are not finite at iteration {self.iter}; no snapshot is written"
+            raise self._not_finite(what, self.iter)
+        self.group.check_equal(self.updater.weights)
+        # among tests: as before them, because resuming runs them all again
+        extra = self._before_tests or self._snapshots.extra()
+        return self._snapshots.write(self.iter, self.current_step, extra, self.clipping)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks on updates, uint8, by "layer/index" of the weights that have one: 1 free, 0 frozen."""
+        return self.updater.masks.tensors
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Freezes values where `masks`, as `.masks` has them, are 0: they stay what they are.
+
+        Masks of other weights stay. Snapshots hold them. Raises ForceregError for another name or shape.
+        """
+        self.updater.masks.set(masks)
+        self.steps.forget()
+
+    def restore(self, path: str | Path, masks: str = STORED) -> None:
+        """Continues from a solver state: weights, history, iteration and, if we wrote it, data and randomness.
+
+        It may be binary or HDF5, written by Caffe too. `masks`: "stored" takes those that the state holds; "rebuild",
+        and a state without, makes them anew by the layers' connectivity_mode from the weights that are zero.
+        Raises ForceregError if it or its model doesn't fit.
+        """
+        if masks not in (STORED, REBUILD):
+            raise wrong("masks", masks, f"'{STORED}' or '{REBUILD}'")
+        state = read_state(path)
+        self.go_on_from(state, model_of(state, learned_nets(self.root, state.learned_net, path)), masks)
+
+    def go_on_from(self, state: StateFile, model: ModelFile, masks: str = STORED) -> None:
+        """`restore` of a pair that has been read. Raises ForceregError, with nothing taken over, if it doesn't fit."""
+        self.current_step = self._snapshots.take_over(state, model, self.clipping, masks)
+        self.iter = state.iteration
+        self._before_tests = None
+
+    # -- finite losses
+
+    def check_finite(self, before: float = math.inf) -> None:
+        """Raises ForceregError naming the first iteration `before` this with a non-finite loss. Reads the device."""
+        bad = self.updater.first_bad()
+        if 0 <= bad < before:
+            what = "the loss" if self.scale is None else "the loss or a gradient"
+            what += f" is not finite at iteration {bad}; no update was made from there on"
+            raise self._not_finite(what, bad)
+
+    def _not_finite(self, what: str, bad: int) -> NotFinite:
+        felt = FORCE in self.updater.feeling(bad - 1)
+        change = advice(self._run, self.net, self._inputs, bad, self.pull if felt else None)
+        return not_finite(self.file.name, what, self.last_snapshot, change)
