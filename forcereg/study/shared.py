@@ -1,6 +1,6 @@
 """A study of Optuna's that several processes and machines may share: its trials are given out, and known of all.
 
-Each process has a folder; those that share one see by its locks which of its trials nobody runs any more.
+Each process has a folder; those that share one see by its claims which of its trials nobody runs any more.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from forcereg.errors import ForceregError
 from forcereg.study.sweep_plan import Result
 from forcereg.study.tune_space import Space
 from forcereg.system import sidefiles
-from forcereg.system.files import make_folder
-from forcereg.system.locks import held, is_held
+from forcereg.system.claims import Watch, held
+from forcereg.system.files import make_folder, write_text
 
 JOURNAL = "study.journal"
 """The study's file in a search's folder, where no other place is named."""
 RUNNING = "running"
-"""The folder of what each trial that runs holds; a file there that nobody holds is of one that was killed."""
+"""The folder of a file for each trial that runs; one that nobody holds is of a trial whose process was killed."""
 NAME = "forcereg tune"
 """The study's name there."""
 ASKED, PLAIN, FIELDS, MARK, RESULT, FAILED = "asked", "without_force", "fields", "mark", "result", "failed"
+CALL, DEATHS = "call", "deaths"
 """What studies (the first) and trials say of themselves, as attributes."""
 PRUNED = "pruned at iteration"
 """What opens the reason of a trial that was worse than others, and not one that couldn't go on."""
 FIRST = 5
 """Trials that are complete before another may be pruned."""
+DEADLY = 3
+"""Processes of one call that a trial, or another run, may cost until it is given up."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,27 @@ class Shared:
     """The study at `where` (a file, or a database's URL), of which this process's runs are in the folder `out`.
 
     `asked`: what tells it from other studies, by name. `falling`: values are to be little. A median pruner stops trials
-    from iteration `warm` on. Raises ForceregError for a study of something else, and wherever it can't be reached.
+    from iteration `warm` on. `call`: one word for all processes of one call, if it has several. Raises ForceregError
+    for a study of something else, and wherever it can't be reached.
     """
 
     def __init__(
-        self, where: str, out: Path, asked: Mapping[str, Any], space: Space, seed: int, falling: bool, warm: int
+        self,
+        where: str,
+        out: Path,
+        asked: Mapping[str, Any],
+        space: Space,
+        seed: int,
+        falling: bool,
+        warm: int,
+        call: str = "",
     ) -> None:
         self._optuna, self._place, self._out, self._space, self._seed = optuna(), where, out, space, seed
         self._where = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1...@", where)  # errors show no password
-        self._direction, self._warm = "minimize" if falling else "maximize", warm
+        self._direction, self._warm, self._call = "minimize" if falling else "maximize", warm, call
+        self._watch, self._lock = Watch(), out / RUNNING / "lock"
         make_folder(out / RUNNING)
-        with held(out / RUNNING / "lock"), self._reached():
+        with held(self._lock, self._watch), self._reached():
             self._study = self._created()
             self._begin(json.loads(json.dumps(asked)))
 
@@ -167,21 +180,23 @@ class Shared:
 
         One that another process left when it was killed is begun again before a new one is.
         """
-        mark = uuid.uuid4().hex
+        path = self._out / RUNNING / uuid.uuid4().hex
         with contextlib.ExitStack() as stack:
-            with held(self._out / RUNNING / "lock"), self._reached():
+            with held(self._lock, self._watch), self._reached():
                 self._revive()
                 taken = None
                 if self.counted < most:
-                    stack.enter_context(held(self._out / RUNNING / mark))
-                    taken = self._taken(mark)
+                    stack.enter_context(held(path))
+                    write_text(path, "")
+                    taken = self._taken(path.name)
             yield taken
             if taken is not None:
-                (self._out / RUNNING / mark).unlink()
+                path.unlink()
 
     def _taken(self, mark: str) -> Taken:
         trial = self._study.ask()
         trial.set_user_attr(MARK, mark)
+        trial.set_user_attr(CALL, self._call)
         # by its number, but for those that were killed: no two processes try the same, and a search that goes on tries
         # what it would have tried
         number = trial.number - len(self._study.get_trials(deepcopy=False, states=(self._state("FAIL"),)))
@@ -198,16 +213,43 @@ class Shared:
         wanted = self._state("RUNNING"), self._state("COMPLETE"), self._state("PRUNED")
         return len(self._study.get_trials(deepcopy=False, states=wanted))
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether processes of this folder run trials, which would be this one's if they were killed."""
+        with self._reached():
+            return any(self._marker(one) is not None for one in self._running())
+
+    def _running(self) -> list[Any]:
+        return self._study.get_trials(deepcopy=False, states=(self._state("RUNNING"),))
+
+    def _marker(self, trial: Any) -> Path | None:
+        """The file of a trial that runs; None for another folder's."""
+        mark = str(trial.user_attrs.get(MARK))
+        path = self._out / RUNNING / mark
+        return path if re.fullmatch("[0-9a-f]{32}", mark) and path.is_file() else None
+
     def _revive(self) -> None:
         """Has the settings of trials come again whose processes were killed."""
-        for one in self._study.get_trials(deepcopy=False, states=(self._state("RUNNING"),)):
-            mark = str(one.user_attrs.get(MARK))
-            path = self._out / RUNNING / mark
-            # those without a file here are another folder's
-            if re.fullmatch("[0-9a-f]{32}", mark) and path.is_file() and not is_held(path):
-                self._study.tell(one.number, state=self._state("FAIL"))
-                self._study.enqueue_trial(dict(one.params), {PLAIN: True} if one.user_attrs.get(PLAIN) else None)
-                path.unlink()
+        for one in self._running():
+            path = self._marker(one)
+            if path is not None and not self._watch.is_held(path):
+                self._again(one)
+                for left in path.parent.glob(f"{path.name}*"):
+                    left.unlink(missing_ok=True)
+
+    def _again(self, killed: Any) -> None:
+        """The settings of a trial whose process was killed come again, unless that happens each time."""
+        known = killed.user_attrs
+        count = _known(known.get(DEATHS), int) or 0
+        deaths = count + 1 if self._call and known.get(CALL) == self._call else 0
+        self._study.tell(killed.number, state=self._state("FAIL"))
+        if deaths >= DEADLY:
+            told = {FIELDS: known.get(FIELDS), FAILED: f"{deaths} workers that ran it were killed"}
+            like = {"params": killed.params, "distributions": killed.distributions, "user_attrs": told}
+            self._study.add_trial(self._optuna.trial.create_trial(state=self._state("PRUNED"), **like))
+            return
+        again = {DEATHS: deaths, **({PLAIN: True} if known.get(PLAIN) else {})}
+        self._study.enqueue_trial(dict(killed.params), again)
 
     def hopeless(self, taken: Taken, iteration: int, value: float) -> bool:
         """Tells how a trial stands; whether that is worse than the median of those that are complete."""

@@ -25,8 +25,8 @@ from forcereg.study.scores import check_share
 from forcereg.system import sidefiles
 from forcereg.system.paths import StrPath
 
-RUN, RESULT = "run.json", "result.json"
-"""The files of a run's folder that say what it is and what it came to."""
+RUN, RESULT, FAILED, CLAIM = "run.json", "result.json", "failed.json", "claim"
+"""The files of a run's folder that say what it is, what it came to, why it came to nothing, and who runs it now."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -16,17 +17,17 @@ from forcereg.study.grid import Setting
 from forcereg.study.opened import Opening
 from forcereg.study.shared import JOURNAL, PRUNED, Shared, Taken, Tried
 from forcereg.study.sweep_cut import cut_by
-from forcereg.study.sweep_plan import Plan, Result, runs_of, solver_of
+from forcereg.study.sweep_plan import CLAIM, Plan, Result, runs_of, solver_of
 from forcereg.study.sweep_run import Warnings, known_result, run, score_cut
 from forcereg.study.tune_goal import Goal
 from forcereg.study.tune_space import Space
 from forcereg.study.tuning import Ended
+from forcereg.system.claims import held
 from forcereg.system.events import Event, Observer, Tell
 from forcereg.system.files import make_folder
-from forcereg.system.locks import held
 
-HELD = "lock"
-"""The file of a run's folder that the process holds which runs it."""
+PAUSE = 0.5
+"""Seconds between two looks whether others have come to an end, or were killed."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Searched:
 def tune(searched: Searched, out: Path, tell: Tell) -> Iterator[Sequence[Tried]]:
     """Runs trials, a folder each below `out`, until the study has as many as asked for.
 
-    Yields all that the study has, before the first and behind each. A trial whose process was killed goes on from its
-    newest snapshot; one whose loss isn't finite, or whose settings don't go together, has failed, and no other has.
+    Yields all that the study has, before the first and behind each. Waits for those that other processes run in this
+    folder: a trial whose process was killed goes on here from its newest snapshot. One whose loss isn't finite, or
+    whose settings don't go together, has failed, and no other has.
     Raises ForceregError for all else; KeyboardInterrupt once a trial that was told to stop has saved itself.
     """
     asked = searched.asked(out)
@@ -73,12 +75,17 @@ def tune(searched: Searched, out: Path, tell: Tell) -> Iterator[Sequence[Tried]]
     step = tell.steps("trial", max(0, searched.trials - len(known)))
     while True:
         with shared.take(searched.trials) as taken:
-            if taken is None:
+            if taken is not None:
+                name = Setting(taken.fields, searched.seed).folder
+                tell.note(f"trying {name}")
+                step(f"{name}: {search.run(taken)}")
+        before, known = known, shared.tried()
+        if known != before:
+            yield known
+        if taken is None:
+            if not shared.waited_for:
                 return
-            name = Setting(taken.fields, searched.seed).folder
-            tell.note(f"trying {name}")
-            step(f"{name}: {search.run(taken)}")
-        yield shared.tried()
+            time.sleep(PAUSE)
 
 
 def _check_scored(plan: Plan) -> None:
@@ -128,7 +135,7 @@ class _Search:
             return Result(fields, self._of.seed, failed=str(wrong))
         (identity,) = runs_of(plan, [setting], self._out)
         make_folder(folder)
-        with held(folder / HELD):  # of two processes that come to the same settings one waits for the other's result
+        with held(folder / CLAIM):  # of two processes that come to the same settings one waits for the other's result
             known = known_result(plan, setting, folder)
             if known is not None:
                 return known

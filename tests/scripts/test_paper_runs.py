@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from forcereg.system.locks import held
+from forcereg.system.claims import held
 from tests.conftest import TOP
 
 PAPER = TOP / "scripts" / "paper"

@@ -242,7 +242,7 @@ def test_a_trial_whose_process_is_gone_comes_again(tmp_path: Path) -> None:
     study = shared(tmp_path)
     come_to(0.5, study=study)
     with pytest.raises(KeyboardInterrupt), study.take(3) as left:
-        assert left is not None and len(list((tmp_path / RUNNING).iterdir())) == 2  # and the lock
+        assert left is not None and len(list((tmp_path / RUNNING).iterdir())) == 2  # its file and the claim on it
         raise KeyboardInterrupt
     again = shared(tmp_path)
     assert [trial.state for trial in again.tried()] == ["complete"]
@@ -357,8 +357,7 @@ def test_processes_share_the_work(root: Path, nursery: Nursery) -> None:
     rows = rows_of(root / "tune")
     assert said.count("trying force_decay=") == 4
     assert len({row["force_decay"] for row in rows}) == len(rows) == 4
-    (last,) = [row for row in rows if row["trial"] == "3"]
-    assert last["state"] in ("complete", "running")
+    assert all(row["state"] == "complete" for row in rows)  # who is through waits for the other
 
 
 KILLER = """
@@ -381,7 +380,7 @@ def test_a_killed_process_s_trial_goes_on_from_its_snapshot(root: Path, run_cli:
     done = run_cli(*ask, cwd=root)
     assert done.returncode == 0, done.stderr
     (row,) = rows_of(root / "tune")
-    assert row["state"] == "complete" and [one.name for one in (root / "tune" / RUNNING).iterdir()] == ["lock"]
+    assert row["state"] == "complete" and not list((root / "tune" / RUNNING).iterdir())
     log = (root / "tune/force_decay=0,seed=1/train.log").read_text()
     assert log.count("] Restoring previous solver status") == 1
     # the same as without
