@@ -23,7 +23,7 @@ FLOORS = (
     ("net", "report"),
     ("solver", "exports"),
     ("study",),
-    ("workflows", "nn"),
+    ("workflows", "nn", "pycaffe"),
     ("commands", "__init__", "__main__"),
 )
 LOOSE = {"__init__", "__main__", "errors", "registry", "version", "cost"}
