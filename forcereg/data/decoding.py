@@ -37,31 +37,33 @@ _STRIP = 1 << 18
 _STRIP_MEMORY = 12 * _STRIP
 
 
-def decode_image(data: bytes, color: Color = "native", change: Change | None = None) -> np.ndarray:
+def decode_image(data: bytes, color: Color = "native", change: Change | None = None, deep: bool = False) -> np.ndarray:
     """(C, H, W) uint8, a view, of an image file: B, G, R[, A] or one grey channel; or what `change` makes of it.
 
-    Of 16 bits the high byte counts, whatever the largest value, as in OpenCV (whose `imread` Caffe calls).
+    Of 16 bits the high byte counts, whatever the largest value, as in OpenCV (whose `imread` Caffe calls); or if `deep`
+    grey images of 16 bits are uint16.
     Raises ForceregError, without the file's name. Waits while other threads use the memory that is needed.
     """
-    return Picture(data, color).decode(change)
+    return Picture(data, color, deep).decode(change)
 
 
 class Picture:
     """An image file of which only the header was read.
 
     `mode` is Pillow's name for its kind of pixels, `deep` whether they have 16 bits each (PNG, and grey ones of all
-    formats), `memory` what decoding takes. Raises ForceregError, without the
-    file's name, for whatever goes wrong, and where decoding would take more memory than is allowed.
+    formats), `memory` what decoding takes; `whole`: all 16 bits of grey ones are kept. Raises ForceregError, without
+    the file's name, for whatever goes wrong, and where decoding would take more memory than is allowed.
     """
 
-    def __init__(self, data: bytes, color: Color) -> None:
+    def __init__(self, data: bytes, color: Color, whole: bool = False) -> None:
         try:
             image = self._image = _open(data)
             self.mode = image.mode
             # Pillow's mode says nothing of a colour PNG's depth: byte 24 of the file, in its first chunk, does
             self.deep = _is_deep(image) or (image.format == "PNG" and data[24] == 16)
             self._target = _target_mode(image, color)
-            self.memory = _memory(image, self._target)
+            self._bytes = 2 if whole and _is_deep(image) else 1
+            self.memory = _memory(image, self._target, self._bytes)
             self.shape = (_CHANNELS[self._target], image.height, image.width)
             if self.memory > DECODING.limit:
                 DECODING.refuse(self.memory, f"decoding the image inside, {image.width}x{image.height},", "shrink it")
@@ -72,7 +74,7 @@ class Picture:
         """As `decode_image`; once only."""
         DECODING.take(self.memory)
         try:
-            pixels = _pixels(self._image, self._target)
+            pixels = _pixels(self._image, self._target, self._bytes)
             # before `change` takes memory of its own
             del self._image
             # as OpenCV has them: B, G, R, and alpha last
@@ -130,10 +132,10 @@ def _target_mode(image: ImageFile, color: Color) -> str:
     return _NATIVE.get(image.mode, "L")
 
 
-def _memory(image: ImageFile, mode: str) -> int:
+def _memory(image: ImageFile, mode: str, size: int) -> int:
     """Bytes that decoding takes at most, by the header alone (measured: tests/data/test_decoding.py)."""
     stored = 1 if image.mode in ("1", "L", "P") else 4  # Pillow keeps a pixel of several channels in 4 bytes
-    each = stored + _CHANNELS[mode] * (2 if mode == "RGBA" else 1) + _WORK.get(image.format or "", 0)
+    each = stored + _CHANNELS[mode] * (2 if mode == "RGBA" else size) + _WORK.get(image.format or "", 0)
     if "progressive" in image.info:
         each += 8  # its coefficients
     tags = getattr(image, "tag_v2", {})  # of a TIFF, a strip or tile of which is decoded at a time
@@ -143,17 +145,17 @@ def _memory(image: ImageFile, mode: str) -> int:
     return each * image.width * image.height + 8 * piece + _STRIP_MEMORY * (2 if _is_deep(image) else 1)
 
 
-def _pixels(image: Any, mode: str) -> np.ndarray:
-    """(H, W[, C]) uint8 of an opened image; a large one is converted strip by strip."""
+def _pixels(image: Any, mode: str, size: int) -> np.ndarray:
+    """(H, W[, C]) of an opened image, `size` bytes each; a large one is converted strip by strip."""
     rows = max(1, _STRIP // image.width)
     scale = _unscaled(image) if _is_deep(image) else None
     if image.height <= rows:
-        return _converted(image, mode, scale)
+        return _converted(image, mode, scale, size)
     shape = (image.height, image.width, *[_CHANNELS[mode]][: mode != "L"])
-    pixels = np.empty(shape, np.uint8)
+    pixels = np.empty(shape, f"u{size}")
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        pixels[top : top + rows] = _converted(strip, mode, scale)
+        pixels[top : top + rows] = _converted(strip, mode, scale, size)
     return pixels
 
 
@@ -163,13 +165,15 @@ def _unscaled(image: Any) -> float:
     return arguments[-1] / 65535 if image.format == "PPM" and kind != "raw" else 1.0
 
 
-def _converted(image: Any, mode: str, scale: float | None) -> np.ndarray:
-    """An image's pixels in `mode`; with a `scale` it is deep, and the high byte of its values counts."""
+def _converted(image: Any, mode: str, scale: float | None, size: int) -> np.ndarray:
+    """An image's pixels in `mode`; with a `scale` it is deep; for a `size` of 1 the high byte of its values counts."""
     if scale is not None:
         from PIL import Image
 
         values = np.asarray(image)
         # rounded: scaled back, Pillow's numbers are the file's own but for their last bits
         values = values if scale == 1 else np.rint(values * np.float32(scale)).astype(np.uint16)
+        if size == 2:
+            return values.astype(np.uint16)
         image = Image.fromarray((values >> 8).astype(np.uint8))
     return np.asarray(image if image.mode == mode else image.convert(mode))

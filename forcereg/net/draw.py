@@ -129,7 +129,7 @@ def dot(nodes: Sequence[Node], title: str) -> str:
         '  edge [color="#666666" arrowsize=0.6]',
     ]
     for node in nodes:
-        label = "\\n".join(_escaped(part) for part in filter(None, (node.name, node.type, *node.sizes, node.shares)))
+        label = "\\n".join(escaped(part) for part in filter(None, (node.name, node.type, *node.sizes, node.shares)))
         lines.append(f'  {number[node]} [label="{label}" fillcolor="{_color(node)}"]')
     lines += [f"  {number[node]} -> {number[use]}" for node in nodes for use in node.uses]
     return "\n".join([*lines, "}", ""])
@@ -155,10 +155,10 @@ def _color(node: Node) -> str:
     return LOSS if is_loss(node.type) or node.type == "Accuracy" else COLORS.get(node.type, OTHER)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     # graphviz reads &name; in a label as a character of HTML
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
 
 
 def _quoted(text: str) -> str:
-    return f'"{_escaped(text)}"'
+    return f'"{escaped(text)}"'

@@ -16,17 +16,39 @@ from forcereg.schema import TEST, TRAIN
 
 if TYPE_CHECKING:
     from forcereg.layers.pycaffe import CaffeLayer as Layer
+    from forcereg.pycaffe import coord_map, draw, io, net_spec, proto
+    from forcereg.pycaffe.net_spec import NetSpec, layers, params, to_proto
 
 __version__ = "1.0.0"
 """The release of Caffe whose interface this is."""
 
 # name -> the module of this room that has it
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "NetSpec": "net_spec",
+    "layers": "net_spec",
+    "params": "net_spec",
+    "to_proto": "net_spec",
+}
 _ELSEWHERE = {"Layer": ("forcereg.layers.pycaffe", "CaffeLayer")}
-_MODULES: set[str] = set()
+_MODULES = {"coord_map", "draw", "io", "net_spec", "proto"}
 """Modules of this room that are names of `caffe`."""
 
-__all__ = ["TEST", "TRAIN", "Layer", "__version__"]
+# written out: type checkers read it as it stands
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "Layer",
+    "NetSpec",
+    "__version__",
+    "coord_map",
+    "draw",
+    "io",
+    "layers",
+    "net_spec",
+    "params",
+    "proto",
+    "to_proto",
+]
 
 
 def __getattr__(name: str) -> Any:

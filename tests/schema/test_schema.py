@@ -118,7 +118,7 @@ def wanted_field(row: dict[str, str]) -> dict[str, object]:
 
 
 def found_field(field: FieldDescriptorProto) -> dict[str, object]:
-    kind = field.type_name.removeprefix(".forcereg.")
+    kind = field.type_name.removeprefix(".caffe.")
     kind = kind or FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
     label = FieldDescriptorProto.Label.Name(field.label).removeprefix("LABEL_").lower()
     found = {"number": field.number, "label": label, "type": kind}
@@ -176,7 +176,7 @@ def test_compiled_schema_is_current(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_every_message_is_a_class_of_the_module(name: str) -> None:
     assert name in schema.__all__
-    assert getattr(schema, name)().DESCRIPTOR.full_name == f"forcereg.{name}"
+    assert getattr(schema, name)().DESCRIPTOR.full_name == f"caffe.{name}"
 
 
 def test_phases() -> None:
@@ -187,7 +187,7 @@ def test_phases() -> None:
 
 def test_the_pool_is_private() -> None:
     with pytest.raises(KeyError):
-        descriptor_pool.Default().FindMessageTypeByName("forcereg.NetParameter")
+        descriptor_pool.Default().FindMessageTypeByName("caffe.NetParameter")
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

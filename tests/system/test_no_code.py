@@ -32,6 +32,7 @@ ALLOWED = {
     "lowrank": {"importlib.import_module"},  # of forcereg's own names; tensorly and scikit-learn
     "net": {"subprocess.run"},  # graphviz's dot
     "nn": {"importlib.import_module"},  # of forcereg's own names
+    "pycaffe": {"importlib.import_module"},  # of its own names
     "solver": {
         "ctypes.CDLL",  # the C library that Python has loaded
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes
@@ -83,7 +84,7 @@ RUNS = (
     "confusion --model net.prototxt --weights MODEL", "decompose --snapshot MODEL --ranks 1", "ranks MODEL",
     "decompose --snapshot MODEL --max-macs 0.5", "sensitivity MODEL --solver solver.prototxt",
     "frontier MODEL --solver solver.prototxt --ranks 1 -o out.svg", "sweep --solver solver.prototxt --out sweep",
-    "tune --solver solver.prototxt --goal macs<=0.5 --trials 1", "lr-find --solver solver.prototxt",
+    "tune --solver solver.prototxt --goal macs<=0.5 --trials 1",
     "shrink MODEL",
     "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
