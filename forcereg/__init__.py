@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from forcereg.net.timing import Timing
     from forcereg.solver.force import force_gradient
     from forcereg.solver.loop import Solver
+    from forcereg.study.lr_range import LrCurve
     from forcereg.system.events import Event, Observer
     from forcereg.version import __version__
     from forcereg.workflows.check import check
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.finetune import finetune
     from forcereg.workflows.frontier import Frontier, frontier
     from forcereg.workflows.layers import layer_types
+    from forcereg.workflows.lr_find import lr_find
     from forcereg.workflows.merge_groups import merge_groups
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
@@ -91,6 +93,7 @@ _HOME = {
     "ForkSvdRatio": "forcereg.lowrank.rules",
     "Frontier": "forcereg.workflows.frontier",
     "Layer": "forcereg.layers.base",
+    "LrCurve": "forcereg.study.lr_range",
     "MaxAccuracyDrop": "forcereg.lowrank.rules",
     "MaxError": "forcereg.lowrank.rules",
     "MaxMacs": "forcereg.lowrank.rules",
@@ -136,6 +139,7 @@ _HOME = {
     "layer": "forcereg.layers.module",
     "layer_types": "forcereg.workflows.layers",
     "load_net": "forcereg.net.load",
+    "lr_find": "forcereg.workflows.lr_find",
     "merge_groups": "forcereg.workflows.merge_groups",
     "new": "forcereg.workflows.new",
     "plot": "forcereg.workflows.plot",
@@ -165,6 +169,7 @@ __all__ = [
     "ForkSvdRatio",
     "Frontier",
     "Layer",
+    "LrCurve",
     "MaxAccuracyDrop",
     "MaxError",
     "MaxMacs",
@@ -212,6 +217,7 @@ __all__ = [
     "layer_types",
     "load_net",
     "lowrank",
+    "lr_find",
     "merge_groups",
     "new",
     "nn",

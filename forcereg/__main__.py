@@ -46,6 +46,7 @@ COMMANDS = {
     "layers": "List the layer types that run, with their parameters.",
     "sweep": "Train a grid of settings, cut and fine-tune each, and compare.",
     "tune": "Search the force with which nets are best when cut.",
+    "lr-find": "Find a learning rate by a range test.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "report": "Write a page about runs, snapshots and studies, to be shown.",
     "new": "Write a starter: a solver and its net with force set up.",

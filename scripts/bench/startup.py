@@ -83,6 +83,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "layers": (),
     "sweep": ("--solver", S, "--set", "base_lr=0.01", "--out", "sweep{}"),
     "tune": ("--solver", S, "--goal", "macs<=1", "--trials", "1", "--out", "tune{}"),
+    "lr-find": ("--solver", S, "--iterations", "10"),
     "plot": ("train.log", "-o", "curves{}.svg"),
     "report": (W, "--no-score", "--passes", "0", "-o", "report{}.html"),
     "new": ("lenet", "new{}"),

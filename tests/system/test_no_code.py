@@ -84,7 +84,7 @@ RUNS = (
     "confusion --model net.prototxt --weights MODEL", "decompose --snapshot MODEL --ranks 1", "ranks MODEL",
     "decompose --snapshot MODEL --max-macs 0.5", "sensitivity MODEL --solver solver.prototxt",
     "frontier MODEL --solver solver.prototxt --ranks 1 -o out.svg", "sweep --solver solver.prototxt --out sweep",
-    "tune --solver solver.prototxt --goal macs<=0.5 --trials 1",
+    "tune --solver solver.prototxt --goal macs<=0.5 --trials 1", "lr-find --solver solver.prototxt",
     "shrink MODEL",
     "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",

@@ -80,6 +80,9 @@ def show(snapshot: Path, net: forcereg.Net) -> list[str]:
     seen: forcereg.Filters = forcereg.filters([snapshot], layer="conv1", angles=True)
     seen.write("angles.svg")
     falls: forcereg.Sensitivity = forcereg.sensitivity(snapshot, solver="solver.prototxt", error=[0.1])
+    curve: forcereg.LrCurve = forcereg.lr_find("solver.prototxt", weights=snapshot, iterations=50, device="cpu")
+    curve.write("rates.png")
+    print(curve.suggestion and f"{curve.suggestion:.3g}", curve.ended)
     return [*inputs, *page.left, *done.notes, str(falls.runs), str(done.proof and done.proof.difference)]
 
 
