@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ class Study:
     recalibrate: int | None = None
     tests: int = 100
     edits: Mapping[str, str] = field(default_factory=dict)
+
+    def scaled(self, scale: float) -> Study:
+        """The same with all iterations times that, for a try."""
+        if scale == 1:
+            return self
+        least = {"iterations": 20, "on": 20, "tuning": 20, "tests": 3}
+        return replace(self, **{name: max(low, round(getattr(self, name) * scale)) for name, low in least.items()})
 
 
 STUDIES = {

@@ -38,13 +38,15 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else middle
 
 
-def cell(rows: Sequence[Row]) -> str:
-    """What the seeds of one point come to; a budget out of reach is a dash."""
-    cut, tuned = ([float(row[column]) for row in rows if row[column]] for column in ("cut", "tuned"))
-    return f"{spread(cut)} → {spread(tuned)}" if cut else "-"
+def cell(rows: Sequence[Row], shown: Sequence[str]) -> str:
+    """What the seeds of one point come to in these columns; a budget out of reach is a dash."""
+    found = [[float(row[column]) for row in rows if row[column]] for column in shown]
+    return " → ".join(map(spread, found)) if found[0] else "-"
 
 
-def table(rows: Sequence[Row], down: Sequence[str], across: Sequence[str]) -> Iterator[str]:
+def table(
+    rows: Sequence[Row], down: Sequence[str], across: Sequence[str], shown: Sequence[str] = ("cut", "tuned")
+) -> Iterator[str]:
     """The lines: a row for each combination of `down`, a column for each of `across`, in the order of their coming."""
     found: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
     columns: dict[tuple[str, ...], None] = {}
@@ -60,7 +62,8 @@ def table(rows: Sequence[Row], down: Sequence[str], across: Sequence[str]) -> It
         every = [row for group in places.values() for row in group]
         seeds = {row["seed"]: row for row in every}
         wholes = [spread([float(row["whole"]) for row in seeds.values()])] * whole
-        yield f"| {' | '.join([*key, str(len(seeds)), *wholes, *(cell(places.get(one, [])) for one in columns)])} |"
+        cells = (cell(places.get(one, []), shown) for one in columns)
+        yield f"| {' | '.join([*key, str(len(seeds)), *wholes, *cells])} |"
 
 
 def listed(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
@@ -77,6 +80,7 @@ def told(words: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--down", default="arm")
     parser.add_argument("--across", default="method")
+    parser.add_argument("--show", default="cut,tuned", help="columns of shares, as %% (cut,tuned)")
     parser.add_argument("--where", nargs="*", default=[], help="COLUMN=VALUE or COLUMN=A,B")
     parser.add_argument("--list", help="these columns instead, a row each")
     asked = parser.parse_args(words)
@@ -84,7 +88,7 @@ def told(words: Sequence[str] | None = None) -> list[str]:
     rows = chosen(read(asked.files), where)
     if asked.list:
         return list(listed(rows, asked.list.split(",")))
-    return list(table(rows, asked.down.split(","), asked.across.split(",")))
+    return list(table(rows, asked.down.split(","), asked.across.split(","), asked.show.split(",")))
 
 
 if __name__ == "__main__":
