@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from forcereg.workflows.new import new
     from forcereg.workflows.plot import plot
     from forcereg.workflows.prune import Pruned, prune
+    from forcereg.workflows.python import run_script
     from forcereg.workflows.ranks import RankReport, ranks
     from forcereg.workflows.report import Report, report_on
     from forcereg.workflows.score import score
@@ -146,6 +147,7 @@ _HOME = {
     "prune": "forcereg.workflows.prune",
     "ranks": "forcereg.workflows.ranks",
     "report_on": "forcereg.workflows.report",
+    "run_script": "forcereg.workflows.python",
     "score": "forcereg.workflows.score",
     "sensitivity": "forcereg.workflows.sensitivity",
     "shipped_configs": "forcereg.workflows.configs",
@@ -225,6 +227,7 @@ __all__ = [
     "prune",
     "ranks",
     "report_on",
+    "run_script",
     "score",
     "sensitivity",
     "shipped_configs",

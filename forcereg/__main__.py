@@ -49,6 +49,7 @@ COMMANDS = {
     "lr-find": "Find a learning rate by a range test.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "report": "Write a page about runs, snapshots and studies, to be shown.",
+    "python": "Run a Python script that imports caffe, unchanged.",
     "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",
 }
@@ -121,14 +122,15 @@ def cli(debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line: one clear line for an error, exit code 1 for bad input and 2 for bad usage."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
+    own, script = _split(list(sys.argv[1:] if argv is None else argv))
+    debug = "--debug" in own
     # here, because it may stand behind a command, which doesn't know it
-    args = [arg for arg in args if arg != "--debug"]
+    args = [arg for arg in own if arg != "--debug"] + script
     prepare()
     refuse_what_cannot_be_loaded()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
-    warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {printable(str(message))}\n"
+    if not script:
+        warnings.formatwarning = lambda message, *_, **__: f"forcereg: warning: {printable(str(message))}\n"
     try:
         # errors come here: click's own way writes the usage above each
         code = cli.main(args, prog_name="forcereg", standalone_mode=False) or 0
@@ -150,6 +152,13 @@ def main(argv: list[str] | None = None) -> None:
             _fail(str(shortage(error)), 1, debug)
         summary = (str(error).splitlines() or [""])[0]
         _fail(f"internal error: {type(error).__name__}: {summary} (run again with --debug)", 1, debug)
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are ours, and those behind `python`, which are a script's."""
+    first = next((index for index, arg in enumerate(args) if not arg.startswith("-")), len(args))
+    behind = first + 1 if args[first : first + 1] == ["python"] else len(args)
+    return args[:behind], args[behind:]
 
 
 def _usage_hint(error: click.ClickException) -> str:

@@ -22,8 +22,8 @@ FLOORS = (
     ("layers", "data", "snapshot", "lowrank"),
     ("net", "report"),
     ("solver", "exports"),
-    ("study",),
-    ("workflows", "nn", "pycaffe"),
+    ("study", "pycaffe"),
+    ("workflows", "nn"),
     ("commands", "__init__", "__main__"),
 )
 LOOSE = {"__init__", "__main__", "errors", "registry", "version", "cost"}

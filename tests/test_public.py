@@ -151,6 +151,7 @@ CALLS = {
     "layers": ("layer_types",),
     "report": ("report_on",),
     "device_query": ("devices",),
+    "python": ("run_script",),
     "configs": ("shipped_configs", "copy_configs"),
     "data": ("convert_mnist", "convert_digits", "convert_cifar10", "convert_imageset", "convert_mean"),
 }

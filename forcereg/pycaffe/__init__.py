@@ -17,6 +17,7 @@ from forcereg.schema import TEST, TRAIN
 if TYPE_CHECKING:
     from forcereg.layers.pycaffe import CaffeLayer as Layer
     from forcereg.pycaffe import coord_map, draw, io, net_spec, proto
+    from forcereg.pycaffe.launch import install, load_ipython_extension
     from forcereg.pycaffe.net_spec import NetSpec, layers, params, to_proto
 
 __version__ = "1.0.0"
@@ -25,7 +26,9 @@ __version__ = "1.0.0"
 # name -> the module of this room that has it
 _HOME: dict[str, str] = {
     "NetSpec": "net_spec",
+    "install": "launch",
     "layers": "net_spec",
+    "load_ipython_extension": "launch",
     "params": "net_spec",
     "to_proto": "net_spec",
 }
@@ -42,8 +45,10 @@ __all__ = [
     "__version__",
     "coord_map",
     "draw",
+    "install",
     "io",
     "layers",
+    "load_ipython_extension",
     "net_spec",
     "params",
     "proto",

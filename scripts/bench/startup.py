@@ -86,6 +86,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lr-find": ("--solver", S, "--iterations", "10"),
     "plot": ("train.log", "-o", "curves{}.svg"),
     "report": (W, "--no-score", "--passes", "0", "-o", "report{}.html"),
+    "python": ("hello.py",),
     "new": ("lenet", "new{}"),
     "configs": (),
 }
@@ -186,6 +187,7 @@ def set_up(folder: Path, mnist: str | None) -> None:
     zeros = zeros.replace('name: "conv2"', 'name: "conv2" param { lr_mult: 0 }')
     (folder / "zeros.prototxt").write_text(zeros)
     (folder / S).write_text(SOLVER)
+    (folder / "hello.py").write_text("import caffe\n")
     for args in SET_UP:
         _, done = timed(["-m", "forcereg", *args], folder)
         if args[0] == "train":

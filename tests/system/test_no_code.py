@@ -32,7 +32,10 @@ ALLOWED = {
     "lowrank": {"importlib.import_module"},  # of forcereg's own names; tensorly and scikit-learn
     "net": {"subprocess.run"},  # graphviz's dot
     "nn": {"importlib.import_module"},  # of forcereg's own names
-    "pycaffe": {"importlib.import_module"},  # of its own names
+    "pycaffe": {
+        "importlib.import_module",  # of its own names
+        "exec", "compile",  # the script that `forcereg python` is given
+    },
     "solver": {
         "ctypes.CDLL",  # the C library that Python has loaded
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes

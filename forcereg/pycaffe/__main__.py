@@ -1,0 +1,21 @@
+"""`python -m forcereg.pycaffe SCRIPT ARGS...`: a script that imports caffe, run unchanged."""
+
+from __future__ import annotations
+
+import sys
+
+from forcereg.errors import ForceregError
+from forcereg.system.isolation import leave_out_working_directory
+
+if __name__ == "__main__":
+    # python -m puts it in front, python SCRIPT doesn't
+    leave_out_working_directory()
+    from forcereg.pycaffe.launch import main
+
+    if len(sys.argv) < 2:
+        print("usage: python -m forcereg.pycaffe SCRIPT [ARGS]...", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(main(sys.argv[1], sys.argv[2:]))
+    except ForceregError as error:
+        sys.exit(f"forcereg: {error}")
