@@ -48,6 +48,9 @@ class CaffeCommand(click.Command):
                     following = next(rest, None)
                     if following is None:  # what shell completion sees while the value is being typed
                         ctx.meta[_OPEN] = known[option]
+                    elif getattr(known[option], "_flag_needs_value", False) and following.startswith("-"):
+                        # its value may be left out, and this is the next option
+                        yield from self._plain(ctx, [following, *rest])
                     else:
                         yield following
             else:

@@ -76,6 +76,14 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
 @report_option
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep only the newest N snapshots.")
+@click.option("--keep-best", is_flag=False, flag_value="accuracy", metavar="[OUTPUT]",
+              help="Keep the net of the best test as PREFIX_best, by this output of the test net (accuracy); "
+                   "OUTPUT:max or OUTPUT:min where it isn't known which way is better, OUTPUT#1 for that of test net "
+                   "1.")  # fmt: skip
+@click.option("--patience", type=click.IntRange(min=1), metavar="N",
+              help="End the run, with a snapshot, after N tests without a better one.")  # fmt: skip
+@click.option("--stop-when", metavar="'OUTPUT>=VALUE'",
+              help="End the run, with a snapshot, once a test comes to that, as in 'accuracy>=0.99'.")  # fmt: skip
 @data_options
 @click.option("--amp", type=click.Choice(["bf16", "fp16"]),
               help="Train in mixed precision; weights, losses, updates and tests stay float32.")  # fmt: skip
@@ -99,12 +107,14 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Solver]) -> None:
     """Trains by `train` as the options of `command` say: here, or by several processes. Raises ForceregError."""
     from forcereg.solver.asked import TEACHING, check_clipping, check_start, check_teacher
+    from forcereg.solver.goal import Aims
     from forcereg.solver.launch import effects, in_group, launch
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     check_teacher({name: options[name] for name in TEACHING}, flag)
+    Aims.of(options["keep_best"], options["patience"], options["stop_when"], flag)
     ready(report := options["report"])
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)

@@ -31,7 +31,7 @@ def read_run(path: str | Path, name: str | None = None, silent: bool = False) ->
     elif is_wrapped(first):
         read_glog(unwrapped(source), run, blobs, path)
     else:
-        for point in _json_points(source, str(path), blobs):
+        for point in _json_points(source, str(path), blobs, run):
             run.take(point, path)
     _name_elements(run, blobs)
     events = first.lstrip().startswith("{") and not is_wrapped(first)
@@ -51,7 +51,7 @@ def _name_elements(run: Run, blobs: dict[str, int]) -> None:
         run.remarks.append(f"{run.name}: '{name}' has {count:,} elements; drawn are their mean, least and most")
 
 
-def _json_points(source: Iterable[str], path: str, blobs: dict[str, int]) -> Iterator[Point]:
+def _json_points(source: Iterable[str], path: str, blobs: dict[str, int], run: Run) -> Iterator[Point]:
     bad = 0
     for number, line in enumerate(source, 1):
         if not line.strip():
@@ -67,6 +67,8 @@ def _json_points(source: Iterable[str], path: str, blobs: dict[str, int]) -> Ite
         try:
             # a list: of a damaged event nothing is drawn, not what came before the damage
             yield from list(_event_points(event, blobs))
+            if event.get("event") == "best":
+                run.judged(event["output"], float(event["value"]), int(event["iteration"]), event["model"])
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise ForceregError(f"{path}:{number}: is no event; expected what --log-json writes") from None
 

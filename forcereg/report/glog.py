@@ -31,6 +31,7 @@ _RATE = re.compile(rf"{_AT}, lr = {_NUMBER}(?:[, ].*)?$")
 _RANK = re.compile(rf"{_AT}, rank of (.+) = ([0-9]{{1,10}})(?: \(was .*)?$")
 _TEST = re.compile(rf"{_AT}, Testing net(?: \(#([0-9]{{1,10}})\))?$")
 _OUTPUT = re.compile(rf"(Train|Test) net output #([0-9]+): (\S+) = {_NUMBER}(?: \(\*.*)?$")
+_BEST = re.compile(rf"{_AT}, best (\S+) = {_NUMBER}(?: \(was [^)]*\))?(?:, kept as (.*))?$")
 _SCORE = re.compile(rf"Test (score #[0-9]+): {_NUMBER}$")
 _TEST_LOSS = re.compile(rf"Test loss: {_NUMBER}$")
 
@@ -103,6 +104,8 @@ class _Process:
             yield f"{found[2]} rank", int(found[1]), float(found[3])
         elif found := _TEST.match(text):
             self._iteration, self._prefix = int(found[1]), prefix_of(int(found[2] or 0))
+        elif found := _BEST.match(text):
+            self.run.judged(found[2], _number(found[3]), int(found[1]), found[4])
         elif found := _TEST_LOSS.match(text):
             yield f"{self._prefix}total loss", self._iteration, _number(found[1])
 

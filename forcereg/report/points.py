@@ -53,6 +53,12 @@ class Run:
     iteration: int = 0
     remarks: list[str] = field(default_factory=list)
     """What of the log isn't drawn, a line each."""
+    best: str = ""
+    """The best test, where the log tells of it."""
+
+    def judged(self, output: str, value: float, iteration: int, kept: str | None) -> None:
+        """A test was better than all before; `kept`: where its net is."""
+        self.best = f"best {output} {value:g} at iteration {iteration:,}" + (f", kept as {kept}" if kept else "")
 
     def add(self, name: str, iteration: int, value: float) -> None:
         """Appends a point to the curve called `name`; one of an iteration before the last is of a run started again."""
@@ -77,6 +83,7 @@ class Run:
             mine.iterations += curve.iterations
             mine.values += curve.values
         self.iteration = other.iteration
+        self.best = other.best or self.best
 
     def take(self, point: Point, path: Path) -> None:
         """Adds what a log has, if its numbers can be. Raises ForceregError if there are more than `MOST` curves."""

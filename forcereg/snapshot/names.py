@@ -8,15 +8,22 @@ from pathlib import Path
 
 from forcereg.errors import ForceregError
 
-
-def model_path(prefix: str | Path, iteration: int, binary: bool = False) -> Path:
-    """<prefix>_iter_<N>.caffemodel.h5, without .h5 if it is binary"""
-    return Path(f"{os.fspath(prefix)}_iter_{iteration}.caffemodel{_end(binary)}")
+BEST = "best"
+"""What stands in a name in place of the iteration, of the best net of a run."""
 
 
-def state_path(prefix: str | Path, iteration: int, binary: bool = False) -> Path:
-    """<prefix>_iter_<N>.solverstate.h5, without .h5 if it is binary"""
-    return Path(f"{os.fspath(prefix)}_iter_{iteration}.solverstate{_end(binary)}")
+def model_path(prefix: str | Path, which: int | str, binary: bool = False) -> Path:
+    """<prefix>_iter_<N>.caffemodel.h5 or, of `BEST`, <prefix>_best.caffemodel.h5; without .h5 if it is binary"""
+    return Path(f"{os.fspath(prefix)}_{_mark(which)}.caffemodel{_end(binary)}")
+
+
+def state_path(prefix: str | Path, which: int | str, binary: bool = False) -> Path:
+    """The same of the solver state: <prefix>_iter_<N>.solverstate.h5"""
+    return Path(f"{os.fspath(prefix)}_{_mark(which)}.solverstate{_end(binary)}")
+
+
+def _mark(which: int | str) -> str:
+    return which if isinstance(which, str) else f"iter_{which}"
 
 
 def _end(binary: bool) -> str:

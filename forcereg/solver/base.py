@@ -17,6 +17,8 @@ from forcereg.solver.build import begin, nets_of, steps_of
 from forcereg.solver.clipping import RankClipping
 from forcereg.solver.diagnostics import Ranks
 from forcereg.solver.distributed import Group, Request
+from forcereg.solver.goal import Aims
+from forcereg.solver.judge import Judge
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes
 from forcereg.solver.precision import LossScale
@@ -75,6 +77,8 @@ class SolverBase:
         self.ranks: Ranks = {}  # of the layers that feel a force, at the last test in which they did
         self.clipping: RankClipping | None = None
         self.pruning: Pruning | None = None
+        self.judge: Judge | None = None
+        self.enough = False
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
         self._sparse, self._settling = is_used(self.net, self.param), Settling()
@@ -114,6 +118,11 @@ class SolverBase:
         return self._snapshots.last
 
     @property
+    def best_snapshot(self) -> Path | None:
+        """The model of the best net, if this run has written one; see `judge_by`."""
+        return self._snapshots.best
+
+    @property
     def observers(self) -> list[Observer]:
         """Who is told of events; more may be added."""
         return self._tell.observers
@@ -142,6 +151,17 @@ class SolverBase:
         self.pruning = self._snapshots.pruning = Pruning(self._run, self.net, self.steps, how)
         return self.pruning
 
+    def judge_by(
+        self, keep_best: str | None = None, patience: int | None = None, stop_when: str | None = None
+    ) -> Judge | None:
+        """Has tests decide which net is kept and when the run ends, as keywords of forcereg.train; what does it.
+
+        Raises UsageError for what can't be meant, ForceregError for outputs that the test nets lack.
+        """
+        aims = Aims.of(keep_best, patience, stop_when)
+        self.judge = self._snapshots.judge = Judge(self._run, self._nets, aims) if aims else None
+        return self.judge
+
     # -- weights and state
 
     @property
@@ -163,6 +183,9 @@ class SolverBase:
 
     def snapshot(self) -> Path:
         """Writes model and state at this iteration; the model's path. Raises ForceregError if weights aren't finite."""
+        return self._save()
+
+    def _save(self, best: bool = False) -> Path:
         self.check_finite()
         # the loss is that of weights before their last update, which may have been too much
         if not self.updater.all_finite():
@@ -171,7 +194,7 @@ class SolverBase:
         self.group.check_equal(self.updater.weights)
         # among tests: as before them, because resuming runs them all again
         extra = self._before_tests or self._snapshots.extra()
-        return self._snapshots.write(self.iter, self.current_step, extra, self.clipping)
+        return self._snapshots.write(self.iter, self.current_step, extra, self.clipping, best)
 
     @property
     def masks(self) -> dict[str, Tensor]:

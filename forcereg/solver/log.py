@@ -80,6 +80,10 @@ class GlogWriter:
             self.line(f"Test loss: {event.loss:g}")
         self._outputs("Test", event.outputs)
 
+    def on_left(self, event: Event) -> None:
+        # in no form that scripts for Caffe's logs take for another
+        self.line(f"    Time left: about {span(event.seconds)}")
+
     def on_train(self, event: Event) -> None:
         pace = f"({event.speed:g} iter/s, {event.seconds:g}s/{event.interval} iters)"
         self.line(f"Iteration {event.iteration} {pace}, loss = {event.loss:g}")
@@ -157,6 +161,15 @@ class GlogWriter:
         self.line(f"Snapshotting to {kind} file {event.model}")
         self.line(f"Snapshotting solver state to {kind} file {event.state}")
 
+    def on_best(self, event: Event) -> None:
+        before = event.before
+        known = "" if before is None else f" (was {before['value']:g} at iteration {before['iteration']})"
+        kept = "" if event.model is None else f", kept as {event.model}"
+        self.line(f"Iteration {event.iteration}, best {event.output} = {event.value:g}{known}{kept}")
+
+    def on_enough(self, event: Event) -> None:
+        self.line(f"Iteration {event.iteration}, stopping early: {event.text}")
+
     def on_stopped(self, event: Event) -> None:
         self.line("Optimization stopped early.")
 
@@ -166,6 +179,11 @@ class GlogWriter:
     def _outputs(self, phase: str, outputs: Iterable[Output]) -> None:
         for index, output in enumerate(outputs):
             self.line(f"    {phase} net output #{index}: {describe(output)}")
+
+
+def span(seconds: float) -> str:
+    """'0:02:10', with '3 days, ' in front."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def describe(output: Output) -> str:
@@ -182,12 +200,12 @@ class ProgressBar:
     STRIDE = 10  # drawing more often than this costs more than it shows
 
     def __init__(self, log: GlogWriter) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-        title, loss = TextColumn("{task.description}"), TextColumn("{task.fields[loss]}")
-        self._bar = bar(title, BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
+        title, *told = (TextColumn(f"{{task.{name}}}") for name in ("description", "fields[loss]", "fields[left]"))
+        self._bar = bar(title, BarColumn(), MofNCompleteColumn(), *told)
         self._log = log
-        self._task = self._bar.add_task("training", total=None, loss="")
+        self._task = self._bar.add_task("training", total=None, loss="", left="")
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -203,4 +221,7 @@ class ProgressBar:
         if event.kind == "progress" and event.iteration % self.STRIDE == 0:
             self._bar.update(self._task, total=event.max_iter, completed=event.iteration)
         elif event.kind == "train":
-            self._bar.update(self._task, loss=f"loss {event.loss:.4g}")
+            left = "" if event.left is None else f"{span(event.left)} left"
+            self._bar.update(self._task, loss=f"loss {event.loss:.4g}", left=left)
+        elif event.kind == "left":
+            self._bar.update(self._task, left=f"{span(event.seconds)} left")

@@ -49,23 +49,26 @@ class Solver(SolverBase):
         for text in notes(self.net, self.param):
             self.emit("note", text=text)
         # before the first iteration: what would end the run at its first test or snapshot ends it now
-        check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None)
+        saved = self.judge is not None
+        check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None, saved)
         start = self.iter
         self.step(max(0, self.param.max_iter - self.iter), inputs)
         self.check_finite()
         p = self.param
-        wanted = p.snapshot_after_train or self.stop_requested
+        early = self.stop_requested or self.enough
+        wanted = p.snapshot_after_train or early
         # a stop in the tests before iteration 0 comes when the schedule has saved nothing yet
-        saved = p.snapshot > 0 and self.iter % p.snapshot == 0 and (self.iter > 0 or not self.stop_requested)
+        saved = p.snapshot > 0 and self.iter % p.snapshot == 0 and (self.iter > 0 or not early)
         if wanted and not saved and (self.iter > start or start == 0):
             self.snapshot()
         if self.stop_requested:
             self.emit("stopped")
             return
         # Caffe's order at the end: snapshot, one more forward for the log, then the test
-        self._final_display()
-        if p.test_interval > 0 and self.iter % p.test_interval == 0:
-            self.test_all()
+        if not self.enough:
+            self._final_display()
+            if p.test_interval > 0 and self.iter % p.test_interval == 0:
+                self.test_all()
         if self.clipping is not None:
             self.clipping.finish(self.iter)
         if self.pruning is not None:
@@ -78,7 +81,7 @@ class Solver(SolverBase):
         `inputs` feeds nets with Input layers: a dict of blobs, or a callable of (iteration, sub_iteration)
         (in a test: of the iteration and the batch).
         """
-        p, self._inputs = self.param, inputs
+        p, self._inputs, self.enough = self.param, inputs, False
         self._pace.start(self.iter)
         for _ in range(n):
             # before the tests, which then score the net that training goes on with
@@ -91,10 +94,15 @@ class Solver(SolverBase):
                     self.check_finite()
                     self.pruning.prune(self.iter)
             if self._due_for_test():
-                with self._pace.paused():
+                if not p.display:
+                    self.check_finite()  # which waits for the device
+                    self._pace.lap(self.iter)
+                with self._pace.paused(test=True):
                     self.test_all()
-                if self.stop_requested:
+                if self.stop_requested or self.enough:
                     break
+                if (left := self._left()) is not None:
+                    self.emit("left", iteration=self.iter, max_iter=p.max_iter, seconds=left)
             display = p.display > 0 and self.iter % p.display == 0
             if self._watch.due(self.iter, display) and FORCE in self.updater.feeling(self.iter):
                 self._look_at_ranks()
@@ -112,6 +120,12 @@ class Solver(SolverBase):
             if self.stop_requested:
                 break
         return self._losses.mean()
+
+    def _left(self) -> float | None:
+        """Seconds to max_iter; None while nothing is known."""
+        p = self.param
+        tests = p.max_iter // p.test_interval - self.iter // p.test_interval if p.test_interval > 0 else 0
+        return self._pace.left(p.max_iter - self.iter, tests) if self.iter <= p.max_iter else None
 
     def _due_for_test(self) -> bool:
         p = self.param
@@ -172,20 +186,36 @@ class Solver(SolverBase):
     # -- tests and displays
 
     def test_all(self) -> None:
-        """Runs every test net over its test_iter batches; emits the mean of every output element."""
+        """Runs every test net over its test_iter batches; emits the mean of every output element, and judges them."""
         self.check_finite()
         # a snapshot among the tests is one from before them (see snapshot)
         self._before_tests = self._snapshots.extra()
         # the ranks' BatchNorm statistics differ; rank 0's are saved, so they are tested, too
         self.group.spread(self.net, learned=False)
+        scores = list[Score]()
         for index in range(len(self.test_nets)):
-            self.test(index)
+            scores.append(self.test(index))
             if self.stop_requested:
-                break
-        else:
+                return
+        # before what may change the run: who goes on from the snapshots written here runs these tests again
+        self._decide(scores)
+        if not self.enough:
             self._before_tests = None
             self._look_at_ranks()
             self.updater.look(self.iter, self.group.once)
+
+    def _decide(self, scores: list[Score]) -> None:
+        """What the tests' scores decide, all ranks alike: to keep the net as the best so far, to end the run."""
+        if self.judge is None:
+            return
+        verdict = self.judge.take(self.iter, self.group.share(scores))
+        if verdict.best is not None:
+            path = self._save(best=True) if self.judge.aims.best else None
+            self.emit("best", iteration=self.iter, model=None if path is None else str(path), **verdict.best)
+        # at the end of the run it ends as it would have
+        if verdict.stop and self.iter < self.param.max_iter:
+            self.enough = True
+            self.emit("enough", iteration=self.iter, reason=verdict.reason, text=verdict.stop)
 
     def _look_at_ranks(self) -> None:
         """Behind tests, or without any at some displays; tells of ranks and cosines if asked to."""
@@ -234,6 +264,7 @@ class Solver(SolverBase):
             rate=rate,
             **self._pace.lap(self.iter),
             interval=self.param.display,
+            left=self._left(),
         )
 
     @torch.no_grad()

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from forcereg import snapshot
 from forcereg.data.memory_data import MemoryFeed
 from forcereg.errors import ForceregError
 from forcereg.layers.output import HDF5Output
 from forcereg.net.module import Net
 from forcereg.net.scoring import check_blobs, unfed
-from forcereg.solver.prefix import probe_prefix
+from forcereg.solver.prefix import probe_prefix, writes_binary
 from forcereg.solver.run import Nets, Run
 from forcereg.solver.saving import check_room, check_saving, saves
 from forcereg.system.files import check_writable
 
 
-def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool) -> None:
+def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool, saved: bool = False) -> None:
     """Raises ForceregError for what can be known to fail from `iteration` on; `given`: a program feeds the nets.
 
-    `slots`: values of history a weight. Rank 0 alone looks at the disk.
+    `slots`: values of history a weight; `saved`: snapshots are written whatever the solver says. Rank 0 alone looks at
+    the disk.
     """
     p, name = run.param, run.name
-    if saves(p):
-        prefix = run.prefix()
+    if saved or saves(p):
+        prefix, binary = run.prefix(), writes_binary(p)
         check_saving(p, nets, slots, name)
         run.group.once(lambda: probe_prefix(prefix, p, name, iteration))
+        if saved:
+            run.group.once(lambda: _check_best(prefix, binary))
         run.group.once(lambda: check_room(p, nets.train, slots, prefix, name))
     # a test net that never runs needs no inputs and may name files that can't be written
     tested = [net for index, net in enumerate(nets.tests) if _is_tested(p, index, iteration)]
@@ -33,6 +38,11 @@ def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool) -
         if not given:
             check_blobs(net, run.device)
             _check_fed(net)
+
+
+def _check_best(prefix: Path, binary: bool) -> None:
+    for path in (snapshot.model_path, snapshot.state_path):
+        check_writable(path(prefix, snapshot.BEST, binary))
 
 
 def _is_tested(p: Any, index: int, iteration: int) -> bool:

@@ -28,6 +28,8 @@ PRUNING = "pruning"
 """The entry of what a pruning has decided."""
 SCALE = "scale"
 """The entry of the loss scale."""
+BEST = "best"
+"""The entry of the best test so far."""
 
 
 class Form(NamedTuple):
@@ -64,6 +66,7 @@ _MASK = Form(
     "zeros and ones (uint8)", lambda v: isinstance(v, np.ndarray) and v.dtype == np.uint8 and bool((v <= 1).all())
 )
 _ROW = Form("a row of floats", lambda value: _is_floats(value) and value.ndim == 1)
+_FINITE = Form("a finite number", lambda v: type(v) is float and math.isfinite(v))
 _POSITIVE = Form("a number, 0 or more", lambda v: type(v) is float and v >= 0)
 _FACTOR = Form("a positive float32", lambda v: type(v) is float and 0 < v <= torch.finfo(torch.float32).max)
 _RANDOM = {"cpu": GENERATOR, "?cuda": _BYTES}
@@ -92,6 +95,7 @@ _EXTRA: Mapping[str, Any] = {
         "cuts": {"*": _POSITIVE},
     },
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
+    f"?{BEST}": {"output": TEXT, "value": _FINITE, "iteration": _whole(-1, (1 << 31) - 1), "since": COUNT},
 }
 """The form of each entry; those with "?" may be missing, "*" is any name. Others are a later version's, and ignored."""
 

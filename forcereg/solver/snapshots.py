@@ -11,11 +11,12 @@ from forcereg.snapshot import ModelFile, StateFile
 from forcereg.solver import policy
 from forcereg.solver.clipping import RankClipping, fitted
 from forcereg.solver.distill import TEACHER, change_of
+from forcereg.solver.judge import Judge
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import CLIPPED, MASKS, PRUNING, SCALE, WATCH, check_extra
+from forcereg.solver.saved import BEST, CLIPPED, MASKS, PRUNING, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -29,13 +30,16 @@ STORED, REBUILD = "stored", "rebuild"
 class Snapshots:
     """Saves and restores what `nets` and `steps` hold, and what `watch` knows.
 
-    `keep`: how many snapshots stay, None for all; `last`: the model that was last written, or gone on from.
+    `keep`: how many snapshots stay, None for all; `last`: the model that was last written, or gone on from; `best`:
+    that of the best net, if this run has written one.
     """
 
     def __init__(self, run: Run, nets: Nets, steps: Steps, watch: RankWatch, keep: int | None = None) -> None:
         self._run, self._nets, self._steps, self._watch, self._keep = run, nets, steps, watch, keep
         self.last: Path | None = None
+        self.best: Path | None = None
         self.pruning: Pruning | None = None
+        self.judge: Judge | None = None
 
     def load_weights(self, path: str | Path) -> snapshot.LoadReport:
         """See Solver."""
@@ -68,6 +72,7 @@ class Snapshots:
         extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
         own = {WATCH: self._watch.state_dict(), SCALE: {} if scale is None else scale.state_dict()}
         own[PRUNING] = {} if self.pruning is None else self.pruning.state_dict()
+        own[BEST] = {} if self.judge is None else self.judge.state_dict()
         return {**extra, **{name: state for name, state in own.items() if state}}
 
     def put_back(self, extra: Mapping[str, Any]) -> None:
@@ -76,20 +81,30 @@ class Snapshots:
         unpack(own, self._nets.named, self._steps.losses, self._run.device, self._run.tell.warn)
 
     def write(
-        self, iteration: int, current_step: int, extra: Mapping[str, Any], clipping: RankClipping | None = None
+        self,
+        iteration: int,
+        current_step: int,
+        extra: Mapping[str, Any],
+        clipping: RankClipping | None = None,
+        best: bool = False,
     ) -> Path:
-        """Model and state; the model's path. Rank 0 writes, the others wait for it."""
+        """Model and state, as of the iteration or the best so far; the model's path. Rank 0 writes, the others wait."""
         run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
+        which = snapshot.BEST if best else iteration
 
         def work() -> Path:
-            path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped)
+            path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped, which)
             # behind the new pair, so that there is always one that is whole
-            if self._keep:
+            if self._keep and not best:
                 snapshot.prune(run.prefix(), self._keep, iteration, writes_binary(run.param))
             return path
 
-        self.last = run.group.once(work)
-        return self.last
+        path = run.group.once(work)
+        if best:
+            self.best = path
+        else:
+            self.last = path
+        return path
 
     def take_over(
         self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None, wanted: str = STORED
@@ -141,5 +156,10 @@ class Snapshots:
         self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
         if self.pruning is not None:
             self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))
+        if self.judge is not None:
+            self.judge.load_state_dict((state.extra or {}).get(BEST, {}))
+            if self.judge.aims.best and self.judge.best.iteration >= 0:
+                path = snapshot.model_path(self._run.prefix(), snapshot.BEST, writes_binary(self._run.param))
+                self.best = path if path.is_file() else None
         if steps.scale is not None:
             steps.scale.load_state_dict((state.extra or {}).get(SCALE, {}))

@@ -16,7 +16,7 @@ T = TypeVar("T")
 LEAST = {
     **dict.fromkeys(("batch", "clip_until", "every", "data_aware", "data_budget", "iterations", "threads"), 1),
     **dict.fromkeys(
-        ("every", "keep", "multiple", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
+        ("keep", "multiple", "patience", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
     **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,

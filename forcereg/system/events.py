@@ -20,11 +20,12 @@ class Event:
     """One record: `kind` says which of `fields` there are.
 
     start(net, policy) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
-    train(iteration, loss, outputs, rate, speed, seconds, interval) · step(iteration, current_step) ·
-    rate(iteration, rate) · scale(iteration, scale, good, skipped) · debug(iteration, rows, norms) ·
-    final(iteration, loss) · force(iteration, layers; if measured ratio, warned) · ranks(iteration, layers) ·
-    pruning(iteration, layers) · decision(iteration, layer, decision, share, text) ·
+    train(iteration, loss, outputs, rate, speed, seconds, interval, left) · left(iteration, max_iter, seconds) ·
+    step(iteration, current_step) · rate(iteration, rate) · scale(iteration, scale, good, skipped) ·
+    debug(iteration, rows, norms) · final(iteration, loss) · force(iteration, layers; if measured ratio, warned) ·
+    ranks(iteration, layers) · pruning(iteration, layers) · decision(iteration, layer, decision, share, text) ·
     snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
+    best(iteration, net, output, value, way, before, model) · enough(iteration, reason, text) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
 
     Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task (None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError, printable
 from forcereg.solver.asked import CHOICES, TEACHING, check_choice, check_clipping, check_start, check_teacher
+from forcereg.solver.goal import Aims
 from forcereg.solver.start import Start, read, telling_errors
 from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath, listed
@@ -46,6 +47,9 @@ def train(
     temperature: float = 4.0,
     teacher_weight: float = 0.5,
     keep: int | None = None,
+    keep_best: str | None = None,
+    patience: int | None = None,
+    stop_when: str | None = None,
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
@@ -72,6 +76,11 @@ def train(
     whole iterations at once there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain
     of a decomposed net keeps when its rank is reduced at each test interval, before iteration `clip_until`. `keep`:
     only so many snapshots.
+
+    `keep_best`: an output of the test net by which the best net so far is kept as `<prefix>_best`, as in "accuracy",
+    "loss", "top5#1:max" (of test net 1, of which more is better). `patience`: after so many tests without a better one
+    (of accuracy, if `keep_best` names no other), or as soon as `stop_when` holds ("accuracy>=0.99"), the run ends with
+    a snapshot.
 
     `teacher`: a snapshot, or a net in memory, that teaches the net as well: the part `teacher_weight` (above 0, at most
     1) of each SoftmaxWithLoss goes to how far the scores are from its scores for the same batch, both softened by
@@ -122,6 +131,9 @@ class Training:
     temperature: float
     teacher_weight: float
     keep: int | None
+    keep_best: str | None
+    patience: int | None
+    stop_when: str | None
     data_budget: int
     workers: int
     allow_python_layers: bool
@@ -156,6 +168,7 @@ class Training:
         check_start(self.snapshot, self.resume, self.weights)
         check_clipping(self.rank_clipping, self.clip_until)
         check_teacher({name: getattr(self, name) for name in TEACHING})
+        Aims.of(self.keep_best, self.patience, self.stop_when)
         for name in CHOICES:
             check_choice(name, getattr(self, name))
         signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
@@ -222,6 +235,7 @@ class Training:
         if self.teacher is not None:
             how = (self.teacher_model, float(self.temperature), float(self.teacher_weight), self.allow_python_layers)
             learn_from(solver, self.teacher, *how)
+        solver.judge_by(self.keep_best, self.patience, self.stop_when)
         self.remark(solver)
         solver.measure_force = self.measure_force
         return solver

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from forcereg.__main__ import main
+from tests.commands.run_control import Runs, runs
+from tests.conftest import RunCli
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -25,6 +27,23 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(caught.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scikit-learn's digits as two LMDBs."""
+    pytest.importorskip("sklearn", reason="needs the digits extra")
+    from forcereg import convert_digits
+
+    root = tmp_path_factory.mktemp("digits")
+    convert_digits(root)
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, digits: Path, run_cli: RunCli) -> Runs:
+    """Runs of a small net on the digits."""
+    return runs(tmp_path, digits, run_cli)
 
 
 def said(err: str) -> str:

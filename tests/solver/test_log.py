@@ -156,7 +156,7 @@ def test_progress_bar_gives_the_log_back(monkeypatch: pytest.MonkeyPatch, capsys
     with ProgressBar(log) as bar:
         for iteration in range(1, 21):
             bar(Event("progress", {"iteration": iteration, "max_iter": 20}))
-        bar(Event("train", {"loss": 0.25}))
+        bar(Event("train", {"loss": 0.25, "left": 61.0}))
         log.line("a line [with brackets] above the bar " + "x" * 200)
     assert "a line [with brackets] above the bar " + "x" * 200 in capsys.readouterr().err
     log.line("afterwards")
