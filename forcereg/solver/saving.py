@@ -88,15 +88,16 @@ def write_pair(
     current_step: int,
     extra: Mapping[str, Any],
     more: Mapping[str, Any],
-    which: int | str,
+    which: str | None = None,
 ) -> Path:
     """Writes model and state of this iteration under the prefix; the model's path. Raises ForceregError.
 
-    `extra` (see state.extra_state) and `more` go into the state's extra. `which`: as the files are named, by the
-    iteration or as the best.
+    `extra` (see state.extra_state) and `more` go into the state's extra. `which`: what the files are named by in
+    place of the iteration.
     """
     prefix, p, binary, updater = run.prefix(), run.param, writes_binary(run.param), steps.updater
-    model, state = snapshot.model_path(prefix, which, binary), snapshot.state_path(prefix, which, binary)
+    mark = iteration if which is None else which
+    model, state = snapshot.model_path(prefix, mark, binary), snapshot.state_path(prefix, mark, binary)
     run.tell.emit("snapshot", model=str(model), state=str(state), iteration=iteration, binary=binary)
     blobs = pack(net, everywhere=binary)
     diffs = pack(net, updater.last_update()) if p.snapshot_diff else None
@@ -104,7 +105,7 @@ def write_pair(
     # the model first: a state without its model is of no use to --resume auto, a model without state still is one
     attrs = {**provenance(net, p, run.seed), **attributes(steps.passes.lesson)}
     snapshot.write_model(model, blobs, diffs, attrs, message)
-    learned = str(snapshot.model_path(p.snapshot_prefix, which, binary))
+    learned = str(snapshot.model_path(p.snapshot_prefix, mark, binary))
     extra = {**extra, **updater.extra(), snapshot.WEIGHTS: snapshot.fingerprint(blobs), **more}
     snapshot.write_state(state, iteration, current_step, learned, updater.saved_history(), extra, binary)
     return model

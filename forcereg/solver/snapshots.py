@@ -90,7 +90,7 @@ class Snapshots:
     ) -> Path:
         """Model and state, as of the iteration or the best so far; the model's path. Rank 0 writes, the others wait."""
         run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
-        which = snapshot.BEST if best else iteration
+        which = snapshot.BEST if best else None
 
         def work() -> Path:
             path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped, which)

@@ -62,7 +62,7 @@ def test_events_in_order_with_their_fields(tmp_path: Path) -> None:
     assert first["start"] == {"event": "start", "net": "regression", "policy": "multistep"}
     (output,) = first["train"].pop("outputs")
     assert output == {"name": "loss", "value": first["train"]["loss"], "weight": 1.0}
-    assert first["train"].keys() == {"event", "iteration", "loss", "rate", "speed", "seconds", "interval"}
+    assert first["train"].keys() == {"event", "iteration", "loss", "rate", "speed", "seconds", "interval", "left"}
     assert first["test"].keys() == {"event", "net", "iteration", "outputs", "loss"}
     assert first["force"]["layers"][0].keys() == {"layer", "rank", "cosine"}
     assert first["snapshot"]["model"] == str(tmp_path / "s_iter_2.caffemodel.h5")

@@ -36,6 +36,8 @@ PATTERNS = {
     "binary state": r"Snapshotting solver state to binary proto file \S+_iter_\d+\.solverstate",
     "model": r"Snapshotting to HDF5 file \S+_iter_\d+\.caffemodel\.h5",
     "state": r"Snapshotting solver state to HDF5 file \S+_iter_\d+\.solverstate\.h5",
+    # ours, in no form that scripts take for another
+    "left": r"    Time left: about (\d+ days?, )?\d+:\d\d:\d\d",
     "restore": r"Restoring previous solver status from \S+",
     "weights": r"Finetuning from \S+",
     "ignored": r"Ignoring source layer \S+",
