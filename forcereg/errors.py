@@ -121,3 +121,11 @@ def check_share(what: str, value: float) -> None:
         raise UsageError(f"{what} is {value!r}; expected a number, 0 to 1")
     if not 0 <= value <= 1:
         raise UsageError(f"{what} is {value:g}; expected 0 to 1")
+
+
+class Fatal(ForceregError, RuntimeError):
+    """What Caffe's Python interface raises where Caffe would have ended the process; scripts catch RuntimeError."""
+
+
+class UserCodeError(ForceregError):
+    """What users' own code, such as a Python layer, raised, which is the cause."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from forcereg import registry
-from forcereg.errors import ForceregError
+from forcereg.errors import ForceregError, UserCodeError
 from forcereg.layers.base import Layer, Shape
 from forcereg.layers.keywords import given_keywords
 from forcereg.schema import TRAIN
@@ -84,7 +84,7 @@ def user_code(spec: LayerSpec, what: str, file: str | None = None) -> Iterator[N
         raise
     # a module that calls sys.exit would else end the run without a word
     except (Exception, SystemExit) as error:
-        raise spec.fail(f"{what} raised {plugins.told(error, file)}") from error
+        raise UserCodeError(str(spec.fail(f"{what} raised {plugins.told(error, file)}"))) from error
 
 
 class ModuleLayer(Layer):

@@ -9,7 +9,7 @@ from torch import nn
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.layers.base import Layer, Shape, check_arity
 from forcereg.layers.module import ModuleLayer
-from forcereg.layers.pycaffe import CaffeLayer, PyCaffeLayer, served
+from forcereg.layers.pycaffe.layer import CaffeLayer, PyCaffeLayer, served
 from forcereg.registry import layer
 from forcereg.schema.spec import LayerSpec
 from forcereg.system.plugins import import_module

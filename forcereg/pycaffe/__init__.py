@@ -15,43 +15,93 @@ from typing import TYPE_CHECKING, Any
 from forcereg.schema import TEST, TRAIN
 
 if TYPE_CHECKING:
-    from forcereg.layers.pycaffe import CaffeLayer as Layer
+    from forcereg.layers.pycaffe.layer import CaffeLayer as Layer
     from forcereg.pycaffe import coord_map, draw, io, net_spec, proto
     from forcereg.pycaffe.launch import install, load_ipython_extension
+    from forcereg.pycaffe.net import Net
     from forcereg.pycaffe.net_spec import NetSpec, layers, params, to_proto
+    from forcereg.pycaffe.state import (
+        NCCL,
+        Timer,
+        has_nccl,
+        init_log,
+        layer_type_list,
+        log,
+        set_device,
+        set_mode_cpu,
+        set_mode_gpu,
+        set_multiprocess,
+        set_random_seed,
+        set_solver_count,
+        set_solver_rank,
+        solver_count,
+        solver_rank,
+    )
 
 __version__ = "1.0.0"
 """The release of Caffe whose interface this is."""
 
 # name -> the module of this room that has it
 _HOME: dict[str, str] = {
+    "NCCL": "state",
+    "Net": "net",
     "NetSpec": "net_spec",
+    "Timer": "state",
+    "has_nccl": "state",
+    "init_log": "state",
     "install": "launch",
+    "layer_type_list": "state",
     "layers": "net_spec",
     "load_ipython_extension": "launch",
+    "log": "state",
     "params": "net_spec",
+    "set_device": "state",
+    "set_mode_cpu": "state",
+    "set_mode_gpu": "state",
+    "set_multiprocess": "state",
+    "set_random_seed": "state",
+    "set_solver_count": "state",
+    "set_solver_rank": "state",
+    "solver_count": "state",
+    "solver_rank": "state",
     "to_proto": "net_spec",
 }
-_ELSEWHERE = {"Layer": ("forcereg.layers.pycaffe", "CaffeLayer")}
+_ELSEWHERE = {"Layer": ("forcereg.layers.pycaffe.layer", "CaffeLayer")}
 _MODULES = {"coord_map", "draw", "io", "net_spec", "proto"}
 """Modules of this room that are names of `caffe`."""
 
 # written out: type checkers read it as it stands
 __all__ = [
+    "NCCL",
     "TEST",
     "TRAIN",
     "Layer",
+    "Net",
     "NetSpec",
+    "Timer",
     "__version__",
     "coord_map",
     "draw",
+    "has_nccl",
+    "init_log",
     "install",
     "io",
+    "layer_type_list",
     "layers",
     "load_ipython_extension",
+    "log",
     "net_spec",
     "params",
     "proto",
+    "set_device",
+    "set_mode_cpu",
+    "set_mode_gpu",
+    "set_multiprocess",
+    "set_random_seed",
+    "set_solver_count",
+    "set_solver_rank",
+    "solver_count",
+    "solver_rank",
     "to_proto",
 ]
 

@@ -189,14 +189,14 @@ BLOB = """
     class Looker(caffe.Layer):
         def setup(self, bottom, top):
             b = bottom[0]
-            self.seen = (b.num, b.channels, b.height, b.width, b.count, b.shape, top[0].shape, top[0].count)
+            self.seen = (b.num, b.channels, b.height, b.width, b.count, tuple(b.shape), tuple(top[0].shape), top[0].count)
 
         def reshape(self, bottom, top):
             top[0].reshape(2, 3)
             top[0].data[...] = 7
             top[0].reshape(3, 2)
             self.kept = top[0].data.copy()
-            top[0].reshape(4)
+            top[0].reshape(7)
             self.dropped = top[0].data.copy()
             top[0].reshape()
 
@@ -210,7 +210,7 @@ def test_blob_attributes(user_module: UserModule) -> None:
     net = python_net(python("Looker", (5, 4)))
     user = net.module("l").user
     assert user.seen == (5, 4, 1, 1, 20, (5, 4), (), 0)
-    assert user.kept.tolist() == [[7, 7]] * 3 and user.dropped.tolist() == [0] * 4
+    assert user.kept.tolist() == [[7, 7]] * 3 and user.dropped.tolist() == [0] * 7
     assert net.shapes["y0"] == () and run(net, torch.zeros(5, 4))[0].item() == 1
 
 

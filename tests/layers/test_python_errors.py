@@ -89,7 +89,7 @@ WRONG = """
         ("Setup", r"mylayers.Setup.setup raised ValueError: bad luck (mylayers.py:16)"),
         ("Init", r"mylayers.Init raised TypeError: Init.__init__() takes 1 positional argument but 2 were given"),
         ("Exits", "mylayers.Exits.setup raised SystemExit: 3 (mylayers.py:58)"),
-        ("Reshape", "mylayers.Reshape.reshape raised IndexError: list index out of range (mylayers.py:22)"),
+        ("Reshape", "mylayers.Reshape.reshape raised IndexError: Index out of range (mylayers.py:22)"),
         ("Forgets", "mylayers.Forgets.reshape gave top[0] no shape; call top[0].reshape(...) there"),
         (
             "Huge",
