@@ -189,7 +189,8 @@ BLOB = """
     class Looker(caffe.Layer):
         def setup(self, bottom, top):
             b = bottom[0]
-            self.seen = (b.num, b.channels, b.height, b.width, b.count, tuple(b.shape), tuple(top[0].shape), top[0].count)
+            shapes = tuple(b.shape), tuple(top[0].shape)
+            self.seen = (b.num, b.channels, b.height, b.width, b.count, *shapes, top[0].count)
 
         def reshape(self, bottom, top):
             top[0].reshape(2, 3)
