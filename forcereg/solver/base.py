@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forcereg.data.feed import DEFAULT_BUDGET
@@ -226,6 +228,25 @@ class SolverBase:
         self.current_step = self._snapshots.take_over(state, model, self.clipping, masks)
         self.iter = state.iteration
         self._before_tests = None
+
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        """Iterations in the block leave nothing behind: weights, history, data and random numbers are put back."""
+        nets = (blob for net in self._nets for blob in (*net.parameters(), *net.buffers()))
+        carried = (tensor for tensors in self.updater.carried().values() for tensor in tensors.values())
+        history = (tensor for slot in self.updater.history for tensor in slot)
+        # once each: nets share theirs
+        kept = [(one.detach(), one.detach().clone()) for one in {id(one): one for one in (*nets, *carried, *history)}.values()]
+        extra = self._snapshots.extra()
+        try:
+            yield
+        finally:
+            self.updater.go_on([])
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+            self._snapshots.put_back(extra)
+            self.steps.forget()  # the window's tensor may be another
 
     # -- finite losses
 

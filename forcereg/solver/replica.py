@@ -57,7 +57,7 @@ class Replica:
                 static_graph=exact,
                 find_unused_parameters=not exact,
             )
-            if scheme is not None and not exact:
+            if scheme is not None:
                 scheme.attach(net)
                 self._wrapped.register_comm_hook(scheme, lambda scheme, bucket: scheme.hook(Bucket.of(bucket)))
 

@@ -30,6 +30,8 @@ SCALE = "scale"
 """The entry of the loss scale."""
 BEST = "best"
 """The entry of the best test so far."""
+GRADIENTS = "gradients"
+"""The entry of how ranks average gradients, and of what each needs to go on with that."""
 
 
 class Form(NamedTuple):
@@ -93,6 +95,15 @@ _EXTRA: Mapping[str, Any] = {
         "left": {"*": _POSITIVE},
         "still": {"*": COUNT},
         "cuts": {"*": _POSITIVE},
+    },
+    f"?{GRADIENTS}": {
+        "scheme": TEXT,
+        "?ranks": {
+            "*": {
+                **{"?cpu": GENERATOR, "?cuda": _BYTES, "?iteration": COUNT},
+                **{key: {"*": _VALUES} for key in ("?error", "?p", "?q")},
+            }
+        },
     },
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
     f"?{BEST}": {"output": TEXT, "value": _FINITE, "iteration": _whole(-1, (1 << 31) - 1), "since": COUNT},

@@ -16,7 +16,7 @@ from forcereg.solver.prefix import writes_binary
 from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import BEST, CLIPPED, MASKS, PRUNING, SCALE, WATCH, check_extra
+from forcereg.solver.saved import BEST, CLIPPED, GRADIENTS, MASKS, PRUNING, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -91,6 +91,7 @@ class Snapshots:
         """Model and state, as of the iteration or the best so far; the model's path. Rank 0 writes, the others wait."""
         run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
         which = snapshot.BEST if best else None
+        extra = {**extra, **self._averaging()}  # no test changes that
 
         def work() -> Path:
             path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped, which)
@@ -105,6 +106,21 @@ class Snapshots:
         else:
             self.last = path
         return path
+
+    def _averaging(self) -> dict[str, Any]:
+        """How ranks average gradients, if not as they are."""
+        if (scheme := self._steps.passes.scheme) is None:
+            return {}
+        ranks = {str(rank): state for rank, state in enumerate(self._run.group.gather(scheme.state_dict())) if state}
+        return {GRADIENTS: {"scheme": scheme.name, **({"ranks": ranks} if ranks else {})}}
+
+    def _take_averaging(self, state: StateFile) -> None:
+        saved, scheme = (state.extra or {}).get(GRADIENTS), self._steps.passes.scheme
+        now = "dense" if scheme is None else scheme.name
+        if saved is not None and saved["scheme"] != now:
+            self._run.tell.warn(f"{state.path}: its run's gradients were {saved['scheme']}, this one's are {now}")
+        elif scheme is not None:  # a rank that the state doesn't know draws anew
+            scheme.load_state_dict((saved or {}).get("ranks", {}).get(str(self._run.group.rank), {}))
 
     def take_over(
         self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None, wanted: str = STORED
@@ -153,6 +169,7 @@ class Snapshots:
             steps.losses.clear()
         else:
             self.put_back(state.extra)
+        self._take_averaging(state)
         self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
         if self.pruning is not None:
             self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))

@@ -109,14 +109,14 @@ class Updater:
     def renew(self) -> None:
         """Takes its net as that is now: blobs that it had before keep their history, others begin with zeros."""
         places = {id(weight): place for place, weight in enumerate(self.weights)}
-        before, carried = self._kept(), self._carried()
+        before, carried = self._kept(), self.carried()
         self._collect()
         self.masks = self.masks.renewed(self._named())
         for fresh, held in zip(self._kept(), before, strict=True):
             for place, weight in enumerate(self.weights):
                 if id(weight) in places:
                     fresh[place] = held[places[id(weight)]]
-        for name, tensors in self._carried().items():
+        for name, tensors in self.carried().items():
             for key, tensor in tensors.items():
                 held_before = carried.get(name, {}).get(key)
                 if held_before is not None and held_before.shape == tensor.shape:
@@ -323,13 +323,14 @@ class Updater:
 
     def extra(self) -> dict[str, Any]:
         """What a state's `extra` has of the update: what its history is, and what regularizers carry, if any does."""
-        carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self._carried().items()}
+        carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self.carried().items()}
         masks = {name: to_array(mask) for name, mask in self.masks.tensors.items()}
         # with a connectivity_mode also that there are none yet: else they would be made at a resume
         own = {MASKS: masks} if masks or self._moded else {}
         return {HISTORY: self.holds, **({REGULARIZERS: carried} if carried else {}), **own}
 
-    def _carried(self) -> dict[str, Mapping[str, Tensor]]:
+    def carried(self) -> dict[str, Mapping[str, Tensor]]:
+        """Kept tensors of regularizers and of what zeroes weights, by their names."""
         carried = {name: one.carried() for name, one in self._regularizers.items()}
         carried["surgery"] = self.zeroing.carried()
         return {name: tensors for name, tensors in carried.items() if tensors}
@@ -370,7 +371,7 @@ class Updater:
         """What regularizers carry; what the state doesn't know begins anew."""
         copies: Copies = []
         saved = (state.extra or {}).get(REGULARIZERS, {})
-        for name, tensors in self._carried().items():
+        for name, tensors in self.carried().items():
             known = saved.get(name, {})
             for key, tensor in ((key, tensor) for key, tensor in tensors.items() if key in known):
                 shape = list(np.shape(known[key]))

@@ -285,19 +285,19 @@ RUNS: dict[str, Callable[..., Any]] = {
 }
 
 
-def run_all(root: Path) -> None:
+def run_all(root: Path, runs: Mapping[str, Callable[..., Any]]) -> None:
     """One rank: runs all of them; rank 0 writes what they return to results_SIZE.pickle."""
     group = join(["cpu"], SolverParameter())
     results = {}
     with group.together():
-        for name, run in RUNS.items():
+        for name, run in runs.items():
             results[name] = run(root, group)
     if group.rank == 0:
         with open(root / f"results_{group.size}.pickle", "wb") as file:
             pickle.dump(results, file)
 
 
-def fork(root: Path, size: int) -> None:
+def fork(root: Path, size: int, runs: Mapping[str, Callable[..., Any]] = RUNS) -> None:
     """`size` processes, forked from this one because importing torch takes longer than all they do."""
     ranks = []
     with launch.free_port() as port:
@@ -306,7 +306,7 @@ def fork(root: Path, size: int) -> None:
             ranks.append(os.fork())
             if ranks[-1] == 0:
                 os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-                run_all(root)
+                run_all(root, runs)
                 os._exit(0)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
     assert codes == [0] * size

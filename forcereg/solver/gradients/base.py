@@ -14,6 +14,7 @@ from torch import Tensor
 from forcereg.net.module import Net
 from forcereg.registry import gradient_scheme
 
+DENSE = "dense"
 Sent = torch.futures.Future[Tensor]
 
 
@@ -49,6 +50,12 @@ class Message:
         return math.ceil(math.log2(ranks)) * (2 if self.kind == "reduced" else 1)
 
 
+def matrix_of(weight: Tensor) -> tuple[int, int]:
+    """Rows and columns of a weight, one row of each place on its first axis."""
+    rows = weight.shape[0] if weight.dim() else 1
+    return rows, weight.numel() // max(1, rows)
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Gradients that become means together, as hooks ask a GradBucket for them: those of `weights`, one behind another.
@@ -81,7 +88,7 @@ class Bucket:
     def gradients(self) -> list[Tensor]:
         """Views of the buffer."""
         parts = self.flat.split([one.numel() for one in self.weights])
-        return [part.view(one.shape[0] if one.dim() else 1, -1) for part, one in zip(parts, self.weights, strict=True)]
+        return [part.view(matrix_of(one)) for part, one in zip(parts, self.weights, strict=True)]
 
     def is_last(self) -> bool:
         """Whether no other comes behind it in a backward."""
@@ -103,9 +110,35 @@ class Wire:
         """The sum of all ranks' values, in place."""
         return _future(dist.all_reduce(values, group=self.group, async_op=True))
 
-    def gather(self, values: Tensor, into: Tensor) -> Sent:
-        """All ranks' values, by rank, `into` a tensor of that many rows."""
-        return _future(dist.all_gather_into_tensor(into, values, self.group, async_op=True))
+    def gather(self, values: Tensor, into: list[Tensor]) -> Sent:
+        """All ranks' values, by rank, `into` as many tensors like them."""
+        return _future(dist.all_gather(into, values, self.group, async_op=True))
+
+
+class Rehearsal(Wire):
+    """Sends nothing: all that would come from `ranks` others is what goes to them. `group`: of this process alone."""
+
+    def __init__(self, group: dist.ProcessGroup, ranks: int) -> None:
+        super().__init__(group)
+        self.size = ranks
+
+    def most(self, values: Tensor) -> None:
+        pass
+
+    def sum(self, values: Tensor) -> Sent:
+        return done(values)
+
+    def gather(self, values: Tensor, into: list[Tensor]) -> Sent:
+        for one in into:
+            one.copy_(values)
+        return done(values)
+
+
+def done(values: Tensor) -> Sent:
+    """A future that has come."""
+    found: Sent = torch.futures.Future(devices=[values.device] if values.is_cuda else None)
+    found.set_result(values)
+    return found
 
 
 def _future(work: Any) -> Sent:
@@ -124,13 +157,14 @@ def used_here(*tensors: Tensor) -> Tensor:
 class Scheme:
     """One way to make the ranks' gradients their mean, as a DDP communication hook.
 
-    `exact`: it sends what there is, so that the order of sums is all that may differ. `seed` is the run's.
+    `name` is the registered one, `seed` the run's. `exact`: it sends what there is, so that the order of sums is all
+    that may differ; `overflows`: gradients that aren't finite do no harm to later ones.
     """
 
-    exact = False
+    exact, overflows = False, True
 
-    def __init__(self, settings: Settings, wire: Wire, seed: int = 0) -> None:
-        self.settings, self.wire, self.seed = settings, wire, seed
+    def __init__(self, name: str, settings: Settings, wire: Wire, seed: int = 0) -> None:
+        self.name, self.settings, self.wire, self.seed = name, settings, wire, seed
 
     def attach(self, net: Net) -> None:
         """Takes the weights of `net`, as they are from now on. Raises ForceregError for settings that don't fit it."""
@@ -155,7 +189,7 @@ class Scheme:
         """Puts it back, of which any may be missing."""
 
 
-@gradient_scheme("dense")
+@gradient_scheme(DENSE)
 class Dense(Scheme):
     """Float32 gradients, by what DDP does without a hook."""
 

@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as torchs
 
 from forcereg.net.module import Net
 from forcereg.registry import gradient_scheme
-from forcereg.solver.gradients.base import Bucket, Message, Scheme, Sent
+from forcereg.solver.gradients.base import Bucket, Message, Scheme, Sent, matrix_of
 
 SAVED = {"error": "error_dict", "p": "p_memory_dict", "q": "q_memory_dict"}
 """What a state has of each bucket, and torch's name for it."""
@@ -26,6 +26,7 @@ class PowerSGD(Scheme):
     large, are sent whole.
     """
 
+    overflows = False
     _state: Any = None  # torch's, once there is a net
 
     def attach(self, net: Net) -> None:
@@ -49,7 +50,7 @@ class PowerSGD(Scheme):
 
     def messages(self, weights: Sequence[Tensor], ranks: int) -> list[Message]:
         whole = thin_rows = thin_columns = 0
-        for rows, columns in ((one.shape[0] if one.dim() else 1, one.numel() // max(1, len(one))) for one in weights):
+        for rows, columns in map(matrix_of, weights):
             rank = min(rows, columns, self.settings.powersgd_rank)
             if torchs._should_compress(rows, columns, rank, self._state.min_compression_rate)[0]:
                 thin_rows, thin_columns = thin_rows + rows * rank, thin_columns + columns * rank

@@ -96,7 +96,7 @@ class Ternary(Scheme):
             return self.wire.sum(codes), lambda out: out.copy_(used_here(codes))
         packed = ternary.pack(signs)
         found = packed.new_empty(ranks, len(packed))
-        sent = self.wire.gather(packed, found)
+        sent = self.wire.gather(packed, list(found))
         return sent, lambda out: out.copy_(ternary.unpack(used_here(found).unbind(), len(out))).sub_(ranks)
 
     def _chances(self, like: Tensor) -> Tensor:
