@@ -235,8 +235,10 @@ class SolverBase:
         nets = (blob for net in self._nets for blob in (*net.parameters(), *net.buffers()))
         carried = (tensor for tensors in self.updater.carried().values() for tensor in tensors.values())
         history = (tensor for slot in self.updater.history for tensor in slot)
-        # once each: nets share theirs
-        kept = [(one.detach(), one.detach().clone()) for one in {id(one): one for one in (*nets, *carried, *history)}.values()]
+        tensors = {
+            id(one): one.detach() for one in (*nets, *carried, *history)
+        }.values()  # once each: nets share theirs
+        kept = [(one, one.clone()) for one in tensors]
         extra = self._snapshots.extra()
         try:
             yield

@@ -18,6 +18,7 @@ LEAST = {
     **dict.fromkeys(
         ("keep", "multiple", "patience", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
+    **dict.fromkeys(("min_size", "powersgd_rank"), 1),
     **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,
 }

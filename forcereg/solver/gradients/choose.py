@@ -8,7 +8,6 @@ from forcereg.solver.gradients.base import DENSE, Settings, Wire
 from forcereg.solver.loop import Solver
 
 
-
 def average_by(solver: Solver, name: str, settings: Settings | None = None) -> None:
     """Has the ranks of a solver's group average their gradients by the scheme `name` from the next iteration on.
 

@@ -1,4 +1,4 @@
-"""Is communication what an iteration waits for, and what would each scheme gain? Measured, before anyone trains by one."""
+"""Is communication what iterations wait for, and what would each scheme gain? Measured before anyone trains by one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
@@ -71,7 +72,9 @@ class Report:
         """What to do."""
         best = max(self.schemes, key=lambda one: one.gain)
         if self.share < WORTH:
-            return f"communication takes {self.share:.0%} of an iteration: leave gradients dense, no scheme can gain more"
+            return (
+                f"communication takes {self.share:.0%} of an iteration: leave gradients dense, no scheme can gain more"
+            )
         if best.gain < WORTH:
             return "no scheme gains a tenth: leave gradients dense"
         good = sorted((one for one in self.schemes if one.gain >= WORTH), key=lambda one: -one.gain)
@@ -110,7 +113,7 @@ def report(solver: Solver, settings: Settings, bandwidth: float | None = None) -
         weights = [weight for weight in net.parameters() if weight.requires_grad]
         own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         bucket = Bucket(0, torch.cat([one.reshape(-1) for one in own]), weights)
-    wire = Rehearsal(dist.new_group([solver.group.rank], use_local_synchronization=True), ranks)
+    wire = Rehearsal(own_group(solver.group.rank), ranks)
     late = replace(settings, powersgd_start=0)  # what it is asked about comes behind its start
     names = sorted(gradient_scheme, key=lambda name: name != DENSE)
     rows = [rehearsed(gradient_scheme.get(name)(name, late, wire), net, bucket) for name in names]
@@ -118,6 +121,13 @@ def report(solver: Solver, settings: Settings, bandwidth: float | None = None) -
     found: Report = solver.group.share(compared(ranks, seconds, alone, rows, bandwidth))
     solver.emit("gradients", **asdict(found), share=found.share, text=found.verdict)
     return found
+
+
+def own_group(rank: int) -> dist.ProcessGroup:
+    """A group of this rank alone."""
+    group = dist.new_group([rank], use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup), "it is in its own group"
+    return group
 
 
 def rehearsed(scheme: Scheme, net: Net, bucket: Bucket, times: int = 5) -> Row:
