@@ -157,11 +157,10 @@ def used_here(*tensors: Tensor) -> Tensor:
 class Scheme:
     """One way to make the ranks' gradients their mean, as a DDP communication hook.
 
-    `name` is the registered one, `seed` the run's. `exact`: it sends what there is, so that the order of sums is all
-    that may differ; `overflows`: gradients that aren't finite do no harm to later ones.
+    `name` is the registered one, `seed` the run's. `overflows`: gradients that aren't finite do no harm to later ones.
     """
 
-    exact, overflows = False, True
+    overflows = True
 
     def __init__(self, name: str, settings: Settings, wire: Wire, seed: int = 0) -> None:
         self.name, self.settings, self.wire, self.seed = name, settings, wire, seed
@@ -192,8 +191,6 @@ class Scheme:
 @gradient_scheme(DENSE)
 class Dense(Scheme):
     """Float32 gradients, by what DDP does without a hook."""
-
-    exact = True
 
     def messages(self, weights: Sequence[Tensor], ranks: int) -> list[Message]:
         return [Message("reduced", sum(one.numel() * one.element_size() for one in weights))]
