@@ -59,6 +59,8 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same as --set random_seed=N.")
 @click.option("--warmup", type=click.IntRange(0, 2**31 - 1), metavar="N",
               help="The same as --set warmup_iter=N: let the rate rise to its policy's over N iterations.")  # fmt: skip
+@click.option("--ema", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY",
+              help="The same as --set ema_decay=DECAY: test and save averaged weights too; as in 0.999.")  # fmt: skip
 @click.option("--rank-clipping", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
               help="Reduce the ranks of a decomposed net at each test interval: each X_lowrank -> X_linear keeps this "
                    "share of its weight's squared norm, as in 0.99.")  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from forcereg.data.feed import DEFAULT_BUDGET
+from forcereg.errors import UsageError
 from forcereg.snapshot import LoadReport, ModelFile, StateFile, model_of, read_state
 from forcereg.solver import policy
 from forcereg.solver.build import begin, nets_of, steps_of
@@ -140,6 +141,15 @@ class SolverBase:
     def warn(self, text: str) -> None:
         """Tells the observers, or if there are none the user."""
         self._tell.warn(text, 4)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In the block all nets have the averaged weights. Raises UsageError without `ema_decay`."""
+        if self.steps.average is None:
+            raise UsageError("there are no averaged weights; set ema_decay, as in 0.999")
+        with self.steps.average.in_place():
+            self.group.spread(self.net, learned=False)  # rank 0's statistics, as in tests
+            yield
 
     def clip_ranks(self, share: float, until: int | None = None) -> None:
         """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""

@@ -174,6 +174,8 @@ class GlogWriter:
         kind = "binary proto" if event.binary else "HDF5"
         self.line(f"Snapshotting to {kind} file {event.model}")
         self.line(f"Snapshotting solver state to {kind} file {event.state}")
+        if "average" in event.fields:
+            self.line(f"Snapshotting averaged weights to {kind} file {event.average}")
 
     def on_best(self, event: Event) -> None:
         before = event.before

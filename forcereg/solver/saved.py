@@ -26,6 +26,8 @@ WATCH = "watch"
 """The entry of what is known of the ranks of forced layers."""
 PRUNING = "pruning"
 """The entry of what a pruning has decided."""
+AVERAGE = "average"
+"""The entry of the averaged weights."""
 SCALE = "scale"
 """The entry of the loss scale."""
 BEST = "best"
@@ -105,6 +107,7 @@ _EXTRA: Mapping[str, Any] = {
             }
         },
     },
+    f"?{AVERAGE}": {"since": _whole(-1, (1 << 31) - 1), "blobs": {"*": _VALUES}},
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
     f"?{BEST}": {"output": TEXT, "value": _FINITE, "iteration": _whole(-1, (1 << 31) - 1), "since": COUNT},
 }

@@ -16,7 +16,7 @@ from forcereg.solver.prefix import writes_binary
 from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import BEST, CLIPPED, GRADIENTS, MASKS, PRUNING, SCALE, WATCH, check_extra
+from forcereg.solver.saved import AVERAGE, BEST, CLIPPED, GRADIENTS, MASKS, PRUNING, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -50,6 +50,8 @@ class Snapshots:
         for copies, _ in found:  # behind the looks at all nets: what doesn't fit leaves each as it was
             snapshot.take_over(copies)
         self._steps.updater.forget()
+        if self._steps.average is not None:
+            self._steps.average.restart()
         tell.emit("weights", file=str(path), report=report)
         self._mask(report.loaded)
         if text and not tell.observers:
@@ -135,6 +137,7 @@ class Snapshots:
         check_extra(path := state.path, state.extra, self._nets.named)
         with fitted(clipping, state, model):
             history = updater.matched(state, model)
+            history += [] if (average := self._steps.average) is None else average.matched(state)
             weights, report = snapshot.matched(train.params, model, train.shared)
             text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
         run.tell.emit("restore", state=str(path), iteration=state.iteration)
@@ -145,6 +148,8 @@ class Snapshots:
             run.tell.warn(text or lacking)
         if not report.fresh and not state.goes_with(model):
             run.tell.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
+        if text := self._go_on_averaging(state):
+            run.tell.warn(text)
         if other := change_of(model.attrs.get(TEACHER), self._steps.passes.lesson):
             run.tell.warn(f"{path}: {other}")
         self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
@@ -152,6 +157,13 @@ class Snapshots:
         self._take_masks(state, report.loaded, wanted)
         self._take_extra(state)
         return policy.catch_up(run.param, state.iteration, state.current_step)
+
+    def _go_on_averaging(self, state: StateFile) -> str:
+        """What to warn of, '' for nothing."""
+        if self._steps.average is not None:
+            return self._steps.average.go_on(state)
+        held = AVERAGE in (state.extra or {})
+        return f"{state.path}: its averaged weights end here; go on with them by --ema DECAY" if held else ""
 
     def _take_masks(self, state: StateFile, loaded: Collection[str], wanted: str) -> None:
         stored = MASKS in (state.extra or {})

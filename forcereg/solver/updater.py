@@ -77,7 +77,7 @@ class Updater:
         additive = plain and all(regularizer.get(name).additive(p) for name in regularizer)
         self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         if self._device.type == "cpu":  # looked at before the first of it is allocated
-            copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
+            copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused) + (p.ema_decay > 0)
             # told by the layer that is too large, before the system ends the process for it
             layers = {spec.name: spec for spec in net.spec.layers}
             needed = [(layers[one.layer], copies * one.blob.nbytes) for one in learning]
@@ -136,6 +136,11 @@ class Updater:
         if self._kinds[place] != "L2":
             self._decays[place] = 0.0
         self.zeroing.spare(self.weights[place])
+
+    @property
+    def stopped(self) -> Tensor | None:
+        """On a device: 1 where the last step changed nothing."""
+        return None if self.on_host else self._descent.stopped
 
     def feeling(self, iteration: int) -> tuple[str, ...]:
         """The regularizers that act in this iteration."""

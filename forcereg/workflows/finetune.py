@@ -38,6 +38,7 @@ def finetune(
     max_iter: int | None = None,
     seed: int | None = None,
     warmup: int | None = None,
+    ema: float | None = None,
     rank_clipping: float | None = None,
     clip_until: int | None = None,
     teacher: StrPath | Any | None = None,

@@ -51,6 +51,7 @@ def train(
     max_iter: int | None = None,
     seed: int | None = None,
     warmup: int | None = None,
+    ema: float | None = None,
     rank_clipping: float | None = None,
     clip_until: int | None = None,
     teacher: StrPath | Any | None = None,
@@ -87,7 +88,8 @@ def train(
     `resume` from the newest whole snapshot of its prefix, if there is one. `masks`: where those of frozen weights come
     from then, "stored" (or None) from the state, "rebuild" from the weights that are zero. `set`: solver fields in
     place of what the file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter`,
-    `seed` and `warmup` (warmup_iter) are three of them. `level`, `stage`: of the training net's state.
+    `seed`, `warmup` (warmup_iter) and `ema` (ema_decay: averaged weights, tested and saved beside) are four of them.
+    `level`, `stage`: of the training net's state.
 
     `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16" for mixed
     precision. `deterministic`: also on a GPU, until this call ends. `tf32`: in its float32 products. `cuda_graph`:
@@ -148,6 +150,7 @@ class Training:
     max_iter: int | None
     seed: int | None
     warmup: int | None
+    ema: float | None
     rank_clipping: float | None
     clip_until: int | None
     teacher: StrPath | Any | None
@@ -227,7 +230,7 @@ class Training:
         """The solver with its settings."""
         from forcereg.schema.settings import settings_of, with_settings
 
-        own = {"max_iter": self.max_iter, "random_seed": self.seed, "warmup_iter": self.warmup}
+        own = {"max_iter": self.max_iter, "random_seed": self.seed, "warmup_iter": self.warmup, "ema_decay": self.ema}
         named = settings_of({name: value for name, value in own.items() if value is not None})
         return self.arranged(with_settings(read(self.solver), [*settings_of(self.set), *named]))
 
