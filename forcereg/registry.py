@@ -2,7 +2,8 @@
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
 decomposition, rule for ranks, way to spread a budget, runtime to measure by, way to shrink a layer, sparse form of a
-convolution or way to average gradients is one function or class with one decorator; nothing else needs to know.
+convolution, way to average gradients or executor of jobs is one function or class with one decorator; nothing else
+needs to know.
 """
 
 from __future__ import annotations
@@ -116,3 +117,4 @@ runtime: Registry[Any] = Registry("runtime")
 shrink_rule: Registry[Any] = Registry("layer type that is shrunk")
 sparse_form: Registry[Any] = Registry("sparse form")
 gradient_scheme: Registry[Any] = Registry("way to average gradients")
+executor: Registry[Any] = Registry("executor")

@@ -44,6 +44,28 @@ def start_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def jobs_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--jobs, --executor and --resource, of what runs several trainings."""
+    options = (
+        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                     help="Run so many at a time, in processes that divide cores and GPUs."),
+        click.option("--executor", default="local", show_default=True, metavar="local|slurm|ray",
+                     help="Who starts them: this machine, Slurm (by submitit) or Ray."),
+        click.option("--resource", multiple=True, metavar="NAME=VALUE",
+                     help="What each asks Slurm or Ray for, as partition=gpu or num_gpus=1; repeatable."),
+    )  # fmt: skip
+    # the last one applied is the first in --help
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def devices_in(options: dict[str, Any]) -> list[str] | None:
+    """The devices that --gpu and --device name, taken out of the options; None for the solver's. Raises UsageError."""
+    found = asked_devices(options.pop("gpu"), options.pop("device"))
+    return [name for name in found if name is not None] or None
+
+
 def decode_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--decode-budget (MiB), which holds for the whole process."""
     return click.option(

@@ -41,6 +41,8 @@ ALLOWED = {
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes
         "subprocess.Popen", "socket.socket",  # --nproc: forcereg itself
     },
+    # --jobs: forcereg itself, its job by a pipe; there the modules of --import
+    "study": {"subprocess.Popen", "pickle.dumps", "pickle.load", "import_module"},
     "system": {"ctypes.CDLL", "importlib.import_module", "point.load"},  # the users' own modules
 }  # fmt: skip
 """Room -> what it calls; a file that reads a pickle walks through it first."""
