@@ -1,8 +1,9 @@
 """Every extension point of forcereg: one `Registry` each, filled by a decorator where the thing is defined.
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
-decomposition, rule for ranks, way to spread a budget, runtime to measure by, way to shrink a layer or sparse form of a
-convolution is one function or class with one decorator; nothing else needs to know.
+decomposition, rule for ranks, way to spread a budget, runtime to measure by, way to shrink a layer, sparse form of a
+convolution, way to average gradients or executor of jobs is one function or class with one decorator; nothing else
+needs to know.
 """
 
 from __future__ import annotations
@@ -115,3 +116,5 @@ onnx_form: Registry[Any] = Registry("layer type with an ONNX form")
 runtime: Registry[Any] = Registry("runtime")
 shrink_rule: Registry[Any] = Registry("layer type that is shrunk")
 sparse_form: Registry[Any] = Registry("sparse form")
+gradient_scheme: Registry[Any] = Registry("way to average gradients")
+executor: Registry[Any] = Registry("executor")

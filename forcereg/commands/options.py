@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -43,6 +44,28 @@ def start_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def jobs_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--jobs, --executor and --resource, of what runs several trainings."""
+    options = (
+        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                     help="Run so many at a time, in processes that divide cores and GPUs."),
+        click.option("--executor", default="local", show_default=True, metavar="local|slurm|ray",
+                     help="Who starts them: this machine, Slurm (by submitit) or Ray."),
+        click.option("--resource", multiple=True, metavar="NAME=VALUE",
+                     help="What each asks Slurm or Ray for, as partition=gpu or num_gpus=1; repeatable."),
+    )  # fmt: skip
+    # the last one applied is the first in --help
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def devices_in(options: dict[str, Any]) -> list[str] | None:
+    """The devices that --gpu and --device name, taken out of the options; None for the solver's. Raises UsageError."""
+    found = asked_devices(options.pop("gpu"), options.pop("device"))
+    return [name for name in found if name is not None] or None
+
+
 def decode_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--decode-budget (MiB), which holds for the whole process."""
     return click.option(
@@ -56,6 +79,50 @@ def _decode_budget(ctx: click.Context, param: click.Parameter, mib: int | None) 
 
     if mib is not None:
         decode_budget(mib)
+
+
+class Bandwidth(click.ParamType):
+    """Bits a second, as in 1e9, 100M or 1G."""
+
+    name = "bandwidth"
+    _UNITS: ClassVar = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        try:
+            found = float(number) * (self._UNITS[unit] if unit else 1)
+        except (ValueError, KeyError):
+            found = math.nan
+        if not 0 < found < math.inf:
+            self.fail(f"'{value}' is no bandwidth; expected bits a second, as in 1e9, 100M or 1G", param, ctx)
+        return found
+
+
+def gradient_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--gradients and what goes with it: how several processes average theirs."""
+    options = (
+        click.option(
+            "--gradients", default="dense", show_default=True, metavar="dense|bf16|fp16|powersgd|ternary|report",
+            help="How several processes average theirs; report: measure all ways, and train nothing.",
+        ),
+        click.option("--clip-sigma", type=click.FloatRange(min=0), metavar="C", default=2.5, show_default=True,
+                     help="Of ternary: clip each tensor at so many standard deviations; 0: not."),
+        click.option("--dense-layers", metavar="last|A,B", default="",
+                     help="Of ternary: layers whose gradients are sent whole; last: the last one that learns."),
+        click.option("--min-size", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
+                     help="Of ternary: so are tensors of fewer values."),
+        click.option("--powersgd-rank", type=click.IntRange(min=1), metavar="R", default=1, show_default=True,
+                     help="Of powersgd: the rank of its factors."),
+        click.option("--powersgd-start", type=click.IntRange(min=0), metavar="ITER", default=1000, show_default=True,
+                     help="Of powersgd: dense before this iteration."),
+        click.option("--bandwidth", type=Bandwidth(), metavar="BITS",
+                     help="Of report: the link to tell of, bits a second, as in 1G.  [default: as measured here]"),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def code_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,15 @@ import click
 
 from forcereg.commands.lowrank_options import choice_keywords, choice_options
 from forcereg.commands.lowrank_rules import RankOptions, rank_options
-from forcereg.commands.options import code_options, data_options, device_options, names_in, start_options
+from forcereg.commands.options import (
+    code_options,
+    data_options,
+    device_options,
+    devices_in,
+    jobs_options,
+    names_in,
+    start_options,
+)
 from forcereg.commands.reporting import ready, report_option, write
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="sweep", show_default=True,
               help="Folder of the results; run again with it to go on.")  # fmt: skip
 @report_option
+@jobs_options
 @choice_options
 @device_options
 @data_options
@@ -50,6 +59,9 @@ def command(
     teacher: str | None,
     out: Path,
     report: str | None,
+    jobs: int,
+    executor: str,
+    resource: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a grid of settings, cut every net to low rank, fine-tune it, and compare accuracy, rank and cost.
@@ -60,7 +72,8 @@ def command(
 
     Writes a folder for each run, results.csv and sweep.svg. What was done before is not done again, so more values or
     seeds can be added; rules and --finetune can be changed without training anew. A run whose loss isn't finite doesn't
-    end the others. All scores are of the first test net, on the same records.
+    end the others. Calls at once on one --out, on several machines, share the work; so do --jobs. What a killed one
+    leaves is taken up from its newest snapshot. All scores are of the first test net, on the same records.
     """
     from forcereg.report.plot import figure_type
     from forcereg.study.sweep_report import table
@@ -68,7 +81,8 @@ def command(
 
     figure_type()  # without matplotlib it ends here, not after hours
     ready(report)
-    layers = choice_keywords(options)
+    device = devices_in(options)
+    layers = {**choice_keywords(options), "device": device}
     error = ranks.values["error"]
     others = [name for name in ranks.given if name != "error"]
     # beside another rule --error only says at which error ranks are told
@@ -76,6 +90,7 @@ def command(
     found = sweep(
         solver, set=sets, rule=rule, error=ERROR if error is None else error, seeds=seeds, max_iter=max_iter,
         weights=names_in(weights), finetune=finetune, teacher=teacher, out=out, even_if_dearer=ranks.even_if_dearer,
+        jobs=jobs, executor=executor, resource=resource,
         observer=tell, **layers,
     )  # fmt: skip
     table(found.results, found.plan).show()

@@ -16,6 +16,7 @@ from forcereg.commands.options import (
     data_options,
     device_options,
     flag,
+    gradient_options,
     names_in,
 )
 from forcereg.commands.reporting import ready, report_option, write
@@ -58,6 +59,8 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same as --set random_seed=N.")
 @click.option("--warmup", type=click.IntRange(0, 2**31 - 1), metavar="N",
               help="The same as --set warmup_iter=N: let the rate rise to its policy's over N iterations.")  # fmt: skip
+@click.option("--ema", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY",
+              help="The same as --set ema_decay=DECAY: test and save averaged weights too; as in 0.999.")  # fmt: skip
 @click.option("--rank-clipping", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
               help="Reduce the ranks of a decomposed net at each test interval: each X_lowrank -> X_linear keeps this "
                    "share of its weight's squared norm, as in 0.99.")  # fmt: skip
@@ -91,6 +94,7 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products on the GPU.")
 @click.option("--no-cuda-graph", is_flag=True,
               help="Launch each operation on the GPU by itself, not whole iterations as CUDA graphs.")  # fmt: skip
+@gradient_options
 @code_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
@@ -106,7 +110,15 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Solver]) -> None:
     """Trains by `train` as the options of `command` say: here, or by several processes. Raises ForceregError."""
-    from forcereg.solver.asked import TEACHING, check_clipping, check_start, check_teacher
+    from forcereg.solver.asked import (
+        AVERAGING,
+        REPORT,
+        TEACHING,
+        check_clipping,
+        check_gradients,
+        check_start,
+        check_teacher,
+    )
     from forcereg.solver.goal import Aims
     from forcereg.solver.launch import effects, in_group, launch
 
@@ -115,6 +127,8 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     check_teacher({name: options[name] for name in TEACHING}, flag)
     Aims.of(options["keep_best"], options["patience"], options["stop_when"], flag)
+    options = {**options, "dense_layers": tuple(names_in(options["dense_layers"]))}
+    check_gradients({name: options[name] for name in (*AVERAGING, "gradients", "bandwidth")}, flag)
     ready(report := options["report"])
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)
@@ -129,7 +143,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     log_json = options["log_json"] or (report and str(Path(report).with_suffix(".jsonl")))
     views = Views(log_json, options["log_dir"])
     solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
-    if solver.group.rank == 0:
+    if solver.group.rank == 0 and options["gradients"] != REPORT:
         views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
         if report and not solver.stop_requested:  # who has stopped it doesn't wait for a page
             snapshots = [] if solver.last_snapshot is None else [solver.last_snapshot]

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from forcereg.commands.lowrank_options import choice_keywords, choice_options
-from forcereg.commands.options import code_options, data_options, device_options, names_in, start_options
+from forcereg.commands.options import (
+    code_options,
+    data_options,
+    device_options,
+    devices_in,
+    jobs_options,
+    names_in,
+    start_options,
+)
 from forcereg.errors import ForceregError
 from forcereg.system.terminal import echo
 
@@ -33,6 +41,7 @@ from forcereg.system.terminal import echo
               help="Where the study is, for several machines to share.  [default: a file in --out]")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="tune", show_default=True,
               help="Folder of the results; run again with it to go on, or at once to share the work.")  # fmt: skip
+@jobs_options
 @choice_options
 @device_options
 @data_options
@@ -50,6 +59,9 @@ def command(
     prune_after: float,
     study: str | None,
     out: Path,
+    jobs: int,
+    executor: str,
+    resource: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Search the force, and other settings, with which nets are best when cut (needs optuna).
@@ -60,7 +72,7 @@ def command(
     as it is then, scores below the median of the others.
 
     Writes a folder for each trial, results.csv, tune.svg and best_solver.prototxt. Run again, it goes on to --trials in
-    all; a trial that was killed goes on from its newest snapshot.
+    all; a trial that was killed goes on from its newest snapshot. Calls at once share the work; so do --jobs.
     """
     from forcereg.report.plot import figure_type
     from forcereg.report.progress import Shown
@@ -68,12 +80,13 @@ def command(
     from forcereg.workflows.tune import tune
 
     figure_type()  # without matplotlib it ends here, not after hours
-    layers = choice_keywords(options)
+    device = devices_in(options)
+    layers = {**choice_keywords(options), "device": device}
     with Shown() as observer:
         found = tune(
             solver, goal=goal, trials=trials, choose=choose, search=search, finetune=finetune,
             max_iter=max_iter, weights=names_in(weights), seed=seed, prune_after=prune_after, study=study, out=out,
-            observer=observer, **layers,
+            jobs=jobs, executor=executor, resource=resource, observer=observer, **layers,
         )  # fmt: skip
     table(found.trials, found.plan, found.goal).show()
     best = found.best

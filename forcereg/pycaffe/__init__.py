@@ -16,12 +16,19 @@ from forcereg.schema import TEST, TRAIN
 
 if TYPE_CHECKING:
     from forcereg.layers.pycaffe.layer import CaffeLayer as Layer
-    from forcereg.pycaffe import classifier, coord_map, detector, draw, io, net_spec, proto
-    from forcereg.pycaffe.classifier import Classifier
-    from forcereg.pycaffe.detector import Detector
+    from forcereg.pycaffe import coord_map, draw, io, net_spec, proto
     from forcereg.pycaffe.launch import install, load_ipython_extension
     from forcereg.pycaffe.net import Net
     from forcereg.pycaffe.net_spec import NetSpec, layers, params, to_proto
+    from forcereg.pycaffe.solvers import (
+        AdaDeltaSolver,
+        AdaGradSolver,
+        AdamSolver,
+        NesterovSolver,
+        RMSPropSolver,
+        SGDSolver,
+        get_solver,
+    )
     from forcereg.pycaffe.state import (
         NCCL,
         Timer,
@@ -45,12 +52,17 @@ __version__ = "1.0.0"
 
 # name -> the module of this room that has it
 _HOME: dict[str, str] = {
-    "Classifier": "classifier",
-    "Detector": "detector",
+    "AdaDeltaSolver": "solvers",
+    "AdaGradSolver": "solvers",
+    "AdamSolver": "solvers",
     "NCCL": "state",
+    "NesterovSolver": "solvers",
     "Net": "net",
     "NetSpec": "net_spec",
+    "RMSPropSolver": "solvers",
+    "SGDSolver": "solvers",
     "Timer": "state",
+    "get_solver": "solvers",
     "has_nccl": "state",
     "init_log": "state",
     "install": "launch",
@@ -71,7 +83,7 @@ _HOME: dict[str, str] = {
     "to_proto": "net_spec",
 }
 _ELSEWHERE = {"Layer": ("forcereg.layers.pycaffe.layer", "CaffeLayer")}
-_MODULES = {"classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto"}
+_MODULES = {"_caffe", "coord_map", "draw", "io", "net_spec", "proto", "pycaffe"}
 """Modules of this room that are names of `caffe`."""
 
 # written out: type checkers read it as it stands
@@ -79,17 +91,20 @@ __all__ = [
     "NCCL",
     "TEST",
     "TRAIN",
-    "Classifier",
-    "Detector",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
     "Layer",
+    "NesterovSolver",
     "Net",
     "NetSpec",
+    "RMSPropSolver",
+    "SGDSolver",
     "Timer",
     "__version__",
-    "classifier",
     "coord_map",
-    "detector",
     "draw",
+    "get_solver",
     "has_nccl",
     "init_log",
     "install",

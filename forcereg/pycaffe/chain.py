@@ -37,6 +37,7 @@ class Chain:
         self._weights: Weights = {} if weights is None else weights
         self._grads: dict[int, Memory] = {}
         self.device = torch.device("cpu")
+        self._places: dict[str, int] = {}
         self.names: list[str] = []
         self.blobs: list[Blob] = []
         self.bottoms: list[tuple[int, ...]] = []
@@ -56,16 +57,15 @@ class Chain:
         self.to(next((one.device for one in (*net.parameters(), *net.buffers())), torch.device("cpu")))
 
     def _number_blobs(self) -> None:
-        found: dict[str, int] = {}
         for spec in self.net.spec.layers:
-            self.bottoms.append(tuple(found[bottom] for bottom in spec.bottoms))
+            self.bottoms.append(tuple(self._places[bottom] for bottom in spec.bottoms))
             written = set(spec.message.top)
             for top in spec.tops:
-                if top not in found:
-                    found[top] = len(self.blobs)
+                if top not in self._places:
+                    self._places[top] = len(self.blobs)
                     self.names.append(top if top in written or spec.type == "Split" else AUTOMATIC)
                     self.blobs.append(Blob.zeros(self.net.shapes[top]))
-            self.tops.append(tuple(found[top] for top in spec.tops))
+            self.tops.append(tuple(self._places[top] for top in spec.tops))
 
     def _stage(self, index: int, spec: LayerSpec, module: Any, flow: Flow) -> Stage:
         bottoms, tops = ([self.blobs[i] for i in numbers[index]] for numbers in (self.bottoms, self.tops))
@@ -93,6 +93,10 @@ class Chain:
             grads = self._grads.setdefault(id(own), Memory(own.shape))
             found.append(Blob.of(values, grads, None if shaped.shape == own.shape else tuple(shaped.shape)))
         return found
+
+    def blob(self, name: str) -> Blob:
+        """The blob that the net's layers call so."""
+        return self.blobs[self._places[name]]
 
     # -- weights
 

@@ -15,7 +15,7 @@ from forcereg.errors import ForceregError
 from forcereg.system.files import read_file
 
 HOME = __name__.rpartition(".")[0]
-NAMES = ("proto", "proto.caffe_pb2", "io", "net_spec", "draw", "coord_map", "classifier", "detector")
+NAMES = ("proto", "proto.caffe_pb2", "io", "net_spec", "draw", "coord_map")
 """Modules of `caffe`."""
 
 

@@ -276,7 +276,7 @@ class Net:
     def copy_from(self, file: Any) -> None:
         """Loads weights by layer name; what only one side has stays. Raises RuntimeError."""
         name = os.fsdecode(file)
-        _check_file(name)
+        check_file(name)
         net = self._chain.net
         with fatal():
             self._chain.read_weights()
@@ -309,9 +309,9 @@ class Net:
 
 def _built(given: Asked) -> TorchNet:
     """The net of a file, on the device of the mode."""
-    _check_file(given.network)
+    check_file(given.network)
     if given.early and given.weights is not None:
-        _check_file(given.weights)
+        check_file(given.weights)
     device = ready_device()
     with fatal():
         spec = net_spec(read_net(given.network), given.phase, given.level, given.stages)
@@ -325,7 +325,8 @@ def _layer(stage: Stage) -> Any:
     return stage.user if isinstance(stage, PythonStage) else NetLayer(stage)
 
 
-def _check_file(name: str) -> None:
+def check_file(name: str) -> None:
+    """Raises RuntimeError for a file that can't be opened."""
     try:
         Path(name).open("rb").close()
     except (OSError, ValueError):

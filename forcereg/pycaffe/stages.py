@@ -13,7 +13,7 @@ from forcereg.data.feed import DataError, Feed
 from forcereg.errors import ForceregError
 from forcereg.layers import Layer, make_layer
 from forcereg.layers.neuron import Dropout, ReLU
-from forcereg.layers.pycaffe.blob import Blob, RawBlobVec
+from forcereg.layers.pycaffe.blob import Blob, BlobVec, RawBlobVec
 from forcereg.layers.pycaffe.layer import PyCaffeLayer
 from forcereg.layers.pycaffe.memory import Memory
 from forcereg.layers.pycaffe.vectors import BoolVec
@@ -141,7 +141,8 @@ class PythonStage(Stage):
     ) -> None:
         super().__init__(spec, bottoms, tops, params, flow)
         self.user: Any = module.user
-        self.user.blobs[:] = self.params
+        self._learned = BlobVec(self.params)
+        self.user.blobs = self._learned
         for mine, top in zip(self.tops, module.top_blobs, strict=True):
             # what setup and reshape have left there
             if mine not in self.bottoms:
@@ -149,6 +150,7 @@ class PythonStage(Stage):
 
     def reshape(self) -> None:
         """See Stage."""
+        self.user.blobs = self._learned
         self.user.reshape(self.bottoms, self.tops)
         self.weigh()
 
@@ -160,6 +162,7 @@ class PythonStage(Stage):
 
     def backward(self) -> None:
         """See Stage."""
+        self.user.blobs = self._learned
         self.user.backward(self.tops, BoolVec(self.flow.bottoms), self.bottoms)
 
 

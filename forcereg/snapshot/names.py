@@ -22,6 +22,11 @@ def state_path(prefix: str | Path, which: int | str, binary: bool = False) -> Pa
     return Path(f"{os.fspath(prefix)}_{_mark(which)}.solverstate{_end(binary)}")
 
 
+def average_path(prefix: str | Path, which: int | str, binary: bool = False) -> Path:
+    """The same of the model of averaged weights: <prefix>_iter_<N>_ema.caffemodel.h5"""
+    return Path(f"{os.fspath(prefix)}_{_mark(which)}_ema.caffemodel{_end(binary)}")
+
+
 def _mark(which: int | str) -> str:
     return which if isinstance(which, str) else f"iter_{which}"
 
@@ -42,7 +47,9 @@ def pairs(prefix: str | Path, binary: bool = False) -> list[int]:
 
 
 def prune(prefix: str | Path, keep: int, current: int | None = None, binary: bool = False) -> list[Path]:
-    """Delete the models and states <prefix>_iter_N of one format but for the `keep` newest N; the deleted paths.
+    """Delete the models, averages and states <prefix>_iter_N of one format but for the `keep` newest N.
+
+    Returns the deleted paths.
 
     A model or state without its other half is left alone and not counted, and so is what lies beyond
     iteration `current`, from another run. Raises ForceregError if keep < 1 or a file cannot be deleted.
@@ -52,7 +59,9 @@ def prune(prefix: str | Path, keep: int, current: int | None = None, binary: boo
     deleted = []
     for iteration in [n for n in pairs(prefix, binary) if current is None or n <= current][:-keep]:
         # the state first: whenever this stops, no state is left without its model
-        for path in (state_path(prefix, iteration, binary), model_path(prefix, iteration, binary)):
+        average = average_path(prefix, iteration, binary)
+        beside = [average] if average.exists() else []
+        for path in (state_path(prefix, iteration, binary), model_path(prefix, iteration, binary), *beside):
             try:
                 path.unlink(missing_ok=True)
             except OSError as exc:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
 from forcereg.errors import UsageError
+from forcereg.system.paths import listed
 
 Said = Callable[[str], str]
 TEACHING = {"teacher": None, "teacher_model": None, "temperature": 4.0, "teacher_weight": 0.5}
 """The keywords of a teacher, and what they are without one."""
+REPORT = "report"
+"""In place of a scheme for gradients: all are measured, and nothing is trained."""
+AVERAGING: dict[str, tuple[str, Any]] = {
+    "clip_sigma": ("ternary", 2.5),
+    "dense_layers": ("ternary", ()),
+    "min_size": ("ternary", 1),
+    "powersgd_rank": ("powersgd", 1),
+    "powersgd_start": ("powersgd", 1000),
+}
+"""The keywords of schemes: whose they are, and what they are by themselves."""
+_SCHEMES = ("dense", "bf16", "fp16", "powersgd", "ternary")
 CHOICES = {
     "amp": ("bf16", "fp16"),
     "masks": ("stored", "rebuild"),
@@ -51,6 +64,25 @@ def check_teacher(given: Mapping[str, Any], said: Said = str) -> None:
     for name, without in TEACHING.items() if given["teacher"] is None else ():
         if given[name] != without:
             raise UsageError(f"{said(name)} is of {said('teacher')}, which isn't given; add it")
+
+
+def check_gradients(given: Mapping[str, Any], said: Said = str) -> None:
+    """Raises UsageError for what is said of a scheme that isn't asked for, and for numbers that are none.
+
+    `given`: `gradients`, `bandwidth` and the keywords of AVERAGING.
+    """
+    sigma, bandwidth, scheme = given["clip_sigma"], given["bandwidth"], given["gradients"]
+    if not isinstance(sigma, SupportsFloat) or not 0 <= float(sigma) < math.inf:
+        raise UsageError(f"{said('clip_sigma')} is {sigma!r}; expected a number of 0 (none) or more, as in 2.5")
+    if bandwidth is not None and not 0 < float(bandwidth) < math.inf:
+        raise UsageError(f"{said('bandwidth')} is {bandwidth!r}; expected bits a second above 0, as in 1e9")
+    for name, (owner, own) in AVERAGING.items():
+        value = tuple(listed(given[name])) if isinstance(own, tuple) else given[name]
+        # a scheme of somebody's own may heed any
+        if value != own and scheme in {*_SCHEMES} - {owner}:
+            raise UsageError(f"{said(name)} is of {said('gradients')} {owner}, which is {scheme}; leave it out")
+    if bandwidth is not None and scheme != REPORT:
+        raise UsageError(f"{said('bandwidth')} is of {said('gradients')} {REPORT}, which is {scheme}; leave it out")
 
 
 def check_choice(name: str, value: str | None) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forcereg.data.feed import DEFAULT_BUDGET
+from forcereg.errors import UsageError
 from forcereg.snapshot import LoadReport, ModelFile, StateFile, model_of, read_state
 from forcereg.solver import policy
 from forcereg.solver.build import begin, nets_of, steps_of
@@ -139,6 +142,15 @@ class SolverBase:
         """Tells the observers, or if there are none the user."""
         self._tell.warn(text, 4)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In the block all nets have the averaged weights. Raises UsageError without `ema_decay`."""
+        if self.steps.average is None:
+            raise UsageError("there are no averaged weights; set ema_decay, as in 0.999")
+        with self.steps.average.in_place():
+            self.group.spread(self.net, learned=False)  # rank 0's statistics, as in tests
+            yield
+
     def clip_ranks(self, share: float, until: int | None = None) -> None:
         """Has training reduce the ranks of decomposed layers; see RankClipping. Raises ForceregError if it can't."""
         self.clipping = RankClipping(self._run, self._nets, self.steps, share, until)
@@ -226,6 +238,27 @@ class SolverBase:
         self.current_step = self._snapshots.take_over(state, model, self.clipping, masks)
         self.iter = state.iteration
         self._before_tests = None
+
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        """Iterations in the block leave nothing behind: weights, history, data and random numbers are put back."""
+        nets = (blob for net in self._nets for blob in (*net.parameters(), *net.buffers()))
+        carried = (tensor for tensors in self.updater.carried().values() for tensor in tensors.values())
+        history = (tensor for slot in self.updater.history for tensor in slot)
+        tensors = {
+            id(one): one.detach() for one in (*nets, *carried, *history)
+        }.values()  # once each: nets share theirs
+        kept = [(one, one.clone()) for one in tensors]
+        extra = self._snapshots.extra()
+        try:
+            yield
+        finally:
+            self.updater.go_on([])
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+            self._snapshots.put_back(extra)
+            self.steps.forget()  # the window's tensor may be another
 
     # -- finite losses
 

@@ -11,6 +11,7 @@ from typing import Any
 from forcereg.errors import ForceregError, did_you_mean
 from forcereg.net.module import Net
 from forcereg.net.scoring import Score
+from forcereg.solver.average import ENDING, leaves_traces
 from forcereg.solver.goal import DEFAULT, MAX, MIN, Aims, Goal, Watched
 from forcereg.solver.run import Nets, Run
 
@@ -94,13 +95,14 @@ class Judge:
                 f"{', '.join(f'#{index}' for index in tested) or 'none'}"
             )
         for index, net in nets.items():
-            if asked.output in net.spec.outputs:
-                if (count := prod(net.shapes[asked.output])) != 1:
+            output = self._scored(net, asked.output)
+            if output in net.spec.outputs:
+                if (count := prod(net.shapes[output])) != 1:
                     raise ForceregError(
                         f"{net.spec.filename}: output '{asked.output}' has {count:,} elements; nets are judged by an "
                         "output of one number"
                     )
-                return Place(index, asked.output, _way(net, asked.output))
+                return Place(index, asked.output, _way(net, output))
         index, first = next(iter(nets.items()))
         if asked.output == DEFAULT and (named := _accuracies(first)):
             return Place(index, named[0], MAX)
@@ -111,6 +113,12 @@ class Judge:
             f"{first.spec.filename}: test net #{index} has no output '{asked.output}'"
             + (did_you_mean(asked.output, names) or f"; outputs are {', '.join(names) or 'none'}")
         )
+
+    def _scored(self, net: Net, name: str) -> str:
+        """The net's output that a score of this name is of: X_ema of X, by averaged weights."""
+        output = name.removesuffix(ENDING)
+        averaged = self._run.param.ema_decay and output in net.spec.outputs and not leaves_traces(net)
+        return output if averaged else name
 
     def take(self, iteration: int, scores: Sequence[Score]) -> Verdict:
         """What comes of the tests of an iteration. All ranks have to give the same scores."""

@@ -132,6 +132,20 @@ class GlogWriter:
             line += f" (from {least['ratio']:.3g} of {least['layer']} to {most['ratio']:.3g} of {most['layer']})"
         self.line(line)
 
+    def on_gradients(self, event: Event) -> None:
+        here, alone = 1e3 * event.seconds, 1e3 * event.alone
+        self.line(
+            f"Of {event.ranks} processes an iteration takes {here:.4g} ms, {alone:.4g} ms if none sends gradients"
+        )
+        link = f"At {event.bandwidth / 1e6:.4g} Mbit/s" + ("" if event.given else ", as it comes to here")
+        self.line(f"{link}, communication takes {event.share:.0%} of an iteration; of each scheme:")
+        self.line(f"    {'':9} {'Mbit sent':>10} {'ms to compute':>14} {'ms an iteration':>16} {'gain':>7}")
+        for one in event.schemes:
+            times = [f"{1e3 * one[key]:.4g}" for key in ("work", "seconds")]
+            numbers = f"{one['bits'] / 1e6:10.4g} {times[0]:>14} {times[1]:>16} {one['gain']:>7.0%}"
+            self.line(f"    {one['scheme']:9} {numbers}")
+        self.line(event.text[0].upper() + event.text[1:])
+
     def on_debug(self, event: Event) -> None:
         for row in event.rows:
             where = f"Layer {row['layer']}, {row['kind']} blob {row['blob']}"
@@ -160,6 +174,8 @@ class GlogWriter:
         kind = "binary proto" if event.binary else "HDF5"
         self.line(f"Snapshotting to {kind} file {event.model}")
         self.line(f"Snapshotting solver state to {kind} file {event.state}")
+        if "average" in event.fields:
+            self.line(f"Snapshotting averaged weights to {kind} file {event.average}")
 
     def on_best(self, event: Event) -> None:
         before = event.before

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from forcereg.net.module import Net
-from forcereg.net.scoring import Score, read_outputs
+from forcereg.net.scoring import Output, Score, read_outputs
 from forcereg.solver import policy
+from forcereg.solver.average import ENDING, leaves_traces
 from forcereg.solver.base import SolverBase
 from forcereg.solver.debug import Watch
 from forcereg.solver.diagnostics import coordination, forced_ranks
@@ -19,6 +21,7 @@ from forcereg.solver.passes import Inputs, fed
 from forcereg.solver.ready import check_ready
 from forcereg.solver.regularizers.force import FORCE, forced_matrices
 from forcereg.solver.sparsity.advice import notes
+from forcereg.solver.state import rewound
 
 
 class Solver(SolverBase):
@@ -48,6 +51,10 @@ class Solver(SolverBase):
             self.emit("note", text=self.passes.precision.describe())
         for text in notes(self.net, self.param):
             self.emit("note", text=text)
+        for index, net in enumerate(self.test_nets if self.steps.average is not None else ()):
+            if leaves_traces(net):
+                text = f"test net #{index} is not tested with averaged weights: it writes a file or runs code"
+                self.emit("note", text=text)
         # before the first iteration: what would end the run at its first test or snapshot ends it now
         saved = self.judge is not None
         check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None, saved)
@@ -186,7 +193,10 @@ class Solver(SolverBase):
     # -- tests and displays
 
     def test_all(self) -> None:
-        """Runs every test net over its test_iter batches; emits the mean of every output element, and judges them."""
+        """Runs every test net over its test_iter batches; emits the mean of every output element, and judges them.
+
+        With `ema_decay` by averaged weights as well: outputs whose names end in _ema.
+        """
         self.check_finite()
         # a snapshot among the tests is one from before them (see snapshot)
         self._before_tests = self._snapshots.extra()
@@ -239,12 +249,29 @@ class Solver(SolverBase):
         with contextlib.ExitStack() as stack:
             watch = stack.enter_context(Watch(net)) if self._debugs else None
             seen = (lambda *_: self._debug(watch)) if watch else (lambda *_: None)
+            averaged = self._test_averaged(index)
             count, tally = self.param.test_iter[index], self.steps.tally(net)
             result = self.group.score(net, count, self._between_batches, seen, inputs, tally)
+            result = replace(result, outputs=[*result.outputs, *averaged])
         if not self.stop_requested:
             loss = result.loss if self.param.test_compute_loss else None
             self.emit("test", net=index, iteration=self.iter, outputs=result.outputs, loss=loss)
         return result
+
+    def _test_averaged(self, index: int) -> list[Output]:
+        """What test net `index` gives with averaged weights, by names that end in _ema; data stays where it is."""
+        net = self.test_nets[index]
+        if self.steps.average is None or leaves_traces(net):
+            return []
+        inputs = functools.partial(self._fed, net)
+        with self.averaged(), rewound(net, self.device):
+            count, tally = self.param.test_iter[index], self.steps.tally(net)
+            result = self.group.score(net, count, self._unless_stopped, lambda *_: None, inputs, tally)
+        return [replace(one, name=one.name + ENDING) for one in result.outputs]
+
+    def _unless_stopped(self, index: int) -> bool:
+        self.group.agree()
+        return not self.stop_requested
 
     def _between_batches(self, index: int) -> bool:
         self.group.agree()

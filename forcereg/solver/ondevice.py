@@ -74,9 +74,9 @@ class Descent:
         # the other types have no fused kernel that looks at a flag: they run, and a copy takes it back
         before = [list(torch._foreach_mul(slot, 1.0)) for slot in self._history]
         values = self._rule(self._p, grads, self._history, self._rate, self._lr_mults)
-        _fused_sgd(self._weights, values, [], stop)
+        fused_sgd(self._weights, values, [], stop)
         for slot, kept in zip(self._history, before, strict=True):
-            _fused_sgd(kept, kept, slot, 1 - stop, momentum=1.0, first=True, lr=0.0)  # slot = kept, if stopped
+            fused_sgd(kept, kept, slot, 1 - stop, momentum=1.0, first=True, lr=0.0)  # slot = kept, if stopped
         return values
 
     def _descend(self, grads: Tensors, stop: Tensor) -> Tensors:
@@ -88,10 +88,10 @@ class Descent:
             torch._foreach_zero_([grads[i] for i in self._frozen])
         # without momentum torch's kernel keeps no velocity, but Caffe's history is the last update
         if not momentum:
-            _fused_sgd(self._weights, grads, velocity, stop, momentum=1.0, first=True)
+            fused_sgd(self._weights, grads, velocity, stop, momentum=1.0, first=True)
             return velocity
         nesterov = type(self._rule) is Nesterov
-        _fused_sgd(self._weights, grads, velocity, stop, momentum=momentum, nesterov=nesterov)
+        fused_sgd(self._weights, grads, velocity, stop, momentum=momentum, nesterov=nesterov)
         return list(torch._foreach_add(grads, velocity, alpha=momentum)) if nesterov else velocity
 
     def first_bad(self) -> int:
@@ -104,7 +104,7 @@ class Descent:
         self._dead.zero_()
 
 
-def _fused_sgd(
+def fused_sgd(
     weights: Tensors,
     grads: Tensors,
     velocity: Tensors,
@@ -112,7 +112,7 @@ def _fused_sgd(
     momentum: float = 0.0,
     nesterov: bool = False,
     first: bool = False,
-    lr: float = 1.0,
+    lr: float | Tensor = 1.0,
 ) -> None:
     """torch's fused SGD: the one launch that changes nothing, NaN or not, where a flag on the device (`stop`) is 1.
 

@@ -12,6 +12,7 @@ from forcereg.net.module import Net
 from forcereg.solver.debug import Watch
 from forcereg.solver.distill import Lesson
 from forcereg.solver.distributed import Group
+from forcereg.solver.gradients.base import Scheme
 from forcereg.solver.precision import Precision
 from forcereg.solver.replica import Replica
 
@@ -24,11 +25,17 @@ class Passes:
     def __init__(self, net: Net, iter_size: int, precision: Precision, group: Group) -> None:
         self._net, self._iter_size, self.precision, self._group = net, iter_size, precision, group
         self.lesson: Lesson | None = None
+        self.scheme: Scheme | None = None
         self.renew()
 
     def learn(self, lesson: Lesson) -> None:
         """Has the net learn from its lesson's teacher as well."""
         self.lesson = lesson
+        self.renew()
+
+    def average_by(self, scheme: Scheme | None) -> None:
+        """Has the ranks' gradients become their mean by a scheme, None for dense. Raises ForceregError if it can't."""
+        self.scheme = scheme
         self.renew()
 
     @property
@@ -48,7 +55,7 @@ class Passes:
 
     def renew(self) -> None:
         """Looks anew at which weights the net has."""
-        self._replica = Replica(self._group, self._net, self.forward_loss)
+        self._replica = Replica(self._group, self._net, self.forward_loss, self.scheme)
 
     def accumulate(
         self, inputs: Callable[[int], Mapping[str, Tensor] | None], watched: Callable[[Watch], None] | None = None

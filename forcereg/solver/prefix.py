@@ -20,10 +20,9 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
 
     `p` is the SolverParameter, `name` its file. Looked at are the longest names, and what lies in the place of others.
     """
-    binary = writes_binary(p)
     # the largest number makes the longest name, which a file system may refuse
     last = max(start, p.max_iter)
-    planned = {path(prefix, last, binary) for path in (snapshot.model_path, snapshot.state_path)}
+    planned = {*snapshot_files(prefix, last, p)}
     for path in [*planned, *_in_the_way(prefix, p, start)]:
         try:
             check_writable(path)
@@ -39,10 +38,17 @@ def probe_prefix(prefix: Path, p: Any, name: str, start: int = 0) -> None:
             ) from None
 
 
+def snapshot_files(prefix: Path, which: int | str, p: Any) -> list[Path]:
+    """The files of a snapshot: the model, its state, and with `ema_decay` the averages. `which`: see snapshot.names."""
+    names = [snapshot.model_path, snapshot.state_path, *([snapshot.average_path] if p.ema_decay else [])]
+    return [name(prefix, which, writes_binary(p)) for name in names]
+
+
 def _in_the_way(prefix: Path, p: Any, start: int) -> Iterator[Path]:
     """What lies where a snapshot will be written and isn't a file."""
     ending = "" if writes_binary(p) else r"\.h5"
-    pattern = re.compile(rf"{re.escape(prefix.name)}_iter_(0|[1-9][0-9]*)\.(caffemodel|solverstate){ending}")
+    average = "(?:_ema)?" if p.ema_decay else ""
+    pattern = re.compile(rf"{re.escape(prefix.name)}_iter_(0|[1-9][0-9]*)({average}\.caffemodel|\.solverstate){ending}")
     with contextlib.suppress(OSError), os.scandir(prefix.parent) as entries:
         for entry in entries:
             match = pattern.fullmatch(entry.name)

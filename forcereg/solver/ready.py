@@ -11,7 +11,7 @@ from forcereg.errors import ForceregError
 from forcereg.layers.output import HDF5Output
 from forcereg.net.module import Net
 from forcereg.net.scoring import check_blobs, unfed
-from forcereg.solver.prefix import probe_prefix, writes_binary
+from forcereg.solver.prefix import probe_prefix, snapshot_files
 from forcereg.solver.run import Nets, Run
 from forcereg.solver.saving import check_room, check_saving, saves
 from forcereg.system.files import check_writable
@@ -25,11 +25,11 @@ def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool, s
     """
     p, name = run.param, run.name
     if saved or saves(p):
-        prefix, binary = run.prefix(), writes_binary(p)
+        prefix = run.prefix()
         check_saving(p, nets, slots, name)
         run.group.once(lambda: probe_prefix(prefix, p, name, iteration))
         if saved:
-            run.group.once(lambda: _check_best(prefix, binary))
+            run.group.once(lambda: _check_best(prefix, p))
         run.group.once(lambda: check_room(p, nets.train, slots, prefix, name))
     # a test net that never runs needs no inputs and may name files that can't be written
     tested = [net for index, net in enumerate(nets.tests) if _is_tested(p, index, iteration)]
@@ -40,9 +40,9 @@ def check_ready(run: Run, nets: Nets, slots: int, iteration: int, given: bool, s
             _check_fed(net)
 
 
-def _check_best(prefix: Path, binary: bool) -> None:
-    for path in (snapshot.model_path, snapshot.state_path):
-        check_writable(path(prefix, snapshot.BEST, binary))
+def _check_best(prefix: Path, p: Any) -> None:
+    for path in snapshot_files(prefix, snapshot.BEST, p):
+        check_writable(path)
 
 
 def _is_tested(p: Any, index: int, iteration: int) -> bool:

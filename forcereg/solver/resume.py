@@ -82,7 +82,9 @@ def _found(prefix: Path) -> dict[int, list[Path]]:
 def _clean_up(prefix: Path) -> None:
     """Deletes what writing a snapshot left behind when it was killed."""
     # such a name may be cut before its end
-    for path, _ in _matching(prefix, rf"\.{re.escape(prefix.name)}_(iter_[0-9]*|best)[.a-z0-9]*\.[0-9a-f]{{8}}\.tmp"):
+    for path, _ in _matching(
+        prefix, rf"\.{re.escape(prefix.name)}_(iter_[0-9]*|best)(_ema)?[.a-z0-9]*\.[0-9a-f]{{8}}\.tmp"
+    ):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -26,10 +26,14 @@ WATCH = "watch"
 """The entry of what is known of the ranks of forced layers."""
 PRUNING = "pruning"
 """The entry of what a pruning has decided."""
+AVERAGE = "average"
+"""The entry of the averaged weights."""
 SCALE = "scale"
 """The entry of the loss scale."""
 BEST = "best"
 """The entry of the best test so far."""
+GRADIENTS = "gradients"
+"""The entry of how ranks average gradients, and of what each needs to go on with that."""
 
 
 class Form(NamedTuple):
@@ -94,6 +98,16 @@ _EXTRA: Mapping[str, Any] = {
         "still": {"*": COUNT},
         "cuts": {"*": _POSITIVE},
     },
+    f"?{GRADIENTS}": {
+        "scheme": TEXT,
+        "?ranks": {
+            "*": {
+                **{"?cpu": GENERATOR, "?cuda": _BYTES, "?iteration": COUNT},
+                **{key: {"*": _VALUES} for key in ("?error", "?p", "?q")},
+            }
+        },
+    },
+    f"?{AVERAGE}": {"since": _whole(-1, (1 << 31) - 1), "blobs": {"*": _VALUES}},
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
     f"?{BEST}": {"output": TEXT, "value": _FINITE, "iteration": _whole(-1, (1 << 31) - 1), "since": COUNT},
 }

@@ -14,8 +14,9 @@ from forcereg.errors import ForceregError
 from forcereg.net.module import Net
 from forcereg.schema.text import to_text
 from forcereg.solver.distill import attributes
-from forcereg.solver.prefix import writes_binary
+from forcereg.solver.prefix import snapshot_files, writes_binary
 from forcereg.solver.run import Run
+from forcereg.solver.saved import AVERAGE
 from forcereg.solver.state import pack
 from forcereg.solver.steps import Steps
 from forcereg.version import __version__
@@ -56,15 +57,15 @@ def check_format(param: Any, net: Net, slots: int, name: str) -> None:
         snapshot.check_size(name, _FLOAT * (1 + param.snapshot_diff) * sum(blobs), _FLOAT * history)
 
 
-def pair_size(p: Any, net: Net, slots: int) -> tuple[int, int]:
-    """About how many bytes a model and its state take."""
-    values = sum(one.blob.numel() for one in net.learnable)
-    return _FLOAT * values * (1 + p.snapshot_diff), _FLOAT * values * slots
+def sizes_of(p: Any, net: Net, slots: int) -> list[int]:
+    """About how many bytes each file of a snapshot takes: the model, its state, and with `ema_decay` the averages."""
+    values, averages = _FLOAT * sum(one.blob.numel() for one in net.learnable), p.ema_decay > 0
+    return [values * (1 + p.snapshot_diff), values * (slots + averages), *[values] * averages]
 
 
 def check_room(p: Any, net: Net, slots: int, prefix: Path, name: str) -> None:
     """Raises ForceregError, opened by `name`, if the disk can't take the first snapshot, or no file may be so large."""
-    sizes = pair_size(p, net, slots)
+    sizes = sizes_of(p, net, slots)
     # with --keep, too, old ones stay until the new pair is written
     free = shutil.disk_usage(prefix.parent).free
     if sum(sizes) > free:
@@ -90,20 +91,25 @@ def write_pair(
     more: Mapping[str, Any],
     which: str | None = None,
 ) -> Path:
-    """Writes model and state of this iteration under the prefix; the model's path. Raises ForceregError.
+    """Writes model, state and averages of this iteration under the prefix; the model's path. Raises ForceregError.
 
     `extra` (see state.extra_state) and `more` go into the state's extra. `which`: what the files are named by in
     place of the iteration.
     """
     prefix, p, binary, updater = run.prefix(), run.param, writes_binary(run.param), steps.updater
     mark = iteration if which is None else which
-    model, state = snapshot.model_path(prefix, mark, binary), snapshot.state_path(prefix, mark, binary)
-    run.tell.emit("snapshot", model=str(model), state=str(state), iteration=iteration, binary=binary)
+    model, state, *others = snapshot_files(prefix, mark, p)
+    averages = {"average": str(others[0])} if others else {}
+    run.tell.emit("snapshot", model=str(model), state=str(state), iteration=iteration, binary=binary, **averages)
+    message = snapshot.net_message(net.spec) if binary else None
+    attrs = {**provenance(net, p, run.seed), **attributes(steps.passes.lesson)}
+    if steps.average is not None:
+        with steps.average.in_place():
+            snapshot.write_model(averages["average"], pack(net, everywhere=binary), None, attrs, message)
+        more = {**more, AVERAGE: steps.average.state_dict()}
     blobs = pack(net, everywhere=binary)
     diffs = pack(net, updater.last_update()) if p.snapshot_diff else None
-    message = snapshot.net_message(net.spec) if binary else None
     # the model first: a state without its model is of no use to --resume auto, a model without state still is one
-    attrs = {**provenance(net, p, run.seed), **attributes(steps.passes.lesson)}
     snapshot.write_model(model, blobs, diffs, attrs, message)
     learned = str(snapshot.model_path(p.snapshot_prefix, mark, binary))
     extra = {**extra, **updater.extra(), snapshot.WEIGHTS: snapshot.fingerprint(blobs), **more}

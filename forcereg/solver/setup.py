@@ -92,6 +92,8 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
     for field in ("net", "train_net", "test_net", "snapshot_prefix", "weights"):
         if "\0" in "".join(getattr(p, field)):
             yield ForceregError(f"{name}: {field} holds a NUL character, which no path has; correct it")
+    if not 0 <= p.ema_decay < 1:
+        yield ForceregError(f"{name}: ema_decay is {p.ema_decay:g}; expected 0 for none, or below 1, as in 0.999")
     if min(p.test_iter, default=0) < 0:
         yield ForceregError(f"{name}: test_iter is {min(p.test_iter)}; expected >= 0")
 

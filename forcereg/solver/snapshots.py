@@ -16,7 +16,7 @@ from forcereg.solver.prefix import writes_binary
 from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import BEST, CLIPPED, MASKS, PRUNING, SCALE, WATCH, check_extra
+from forcereg.solver.saved import AVERAGE, BEST, CLIPPED, GRADIENTS, MASKS, PRUNING, SCALE, WATCH, check_extra
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -50,6 +50,8 @@ class Snapshots:
         for copies, _ in found:  # behind the looks at all nets: what doesn't fit leaves each as it was
             snapshot.take_over(copies)
         self._steps.updater.forget()
+        if self._steps.average is not None:
+            self._steps.average.restart()
         tell.emit("weights", file=str(path), report=report)
         self._mask(report.loaded)
         if text and not tell.observers:
@@ -91,6 +93,7 @@ class Snapshots:
         """Model and state, as of the iteration or the best so far; the model's path. Rank 0 writes, the others wait."""
         run, clipped = self._run, {} if clipping is None else {CLIPPED: clipping.last}
         which = snapshot.BEST if best else None
+        extra = {**extra, **self._averaging()}  # no test changes that
 
         def work() -> Path:
             path = write_pair(run, self._nets.train, self._steps, iteration, current_step, extra, clipped, which)
@@ -106,6 +109,21 @@ class Snapshots:
             self.last = path
         return path
 
+    def _averaging(self) -> dict[str, Any]:
+        """How ranks average gradients, if not as they are."""
+        if (scheme := self._steps.passes.scheme) is None:
+            return {}
+        ranks = {str(rank): state for rank, state in enumerate(self._run.group.gather(scheme.state_dict())) if state}
+        return {GRADIENTS: {"scheme": scheme.name, **({"ranks": ranks} if ranks else {})}}
+
+    def _take_averaging(self, state: StateFile) -> None:
+        saved, scheme = (state.extra or {}).get(GRADIENTS), self._steps.passes.scheme
+        now = "dense" if scheme is None else scheme.name
+        if saved is not None and saved["scheme"] != now:
+            self._run.tell.warn(f"{state.path}: its run's gradients were {saved['scheme']}, this one's are {now}")
+        elif scheme is not None:  # a rank that the state doesn't know draws anew
+            scheme.load_state_dict((saved or {}).get("ranks", {}).get(str(self._run.group.rank), {}))
+
     def take_over(
         self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None, wanted: str = STORED
     ) -> int:
@@ -119,6 +137,7 @@ class Snapshots:
         check_extra(path := state.path, state.extra, self._nets.named)
         with fitted(clipping, state, model):
             history = updater.matched(state, model)
+            history += [] if (average := self._steps.average) is None else average.matched(state)
             weights, report = snapshot.matched(train.params, model, train.shared)
             text = snapshot.remark([(model, report)]) if any(model.layers.values()) else ""
         run.tell.emit("restore", state=str(path), iteration=state.iteration)
@@ -129,6 +148,8 @@ class Snapshots:
             run.tell.warn(text or lacking)
         if not report.fresh and not state.goes_with(model):
             run.tell.warn(f"{model.path}: holds other weights than {path} was saved with; training goes on with these")
+        if text := self._go_on_averaging(state):
+            run.tell.warn(text)
         if other := change_of(model.attrs.get(TEACHER), self._steps.passes.lesson):
             run.tell.warn(f"{path}: {other}")
         self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
@@ -136,6 +157,13 @@ class Snapshots:
         self._take_masks(state, report.loaded, wanted)
         self._take_extra(state)
         return policy.catch_up(run.param, state.iteration, state.current_step)
+
+    def _go_on_averaging(self, state: StateFile) -> str:
+        """What to warn of, '' for nothing."""
+        if self._steps.average is not None:
+            return self._steps.average.go_on(state)
+        held = AVERAGE in (state.extra or {})
+        return f"{state.path}: its averaged weights end here; go on with them by --ema DECAY" if held else ""
 
     def _take_masks(self, state: StateFile, loaded: Collection[str], wanted: str) -> None:
         stored = MASKS in (state.extra or {})
@@ -153,6 +181,7 @@ class Snapshots:
             steps.losses.clear()
         else:
             self.put_back(state.extra)
+        self._take_averaging(state)
         self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
         if self.pruning is not None:
             self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))

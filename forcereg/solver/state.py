@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,6 @@ def _carried(nets: Mapping[str, Net]) -> dict[str, dict[str, Tensor]]:
 
 def extra_state(nets: Mapping[str, Net], losses: LossWindow, device: torch.device) -> dict[str, Any]:
     """Everything that an exact resume needs beyond weights and history; a copy. `nets` by the names used in it."""
-    # Dropout's masks come from these; data has generators of its own, in the feeds' states
-    random = {"cpu": torch.get_rng_state().numpy()}
-    if device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(device).numpy()
     return {
         "feeds": {
             str(number): {"name": name, "state": _plain(feed.state_dict())}
@@ -68,10 +65,39 @@ def extra_state(nets: Mapping[str, Net], losses: LossWindow, device: torch.devic
             name: {key: to_array(tensor.clone()) for key, tensor in tensors.items()}
             for name, tensors in _carried(nets).items()
         },
-        "random": random,
+        "random": _random(device),
         "losses": to_array(losses.values.clone()),
         "loss_count": losses.count,
     }
+
+
+def _random(device: torch.device) -> dict[str, np.ndarray]:
+    """Where random numbers stand. Dropout's masks come from these; data has generators of its own, in its feeds."""
+    random = {"cpu": torch.get_rng_state().numpy()}
+    if device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(device).numpy()
+    return random
+
+
+def _put_random(random: Mapping[str, np.ndarray], device: torch.device) -> None:
+    if "cpu" in random:
+        torch.set_rng_state(torch.from_numpy(np.array(random["cpu"])))
+    if device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(torch.from_numpy(np.array(random["cuda"])), device)
+
+
+@contextlib.contextmanager
+def rewound(net: Net, device: torch.device) -> Iterator[None]:
+    """Behind the block the net's data, its hidden states and random numbers are where they were before."""
+    positions = [(feed, feed.state_dict()) for feed in net.feeds.values()]
+    carried = [(one, one.clone()) for tensors in _carried({"": net}).values() for one in tensors.values()]
+    random = _random(device)
+    yield
+    for feed, position in positions:
+        feed.load_state_dict(position)
+    for tensor, kept in carried:  # in place, and of as many streams as before: the layer holds this tensor
+        tensor.resize_(kept.shape).copy_(kept)
+    _put_random(random, device)
 
 
 def unpack(
@@ -89,11 +115,7 @@ def unpack(
         except KeyError:  # none, or that of another type of layer
             warn(f"the state holds no position for data layer '{name}'; it starts from the beginning")
     unpack_carried(extra.get("carried", {}), nets, warn)  # this and the next are another rank's, if that had any
-    random = extra.get("random", {})
-    if "cpu" in random:
-        torch.set_rng_state(torch.from_numpy(np.array(random["cpu"])))
-    if device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(torch.from_numpy(np.array(random["cuda"])), device)
+    _put_random(extra.get("random", {}), device)
     losses.load(extra["losses"], extra["loss_count"])
 
 

@@ -16,6 +16,7 @@ from forcereg.net.module import Net
 from forcereg.net.scoring import Tally
 from forcereg.schema.spec import LayerSpec
 from forcereg.solver import debug
+from forcereg.solver.average import Average
 from forcereg.solver.diagnostics import force_norms
 from forcereg.solver.graph import Batches, Graphed, obstacle
 from forcereg.solver.passes import Passes
@@ -36,6 +37,8 @@ UNMEASURED: Mapping[str, Callable[[Tensor], None]] = {}
 class Steps:
     """Runs iterations of `nets.train` (`passes`, then `updater`), and the test nets' passes; `losses` get every loss.
 
+    `average`: what averages the weights, None without `ema_decay`.
+
     With a `recorder` as graphs, but for iterations of which something is shown from within.
     """
 
@@ -52,6 +55,8 @@ class Steps:
         self._around = {id(net): net.around for net in nets}
         self._graphed: dict[int, Graphed[Any]] = {}
         self._tallies: dict[int, _Tally] = {}
+        decay = run.param.ema_decay
+        self.average = Average(nets.train, decay, run.device) if decay else None
         self._grads: list[Tensor | None] | None = None
         self._at = 0  # this iteration
         self._measured: tuple[str, ...] = ()  # the regularizers that are measured in it
@@ -84,6 +89,8 @@ class Steps:
         """
         self._at, self._measured, self._norms = iteration, tuple(measures), {}
         self.updater.prepare(iteration)
+        if self.average is not None:
+            self.average.prepare(iteration)
         work = functools.partial(Steps._work, self._me)
         watches = self.updater.watches(iteration)
         graphed = self.graphed(self._net, work) if watched is None and not watches and not between else None
@@ -111,6 +118,7 @@ class Steps:
         tell(outputs)
         with self._explained(rate):
             self.updater.apply(self._at, rate, loss, self._measures())
+        self._averaged()
 
     def _replay(self, graphed: Graphed[Any], rate: float, inputs: Fed) -> tuple[Outputs, dict[str, Tensor]]:
         """An iteration by a graph, whose outputs and norms these are."""
@@ -144,7 +152,12 @@ class Steps:
         # an output that is a blob of the net's own would show what the update makes of it, which is launched next
         outputs = {name: blob.clone() if _memory(blob) in own else blob for name, blob in outputs.items()}
         self.updater.step(self._at, loss, self._measures())
+        self._averaged()
         return outputs, [weight.grad for weight in self.updater.weights], self._norms
+
+    def _averaged(self) -> None:
+        if self.average is not None:
+            self.average.step(self.updater.stopped)
 
     def tally(self, net: Net) -> Tally | None:
         """What adds up the passes of a test net as graphs; None if there are none."""
@@ -161,6 +174,8 @@ class Steps:
     def renew(self) -> None:
         """Takes the nets as they are now, with weights of other shapes; the history of the others stays."""
         self.updater.renew()
+        if self.average is not None:
+            self.average.renew()
         self.passes.renew()
         self.forget()
 

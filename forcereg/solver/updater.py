@@ -77,7 +77,7 @@ class Updater:
         additive = plain and all(regularizer.get(name).additive(p) for name in regularizer)
         self._fused = additive and type(self._rule) is update.SGD and p.momentum != 0
         if self._device.type == "cpu":  # looked at before the first of it is allocated
-            copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused)
+            copies = 1 + self._rule.slots + (p.snapshot_diff or not self._fused) + (p.ema_decay > 0)
             # told by the layer that is too large, before the system ends the process for it
             layers = {spec.name: spec for spec in net.spec.layers}
             needed = [(layers[one.layer], copies * one.blob.nbytes) for one in learning]
@@ -109,14 +109,14 @@ class Updater:
     def renew(self) -> None:
         """Takes its net as that is now: blobs that it had before keep their history, others begin with zeros."""
         places = {id(weight): place for place, weight in enumerate(self.weights)}
-        before, carried = self._kept(), self._carried()
+        before, carried = self._kept(), self.carried()
         self._collect()
         self.masks = self.masks.renewed(self._named())
         for fresh, held in zip(self._kept(), before, strict=True):
             for place, weight in enumerate(self.weights):
                 if id(weight) in places:
                     fresh[place] = held[places[id(weight)]]
-        for name, tensors in self._carried().items():
+        for name, tensors in self.carried().items():
             for key, tensor in tensors.items():
                 held_before = carried.get(name, {}).get(key)
                 if held_before is not None and held_before.shape == tensor.shape:
@@ -136,6 +136,11 @@ class Updater:
         if self._kinds[place] != "L2":
             self._decays[place] = 0.0
         self.zeroing.spare(self.weights[place])
+
+    @property
+    def stopped(self) -> Tensor | None:
+        """On a device: 1 where the last step changed nothing."""
+        return None if self.on_host else self._descent.stopped
 
     def feeling(self, iteration: int) -> tuple[str, ...]:
         """The regularizers that act in this iteration."""
@@ -323,13 +328,14 @@ class Updater:
 
     def extra(self) -> dict[str, Any]:
         """What a state's `extra` has of the update: what its history is, and what regularizers carry, if any does."""
-        carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self._carried().items()}
+        carried = {name: {key: to_array(one) for key, one in kept.items()} for name, kept in self.carried().items()}
         masks = {name: to_array(mask) for name, mask in self.masks.tensors.items()}
         # with a connectivity_mode also that there are none yet: else they would be made at a resume
         own = {MASKS: masks} if masks or self._moded else {}
         return {HISTORY: self.holds, **({REGULARIZERS: carried} if carried else {}), **own}
 
-    def _carried(self) -> dict[str, Mapping[str, Tensor]]:
+    def carried(self) -> dict[str, Mapping[str, Tensor]]:
+        """Kept tensors of regularizers and of what zeroes weights, by their names."""
         carried = {name: one.carried() for name, one in self._regularizers.items()}
         carried["surgery"] = self.zeroing.carried()
         return {name: tensors for name, tensors in carried.items() if tensors}
@@ -370,7 +376,7 @@ class Updater:
         """What regularizers carry; what the state doesn't know begins anew."""
         copies: Copies = []
         saved = (state.extra or {}).get(REGULARIZERS, {})
-        for name, tensors in self._carried().items():
+        for name, tensors in self.carried().items():
             known = saved.get(name, {})
             for key, tensor in ((key, tensor) for key, tensor in tensors.items() if key in known):
                 shape = list(np.shape(known[key]))

@@ -35,7 +35,8 @@ FALL = 0.05
 """A loss that falls by less, of what it was, hasn't fallen."""
 PLAIN = (
     *("test_iter", "test_interval", "test_net", "test_net_param", "test_state", "snapshot", "snapshot_prefix"),
-    *("display", "average_loss", "warmup_iter", "warmup_start_lr", "force_ramp", "force_release", "force_until"),
+    *("display", "average_loss", "warmup_iter", "warmup_start_lr", "ema_decay"),
+    *("force_ramp", "force_release", "force_until"),
 )
 """Solver fields that the test leaves out: it scores, shows and saves nothing, at a force that is whole."""
 

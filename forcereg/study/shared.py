@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from forcereg.errors import ForceregError
+from forcereg.study.jobs.job import DEADLY
 from forcereg.study.sweep_plan import Result
 from forcereg.study.tune_space import Space
 from forcereg.system import sidefiles
-from forcereg.system.claims import Watch, held
+from forcereg.system.claims import Claim, Watch, held
 from forcereg.system.files import make_folder, write_text
 
 JOURNAL = "study.journal"
@@ -35,8 +36,6 @@ PRUNED = "pruned at iteration"
 """What opens the reason of a trial that was worse than others, and not one that couldn't go on."""
 FIRST = 5
 """Trials that are complete before another may be pruned."""
-DEADLY = 3
-"""Processes of one call that a trial, or another run, may cost until it is given up."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Taken:
     trial: Any
     fields: dict[str, str]
     plain: bool
+    held: Claim
 
     @property
     def number(self) -> int:
@@ -186,14 +186,14 @@ class Shared:
                 self._revive()
                 taken = None
                 if self.counted < most:
-                    stack.enter_context(held(path))
+                    own = stack.enter_context(held(path))
                     write_text(path, "")
-                    taken = self._taken(path.name)
+                    taken = self._taken(path.name, own)
             yield taken
             if taken is not None:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
-    def _taken(self, mark: str) -> Taken:
+    def _taken(self, mark: str, own: Claim) -> Taken:
         trial = self._study.ask()
         trial.set_user_attr(MARK, mark)
         trial.set_user_attr(CALL, self._call)
@@ -205,7 +205,7 @@ class Shared:
         plain = bool(trial.user_attrs.get(PLAIN))
         fields = self._space.without_force if plain else self._space.suggest(trial)
         trial.set_user_attr(FIELDS, fields)
-        return Taken(trial, fields, plain)
+        return Taken(trial, fields, plain, own)
 
     @property
     def counted(self) -> int:
@@ -258,7 +258,11 @@ class Shared:
             return bool(taken.trial.should_prune())
 
     def finish(self, taken: Taken, result: Result, value: float | None) -> None:
-        """Tells what a trial came to, or with `value` None why it has `failed`."""
+        """Tells what a trial came to, or with `value` None why it has `failed`.
+
+        Raises Lost if it has come again elsewhere, since this process stood still.
+        """
+        taken.held.check(look=True)
         with self._reached():
             if value is None:
                 taken.trial.set_user_attr(FAILED, result.failed)

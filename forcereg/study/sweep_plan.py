@@ -132,7 +132,7 @@ class Result:
         # int() refuses numbers of thousands of digits, which only damage leaves
         if any(re.fullmatch(r"whole|\d{1,9}(-\d{1,9})*", rank, re.ASCII) is None for rank in self.ranks):
             raise ValueError("ranks that no layer has")
-        if self.failed or not (self.ranks and 0 <= self.seconds < math.inf):
+        if not (self.failed or self.ranks) or not 0 <= self.seconds < math.inf:
             raise ValueError("a run that hasn't come to its end")
 
 

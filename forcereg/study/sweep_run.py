@@ -25,9 +25,10 @@ from forcereg.study.accounting import accounts
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.grid import Setting
 from forcereg.study.scores import origin
-from forcereg.study.sweep_plan import RESULT, RUN, Cut, Kept, Plan, Result, Run, Trained, is_of, solver_of
+from forcereg.study.sweep_plan import FAILED, RESULT, RUN, Cut, Kept, Plan, Result, Run, Trained, is_of, solver_of
 from forcereg.study.tuning import Ended, train, weights_of
 from forcereg.system import sidefiles
+from forcereg.system.claims import Claim
 from forcereg.system.events import Event, Observer
 from forcereg.system.files import append_text, make_folder, write_text
 
@@ -37,8 +38,28 @@ CUT = "net_lowrank"
 
 def known_result(plan: Plan, setting: Setting, folder: Path) -> Result | None:
     """What the run in a folder came to before, None if it hasn't come to its end."""
-    known = sidefiles.known(folder / RESULT, Kept)
+    found = _kept(plan, setting, folder / RESULT)
+    return None if found is None or found.failed else found
+
+
+def known_failure(plan: Plan, setting: Setting, folder: Path) -> Result | None:
+    """How the run in a folder failed when it was last tried, None if it hasn't."""
+    found = _kept(plan, setting, folder / FAILED)
+    return found if found is not None and found.failed else None
+
+
+def keep_failure(plan: Plan, failed: Result, folder: Path) -> None:
+    """Writes how a run failed, for processes that share the folder; the next call tries it again."""
+    _keep(plan, failed, folder / FAILED)
+
+
+def _kept(plan: Plan, setting: Setting, path: Path) -> Result | None:
+    known = sidefiles.known(path, Kept)
     return known.result if known is not None and known.asked == plan.asked and is_of(known.result, setting) else None
+
+
+def _keep(plan: Plan, result: Result, path: Path) -> None:
+    write_text(path, json.dumps(asdict(Kept(plan.asked, result)), indent=1) + "\n")
 
 
 def run(
@@ -49,23 +70,29 @@ def run(
     heard: Warnings,
     try_cut: bool = False,
     watch: Callable[[Solver], Observer] | None = None,
+    held: Claim | None = None,
 ) -> Result:
     """Trains a setting in `folder`, from its newest snapshot if there is one, cuts, scores and fine-tunes it.
 
     `identity`: what it is, see `runs_of`; `try_cut`: a cut that can't be is told before it trains; `watch` makes an
-    observer of the training, which may raise Ended. The result is written there unless it `failed`: with a loss or
-    weight that isn't finite, or Ended. Raises as `sweep`.
+    observer of the training, which may raise Ended. The result is written there, or how it `failed`: with a loss or
+    weight that isn't finite, or Ended. `held`: the claim on the folder, without which it ends with Lost. Raises as
+    `sweep`.
     """
     started = time.perf_counter()
     make_folder(folder)
     # before it trains: an interrupted run is known by what it is
     write_text(folder / RUN, json.dumps(asdict(identity), indent=1) + "\n")
-    result, solver = _trained(plan, setting, folder, heard, try_cut, watch)
+    watches = [watch] if watch else []
+    if held is not None:
+        watches.append(lambda solver: lambda event: held.check())
+    result, solver = _trained(plan, setting, folder, heard, try_cut, watches)
     if not result.failed:
         result = _compared(plan, result, solver, folder, heard)
     result = replace(result, seconds=round(time.perf_counter() - started, 1))
-    if not result.failed:  # a failed run leaves no result, so that it is tried again
-        write_text(folder / RESULT, json.dumps(asdict(Kept(plan.asked, result)), indent=1) + "\n")
+    if held is not None:
+        held.check(look=True)
+    _keep(plan, result, folder / (FAILED if result.failed else RESULT))
     return result
 
 
@@ -94,7 +121,7 @@ def _trained(
     folder: Path,
     warn: Warnings,
     try_cut: bool,
-    watch: Callable[[Solver], Observer] | None,
+    watches: Sequence[Callable[[Solver], Observer]],
 ) -> tuple[Result, Solver]:
     """Trains. Raises ForceregError for what is wrong from the start, with `try_cut` also for a cut that can't be."""
     file = solver_of(plan, setting)
@@ -108,8 +135,7 @@ def _trained(
         result = Result(setting.fields, setting.seed, macs=summarize(solver.test_nets[0]).macs)
         if try_cut:
             plan.rule.choose(_ready(plan, solver, warn)[1])
-        if watch is not None:
-            solver.observers.append(watch(solver))
+        solver.observers += [watch(solver) for watch in watches]
         try:
             train(solver)
         except (NotFinite, Ended) as error:

@@ -14,20 +14,22 @@ from forcereg.lowrank.rules import MaxMacs
 from forcereg.solver.loop import Solver
 from forcereg.solver.setup import problems, solver_root, tested_nets, trained_net
 from forcereg.study.grid import Setting
+from forcereg.study.jobs.crew import Crew
 from forcereg.study.opened import Opening
-from forcereg.study.shared import JOURNAL, PRUNED, Shared, Taken, Tried
+from forcereg.study.shared import JOURNAL, PRUNED, Shared, Taken, Tried, heard
 from forcereg.study.sweep_cut import cut_by
 from forcereg.study.sweep_plan import CLAIM, Plan, Result, runs_of, solver_of
 from forcereg.study.sweep_run import Warnings, known_result, run, score_cut
 from forcereg.study.tune_goal import Goal
 from forcereg.study.tune_space import Space
 from forcereg.study.tuning import Ended
-from forcereg.system.claims import held
+from forcereg.system.claims import Lost, held
 from forcereg.system.events import Event, Observer, Tell
 from forcereg.system.files import make_folder
 
 PAUSE = 0.5
 """Seconds between two looks whether others have come to an end, or were killed."""
+Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -55,37 +57,102 @@ class Searched:
         cut = self.goal.cut(self.opening, None).key
         return {**asdict(first), **cut, "search": list(self.space.texts), "finetune": self.plan.finetune}
 
+    def study(self, out: Path, asked: dict[str, Any], call: str = "") -> Shared:
+        """The study; `call` as of `Shared`."""
+        where = str(out / JOURNAL) if self.where is None else self.where
+        warm = round(self.prune_after * self.plan.solver.message.max_iter)
+        return Shared(where, out, asked, self.space, self.seed, self.goal.of_accuracy, warm, call)
 
-def tune(searched: Searched, out: Path, tell: Tell) -> Iterator[Sequence[Tried]]:
+
+def tune(searched: Searched, out: Path, tell: Tell, crew: Crew | None = None) -> Iterator[Sequence[Tried]]:
     """Runs trials, a folder each below `out`, until the study has as many as asked for.
 
     Yields all that the study has, before the first and behind each. Waits for those that other processes run in this
     folder: a trial whose process was killed goes on here from its newest snapshot. One whose loss isn't finite, or
     whose settings don't go together, has failed, and no other has.
-    Raises ForceregError for all else; KeyboardInterrupt once a trial that was told to stop has saved itself.
+
+    By a `crew` its processes run them; else this one, which raises ForceregError for all else that goes wrong. Of a
+    crew only the process ends to which that happens, and its trial has failed; raises it if all have ended.
+    KeyboardInterrupt once all trials that were told to stop have saved themselves.
     """
     asked = searched.asked(out)
     _check_scored(searched.plan)
     make_folder(out)
-    where = str(out / JOURNAL) if searched.where is None else searched.where
-    warm = round(searched.prune_after * searched.plan.solver.message.max_iter)
-    shared = Shared(where, out, asked, searched.space, searched.seed, searched.goal.of_accuracy, warm)
-    search = _Search(searched, out, shared, Warnings(tell.warn))
+    shared = searched.study(out, asked)
     yield (known := shared.tried())
     step = tell.steps("trial", max(0, searched.trials - len(known)))
+    if crew is not None:
+        yield from _by(crew, searched, out, asked, shared, tell, step)
+        return
+    for told in _share(searched, out, shared, tell):
+        if told:
+            step(told)
+        before, known = known, shared.tried()
+        if known != before:
+            yield known
+
+
+def _by(
+    crew: Crew, searched: Searched, out: Path, asked: dict[str, Any], shared: Shared, tell: Tell, step: Step
+) -> Iterator[Sequence[Tried]]:
+    before = shared.tried()
+    ended = {one.number for one in before if one.state != "running"}
+    with crew.at_work(partial(_work, searched, out, asked), out, tell) as team:
+        busy = True
+        while busy:
+            busy = team.busy()
+            if (known := shared.tried()) != before:
+                before = known
+                for one in known:
+                    if one.state != "running" and one.number not in ended:
+                        ended.add(one.number)
+                        step(f"{Setting(one.result.fields, searched.seed).folder}: {_said(one, searched.goal)}")
+                yield known
+            time.sleep(PAUSE if busy else 0)
+        if left := searched.trials - len(ended):
+            raise team.nobody_left(left, searched.trials)
+
+
+def _work(searched: Searched, out: Path, asked: dict[str, Any], tell: Tell, call: str) -> None:
+    """What each process of a crew does."""
+    with heard(tell.warn):
+        for _ in _share(searched, out, searched.study(out, asked, call), tell, call):
+            pass
+
+
+def _share(searched: Searched, out: Path, shared: Shared, tell: Tell, call: str = "") -> Iterator[str]:
+    """Runs trials that nobody else runs, and waits for the others; what each came to, "" behind each look at others.
+
+    `call`: one word for all processes of a crew. Of such a one errors are a trial's failure, and raised.
+    """
+    search = _Search(searched, out, shared, Warnings(tell.warn))
     while True:
+        told = ""
         with shared.take(searched.trials) as taken:
             if taken is not None:
                 name = Setting(taken.fields, searched.seed).folder
                 tell.note(f"trying {name}")
-                step(f"{name}: {search.run(taken)}")
-        before, known = known, shared.tried()
-        if known != before:
-            yield known
+                try:
+                    told = f"{name}: {search.run(taken)}"
+                except Lost as error:
+                    tell.warn(str(error))
+                except ForceregError as error:
+                    if not call:
+                        raise
+                    shared.finish(taken, Result(taken.fields, searched.seed, failed=str(error)), None)
+                    raise ForceregError(f"{name}: {error}") from error
+        yield told
         if taken is None:
             if not shared.waited_for:
                 return
             time.sleep(PAUSE)
+
+
+def _said(one: Tried, goal: Goal) -> str:
+    """What a trial came to, in words."""
+    if one.value is None:
+        return one.result.failed
+    return f"{one.value:.2%}{' of the MACs' if goal.of_accuracy else ''}"
 
 
 def _check_scored(plan: Plan) -> None:
@@ -111,7 +178,7 @@ class _Search:
         result = self._without_force if taken.plain else self._result(taken.fields, self._baseline, taken)
         value = None if result.failed else goal.value(result)
         self._shared.finish(taken, result, value)
-        return result.failed if value is None else f"{value:.2%}{' of the MACs' if goal.of_accuracy else ''}"
+        return _said(Tried(taken.number, "", result, value), goal)
 
     @cached_property
     def _without_force(self) -> Result:
@@ -135,12 +202,13 @@ class _Search:
             return Result(fields, self._of.seed, failed=str(wrong))
         (identity,) = runs_of(plan, [setting], self._out)
         make_folder(folder)
-        with held(folder / CLAIM):  # of two processes that come to the same settings one waits for the other's result
+        # of two processes that come to the same settings one waits for the other's result
+        with held(folder / CLAIM) as own:
             known = known_result(plan, setting, folder)
             if known is not None:
                 return known
             watch = None if taken is None else partial(self._watched, plan, taken)
-            found = run(plan, setting, identity, folder, self._heard, self._untried, watch)
+            found = run(plan, setting, identity, folder, self._heard, self._untried, watch, own)
             self._untried = False
             return found
 

@@ -42,7 +42,8 @@ def tuning(solver: SolverFile, net: NetFile, test: NetFile | None, iterations: i
     del param.test_iter[1:], param.test_state[1:]
     # no force, which would lower the ranks further; no schedule, whose first rate would undo what was learned
     param.force_decay, param.lr_policy, param.base_lr, param.max_iter = 0, "fixed", param.base_lr / 10, iterations
-    param.ClearField("warmup_iter")
+    for name in ("warmup_iter", "ema_decay"):
+        param.ClearField(name)
     param.random_seed, param.snapshot_after_train = seed, True
     return param
 

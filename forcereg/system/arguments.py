@@ -14,10 +14,11 @@ from forcereg.errors import UsageError
 P = ParamSpec("P")
 T = TypeVar("T")
 LEAST = {
-    **dict.fromkeys(("batch", "clip_until", "every", "data_aware", "data_budget", "iterations", "threads"), 1),
+    **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "iterations", "jobs", "threads"), 1),
     **dict.fromkeys(
         ("keep", "multiple", "patience", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "trials"), 1
     ),
+    **dict.fromkeys(("min_size", "powersgd_rank"), 1),
     **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,
 }

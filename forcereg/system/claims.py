@@ -136,9 +136,9 @@ class Claim:
             count += 1
         return count
 
-    def check(self) -> None:
-        """Raises Lost if another process has taken over."""
-        if self._lost:
+    def check(self, look: bool = False) -> None:
+        """Raises Lost if another process has taken over, as far as is known, or by a look at the folder."""
+        if self._lost or (look and not self.still()):
             raise Lost(f"{self._path.parent}: another process has taken over, since this one stood still")
 
     def still(self) -> bool:

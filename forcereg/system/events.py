@@ -24,9 +24,10 @@ class Event:
     step(iteration, current_step) · rate(iteration, rate) · scale(iteration, scale, good, skipped) ·
     debug(iteration, rows, norms) · final(iteration, loss) · force(iteration, layers; if measured ratio, warned) ·
     ranks(iteration, layers) · pruning(iteration, layers) · decision(iteration, layer, decision, share, text) ·
-    snapshot(model, state, iteration, binary) · restore(state, iteration) · weights(file, report) ·
-    best(iteration, net, output, value, way, before, model) · enough(iteration, reason, text) ·
-    progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
+    snapshot(model, state, iteration, binary; with ema_decay average) · restore(state, iteration) ·
+    weights(file, report) · best(iteration, net, output, value, way, before, model) ·
+    enough(iteration, reason, text) · progress(iteration, max_iter) · note(text) · warning(text) ·
+    stopped() · done() · error(text)
 
     Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task (None:
     nobody knows), and what the last one came to; scoring tells batch(index, outputs) of every batch.

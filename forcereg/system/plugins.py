@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from forcereg.errors import ForceregError
+from forcereg.registry import layer
 
 LAYER_GROUP = "forcereg.layers"
 
@@ -56,6 +57,8 @@ class _Late(MetaPathFinder):
 
 
 _late = _Late()
+_named: list[str] = []
+"""Modules that users have named, in order."""
 
 
 def import_module(name: str, folders: Iterable[Path] = ()) -> ModuleType:
@@ -69,9 +72,18 @@ def import_module(name: str, folders: Iterable[Path] = ()) -> ModuleType:
     # a module written a moment ago isn't in the finders' lists of their folders yet
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        found = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise ForceregError(_why_not(name, error, folders)) from error
+    _named.append(name)
+    return found
+
+
+def modules_of_users() -> list[str]:
+    """Modules that other processes need for the same work: those that users have named, and of layers of their own."""
+    layers = [str(getattr(layer.get(name), "__module__", "")) for name in layer]
+    theirs = [name for name in layers if name.partition(".")[0] not in ("", "__main__", "forcereg", "torch")]
+    return list(dict.fromkeys([*_named, *theirs]))
 
 
 def _why_not(name: str, error: BaseException, folders: Iterable[Path]) -> str:

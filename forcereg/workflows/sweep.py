@@ -18,7 +18,8 @@ from forcereg.schema.text import SolverFile
 from forcereg.solver.start import read
 from forcereg.study import sweep as engine
 from forcereg.study.evaluate import check_taught
-from forcereg.study.grid import alternatives, grid
+from forcereg.study.grid import Setting, alternatives, grid
+from forcereg.study.jobs.crew import crew_of
 from forcereg.study.opened import Opening
 from forcereg.study.sweep_cut import cut_by, plan_of
 from forcereg.study.sweep_plan import Plan, Result
@@ -71,10 +72,13 @@ def sweep(
     except_layers: Named | str = (),
     fc: bool = False,
     multiple: int = 1,
-    device: str | None = None,
+    device: str | Sequence[str] | None = None,
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
+    jobs: int = 1,
+    executor: str = "local",
+    resource: Mapping[str, Any] | Sequence[str] = (),
     observer: Observer | None = None,
 ) -> Sweep:
     """Trains every combination of solver settings, cuts every net to low rank by one rule, fine-tunes and scores it.
@@ -84,14 +88,16 @@ def sweep(
     a bound of 0 to 1 on each layer's relative squared error, at which ranks are told in any case. `finetune`:
     iterations to train each net further, cut and whole, without force, at a tenth of base_lr; `teacher`: a snapshot
     from whose net they learn then as well, as in `forcereg.finetune`. `method`, `layers` (names or patterns),
-    `except_layers`, `fc`, `multiple`, `even_if_dearer`: as for `forcereg.decompose`. `observer` is told how it goes,
-    and each warning once.
+    `except_layers`, `fc`, `multiple`, `even_if_dearer`: as for `forcereg.decompose`. `jobs`: run so many at a time, in
+    processes by `executor`: "local" ones, which divide cores and GPUs (`device` may name several); "slurm" or "ray",
+    with `resource` for each, as {"partition": "gpu"}. `observer` is told how it goes, and each warning once.
 
     Writes a folder for each run into `out`, results.csv behind every run, and sweep.svg (needs matplotlib). What was
-    done before isn't done again. Each of the result's `.results` has `.fields`, `.seed`, `.accuracy`,
-    `.accuracy_cut`, `.accuracy_tuned`, ... (shares of 1, None where it didn't get), `.macs`, `.macs_cut`, `.ranks` and
-    `.failed`, which isn't empty if a loss wasn't finite; that ends no other run. Raises UsageError and ForceregError
-    for all else; KeyboardInterrupt, when a run that is interrupted has saved itself.
+    done before isn't done again; calls at once on one `out`, on several machines, share the work. Each of the result's
+    `.results` has `.fields`, `.seed`, `.accuracy`, `.accuracy_cut`, `.accuracy_tuned`, ... (shares of 1, None where it
+    didn't get), `.macs`, `.macs_cut`, `.ranks` and `.failed`, which isn't empty if a loss wasn't finite; that ends no
+    other run. Raises UsageError and ForceregError for all else, of several jobs once all have ended; KeyboardInterrupt,
+    when runs that are interrupted have saved themselves.
 
     >>> grid, rule = {"force_decay": [0, 0.01]}, forcereg.MaxMacs(0.5)
     >>> table = forcereg.sweep("solver.prototxt", set=grid, rule=rule, max_iter=2, out="grid")
@@ -107,17 +113,21 @@ def sweep(
     check_taught(teacher, finetune)
     tell, folder = Tell(observer), Path(out)
     texts = settings_to_try(set)
+    file = timed_solver(read(solver), texts, max_iter)
+    crew, place = crew_of(jobs, executor, resource, device, file)
     opening = Opening(
-        method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=device,
+        method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=place,
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers, tell=tell,
         teacher=teacher,
     )  # fmt: skip
     cut = cut_by(MaxError(error) if rule is None else rule, opening, even_if_dearer)
-    plan = plan_of(timed_solver(read(solver), texts, max_iter), opening, cut, weights, error, finetune)
-    files = folder / "results.csv", folder / "sweep.svg"
+    plan = plan_of(file, opening, cut, weights, error, finetune)
+    files, settings = (folder / "results.csv", folder / "sweep.svg"), grid(texts, seeds)
+    known: dict[str, Result] = {}
     results: list[Result] = []
-    for result in engine.sweep(plan, grid(texts, seeds), folder, tell.note, tell.warn):
-        results.append(result)
+    for result in engine.sweep(plan, settings, folder, tell.note, tell.warn, crew):
+        known[Setting(result.fields, result.seed).folder] = result
+        results = [known[one.folder] for one in settings if one.folder in known]
         # behind every run: a sweep may take days, and be looked at meanwhile
         write_text(files[0], as_csv(results))
     write_bytes(files[1], picture(results, plan, "svg"))

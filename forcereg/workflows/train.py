@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError, printable
-from forcereg.solver.asked import CHOICES, TEACHING, check_choice, check_clipping, check_start, check_teacher
+from forcereg.solver.asked import (
+    AVERAGING,
+    CHOICES,
+    REPORT,
+    TEACHING,
+    check_choice,
+    check_clipping,
+    check_gradients,
+    check_start,
+    check_teacher,
+)
 from forcereg.solver.goal import Aims
 from forcereg.solver.start import Start, read, telling_errors
 from forcereg.system.arguments import checked
@@ -20,6 +30,7 @@ from forcereg.system.paths import StrPath, listed
 if TYPE_CHECKING:
     from forcereg.schema.text import SolverFile
     from forcereg.solver.distributed import Group
+    from forcereg.solver.gradients import Settings
     from forcereg.solver.loop import Solver
     from forcereg.system.events import Observer
 
@@ -40,6 +51,7 @@ def train(
     max_iter: int | None = None,
     seed: int | None = None,
     warmup: int | None = None,
+    ema: float | None = None,
     rank_clipping: float | None = None,
     clip_until: int | None = None,
     teacher: StrPath | Any | None = None,
@@ -57,6 +69,13 @@ def train(
     deterministic: bool = False,
     tf32: bool = False,
     cuda_graph: bool = True,
+    gradients: str = "dense",
+    clip_sigma: float = 2.5,
+    dense_layers: str | Sequence[str] = (),
+    min_size: int = 1,
+    powersgd_rank: int = 1,
+    powersgd_start: int = 1000,
+    bandwidth: float | None = None,
     measure_force: bool = False,
     sigint_effect: str | None = None,
     sighup_effect: str | None = None,
@@ -69,7 +88,8 @@ def train(
     `resume` from the newest whole snapshot of its prefix, if there is one. `masks`: where those of frozen weights come
     from then, "stored" (or None) from the state, "rebuild" from the weights that are zero. `set`: solver fields in
     place of what the file says, {"base_lr": 0.001, "stepvalue": [5000, 7000]} or as on the command line; `max_iter`,
-    `seed` and `warmup` (warmup_iter) are three of them. `level`, `stage`: of the training net's state.
+    `seed`, `warmup` (warmup_iter) and `ema` (ema_decay: averaged weights, tested and saved beside) are four of them.
+    `level`, `stage`: of the training net's state.
 
     `device`: "auto", "cpu", "cuda", "cuda:N", None for the solver's solver_mode. `amp`: "bf16" or "fp16" for mixed
     precision. `deterministic`: also on a GPU, until this call ends. `tf32`: in its float32 products. `cuda_graph`:
@@ -96,8 +116,14 @@ def train(
 
     In a script under torchrun this process is one of those that train together, each on its part of the data
     (`global_batch`: of the net's batch); `device` may name one for each. There is no keyword to start processes: what
-    is returned and who observes are of this one. Returns the solver as it ended: `.net`, `.iter`, `.last_snapshot`.
-    Raises ForceregError for anything wrong in solver, nets, data or weights, and for a loss that isn't finite.
+    is returned and who observes are of this one. They average gradients as they are, "dense", or by another scheme,
+    `gradients`: "bf16", "fp16", "powersgd" (of rank `powersgd_rank`, from iteration `powersgd_start` on), "ternary"
+    (clipped at `clip_sigma` standard deviations; whole those of `dense_layers`, "last" for the last one that learns,
+    and of fewer values than `min_size`). "report" measures all of them instead of training, for a link of `bandwidth`
+    bits a second, tells a `gradients` event, and returns the solver as it began.
+
+    Returns the solver as it ended: `.net`, `.iter`, `.last_snapshot`. Raises ForceregError for anything wrong in
+    solver, nets, data or weights, and for a loss that isn't finite.
 
     >>> solver = forcereg.train("solver.prototxt", max_iter=5, set={"base_lr": 0.01, "snapshot_prefix": "short"})
     >>> solver.iter, solver.net.params["conv1"][0].shape, solver.last_snapshot.name
@@ -124,6 +150,7 @@ class Training:
     max_iter: int | None
     seed: int | None
     warmup: int | None
+    ema: float | None
     rank_clipping: float | None
     clip_until: int | None
     teacher: StrPath | Any | None
@@ -141,6 +168,13 @@ class Training:
     deterministic: bool
     tf32: bool
     cuda_graph: bool
+    gradients: str
+    clip_sigma: float
+    dense_layers: str | Sequence[str]
+    min_size: int
+    powersgd_rank: int
+    powersgd_start: int
+    bandwidth: float | None
     measure_force: bool
     sigint_effect: str | None
     sighup_effect: str | None
@@ -158,7 +192,7 @@ class Training:
                 solver = self.build(file, group, observers)
                 with telling_errors(solver), self.signals_handled(solver):
                     self.begin(solver, start)
-                    solver.solve()
+                    self.work(solver)
         return solver
 
     # -- what may be done otherwise: see workflows.finetune
@@ -169,6 +203,7 @@ class Training:
         check_clipping(self.rank_clipping, self.clip_until)
         check_teacher({name: getattr(self, name) for name in TEACHING})
         Aims.of(self.keep_best, self.patience, self.stop_when)
+        check_gradients({name: getattr(self, name) for name in (*AVERAGING, "gradients", "bandwidth")})
         for name in CHOICES:
             check_choice(name, getattr(self, name))
         signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
@@ -195,7 +230,7 @@ class Training:
         """The solver with its settings."""
         from forcereg.schema.settings import settings_of, with_settings
 
-        own = {"max_iter": self.max_iter, "random_seed": self.seed, "warmup_iter": self.warmup}
+        own = {"max_iter": self.max_iter, "random_seed": self.seed, "warmup_iter": self.warmup, "ema_decay": self.ema}
         named = settings_of({name: value for name, value in own.items() if value is not None})
         return self.arranged(with_settings(read(self.solver), [*settings_of(self.set), *named]))
 
@@ -209,6 +244,7 @@ class Training:
     def build(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
         """The solver, its nets and data."""
         from forcereg.schema.rules import stage_names
+        from forcereg.solver.gradients.choose import average_by
         from forcereg.solver.loop import Solver
         from forcereg.solver.teacher import learn_from
         from forcereg.system.device import prepare
@@ -236,6 +272,8 @@ class Training:
             how = (self.teacher_model, float(self.temperature), float(self.teacher_weight), self.allow_python_layers)
             learn_from(solver, self.teacher, *how)
         solver.judge_by(self.keep_best, self.patience, self.stop_when)
+        if self.gradients != REPORT:
+            average_by(solver, self.gradients, self.averaging())
         self.remark(solver)
         solver.measure_force = self.measure_force
         return solver
@@ -262,6 +300,22 @@ class Training:
             # what one model lacks another may bring
             self.judge(solver, set.intersection(*fresh))
         solver.param.weights[:] = map(printable, start.models)  # what snapshots tell of where they come from
+
+    def averaging(self) -> Settings:
+        """What is said of schemes for gradients."""
+        from forcereg.solver.gradients import Settings
+
+        named = {name: getattr(self, name) for name in AVERAGING}
+        return Settings(**{**named, "dense_layers": tuple(listed(self.dense_layers))})
+
+    def work(self, solver: Solver) -> None:
+        """Trains, unless a report is all that is asked for."""
+        if self.gradients == REPORT:
+            from forcereg.solver.gradients.report import report
+
+            report(solver, self.averaging(), self.bandwidth)
+        else:
+            solver.solve()
 
     # -- around them
 

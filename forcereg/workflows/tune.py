@@ -13,6 +13,7 @@ from forcereg.report.plot import figure_type
 from forcereg.schema.settings import with_settings, written
 from forcereg.solver.start import read
 from forcereg.study import tune as engine
+from forcereg.study.jobs.crew import crew_of
 from forcereg.study.opened import Opening
 from forcereg.study.shared import Tried, heard
 from forcereg.study.sweep_cut import plan_of
@@ -71,10 +72,13 @@ def tune(
     except_layers: Named | str = (),
     fc: bool = False,
     multiple: int = 1,
-    device: str | None = None,
+    device: str | Sequence[str] | None = None,
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
+    jobs: int = 1,
+    executor: str = "local",
+    resource: Mapping[str, Any] | Sequence[str] = (),
     observer: Observer | None = None,
 ) -> Tuned:
     """Searches the solver settings with which nets are best when cut, by Optuna: each trial is a run of `sweep`.
@@ -90,7 +94,8 @@ def tune(
     force_decay from 1e-5 to 1e-2, force_type Constant or Degradation. `max_iter` and `weights`, models to start from,
     of every trial; `seed` of training and search. Behind the share `prune_after` of the iterations a trial is ended at
     a test at which its net, cut, is below the median of those that are complete; 1: never. `method`, `layers` (names or
-    patterns), `except_layers`, `fc`, `multiple`: as for `forcereg.decompose`.
+    patterns), `except_layers`, `fc`, `multiple`: as for `forcereg.decompose`; `jobs`, `executor`, `resource` and
+    several `device`: as for `forcereg.sweep`.
 
     Writes a folder for each trial into `out`, results.csv behind each, tune.svg and best_solver.prototxt. Run again it
     goes on to `trials` in all; processes that run at once on one `out` share the work, on several machines by
@@ -110,11 +115,12 @@ def tune(
     figure_type()  # without matplotlib it ends here, not after hours
     tell, folder = Tell(observer), Path(out)
     # the observer isn't told how a trial's nets are cut: its steps would be taken for the trials'
+    file = read(solver)
+    crew, place = crew_of(jobs, executor, resource, device, file)
     opening = Opening(
-        method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=device,
+        method=method, layers=layers, except_layers=except_layers, fc=fc, multiple=multiple, device=place,
         data_budget=data_budget, workers=workers, allow_python_layers=allow_python_layers,
     )  # fmt: skip
-    file = read(solver)
     if max_iter is not None:
         file = with_settings(file, [f"max_iter={max_iter}"])
     space = space_of(texts_of(search), file.message.max_iter)
@@ -124,7 +130,7 @@ def tune(
     files = folder / "results.csv", folder / "tune.svg", folder / "best_solver.prototxt"
     found: Sequence[Tried] = ()
     with heard(tell.warn):
-        for found in engine.tune(searched, folder, tell):
+        for found in engine.tune(searched, folder, tell, crew):
             # behind every trial: a search may take days, and be looked at meanwhile
             write_text(files[0], as_csv(found))
             if best := best_of(found, aim):

@@ -56,8 +56,6 @@ SET_UP = (
     ("train", "--solver", S),
     ("decompose", "--snapshot", W, "--ranks", "2,2", "--out", "low"),
     ("split-groups", W, "--out", "split"),
-    ("deploy", "net.prototxt", "-o", "deploy.prototxt"),
-    ("convert", W, "use.caffemodel"),
 )
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("--solver", S, "--set", "snapshot_prefix=out{}"),
@@ -88,32 +86,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lr-find": ("--solver", S, "--iterations", "10"),
     "plot": ("train.log", "-o", "curves{}.svg"),
     "report": (W, "--no-score", "--passes", "0", "-o", "report{}.html"),
-    "classify": (
-        "--model-def",
-        "deploy.prototxt",
-        "--pretrained-model",
-        "use.caffemodel",
-        "--images-dim",
-        "12,12",
-        "--channel-swap",
-        "",
-        "image.png",
-        "scores{}.npy",
-    ),
-    "detect": (
-        "--model-def",
-        "deploy.prototxt",
-        "--pretrained-model",
-        "use.caffemodel",
-        "--crop-mode",
-        "list",
-        "--channel-swap",
-        "",
-        "--context-pad",
-        "2",
-        "windows.csv",
-        "scores{}.csv",
-    ),
     "python": ("hello.py",),
     "new": ("lenet", "new{}"),
     "configs": (),
@@ -193,7 +165,6 @@ def timed(args: Sequence[str], folder: Path) -> tuple[float, subprocess.Complete
 def set_up(folder: Path, mnist: str | None) -> None:
     """Writes nets, solvers, data, and what the commands before would have left."""
     import numpy as np
-    from PIL import Image
 
     from forcereg.data.convert import write_set
     from forcereg.data.idx import convert_mnist
@@ -217,8 +188,6 @@ def set_up(folder: Path, mnist: str | None) -> None:
     (folder / "zeros.prototxt").write_text(zeros)
     (folder / S).write_text(SOLVER)
     (folder / "hello.py").write_text("import caffe\n")
-    (folder / "windows.csv").write_text("filename,ymin,xmin,ymax,xmax\nimage.png,0,0,9,9\n")
-    Image.fromarray(random.integers(0, 256, (12, 12), np.uint8)).save(folder / "image.png")
     for args in SET_UP:
         _, done = timed(["-m", "forcereg", *args], folder)
         if args[0] == "train":

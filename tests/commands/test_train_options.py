@@ -16,7 +16,7 @@ from forcereg.schema import SolverParameter
 from forcereg.schema.text import parse_text
 from forcereg.solver import launch
 from tests.commands.conftest import Cli, said
-from tests.solver.nets import write_images, write_solver
+from tests.solver.nets import IMAGES, write_images, write_solver
 
 
 @pytest.fixture
@@ -61,6 +61,34 @@ def test_rates_beyond_caffe(root: Path, cli: Cli) -> None:
         assert code == 0 and [float(one) for one in found] == pytest.approx(expected, rel=1e-5)
         code, _, err = cli(*TRAIN, *more, "--snapshot", "s_iter_2.solverstate.h5")
         assert code == 0 and re.findall(r"Iteration \d, lr = (\S+)$", err, re.MULTILINE) == found[2:]
+
+
+def test_averaged_weights_are_tested_and_saved_beside(root: Path, cli: Cli) -> None:
+    """With cosine, warm-up, force, masks, clipping and old snapshots deleted: resumed, the same bytes."""
+    write_images(root, IMAGES.replace('name: "conv" type', 'name: "conv" connectivity_mode: DISCONNECTED_ELTWISE type'))
+    settings = (
+        "lr_policy=cosine force_decay=0.01 clip_gradients=1 weight_decay=0.01 test_iter=2 test_interval=2 snapshot=1"
+    )
+    more = [word for one in settings.split() for word in ("--set", one)]
+    more += ["--ema", "0.9", "--warmup", "2", "--keep", "2", "--log-json", "log.json", "--seed", "3"]
+    more += ["--keep-best", "loss_ema"]
+    code, _, err = cli(*TRAIN, *more)
+    ends = ("3.caffemodel", "3.solverstate", "3_ema.caffemodel", "4.caffemodel", "4.solverstate", "4_ema.caffemodel")
+    best = [f"s_best{end}.h5" for end in (".caffemodel", ".solverstate", "_ema.caffemodel")]
+    files = [*(f"s_iter_{end}.h5" for end in ends), *best]
+    assert code == 0 and sorted(path.name for path in root.glob("s_*.h5")) == sorted(files)
+    assert "Snapshotting averaged weights to HDF5 file" in err
+    assert re.search(r"Test net output #2: accuracy_ema = ", err)
+    assert {"test accuracy_ema", "test loss_ema"} <= read_run(root / "log.json").curves.keys()
+    code, out, _ = cli("test", "-model", "net.prototxt", "-weights", files[5], "-iterations", 2)
+    told = [json.loads(line) for line in Path("log.json").read_text().splitlines()]
+    last = {one["name"]: one["value"] for one in [one for one in told if one["event"] == "test"][-1]["outputs"]}
+    assert code == 0 and f"loss = {last['loss_ema']:g}" in out
+    kept = [(root / name).read_bytes() for name in files]
+    for name in files[3:6]:
+        (root / name).unlink()
+    code, _, err = cli(*TRAIN, *more, "--resume", "auto")
+    assert code == 0 and "warning" not in err and [(root / name).read_bytes() for name in files] == kept
 
 
 def test_later_settings_win_and_the_short_options_last(root: Path, cli: Cli) -> None:

@@ -70,6 +70,7 @@ FORKS = {
         "eta_min": (16007, "optional", "float", 0.0),
         "pct_start": (16008, "optional", "float", 0.3),
         "div_factor": (16009, "optional", "float", 25.0),
+        "ema_decay": (16011, "optional", "float", 0.0),
         "final_div_factor": (16010, "optional", "float", 1e4),
     },
     "ParamSpec": {

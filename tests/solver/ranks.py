@@ -228,6 +228,30 @@ def dropout(root: Path, group: Group) -> dict[str, Any]:
     return {"whole": blobs_of(whole), "again": blobs_of(again), "drawn": drawn}
 
 
+def averaged(root: Path, group: Group) -> dict[str, Any]:
+    """What each rank averages and is told in tests at the end of a run, and of one that was interrupted."""
+    extra = f'momentum: 0.9 ema_decay: 0.8 test_iter: 4 test_interval: 4 snapshot_prefix: "mean_{group.size}"'
+    net = IMAGES.replace("batch_size: 6", "batch_size: BATCH")
+    ends = []
+    for restored in (False, True):
+        solver, recorder = make(root, group, net, extra)
+        if restored:
+            solver.restore(root / f"mean_{group.size}_iter_4.solverstate.h5")
+        else:
+            solver.step(4)
+            solver.snapshot()
+        solver.step(4)
+        solver.test_all()
+        assert solver.steps.average is not None
+        mine = solver.steps.average._named()
+        learned = {name: value.clone() for name, value in mine.items() if not name.startswith("bn")}
+        with solver.averaged():
+            tested = group.gather([blob.tolist() for blob in solver.net.params["bn"]])
+        names = [[output.name for output in event.outputs] for event in recorder.of("test")]
+        ends.append((group.gather(learned), tested, told(recorder)[-1:], names[-1:]))
+    return dict(zip(("whole", "again"), ends, strict=True))
+
+
 def trouble(root: Path, group: Group) -> dict[str, list[str]]:
     """What every rank says when the last one's loss is not a number, and when its weights have gone astray."""
 
@@ -280,24 +304,25 @@ RUNS: dict[str, Callable[..., Any]] = {
     "requests": requests,
     "statistics": statistics,
     "dropout": dropout,
+    "averaged": averaged,
     "trouble": trouble,
     "overflow": overflow,
 }
 
 
-def run_all(root: Path) -> None:
+def run_all(root: Path, runs: Mapping[str, Callable[..., Any]]) -> None:
     """One rank: runs all of them; rank 0 writes what they return to results_SIZE.pickle."""
     group = join(["cpu"], SolverParameter())
     results = {}
     with group.together():
-        for name, run in RUNS.items():
+        for name, run in runs.items():
             results[name] = run(root, group)
     if group.rank == 0:
         with open(root / f"results_{group.size}.pickle", "wb") as file:
             pickle.dump(results, file)
 
 
-def fork(root: Path, size: int) -> None:
+def fork(root: Path, size: int, runs: Mapping[str, Callable[..., Any]] = RUNS) -> None:
     """`size` processes, forked from this one because importing torch takes longer than all they do."""
     ranks = []
     with launch.free_port() as port:
@@ -306,7 +331,7 @@ def fork(root: Path, size: int) -> None:
             ranks.append(os.fork())
             if ranks[-1] == 0:
                 os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-                run_all(root)
+                run_all(root, runs)
                 os._exit(0)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
     assert codes == [0] * size

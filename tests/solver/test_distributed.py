@@ -110,10 +110,18 @@ def test_ranks_test_with_rank_0s_statistics(size: int, results: dict[int, dict[s
 @SIZES
 def test_dropout_differs_between_ranks_and_resumes_on_each(size: int, results: dict[int, dict[str, Any]]) -> None:
     found = results[size]["dropout"]
-    assert_close(
-        found["again"], found["whole"], 0 if size == 2 else 1e-6
-    )  # the order of sums changes once, at the start
+    assert_close(found["again"], found["whole"], 0)
     assert len({tuple(drawn) for drawn in found["drawn"]}) == size
+
+
+@SIZES
+def test_ranks_average_alike_and_go_on(size: int, results: dict[int, dict[str, Any]]) -> None:
+    (learned, tested, events, names), again = (results[size]["averaged"][run] for run in ("whole", "again"))
+    assert all(torch.equal(one[name], value) for one in learned for name, value in learned[0].items())
+    assert all(one == tested[0] for one in tested)  # rank 0's statistics
+    assert names == [["accuracy", "loss", "accuracy_ema", "loss_ema"]]
+    assert_close(again[0][0], learned[0], 0 if size == 2 else 1e-6)
+    assert_told(again[2], events)
 
 
 @SIZES

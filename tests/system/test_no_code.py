@@ -33,8 +33,7 @@ ALLOWED = {
     "net": {"subprocess.run"},  # graphviz's dot
     "nn": {"importlib.import_module"},  # of forcereg's own names
     "pycaffe": {
-        "importlib.import_module",  # of its own names; selective search, asked for by name
-        "np.load",  # of numbers: no pickles
+        "importlib.import_module",  # of its own names
         "exec", "compile",  # the script that `forcereg python` is given
     },
     "solver": {
@@ -42,6 +41,8 @@ ALLOWED = {
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes
         "subprocess.Popen", "socket.socket",  # --nproc: forcereg itself
     },
+    # --jobs: forcereg itself, its job by a pipe; there the modules of --import
+    "study": {"subprocess.Popen", "pickle.dumps", "pickle.load", "import_module"},
     "system": {"ctypes.CDLL", "importlib.import_module", "point.load"},  # the users' own modules
 }  # fmt: skip
 """Room -> what it calls; a file that reads a pickle walks through it first."""
@@ -93,7 +94,6 @@ RUNS = (
     "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
     "report MODEL -o out.html",
-    "classify --pretrained_model MODEL --model_def net.prototxt a.png out.npy",
 )  # fmt: skip
 
 

@@ -112,6 +112,8 @@ class PyCaffeLayer(Layer):
             for i in range(len(spec.tops))
         )
         self.user = self._set_up(user_class)
+        # a script's net gives the user's layer blobs of its own, which are no business of passes here
+        self._learned = self.user.blobs
         self.out_shapes = tuple(blob.sizes for blob in self._top)
         self._adopt_blobs()
 
@@ -156,13 +158,15 @@ class PyCaffeLayer(Layer):
     @torch.no_grad()
     def _adopt_blobs(self) -> None:
         self._settled = True
-        for index, blob in enumerate(self.user.blobs):
+        for index, blob in enumerate(self._learned):
             self.add_blob(f"blob{index}", blob.sizes)
             if not self.blobs[index].is_meta:
                 self.blobs[index].copy_(blob.values.read())
         self.fillers = [None] * len(self.blobs)
 
     def _call(self, user: CaffeLayer, method: str, *arguments: Any) -> None:
+        if self._settled:
+            user.blobs = self._learned
         with user_code(self.spec, f"{self.title}.{method}", self._file):
             getattr(user, method)(*arguments)
 
@@ -188,13 +192,13 @@ class PyCaffeLayer(Layer):
         for blob, tensor in zip(self._bottom, bottoms, strict=True):
             # a top in place: the layer writes into what autograd may keep
             settle(blob, self._values(tensor, copy=blob in self._top))
-        for blob, tensor in zip(self.user.blobs, blobs, strict=True):
+        for blob, tensor in zip(self._learned, blobs, strict=True):
             settle(blob, self._values(tensor))
         for blob in self._top:
             cast(blob.values, self._dtype)
         for method in ("reshape", "forward"):
             self._call(self.user, method, self._bottom, self._top)
-        for blob, tensor in zip(self.user.blobs, blobs, strict=True):
+        for blob, tensor in zip(self._learned, blobs, strict=True):
             values = blob.values.read()
             if values.data_ptr() != tensor.data_ptr():  # a copy, which forward may have changed
                 tensor.data.copy_(values)
@@ -208,7 +212,7 @@ class PyCaffeLayer(Layer):
                 f"{self.title} ran forward again before backward, and it keeps the state of one forward only; "
                 "call backward after each forward"
             )
-        blobs = (*self._bottom, *self.user.blobs)
+        blobs = (*self._bottom, *self._learned)
         for blob in blobs:
             blob.grads = Memory(blob.sizes)
             cast(blob.grads, self._dtype)

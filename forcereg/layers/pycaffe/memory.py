@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -24,7 +24,7 @@ class Memory:
     `fixed`: the tensor is a weight, whose place others hold, so that values are copied into it.
     """
 
-    __slots__ = ("_flat", "_home", "_lent", "_owner", "_shape", "_tensor", "device", "dtype", "fixed")
+    __slots__ = ("_flat", "_home", "_late", "_lent", "_owner", "_shape", "_tensor", "device", "dtype", "fixed")
 
     def __init__(self, shape: Sequence[int] = (), tensor: Tensor | None = None, fixed: bool = False) -> None:
         self.fixed = fixed
@@ -36,6 +36,7 @@ class Memory:
         self._home = False  # the tensor is the beginning of `_flat`
         self._lent = False  # an array was handed out since the tensor was last looked at
         self._owner: weakref.ref[np.ndarray] | None = None  # what all arrays that were handed out are views of
+        self._late: Callable[[], Tensor] | None = None  # gives values that nobody has asked for yet
 
     def __getstate__(self) -> tuple[Shape, Tensor | None, torch.dtype, torch.device, bool]:
         return self._shape, None if self.untouched else self.read().detach(), self.dtype, self.device, self.fixed
@@ -54,7 +55,7 @@ class Memory:
     @property
     def untouched(self) -> bool:
         """Whether these are still the zeros of the beginning."""
-        return self._tensor is None and self._flat is None
+        return self._tensor is None and self._flat is None and self._late is None
 
     def read(self) -> Tensor:
         """The values as they are now, edits of arrays included."""
@@ -68,8 +69,16 @@ class Memory:
         """Makes `tensor` the values; arrays that somebody holds show them."""
         if self._flat is not None:
             tensor = self._shown(tensor)
-        self._tensor = tensor
+        self._tensor, self._late = tensor, None
         self._shape = tuple(tensor.shape)
+
+    def later(self, make: Callable[[], Tensor]) -> None:
+        """What `make` gives are the values, if anybody asks for them before there are others."""
+        if self.is_lent:
+            self.put(make())
+        else:
+            self._forget()
+            self._tensor, self._late = None, make
 
     def replace(self, tensor: Tensor) -> None:
         """Makes `tensor` the values; arrays handed out before keep the old ones."""
@@ -157,7 +166,10 @@ class Memory:
     # -- between the two
 
     def _begin(self) -> Tensor:
-        self._tensor = torch.zeros(self._shape, dtype=self.dtype, device=self.device)
+        if self._late is None:
+            self._tensor = torch.zeros(self._shape, dtype=self.dtype, device=self.device)
+        else:
+            self._tensor, self._late = self._late(), None
         return self._tensor
 
     def _settled(self) -> Tensor:
@@ -217,5 +229,5 @@ class Memory:
             self._forget()
 
     def _forget(self) -> None:
-        self._flat = self._owner = None
+        self._flat = self._owner = self._late = None
         self._home = self._lent = False

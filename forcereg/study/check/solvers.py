@@ -21,7 +21,7 @@ from forcereg.solver.prefix import probe_prefix
 from forcereg.solver.ready import check_outputs as check_written
 from forcereg.solver.regularizers import lasso
 from forcereg.solver.regularizers.force import check_fit, described, without_force
-from forcereg.solver.saving import check_room, check_saving, pair_size, saves
+from forcereg.solver.saving import check_room, check_saving, saves, sizes_of
 from forcereg.solver.setup import complete_prefix, problems, solver_root, tested_nets, trained_net
 from forcereg.solver.sparsity import asked, individual
 from forcereg.solver.sparsity.advice import too_strong
@@ -128,7 +128,7 @@ def _check_memory(train: Net, p: Any, report: Report) -> None:
     """An estimate: weights, gradients and history, every blob kept for backward, and the two largest gradients."""
     summary = summarize(train)
     slots = _slots(p)
-    weights = FLOAT * summary.params * (2 + slots)
+    weights = FLOAT * summary.params * (2 + slots + (p.ema_decay > 0))
     largest = max((row.memory for row in summary.rows), default=0)
     needed = weights + summary.memory + 2 * largest
     report.facts["memory"] = (
@@ -158,7 +158,7 @@ def _check_prefix(file: SolverFile, root: Path, train: Net | None, tests: Iterab
     if report.troubles > known or train is None:
         return
     count = snapshots(p)
-    needed = count * sum(pair_size(p, train, slots))
+    needed = count * sum(sizes_of(p, train, slots))
     free = shutil.disk_usage(prefix.parent).free
     report.facts["snapshots"] = f"{count:,} under {prefix}, {size(needed) or '0 B'} of {size(free)} free"
     if needed > free:
