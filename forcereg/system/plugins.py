@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any
 
 from forcereg.errors import ForceregError
-from forcereg.registry import layer
 
 LAYER_GROUP = "forcereg.layers"
 
@@ -79,11 +78,9 @@ def import_module(name: str, folders: Iterable[Path] = ()) -> ModuleType:
     return found
 
 
-def modules_of_users() -> list[str]:
-    """Modules that other processes need for the same work: those that users have named, and of layers of their own."""
-    layers = [str(getattr(layer.get(name), "__module__", "")) for name in layer]
-    theirs = [name for name in layers if name.partition(".")[0] not in ("", "__main__", "forcereg", "torch")]
-    return list(dict.fromkeys([*_named, *theirs]))
+def named_modules() -> list[str]:
+    """Modules that users have named until now."""
+    return list(dict.fromkeys(_named))
 
 
 def _why_not(name: str, error: BaseException, folders: Iterable[Path]) -> str:

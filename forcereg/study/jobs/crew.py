@@ -16,7 +16,7 @@ import torch
 
 from forcereg.data.budget import DECODING
 from forcereg.errors import ForceregError, UsageError
-from forcereg.registry import executor
+from forcereg.registry import executor, layer
 from forcereg.schema.settings import settings_of
 from forcereg.schema.text import SolverFile
 from forcereg.study.jobs import local, ray, slurm
@@ -24,7 +24,7 @@ from forcereg.study.jobs.job import Job
 from forcereg.system import sidefiles
 from forcereg.system.events import Tell
 from forcereg.system.paths import listed
-from forcereg.system.plugins import modules_of_users
+from forcereg.system.plugins import named_modules
 
 EXECUTORS = (local, slurm, ray)
 """Modules that register executors."""
@@ -69,7 +69,7 @@ class Crew:
         KeyboardInterrupt they stop at once, at a third they are killed. Raises ForceregError if they can't be started.
         """
         call = uuid.uuid4().hex[:8]
-        job = Job(work, call, out, os.getcwd(), modules_of_users(), DECODING.limit, self.devices)
+        job = Job(work, call, out, os.getcwd(), _modules(), DECODING.limit, self.devices)
         processes: Processes = executor.get(self.executor)(job, self.count, self.resources)
         team = Team(self, job, processes, tell)
         try:
@@ -82,6 +82,13 @@ class Crew:
                 processes.kill()
                 team.hear()
                 team.clean_up()
+
+
+def _modules() -> list[str]:
+    """What processes have to import before they know the same layers: modules that users name, or have imported."""
+    theirs = [str(getattr(layer.get(name), "__module__", "")) for name in layer]
+    strangers = [name for name in theirs if name.partition(".")[0] not in ("", "__main__", "forcereg", "torch")]
+    return list(dict.fromkeys([*named_modules(), *strangers]))
 
 
 class Team:
