@@ -15,7 +15,7 @@ from forcereg.errors import ForceregError
 from forcereg.system.files import read_file
 
 HOME = __name__.rpartition(".")[0]
-NAMES = ("proto", "proto.caffe_pb2", "io", "net_spec", "draw", "coord_map")
+NAMES = ("proto", "proto.caffe_pb2", "io", "net_spec", "draw", "coord_map", "pycaffe", "_caffe")
 """Modules of `caffe`."""
 
 
@@ -29,9 +29,14 @@ def install() -> ModuleType:
     if there is not None and there is not caffe and hasattr(there, "Net"):
         place = getattr(there, "__file__", None) or "somewhere"
         raise ImportError(f"another caffe is imported already, from {place}; call forcereg.pycaffe.install() before")
-    found = {f"caffe.{name}": importlib.import_module(f"{HOME}.{name}") for name in NAMES}
-    sys.modules.update(found, caffe=caffe)
+    sys.modules.update(modules())
     return caffe
+
+
+def modules() -> dict[str, ModuleType]:
+    """Name -> module, of `caffe` and all of its modules."""
+    found = {f"caffe.{name}": importlib.import_module(f"{HOME}.{name}") for name in NAMES}
+    return {"caffe": importlib.import_module(HOME), **found}
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -267,7 +267,7 @@ def test_shared_parameters(mylayers: Path) -> None:
 # -- caffe itself
 
 
-def test_stand_in_is_served_only_while_needed(user_module: UserModule) -> None:
+def test_caffe_is_served_only_while_needed(user_module: UserModule) -> None:
     user_module(
         "mylayers",
         """

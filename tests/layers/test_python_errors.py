@@ -58,7 +58,7 @@ WRONG = """
         def reshape(self, bottom, top): top[0].reshape(-1)
 
     class Pycaffe(Good):
-        def setup(self, bottom, top): caffe.Net
+        def setup(self, bottom, top): caffe.Nets
 
     class Forward(Good):
         def forward(self, bottom, top): top[0].data[...] = [1, 2, 3, 4, 5]
@@ -107,8 +107,8 @@ WRONG = """
         ),
         (
             "Pycaffe",
-            "mylayers.Pycaffe.setup raised AttributeError: forcereg's stand-in for caffe has no 'Net'; Layer, TRAIN, "
-            "TEST and proto are there (mylayers.py:37)",
+            "mylayers.Pycaffe.setup raised AttributeError: module 'forcereg.pycaffe' has no attribute 'Nets' "
+                "(mylayers.py:37)",
         ),
         (
             "NoReshape",

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from forcereg import schema
 from forcereg.layers.base import Layer, Shape
 from forcereg.layers.module import user_code
 from forcereg.layers.pycaffe.blob import Blob, BlobVec, RawBlobVec, cast, settle
@@ -38,25 +37,9 @@ class CaffeLayer:
         pass
 
 
-def stand_in() -> dict[str, ModuleType]:
-    """A module `caffe` that has what layers are made of, for machines without Caffe, and its submodules."""
-    caffe = ModuleType("caffe", "forcereg's stand-in for pycaffe: what Python layers are made of.")
-    proto, messages = ModuleType("caffe.proto"), ModuleType("caffe.proto.caffe_pb2")
-
-    def lacking(name: str) -> Any:
-        raise AttributeError(f"forcereg's stand-in for caffe has no '{name}'; Layer, TRAIN, TEST and proto are there")
-
-    vars(messages).update({name: getattr(schema, name) for name in schema.__all__})
-    vars(proto).update(caffe_pb2=messages)
-    vars(caffe).update(Layer=CaffeLayer, TRAIN=TRAIN, TEST=TEST, proto=proto, __getattr__=lacking)
-    for name in ("set_mode_cpu", "set_mode_gpu", "set_device"):  # the command line's --gpu decides
-        vars(caffe)[name] = lambda *device: None
-    return {module.__name__: module for module in (caffe, proto, messages)}
-
-
 @contextmanager
 def served() -> Iterator[None]:
-    """While it lasts, `import caffe` gives our Layer: in a stand-in, or in an installed Caffe in place of its own.
+    """While it lasts, `import caffe` gives forcereg.pycaffe, or an installed Caffe with our Layer in place of its own.
 
     That one is of C++ and can be made by Caffe's nets only.
     """
@@ -72,7 +55,8 @@ def served() -> Iterator[None]:
         finally:
             installed.Layer = kept
         return
-    modules = stand_in()
+    # by its name: the room stands on this one
+    modules: dict[str, ModuleType] = importlib.import_module("forcereg.pycaffe.launch").modules()
     # a folder called caffe may have been imported: it comes back
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
     sys.modules.update(modules)
