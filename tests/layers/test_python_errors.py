@@ -108,7 +108,7 @@ WRONG = """
         (
             "Pycaffe",
             "mylayers.Pycaffe.setup raised AttributeError: module 'forcereg.pycaffe' has no attribute 'Nets' "
-                "(mylayers.py:37)",
+            "(mylayers.py:37)",
         ),
         (
             "NoReshape",
