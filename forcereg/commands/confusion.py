@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forcereg.commands.options import asked_devices, code_options, data_options, device_options
+from forcereg.commands.options import asked_devices, code_options, data_options, device_options, sparse_option
 from forcereg.system.terminal import echo
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
               help="Write the matrix: counts, or a picture (needs matplotlib); repeatable.")  # fmt: skip
 @click.option("--level", type=int, default=0, help="Level of the net's state.")
 @click.option("--stage", default="", metavar="A,B", help="Stages of the net's state, comma separated.")
+@sparse_option
 @device_options
 @data_options
 @code_options
@@ -41,6 +42,7 @@ def command(
     out: tuple[str, ...],
     level: int,
     stage: str,
+    sparse: str | None,
     gpu: str | None,
     device: str | None,
     data_budget: int,
@@ -66,7 +68,7 @@ def command(
     with Shown() as observer:
         found = confusion(
             model, weights, iterations=iterations, layer=layer, labels=labels, level=level, stage=stage,
-            device=asked_devices(gpu, device)[0], data_budget=data_budget, workers=workers,
+            sparse=sparse, device=asked_devices(gpu, device)[0], data_budget=data_budget, workers=workers,
             allow_python_layers=allow_python_layers, observer=observer,
         )  # fmt: skip
     show(found, pairs)
@@ -80,6 +82,8 @@ def show(found: NamedConfusion, pairs: int) -> None:
     """Prints tables and what they come to."""
     from forcereg.study.confusion_report import SHOWN, class_table, pair_table
 
+    for one in found.sparse:
+        echo(f"{one.layer}: {one.text}")
     class_table(found, found.titles).show()
     classes, absent = len(found.counts), sum(share is None for share in found.accuracies)
     if classes > SHOWN:

@@ -160,6 +160,9 @@ class InnerProduct(Layer):
         message = spec.message.inner_product_param
         if message.num_output < 1:
             raise spec.fail("num_output is missing; set inner_product_param { num_output: N } with N >= 1")
+        if message.gemm_mode:
+            mode = message.GemmMode.Name(message.gemm_mode)
+            spec.warn(f"gemm_mode {mode} has no effect: an InnerProduct multiplies by all of its weights, zeros too")
         self.axis = canonical_axis(spec, message.axis, len(shapes[0]))
         self.per_item &= self.axis > 0
         self.transpose = message.transpose

@@ -12,11 +12,13 @@ from forcereg.errors import ForceregError
 from forcereg.net.load import load_net
 from forcereg.net.module import Net
 from forcereg.net.scoring import check_blobs, coverage
+from forcereg.net.sparse import Execution
 from forcereg.report.plot import CSV, FILES, picture_kind
 from forcereg.schema.rules import stage_names
 from forcereg.study import confusion_report
 from forcereg.study.confusion import Confusion, class_names
 from forcereg.study.confusion import confusion as counted
+from forcereg.study.sparse import execute
 from forcereg.system.arguments import checked, several, text
 from forcereg.system.device import choose_device
 from forcereg.system.events import Observer, Tell
@@ -26,9 +28,10 @@ from forcereg.system.paths import StrPath
 
 @dataclass(frozen=True)
 class NamedConfusion(Confusion):
-    """A Confusion whose classes may have `names`."""
+    """A Confusion whose classes may have `names`; `sparse`: how convolutions ran, where they left zeros out."""
 
     names: list[str] | None = None
+    sparse: Sequence[Execution] = ()
 
     @property
     def titles(self) -> list[str]:
@@ -58,6 +61,7 @@ def confusion(
     labels: StrPath | Sequence[str] | None = None,
     level: int = 0,
     stage: str | Sequence[str] = (),
+    sparse: str | None = None,
     device: str | None = None,
     data_budget: int = 2048,
     workers: int = 0,
@@ -69,7 +73,7 @@ def confusion(
     `model`: a path, prototxt text or NetParameter; `weights`: a .caffemodel, also as .h5. `iterations`: batches to run,
     all of them whole; None: all records, each once. `layer`: the Accuracy or loss whose scores and labels count; None:
     the last top-1 Accuracy. `labels`: the classes' names, or a file of them, one a line, as synset_words. `level`,
-    `stage`: of the net's state. `device`: "auto", "cpu", "cuda" or "cuda:N". `data_budget` (MiB), `workers`,
+    `stage`: of the net's state. `device`: "auto", "cpu", "cuda" or "cuda:N". `sparse`, `data_budget` (MiB), `workers`,
     `allow_python_layers`: as for `forcereg.score`. `observer` is told how many batches are done.
 
     The result has `.counts`, int64 (classes, classes + 1): rows are the true classes, the last column is of items whose
@@ -97,11 +101,12 @@ def confusion(
     for line in repeated(net, iterations):
         tell.warn(line)
     try:
+        ways = execute(net, sparse, tell)
         found = counted(net, iterations, layer, tell)
     finally:
         net.close()
     called = None if names is None else class_names(names, len(found.counts), "labels" if path is None else str(path))
-    return NamedConfusion(found.counts, found.ignored, found.batches, found.records, found.layer, called)
+    return NamedConfusion(found.counts, found.ignored, found.batches, found.records, found.layer, called, ways)
 
 
 def repeated(net: Net, iterations: int | None) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forcereg
 from forcereg import snapshot
 from forcereg.net.load import load_net
 from tests.commands.conftest import Cli, said
@@ -48,6 +49,29 @@ def test_scores_are_those_of_the_dense_net(form: str, here: Path, cli: Cli) -> N
     np.testing.assert_allclose(found, dense, rtol=1e-5)
     # 36 weights: 9 of a filter, and 3 more of a column
     assert re.search(rf"\] conv: 66\.7% of weights aren't 0, {form}$", err, re.MULTILINE)
+
+
+def test_classes_are_counted_without_the_zeros(here: Path, cli: Cli) -> None:
+    tables = []
+    for more in ((), ("--sparse", "ccnmm")):
+        code, out, err = cli("confusion", *MODEL, *more)
+        assert code == 0, err
+        tables.append(out)
+    assert tables[1] == f"conv: 66.7% of weights aren't 0, ccnmm\n{tables[0]}"
+    found = forcereg.confusion("net.prototxt", "w.caffemodel.h5", sparse="csr", device="cpu")
+    assert [one.form for one in found.sparse] == ["csr"]
+
+
+def test_a_gemm_mode_has_no_effect_which_is_said(here: Path, cli: Cli) -> None:
+    dense, quiet = scored(cli)
+    assert "gemm_mode" not in quiet
+    text = (here / "net.prototxt").read_text()
+    (here / "net.prototxt").write_text(text.replace("inner_product_param {", "inner_product_param { gemm_mode: SPMDM"))
+    with pytest.warns(
+        UserWarning, match="'ip': gemm_mode SPMDM has no effect: an InnerProduct multiplies by all"
+    ) as told:
+        assert scored(cli)[0] == dense
+    assert len(told) == 1
 
 
 def test_the_net_says_it_itself(here: Path, cli: Cli) -> None:

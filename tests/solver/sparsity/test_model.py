@@ -176,6 +176,8 @@ def test_steps_are_those_of_the_model(case: dict[str, Any], tmp_path_factory: py
     folder: Path = tmp_path_factory.mktemp("model")
     solver, recorder = regression(folder, fields, net=net)
     group, limit = case["group"], limit_of(case)
+    # what divides by the size of a gradient magnifies the rounding of a small one
+    near = 5e-6 if case["type"] in ("SGD", "Nesterov") else 5e-5
     random = np.random.default_rng(case["seed"])
     first = {name: blob.numpy() for name, blob in blobs_of(solver).items()}
     for blob in first.values():
@@ -198,8 +200,8 @@ def test_steps_are_those_of_the_model(case: dict[str, Any], tmp_path_factory: py
             found = blob.numpy().astype(np.float64)
             cut = np.where(np.abs(expected[name]) < np.float32(limit), 0, expected[name])
             # at the threshold float32 may round either way
-            sure = np.abs(np.abs(expected[name]) - limit) > 1e-6
-            np.testing.assert_allclose(found[sure], cut[sure], rtol=0, atol=5e-6, err_msg=f"{name} at {at}")
+            sure = np.abs(np.abs(expected[name]) - limit) > near
+            np.testing.assert_allclose(found[sure], cut[sure], rtol=0, atol=near, err_msg=f"{name} at {at}")
             if limit:
                 assert ((found == 0) == (cut == 0))[sure].all(), (name, at)
             blobs[name] = found
