@@ -50,4 +50,5 @@ ssl_resnet cifar10
 ssl_convnet cifar10
 convnet cifar10
 ssl_lenet mnist
+terngrad_lenet mnist
 END

@@ -59,7 +59,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scripts() -> list[str]:
-    known = {net.split("/")[0] for net in NETS} | {*SPARSE, "gsl_alexnet"}
+    known = {net.split("/")[0] for net in NETS} | {*SPARSE, "gsl_alexnet", "terngrad_lenet"}
     return [path.stem for path in PAPER.glob("*.sh") if path.stem in known]
 
 
@@ -138,6 +138,16 @@ def test_lenet_has_a_row_for_every_claim(smoke: Path) -> None:
     assert {row["net"] for row in methods} == {"no force", "Degradation 0.001", "Constant 0.0001"}
     assert {row["method"] for row in methods} == {"", "pca", "vh"}
     assert len(rows(smoke / "lenet/sweep/results.csv")) == 7
+
+
+def test_ternary_gradients_are_compared_with_float32(smoke: Path) -> None:
+    found = rows(smoke / "terngrad_lenet" / "terngrad_lenet.csv")
+    assert [(row["net"], row["workers"], row["gradients"]) for row in found] == [
+        ("lenet", "1", "float32"), ("lenet", "2", "ternary")
+    ]  # fmt: skip
+    whole, terse = (float(row["accuracy"]) for row in found)
+    assert 0 <= terse <= 100 and float(found[1]["points_off"]) == pytest.approx(terse - whole, abs=0.006)
+    assert "are ternary: 8 blobs" in (smoke / "terngrad_lenet" / "lenet_ternary_2_seed1.log").read_text()
 
 
 def test_run_again_nothing_is_trained(smoke: Path, tmp_path: Path) -> None:

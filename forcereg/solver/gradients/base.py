@@ -95,6 +95,12 @@ class Bucket:
         return self.last
 
 
+def traffic(messages: Iterable[Message], ranks: int) -> tuple[float, int]:
+    """The bits that each rank sends, and how many times one waits for another."""
+    found = list(messages)
+    return sum(one.bits(ranks) for one in found), sum(one.steps(ranks) for one in found)
+
+
 class Wire:
     """Sends tensors to all of a group, in the order in which it is asked to."""
 
@@ -190,7 +196,10 @@ class Scheme:
 
 @gradient_scheme(DENSE)
 class Dense(Scheme):
-    """Float32 gradients, by what DDP does without a hook."""
+    """Float32 gradients, as DDP sends them without a hook."""
+
+    def hook(self, bucket: Bucket) -> Sent:
+        return self.wire.sum(bucket.flat.div_(self.wire.size)).then(lambda sent: bucket.flat)
 
     def messages(self, weights: Sequence[Tensor], ranks: int) -> list[Message]:
         return [Message("reduced", sum(one.numel() * one.element_size() for one in weights))]

@@ -14,7 +14,7 @@ from forcereg.errors import UsageError, did_you_mean
 from forcereg.net.module import Net
 from forcereg.registry import gradient_scheme
 from forcereg.solver.gradients import ternary
-from forcereg.solver.gradients.base import Bucket, Message, Scheme, Sent, used_here
+from forcereg.solver.gradients.base import Bucket, Dense, Message, Sent, used_here
 
 GATHERED = 8
 """Up to so many ranks each gets all others' packed signs; of more it is less to add them up on the way."""
@@ -30,7 +30,7 @@ def carrier_of(ranks: int) -> torch.dtype:
 
 
 @gradient_scheme("ternary")
-class Ternary(Scheme):
+class Ternary(Dense):
     """Each tensor's gradient is drawn as -s, 0 or s (see `ternary`), s the largest of all ranks'.
 
     Dense stay those of `dense_layers` and of fewer values than `min_size`. Draws are each rank's own.
@@ -55,7 +55,7 @@ class Ternary(Scheme):
         whole = [part for part, one in zip(parts, terse, strict=True) if not one]
         chosen = [part for part, one in zip(parts, terse, strict=True) if one]
         if not chosen:
-            return self.wire.sum(bucket.flat.div_(self.wire.size)).then(lambda sent: bucket.flat)
+            return super().hook(bucket)
         if not whole:
             return self._send(bucket.flat, [len(one) for one in chosen])
         rest, flat = torch.cat(whole).div_(self.wire.size), torch.cat(chosen)
