@@ -95,6 +95,8 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--no-cuda-graph", is_flag=True,
               help="Launch each operation on the GPU by itself, not whole iterations as CUDA graphs.")  # fmt: skip
 @gradient_options
+@click.option("--find-batch", is_flag=True,
+              help="Train nothing: find the largest batch with which iterations fit the GPU's memory.")  # fmt: skip
 @code_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
@@ -115,6 +117,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
         REPORT,
         TEACHING,
         check_clipping,
+        check_find_batch,
         check_gradients,
         check_start,
         check_teacher,
@@ -124,6 +127,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
+    check_find_batch(options["find_batch"], options["snapshot"], options["resume"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     check_teacher({name: options[name] for name in TEACHING}, flag)
     Aims.of(options["keep_best"], options["patience"], options["stop_when"], flag)
@@ -134,6 +138,8 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     count = options["nproc"] or len(devices)
     if count != len(devices) > 1:
         raise UsageError(f"--nproc is {count}, --gpu names {len(devices)} GPUs; name one for each process")
+    if options["find_batch"] and count > 1:
+        raise UsageError("--find-batch is for one process and its GPU; each of several takes as large a batch")
     # in a group this is one of the processes that were started so
     if count > 1 and not in_group():
         meant = effects(options["sigint_effect"], options["sighup_effect"])
@@ -143,7 +149,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     log_json = options["log_json"] or (report and str(Path(report).with_suffix(".jsonl")))
     views = Views(log_json, options["log_dir"])
     solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
-    if solver.group.rank == 0 and options["gradients"] != REPORT:
+    if solver.group.rank == 0 and options["gradients"] != REPORT and not options["find_batch"]:
         views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
         if report and not solver.stop_requested:  # who has stopped it doesn't wait for a page
             snapshots = [] if solver.last_snapshot is None else [solver.last_snapshot]

@@ -40,6 +40,16 @@ def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> N
         raise UsageError(f"{said('snapshot')} and {said(starts[1])} are both given; {why}, use one")
 
 
+def check_find_batch(asked: bool, snapshot: Any, resume: Any, said: Said = str) -> None:
+    """Raises UsageError for going on from a snapshot where nothing is trained."""
+    going = next((name for name, one in (("snapshot", snapshot), ("resume", resume)) if one), None)
+    if asked and going:
+        raise UsageError(
+            f"{said('find_batch')} and {said(going)} are both given; looking for a batch trains nothing, and a run "
+            "goes on with the batch that it had"
+        )
+
+
 def check_clipping(share: float | None, until: int | None, said: Said = str) -> None:
     """Raises UsageError for an end of no rank clipping, and for a share that isn't one."""
     name = said("rank_clipping")

@@ -56,6 +56,7 @@ def finetune(
     deterministic: bool = False,
     tf32: bool = False,
     cuda_graph: bool = True,
+    find_batch: bool = False,
     gradients: str = "dense",
     clip_sigma: float = 2.5,
     dense_layers: str | Sequence[str] = (),

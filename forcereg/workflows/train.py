@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError, printable
@@ -18,6 +18,7 @@ from forcereg.solver.asked import (
     TEACHING,
     check_choice,
     check_clipping,
+    check_find_batch,
     check_gradients,
     check_start,
     check_teacher,
@@ -69,6 +70,7 @@ def train(
     deterministic: bool = False,
     tf32: bool = False,
     cuda_graph: bool = True,
+    find_batch: bool = False,
     gradients: str = "dense",
     clip_sigma: float = 2.5,
     dense_layers: str | Sequence[str] = (),
@@ -95,7 +97,8 @@ def train(
     precision. `deterministic`: also on a GPU, until this call ends. `tf32`: in its float32 products. `cuda_graph`:
     whole iterations at once there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain
     of a decomposed net keeps when its rank is reduced at each test interval, before iteration `clip_until`. `keep`:
-    only so many snapshots.
+    only so many snapshots. `find_batch`: trains nothing, but finds and tells the largest batch with which iterations
+    fit the GPU's memory; the solver is that of this batch.
 
     `keep_best`: an output of the test net by which the best net so far is kept as `<prefix>_best`, as in "accuracy",
     "loss", "top5#1:max" (of test net 1, of which more is better). `patience`: after so many tests without a better one
@@ -168,6 +171,7 @@ class Training:
     deterministic: bool
     tf32: bool
     cuda_graph: bool
+    find_batch: bool
     gradients: str
     clip_sigma: float
     dense_layers: str | Sequence[str]
@@ -187,6 +191,8 @@ class Training:
             file = self.read()
             group = self.join(file)
             with group.together(), self.observers(group) as observers:
+                if self.find_batch:
+                    return self.largest_batch(file, group, observers)
                 # before the solver is built, which loads the models that its file still names
                 start = Start.of(self, file, group)
                 solver = self.build(file, group, observers)
@@ -200,6 +206,7 @@ class Training:
     def check(self) -> None:
         """Raises UsageError for keywords that exclude each other."""
         check_start(self.snapshot, self.resume, self.weights)
+        check_find_batch(self.find_batch, self.snapshot, self.resume)
         check_clipping(self.rank_clipping, self.clip_until)
         check_teacher({name: getattr(self, name) for name in TEACHING})
         Aims.of(self.keep_best, self.patience, self.stop_when)
@@ -277,6 +284,21 @@ class Training:
         self.remark(solver)
         solver.measure_force = self.measure_force
         return solver
+
+    def largest_batch(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
+        """The solver with the largest batch that fits the GPU, which is told; it hasn't trained."""
+        from forcereg.schema.rules import stage_names
+        from forcereg.solver.find_batch import Batched, find
+        from forcereg.solver.run import Teller
+        from forcereg.system.device import choose_device
+
+        if group.size > 1:
+            raise UsageError("several processes train together; look for the largest batch with one of their GPUs")
+        tell, trial = Teller(observers), replace(self, keep_best=None, patience=None, stop_when=None)
+        device = choose_device(group.device, file.message, tell.warn)
+        batched = Batched.of(file, self.level, stage_names(self.stage))
+        found = find(batched, lambda one, heard: trial.build(one, group, heard), device, tell)
+        return self.build(found, group, observers)
 
     def begin(self, solver: Solver, start: Start) -> None:
         """Loads the newest snapshot, the snapshot or the models that are asked for."""
