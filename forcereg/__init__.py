@@ -54,12 +54,14 @@ if TYPE_CHECKING:
     from forcereg.system.events import Event, Observer
     from forcereg.version import __version__
     from forcereg.workflows.check import check
+    from forcereg.workflows.classify import classify
     from forcereg.workflows.configs import copy_configs, shipped_configs
     from forcereg.workflows.confusion import confusion
     from forcereg.workflows.convert import convert
     from forcereg.workflows.data import convert_cifar10, convert_digits, convert_imageset, convert_mean, convert_mnist
     from forcereg.workflows.decompose import Decomposition, decompose
     from forcereg.workflows.deploy import deploy
+    from forcereg.workflows.detect import detect
     from forcereg.workflows.device_query import devices
     from forcereg.workflows.draw import draw
     from forcereg.workflows.export import export
@@ -119,6 +121,7 @@ _HOME = {
     "UsageError": "forcereg.errors",
     "__version__": "forcereg.version",
     "check": "forcereg.workflows.check",
+    "classify": "forcereg.workflows.classify",
     "confusion": "forcereg.workflows.confusion",
     "convert": "forcereg.workflows.convert",
     "convert_cifar10": "forcereg.workflows.data",
@@ -130,6 +133,7 @@ _HOME = {
     "decode_budget": "forcereg.data.budget",
     "decompose": "forcereg.workflows.decompose",
     "deploy": "forcereg.workflows.deploy",
+    "detect": "forcereg.workflows.detect",
     "devices": "forcereg.workflows.device_query",
     "draw": "forcereg.workflows.draw",
     "export": "forcereg.workflows.export",
@@ -196,6 +200,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "check",
+    "classify",
     "confusion",
     "convert",
     "convert_cifar10",
@@ -208,6 +213,7 @@ __all__ = [
     "decode_budget",
     "decompose",
     "deploy",
+    "detect",
     "devices",
     "draw",
     "export",

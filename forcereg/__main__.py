@@ -49,6 +49,8 @@ COMMANDS = {
     "lr-find": "Find a learning rate by a range test.",
     "plot": "Draw loss, scores, rate and ranks of runs from their logs.",
     "report": "Write a page about runs, snapshots and studies, to be shown.",
+    "classify": "Score images by a trained net, as Caffe's classify.py.",
+    "detect": "Score windows of images by a trained net, as detect.py.",
     "python": "Run a Python script that imports caffe, unchanged.",
     "new": "Write a starter: a solver and its net with force set up.",
     "configs": "List and copy the nets and solvers that come with forcereg.",

@@ -16,7 +16,9 @@ from forcereg.schema import TEST, TRAIN
 
 if TYPE_CHECKING:
     from forcereg.layers.pycaffe.layer import CaffeLayer as Layer
-    from forcereg.pycaffe import coord_map, draw, io, net_spec, proto
+    from forcereg.pycaffe import classifier, coord_map, detector, draw, io, net_spec, proto
+    from forcereg.pycaffe.classifier import Classifier
+    from forcereg.pycaffe.detector import Detector
     from forcereg.pycaffe.launch import install, load_ipython_extension
     from forcereg.pycaffe.net import Net
     from forcereg.pycaffe.net_spec import NetSpec, layers, params, to_proto
@@ -55,6 +57,8 @@ _HOME: dict[str, str] = {
     "AdaDeltaSolver": "solvers",
     "AdaGradSolver": "solvers",
     "AdamSolver": "solvers",
+    "Classifier": "classifier",
+    "Detector": "detector",
     "NCCL": "state",
     "NesterovSolver": "solvers",
     "Net": "net",
@@ -83,7 +87,7 @@ _HOME: dict[str, str] = {
     "to_proto": "net_spec",
 }
 _ELSEWHERE = {"Layer": ("forcereg.layers.pycaffe.layer", "CaffeLayer")}
-_MODULES = {"_caffe", "coord_map", "draw", "io", "net_spec", "proto", "pycaffe"}
+_MODULES = {"_caffe", "classifier", "coord_map", "detector", "draw", "io", "net_spec", "proto", "pycaffe"}
 """Modules of this room that are names of `caffe`."""
 
 # written out: type checkers read it as it stands
@@ -94,6 +98,8 @@ __all__ = [
     "AdaDeltaSolver",
     "AdaGradSolver",
     "AdamSolver",
+    "Classifier",
+    "Detector",
     "Layer",
     "NesterovSolver",
     "Net",
@@ -102,7 +108,9 @@ __all__ = [
     "SGDSolver",
     "Timer",
     "__version__",
+    "classifier",
     "coord_map",
+    "detector",
     "draw",
     "get_solver",
     "has_nccl",

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+Sizes = Sequence[int] | np.ndarray
+"""(height, width)."""
 Positions = Callable[[int, int], np.ndarray]
 """(size before, size behind) -> where each new pixel lies among the old ones, of which the first is at 0."""
 
 
-def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
+def resize_image(im: np.ndarray, new_dims: Sizes, interp_order: int = 1) -> np.ndarray:
     """(h, w, K) float32 of an image (H, W, K); `new_dims` is (h, w).
 
     Of one channel or three it is scikit-image's `resize`, and what lies outside counts as the image's least value, so

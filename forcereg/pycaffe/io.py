@@ -10,14 +10,14 @@ Images are arrays (H, W, K) of floats, colours in the order R, G, B; nets take (
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from forcereg.data.decoding import decode_image
 from forcereg.errors import ForceregError
-from forcereg.pycaffe.interpolate import resize_image
+from forcereg.pycaffe.interpolate import Sizes, resize_image
 from forcereg.pycaffe.proto import caffe_pb2
 from forcereg.pycaffe.transformer import Transformer
 from forcereg.system.files import read_file
@@ -125,7 +125,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     return image.astype(np.float32)
 
 
-def oversample(images: Iterable[np.ndarray], crop_dims: Sequence[int]) -> np.ndarray:
+def oversample(images: Iterable[np.ndarray], crop_dims: Sizes) -> np.ndarray:
     """(10 N, h, w, K) float32 of N images (H, W, K) of one size: ten crops of each; `crop_dims` is (h, w).
 
     They are the corners (top left, top right, bottom left, bottom right) and the centre, then those mirrored.
@@ -144,6 +144,6 @@ def oversample(images: Iterable[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     return crops
 
 
-def centre(size: Sequence[int], crop: Sequence[int]) -> tuple[int, int]:
+def centre(size: Sizes, crop: Sizes) -> tuple[int, int]:
     """(top, left) of the crop in the middle, both (height, width)."""
     return int((size[0] - crop[0]) / 2), int((size[1] - crop[1]) / 2)

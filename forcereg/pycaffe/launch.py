@@ -15,7 +15,9 @@ from forcereg.errors import ForceregError
 from forcereg.system.files import read_file
 
 HOME = __name__.rpartition(".")[0]
-NAMES = ("proto", "proto.caffe_pb2", "io", "net_spec", "draw", "coord_map", "pycaffe", "_caffe")
+NAMES = (
+    "proto", "proto.caffe_pb2", "_caffe", "pycaffe", "io", "net_spec", "classifier", "detector", "draw", "coord_map",
+)  # fmt: skip
 """Modules of `caffe`."""
 
 

@@ -56,7 +56,10 @@ SET_UP = (
     ("train", "--solver", S),
     ("decompose", "--snapshot", W, "--ranks", "2,2", "--out", "low"),
     ("split-groups", W, "--out", "split"),
+    ("deploy", "net.prototxt", "-o", "deploy.prototxt"),
+    ("convert", W, "use.caffemodel"),
 )
+USE = ("--model-def", "deploy.prototxt", "--pretrained-model", "use.caffemodel", "--channel-swap", "")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("--solver", S, "--set", "snapshot_prefix=out{}"),
     "finetune": ("--model", "low.prototxt", "--weights", "low.caffemodel.h5", "--solver", S),
@@ -86,6 +89,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lr-find": ("--solver", S, "--iterations", "10"),
     "plot": ("train.log", "-o", "curves{}.svg"),
     "report": (W, "--no-score", "--passes", "0", "-o", "report{}.html"),
+    "classify": (*USE, "--images-dim", "12,12", "image.png", "scores{}.npy"),
+    "detect": (*USE, "--crop-mode", "list", "--context-pad", "2", "windows.csv", "scores{}.csv"),
     "python": ("hello.py",),
     "new": ("lenet", "new{}"),
     "configs": (),
@@ -165,6 +170,7 @@ def timed(args: Sequence[str], folder: Path) -> tuple[float, subprocess.Complete
 def set_up(folder: Path, mnist: str | None) -> None:
     """Writes nets, solvers, data, and what the commands before would have left."""
     import numpy as np
+    from PIL import Image
 
     from forcereg.data.convert import write_set
     from forcereg.data.idx import convert_mnist
@@ -188,6 +194,8 @@ def set_up(folder: Path, mnist: str | None) -> None:
     (folder / "zeros.prototxt").write_text(zeros)
     (folder / S).write_text(SOLVER)
     (folder / "hello.py").write_text("import caffe\n")
+    (folder / "windows.csv").write_text("filename,ymin,xmin,ymax,xmax\nimage.png,0,0,9,9\n")
+    Image.fromarray(random.integers(0, 256, (12, 12), np.uint8)).save(folder / "image.png")
     for args in SET_UP:
         _, done = timed(["-m", "forcereg", *args], folder)
         if args[0] == "train":

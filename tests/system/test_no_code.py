@@ -33,7 +33,8 @@ ALLOWED = {
     "net": {"subprocess.run"},  # graphviz's dot
     "nn": {"importlib.import_module"},  # of forcereg's own names
     "pycaffe": {
-        "importlib.import_module",  # of its own names
+        "importlib.import_module",  # of its own names; selective search, asked for by name
+        "np.load",  # of numbers: no pickles
         "exec", "compile",  # the script that `forcereg python` is given
     },
     "solver": {
@@ -94,6 +95,7 @@ RUNS = (
     "split-groups --snapshot MODEL", "merge-groups --snapshot MODEL", "deploy MODEL", "deploy net.prototxt",
     "convert MODEL out.caffemodel", "plot net.prototxt -o out.csv",
     "report MODEL -o out.html",
+    "classify --pretrained_model MODEL --model_def net.prototxt a.png out.npy",
 )  # fmt: skip
 
 
