@@ -71,6 +71,12 @@ layer {
 layer { name: "loss" type: "EuclideanLoss" bottom: "two" bottom: "y" top: "loss" }
 """
 
+LASSO = "kernel_shape_decay_mult: 1 block_group_lasso { xdimen: 9 ydimen: 1 }"
+SPARSE = CONV.replace("param { lr_mult: 1 force_mult: 1 }", f"param {{ lr_mult: 1 {LASSO} }}").replace(
+    'top: "ip"\n', 'top: "ip" param { regularization_type: "L1" }\n'
+)
+"""Rows and columns of `conv` under group lasso, `ip` under L1."""
+
 REGULARIZED = 'weight_decay: 0.01 force_decay: 0.01 force_type: "Constant" '
 SETTINGS = {
     "plain": (CONV, REGULARIZED + "momentum: 0.9 test_iter: 5 test_interval: 7 display: 4 average_loss: 3"),
@@ -79,6 +85,11 @@ SETTINGS = {
         CONV,
         REGULARIZED + 'momentum: 0.9 force_metric: "responses" force_metric_interval: 6 force_ramp: 4 force_until: 1 '
         "force_release: 8 test_iter: 5 test_interval: 7 test_initialization: false",
+    ),
+    "sparse": (
+        SPARSE,
+        "weight_decay: 0.05 momentum: 0.9 block_group_decay: 0.5 kernel_shape_decay: 0.2 prune_threshold: 0.02 "
+        "display: 4",
     ),
     "adam": (SHARED, REGULARIZED + 'type: "Adam" momentum: 0.9 base_lr: 0.01 iter_size: 2'),
 }
@@ -135,6 +146,8 @@ def equality(setting: str, double: bool) -> Callable[..., Any]:
         solver, recorder = make(root, group, net, extra, times)
         if double:
             in_double(solver)
+        if setting == "sparse":
+            solver.set_masks({"conv/0": torch.arange(36).reshape(4, 1, 3, 3) % 5 > 0})
         solver.step(20)
         blobs = blobs_of(solver)
         for others in group.gather(blobs):

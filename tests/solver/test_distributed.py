@@ -68,6 +68,9 @@ def test_ranks_equal_one_process(
     blobs, events = results[size][name]
     expected, told = ranks.RUNS[name](ranks.write_data(tmp_path), Group(), size)
     assert_close(blobs, expected, TOLERANCE[kind])
+    if setting == "sparse":
+        assert all(torch.equal(blobs[name] == 0, blob == 0) for name, blob in expected.items())
+        assert 0.1 < float((expected["ip/0"] == 0).double().mean()) < 0.9
     if "display" in ranks.SETTINGS[setting][1]:
         assert_told(events, told)
 

@@ -16,6 +16,7 @@ from forcereg.errors import ForceregError
 from forcereg.solver.loop import Solver
 from forcereg.solver.pruning import DNS, L1, MAGNITUDE, RESTORED, SKIPPED, STOPPED, How, Limit, Pruning
 from forcereg.solver.sparsity.pruning import cubic, cut_at, kept, smallest
+from forcereg.system.events import Event
 from tests.solver.nets import Recorder, write_images, write_solver
 
 LAYERS = ("conv", "ip")
@@ -159,6 +160,37 @@ def test_a_resumed_pruning_is_one_that_was_never_stopped(
     assert [path.read_bytes() for path in files] == before
     assert resumed.decided == pruning.decided
     assert all(torch.equal(mask, resumed.masks[name]) for name, mask in pruning.masks.items())
+
+
+@pytest.mark.parametrize("method", [MAGNITUDE, DNS])
+def test_a_snapshot_among_tests_has_what_was_pruned_before_them(method: str, images: Path) -> None:
+    """In front of iteration 4 the pruning comes first, then the tests, between whose batches a signal asks for it."""
+    text = TRAINING.replace("test_iter: 1 test_interval: 100", "test_iter: 2 test_interval: 4") + "8"
+    how = How(LAYERS, method, 0.8, None, 8, 2)
+
+    def solver() -> Solver:
+        made = Solver(write_solver(images, text))
+        made.prune_by(how)
+        return made
+
+    whole = solver()
+    whole.observers = [lambda event: asks(whole, event)]
+    whole.solve()
+    file = images / "s_iter_8.caffemodel.h5"
+    before = file.read_bytes()
+    again = solver()
+    again.restore(images / "s_iter_4.solverstate.h5")
+    # what is cut in front of iteration 4 is there, so that it isn't cut twice
+    assert again.pruning is not None and not again.pruning.due(4) and again.pruning.due(6)
+    assert float((again.net.params["conv"][0] == 0).float().mean()) > 0.3 or method == DNS
+    again.solve()
+    assert file.read_bytes() == before
+
+
+def asks(solver: Solver, event: Event) -> None:
+    """For a snapshot, in the tests in front of iteration 4."""
+    if event.kind == "test_start" and event.iteration == 4:
+        solver.snapshot_requested = True
 
 
 def dense_of(root: Path) -> dict[str, torch.Tensor]:
