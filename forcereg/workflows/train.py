@@ -98,7 +98,7 @@ def train(
     whole iterations at once there. `rank_clipping`: the share of its squared norm, above 0, at most 1, that each chain
     of a decomposed net keeps when its rank is reduced at each test interval, before iteration `clip_until`. `keep`:
     only so many snapshots. `find_batch`: trains nothing, but finds and tells the largest batch with which iterations
-    fit the GPU's memory; the solver is that of this batch.
+    fit the GPU's memory; the solver has this batch, and where it starts from.
 
     `keep_best`: an output of the test net by which the best net so far is kept as `<prefix>_best`, as in "accuracy",
     "loss", "top5#1:max" (of test net 1, of which more is better). `patience`: after so many tests without a better one
@@ -192,7 +192,7 @@ class Training:
             group = self.join(file)
             with group.together(), self.observers(group) as observers:
                 if self.find_batch:
-                    return self.largest_batch(file, group, observers)
+                    file = self.largest_batch(file, group, observers)
                 # before the solver is built, which loads the models that its file still names
                 start = Start.of(self, file, group)
                 solver = self.build(file, group, observers)
@@ -285,8 +285,8 @@ class Training:
         solver.measure_force = self.measure_force
         return solver
 
-    def largest_batch(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> Solver:
-        """The solver with the largest batch that fits the GPU, which is told; it hasn't trained."""
+    def largest_batch(self, file: SolverFile, group: Group, observers: Sequence[Observer]) -> SolverFile:
+        """The solver with the largest batch that fits the GPU, which is told."""
         from forcereg.schema.rules import stage_names
         from forcereg.solver.find_batch import Batched, find
         from forcereg.solver.run import Teller
@@ -297,8 +297,7 @@ class Training:
         tell, trial = Teller(observers), replace(self, keep_best=None, patience=None, stop_when=None)
         device = choose_device(group.device, file.message, tell.warn)
         batched = Batched.of(file, self.level, stage_names(self.stage))
-        found = find(batched, lambda one, heard: trial.build(one, group, heard), device, tell)
-        return self.build(found, group, observers)
+        return find(batched, lambda one, heard: trial.build(one, group, heard), device, tell)
 
     def begin(self, solver: Solver, start: Start) -> None:
         """Loads the newest snapshot, the snapshot or the models that are asked for."""
@@ -331,12 +330,12 @@ class Training:
         return Settings(**{**named, "dense_layers": tuple(listed(self.dense_layers))})
 
     def work(self, solver: Solver) -> None:
-        """Trains, unless a report is all that is asked for."""
+        """Trains, unless a report or a batch is all that is asked for."""
         if self.gradients == REPORT:
             from forcereg.solver.gradients.report import report
 
             report(solver, self.averaging(), self.bandwidth)
-        else:
+        elif not self.find_batch:
             solver.solve()
 
     # -- around them

@@ -100,6 +100,9 @@ def test_a_solver_with_it_trains_as_one_that_has_it_written(
     memory(11)
     found = forcereg.train("solver.prototxt", find_batch=True)
     found.solve()
+    # and begins with the weights that are asked for
+    weights = forcereg.train("solver.prototxt", find_batch=True, weights="s_iter_3.caffemodel.h5")
+    assert all(map(torch.equal, blobs_of(weights).values(), blobs_of(found).values()))
     other = root / "other"
     other.mkdir()
     monkeypatch.chdir(other)

@@ -85,6 +85,14 @@ def test_a_good_net(here: Path) -> None:
     assert set(report.facts) == {"TRAIN net", "TEST net", "TRAIN data 'd'", "TEST data 'd'"}
 
 
+def test_a_solver_with_a_schedule_beyond_caffe_s(here: Path) -> None:
+    report = edited(here, ('lr_policy: "step"', 'lr_policy: "cosine" warmup_iter: 10 ema_decay: 0.9 pct_start: 0.1'))
+    assert report.facts["learning rate"] == "cosine: 0.01 at first, 0.0853553 at iteration 10, 0.000154133 at last"
+    assert report.facts["averaged weights"] == "decay 0.9; tested and saved beside the plain ones"
+    (said,) = (text for text in report.warnings if "pct_start" in text)
+    assert said.endswith('lr_policy "cosine" doesn\'t look at pct_start; "onecycle" does')
+
+
 SHIPPED = [file.path.as_posix() for file in shipped_configs() if file.path.suffix == ".prototxt"]
 
 

@@ -32,6 +32,8 @@ def check_schedule(file: SolverFile, train: Net, tests: Mapping[int, Net], repor
     for text in likely_mistakes(p):
         report.warn(f"{file.name}: {text}")
     _check_data(p, train, tests, report)
+    if p.ema_decay:
+        report.facts["averaged weights"] = f"decay {p.ema_decay:g}; tested and saved beside the plain ones"
     if p.base_lr and p.max_iter and not any(policy.problems(p, file.name)):
         first, last = (policy.rate(p, at, policy.reached(p, at)) for at in (0, p.max_iter - 1))
         at, highest = policy.highest(p)
