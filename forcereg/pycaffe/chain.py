@@ -91,7 +91,8 @@ class Chain:
         for own, shaped in zip(module.blobs, module.shaped_blobs, strict=True):
             values = self._weights.setdefault(id(own), Memory(tensor=own.detach(), fixed=True))
             grads = self._grads.setdefault(id(own), Memory(own.shape))
-            found.append(Blob.of(values, grads, None if shaped.shape == own.shape else tuple(shaped.shape)))
+            shape = None if shaped.shape == own.shape else tuple(shaped.shape)
+            found.append(Blob.of(values, grads, shape))
         return found
 
     def blob(self, name: str) -> Blob:
@@ -202,13 +203,14 @@ class Chain:
         try:
             work(*given)
         except FAILURES as error:
-            told = stage.explain(error)
             with fatal():
+                if (told := stage.explain(error)) is error:
+                    raise
                 raise told from error
 
     def loss(self, start: int, end: int) -> float:
         """The loss of the layers from `start` to `end`."""
-        return sum(stage.loss() for stage in self.stages[start : end + 1])
+        return sum((stage.loss() for stage in self.stages[start : end + 1]), 0.0)
 
     def _check(self, what: str, *numbers: int) -> None:
         for number in numbers:

@@ -100,6 +100,16 @@ def test_reshape_of_a_net(deploy: Any) -> None:
             call()
 
 
+def test_weights_in_another_shape(deploy: Any) -> None:
+    weight = deploy.params["conv"][0]
+    weight.reshape(4, 27)
+    weight.data[...] = np.arange(27)
+    assert weight.data.shape == weight.diff.shape == (4, 27)
+    assert deploy._chain.net.params["conv"][0][1].flatten().tolist() == list(range(27))
+    with pytest.raises(RuntimeError, match="another count"):
+        weight.reshape(5, 27)
+
+
 def test_no_blob_from_python() -> None:
     with pytest.raises(RuntimeError):
         Blob()

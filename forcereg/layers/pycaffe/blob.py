@@ -144,9 +144,21 @@ class Blob:
         shape = sizes(dims)
         if shape != self.sizes or not self._shaped:
             self._check(shape)
+            if self.values.fixed:
+                self._show(shape)
+                return
             self.values.resize(shape)
             self.grads.resize(shape)
             self._own_shape, self._shaped = None, True
+
+    def _show(self, shape: Shape) -> None:
+        """Weights are of their layer's shape; arrays of them may have another one."""
+        if prod(shape) != self.count:
+            raise Fatal(
+                f"a weight of shape {list(self.sizes)} can't get shape {list(shape)}, of another count; change the "
+                "layer's parameters in the net"
+            )
+        self._own_shape = shape
 
     def put(self, tensor: Tensor) -> None:
         """Makes `tensor` the values; a gradient of another shape becomes zeros."""
