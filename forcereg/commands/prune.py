@@ -21,8 +21,8 @@ from forcereg.system.terminal import echo
 @click.option("--target", type=float, metavar="F", help="Share of zeros among the layers' weights, as in 0.9.")
 @click.option("--max-accuracy-drop", type=float, metavar="F",
               help="Or as many as cost so much accuracy before fine-tuning, as in 0.01.")  # fmt: skip
-@click.option("--spread", default="magnitude", show_default=True, metavar="magnitude|sensitivity",
-              help="Zeros by magnitude over all layers, or where each alone costs the same accuracy.")  # fmt: skip
+@click.option("--spread", default="magnitude", show_default=True, metavar="magnitude|uniform|sensitivity",
+              help="Zeros by magnitude over all layers, alike in each, or as each costs accuracy.")  # fmt: skip
 @click.option("--over", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Iterations over which it is pruned, by a cubic schedule; 0: at once.")  # fmt: skip
 @click.option("--every", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",

@@ -95,7 +95,8 @@ def prune(
     `target`: the share of zeros, above 0, below 1, of all weights of `layers` together (names or patterns; None for
     all Convolution and InnerProduct layers) without `except_layers`; or `max_accuracy_drop`: the largest share found
     at which the test net loses at most so much before fine-tuning. `spread`: "magnitude", the smallest of them all,
-    or "sensitivity", of each layer the share at which it alone costs as much accuracy as the others alone.
+    "uniform", of each layer that share, or "sensitivity", the share at which it alone costs as much accuracy as the
+    others alone.
 
     `method`: "magnitude", over `over` iterations by a cubic schedule in steps of `every`, at once for 0; "dns", the
     same, but that weights come back while they are above the step's threshold (dynamic surgery: a dense copy is

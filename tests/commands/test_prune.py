@@ -75,6 +75,14 @@ def test_as_far_as_the_accuracy_allows_by_sensitivity(here: Path, cli: Cli) -> N
     assert Path("p/scores.json").is_file()
 
 
+def test_of_each_layer_the_same_share(here: Path, cli: Cli) -> None:
+    code, _, err = cli(*asked(here, "--target", "0.5", "--spread", "uniform", "--out", "u"))
+    assert code == 0, err
+    layers = read_model("u/net_pruned.caffemodel.h5").layers
+    for name in ("conv", "ip"):
+        assert int((layers[name][0] == 0).sum()) == round(layers[name][0].size / 2)
+
+
 def test_guided_by_times_each_decision_is_told(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"conv": Limit(0.9, 0.5, 1.1), "ip": None}
     monkeypatch.setattr(LayerTimes, "limit", lambda self, name: known[name])

@@ -10,6 +10,7 @@ import numpy as np
 
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net.deploy.make import unread
+from forcereg.net.shrink import weighted as weighted  # registers its rules
 from forcereg.net.shrink.flows import Node, settle
 from forcereg.net.shrink.places import Key, Layout, Phase, Place, channels, layout
 from forcereg.net.shrink.rules import Kept, rule_of

@@ -141,6 +141,8 @@ class Session:
             known = dict(self._tell.track(found, "layer", len(layers)))
 
         def shares(target: float) -> dict[str, float] | None:
+            if plan.spread == spread.UNIFORM:
+                return dict.fromkeys(layers, target)
             return spread.by_sensitivity(known, target) if known else None
 
         def at(target: float) -> float:

@@ -1,4 +1,4 @@
-"""How zeros are spread over layers: by magnitude over all, or so that each alone costs the same accuracy."""
+"""How zeros are spread over layers: by magnitude over all, alike in each, or so that each costs the same accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from forcereg.lowrank.rewrite import Weights
 from forcereg.solver.sparsity.pruning import kept, smallest
 
-MAGNITUDE, SENSITIVITY = SPREADS = ("magnitude", "sensitivity")
+MAGNITUDE, UNIFORM, SENSITIVITY = SPREADS = ("magnitude", "uniform", "sensitivity")
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Of zeros, at which a layer alone is scored."""
 NEAR, MOST = 0.002, 10
