@@ -87,6 +87,9 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
               help="End the run, with a snapshot, after N tests without a better one.")  # fmt: skip
 @click.option("--stop-when", metavar="'OUTPUT>=VALUE'",
               help="End the run, with a snapshot, once a test comes to that, as in 'accuracy>=0.99'.")  # fmt: skip
+@click.option("--on-nan", default="stop", show_default=True, metavar="stop|rollback:N:FACTOR",
+              help="Behind a loss that isn't finite: stop, or go back to the last snapshot with the rate times FACTOR "
+                   "(0.5), at most N (3) times.")  # fmt: skip
 @data_options
 @click.option("--amp", type=click.Choice(["bf16", "fp16"]),
               help="Train in mixed precision; weights, losses, updates and tests stay float32.")  # fmt: skip
@@ -97,6 +100,8 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @gradient_options
 @click.option("--find-batch", is_flag=True,
               help="Train nothing: find the largest batch with which iterations fit the GPU's memory.")  # fmt: skip
+@click.option("--callback", multiple=True, metavar="MODULE:FUNCTION",
+              help="Call this function of your own with each event and the solver; repeatable.")  # fmt: skip
 @code_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
@@ -124,6 +129,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     )
     from forcereg.solver.goal import Aims
     from forcereg.solver.launch import effects, in_group, launch
+    from forcereg.solver.rollback import OnNan
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
@@ -133,6 +139,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     Aims.of(options["keep_best"], options["patience"], options["stop_when"], flag)
     options = {**options, "dense_layers": tuple(names_in(options["dense_layers"]))}
     check_gradients({name: options[name] for name in (*AVERAGING, "gradients", "bandwidth")}, flag)
+    OnNan.of(options["on_nan"], flag)
     ready(report := options["report"])
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)

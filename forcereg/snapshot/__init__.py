@@ -20,7 +20,7 @@ from forcereg.snapshot.content import (
 )
 from forcereg.snapshot.load import Copies, LoadReport, joined, load_into, matched, modern, remark, take_over
 from forcereg.snapshot.message import net_message
-from forcereg.snapshot.names import BEST, average_path, model_path, pairs, prune, state_path
+from forcereg.snapshot.names import BEST, average_path, model_path, pairs, prune, state_of, state_path
 from forcereg.snapshot.read import model_of, read, read_model, read_state
 from forcereg.snapshot.suit import suited, suited_to
 from forcereg.snapshot.write import ARRAYS, write_arrays, write_model, write_state
@@ -57,6 +57,7 @@ __all__ = [
     "read_model",
     "read_state",
     "remark",
+    "state_of",
     "state_path",
     "suited",
     "suited_to",

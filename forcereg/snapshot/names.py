@@ -27,6 +27,12 @@ def average_path(prefix: str | Path, which: int | str, binary: bool = False) -> 
     return Path(f"{os.fspath(prefix)}_{_mark(which)}_ema.caffemodel{_end(binary)}")
 
 
+def state_of(model: Path) -> Path:
+    """The state's path beside a model of one of these names."""
+    start, _, end = model.name.rpartition("caffemodel")
+    return model.with_name(f"{start}solverstate{end}")
+
+
 def _mark(which: int | str) -> str:
     return which if isinstance(which, str) else f"iter_{which}"
 

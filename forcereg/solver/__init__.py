@@ -6,6 +6,8 @@ updater, passes, replica       that with its kept state; forward and backward, a
 run                            what all parts are handed: a run's settings, its nets, whom to tell
 steps                          iterations on the device, as CUDA graphs where that is possible
 pull, trouble, ready, saving   what measures, explains, checks and writes
+hooks                          the user's functions that are told of it (loads no torch)
+rollback                       how often a run goes back from a loss that isn't finite (loads no torch)
 goal, judge                    what is asked of tests (loads no torch); what they decide
 clipping, snapshots            ranks that sink while training; what a run leaves and goes on from
 build                          from a solver file to run, nets and steps

@@ -21,6 +21,7 @@ from forcereg.solver.clipping import RankClipping
 from forcereg.solver.diagnostics import Ranks
 from forcereg.solver.distributed import Group, Request
 from forcereg.solver.goal import Aims
+from forcereg.solver.hooks import H, Hook
 from forcereg.solver.judge import Judge
 from forcereg.solver.pace import Pace
 from forcereg.solver.passes import Inputs, Passes
@@ -29,6 +30,7 @@ from forcereg.solver.pruning import How, Pruning
 from forcereg.solver.pull import Pull
 from forcereg.solver.rankwatch import RankWatch
 from forcereg.solver.regularizers.force import FORCE, without_force
+from forcereg.solver.rollback import OnNan
 from forcereg.solver.run import Teller
 from forcereg.solver.setup import solver_file
 from forcereg.solver.snapshots import REBUILD, STORED, Snapshots
@@ -82,6 +84,7 @@ class SolverBase:
         self.pruning: Pruning | None = None
         self.judge: Judge | None = None
         self.enough = False
+        self.on_nan: OnNan | None = None
         self._snapshots = Snapshots(self._run, self._nets, self.steps, self._watch, keep)
         self._losses = self.steps.losses
         self._sparse, self._settling = is_used(self.net, self.param), Settling()
@@ -134,6 +137,24 @@ class SolverBase:
     def observers(self, observers: list[Observer]) -> None:
         self._tell.observers = observers
 
+    def on(self, kind: str, function: H) -> H:
+        """Has `function` called with every `Event` of a kind, behind the observers; returns it, for `off`.
+
+        `kind`: as in JSON logs, and "iteration" for "progress", "display" for "train", "*" for all. Of several
+        processes rank 0's are called, so a function may ask for a stop or a snapshot (`solver.stop_requested = True`,
+        `solver.snapshot_requested = True`), and not for what all take part in. Raises UsageError for no such kind.
+        """
+        return self._tell.hooks.add(kind, function)
+
+    def off(self, function: Hook) -> None:
+        """Takes back what `on` did for it."""
+        self._tell.hooks.remove(function)
+
+    @property
+    def loss(self) -> float:
+        """The smoothed loss, NaN before the first iteration. Waits for the device."""
+        return float(self._losses.mean())
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Tells the observers."""
         self._tell.emit(kind, **fields)
@@ -179,7 +200,10 @@ class SolverBase:
     @property
     def lr(self) -> float:
         """The learning rate at the current iteration and current_step."""
-        return policy.rate(self.param, self.iter, policy.advance(self.param, self.iter, self.current_step))
+        return self._rate(policy.advance(self.param, self.iter, self.current_step))
+
+    def _rate(self, current_step: int) -> float:
+        return policy.rate(self.param, self.iter, current_step) * self._snapshots.rollbacks.factor
 
     def load_weights(self, path: str | Path) -> LoadReport:
         """Loads a model by layer name into the train net and, for layers of their own, the test nets.
@@ -200,7 +224,8 @@ class SolverBase:
     def _save(self, best: bool = False) -> Path:
         self.check_finite()
         # the loss is that of weights before their last update, which may have been too much
-        if not self.updater.all_finite():
+        # statistics are each rank's own, and what follows is for all
+        if not all(self.group.gather(self.updater.all_finite())):
             what = f"weights are not finite at iteration {self.iter}; no snapshot is written"
             raise self._not_finite(what, self.iter)
         self.group.check_equal(self.updater.weights)
@@ -273,4 +298,23 @@ class SolverBase:
     def _not_finite(self, what: str, bad: int) -> NotFinite:
         felt = FORCE in self.updater.feeling(bad - 1)
         change = advice(self._run, self.net, self._inputs, bad, self.pull if felt else None)
-        return not_finite(self.file.name, what, self.last_snapshot, change)
+        return not_finite(self.file.name, what, self.last_snapshot, change, bad > 0)
+
+    def _go_back(self, error: NotFinite) -> None:
+        """Goes back to a snapshot at a lower rate, if `on_nan` asks for it and it may help; else raises."""
+        asked, past, state = self.on_nan, self._snapshots.rollbacks, self._snapshots.to_go_back_to()
+        if asked is None or state is None or not all(self.group.gather(error.curable)):
+            raise error
+        if past.done >= asked.times:
+            often = "once" if past.done == 1 else f"{past.done} times"
+            raise NotFinite(f"{error} (it went back {often}; the rate is {past.factor:g} times as large)") from error
+        done, factor, bad = past.done + 1, past.factor * asked.factor, self.iter
+        best = None if self.judge is None else self.judge.state_dict()
+        self.restore(state)
+        self._snapshots.returned = state
+        past.load_state_dict({"done": done, "factor": factor})
+        # the best net's files are still there
+        if self.judge is not None and best is not None:
+            self.judge.load_state_dict(best)
+        where = {"iteration": self.iter, "from_iteration": bad, "state": str(state)}
+        self.emit("rollback", done=done, times=asked.times, factor=factor, text=str(error), **where)

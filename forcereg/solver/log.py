@@ -177,6 +177,11 @@ class GlogWriter:
         if "average" in event.fields:
             self.line(f"Snapshotting averaged weights to {kind} file {event.average}")
 
+    def on_rollback(self, event: Event) -> None:
+        often = f"{event.done} of at most {event.times}"
+        self.line(event.text, "W")
+        self.line(f"Going back to iteration {event.iteration} with the rate times {event.factor:g} ({often})", "W")
+
     def on_best(self, event: Event) -> None:
         before = event.before
         known = "" if before is None else f" (was {before['value']:g} at iteration {before['iteration']})"

@@ -22,6 +22,7 @@ from forcereg.solver.ready import check_ready
 from forcereg.solver.regularizers.force import FORCE, forced_matrices
 from forcereg.solver.sparsity.advice import notes
 from forcereg.solver.state import rewound
+from forcereg.solver.trouble import NotFinite
 
 
 class Solver(SolverBase):
@@ -56,22 +57,22 @@ class Solver(SolverBase):
                 text = f"test net #{index} is not tested with averaged weights: it writes a file or runs code"
                 self.emit("note", text=text)
         # before the first iteration: what would end the run at its first test or snapshot ends it now
-        saved = self.judge is not None
+        saved = self.judge is not None or self.on_nan is not None
         check_ready(self._run, self._nets, len(self.updater.history), self.iter, inputs is not None, saved)
         start = self.iter
-        self.step(max(0, self.param.max_iter - self.iter), inputs)
-        self.check_finite()
-        p = self.param
-        early = self.stop_requested or self.enough
-        wanted = p.snapshot_after_train or early
-        # a stop in the tests before iteration 0 comes when the schedule has saved nothing yet
-        saved = p.snapshot > 0 and self.iter % p.snapshot == 0 and (self.iter > 0 or not early)
-        if wanted and not saved and (self.iter > start or start == 0):
-            self.snapshot()
+        if self.on_nan is not None and self.last_snapshot is None:
+            self.snapshot()  # or there would be nothing to go back to
+        while True:
+            try:
+                self._train(start, inputs)
+                break
+            except NotFinite as error:
+                self._go_back(error)
         if self.stop_requested:
             self.emit("stopped")
             return
         # Caffe's order at the end: snapshot, one more forward for the log, then the test
+        p = self.param
         if not self.enough:
             self._final_display()
             if p.test_interval > 0 and self.iter % p.test_interval == 0:
@@ -81,6 +82,18 @@ class Solver(SolverBase):
         if self.pruning is not None:
             self.pruning.settle(self.iter)
         self.emit("done")
+
+    def _train(self, start: int, inputs: Inputs) -> None:
+        """All iterations that are left of a run from `start` on, and its last snapshot."""
+        p = self.param
+        self.step(max(0, p.max_iter - self.iter), inputs)
+        self.check_finite()
+        early = self.stop_requested or self.enough
+        wanted = p.snapshot_after_train or early
+        # a stop in the tests before iteration 0 comes when the schedule has saved nothing yet
+        saved = p.snapshot > 0 and self.iter % p.snapshot == 0 and (self.iter > 0 or not early)
+        if wanted and not saved and (self.iter > start or start == 0):
+            self.snapshot()
 
     def step(self, n: int, inputs: Inputs = None) -> Tensor:
         """Runs `n` iterations (with the tests, displays and snapshots due in them); the smoothed loss, 0-d.
@@ -144,7 +157,7 @@ class Solver(SolverBase):
         for text in self.updater.news(self.iter):
             self.emit("note", text=text)
         after = policy.advance(p, self.iter, before)
-        rate = policy.rate(p, self.iter, after)
+        rate = self._rate(after)
         if self._sparse and (text := self._settling.fallen(self.iter, rate)):
             self.warn(text)
         # as this iteration's loss was scaled, before the update moves it

@@ -13,6 +13,7 @@ import torch
 from forcereg.errors import ForceregError
 from forcereg.net.module import Net
 from forcereg.solver.distributed import Group
+from forcereg.solver.hooks import Hooks
 from forcereg.system.events import Event, Observer
 from forcereg.system.paths import resolve
 
@@ -21,7 +22,7 @@ class Teller:
     """Tells `observers`; but for the first `rank`, to whose records the others have nothing to add."""
 
     def __init__(self, observers: Sequence[Observer] = (), rank: int = 0) -> None:
-        self.observers = list(observers)
+        self.observers, self.hooks = list(observers), Hooks()
         self._rank = rank
 
     def emit(self, kind: str, **fields: Any) -> None:
@@ -32,6 +33,7 @@ class Teller:
         event = Event(kind, fields)
         for observer in self.observers:
             observer(event)
+        self.hooks(event)
 
     def warn(self, text: str, depth: int = 3) -> None:
         """Tells the observers, or if there are none the user: of the line that is `depth` calls above."""

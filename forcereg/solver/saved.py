@@ -30,6 +30,8 @@ AVERAGE = "average"
 """The entry of the averaged weights."""
 SCALE = "scale"
 """The entry of the loss scale."""
+ROLLBACKS = "rollbacks"
+"""The entry of how often a run went back."""
 BEST = "best"
 """The entry of the best test so far."""
 GRADIENTS = "gradients"
@@ -109,6 +111,7 @@ _EXTRA: Mapping[str, Any] = {
     },
     f"?{AVERAGE}": {"since": _whole(-1, (1 << 31) - 1), "blobs": {"*": _VALUES}},
     f"?{CLIPPED}": _whole(-1, (1 << 31) - 1),
+    f"?{ROLLBACKS}": {"done": COUNT, "factor": _FACTOR},
     f"?{BEST}": {"output": TEXT, "value": _FINITE, "iteration": _whole(-1, (1 << 31) - 1), "since": COUNT},
 }
 """The form of each entry; those with "?" may be missing, "*" is any name. Others are a later version's, and ignored."""

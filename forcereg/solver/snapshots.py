@@ -15,8 +15,20 @@ from forcereg.solver.judge import Judge
 from forcereg.solver.prefix import writes_binary
 from forcereg.solver.pruning import Pruning
 from forcereg.solver.rankwatch import RankWatch
+from forcereg.solver.rollback import Rollbacks
 from forcereg.solver.run import Nets, Run
-from forcereg.solver.saved import AVERAGE, BEST, CLIPPED, GRADIENTS, MASKS, PRUNING, SCALE, WATCH, check_extra
+from forcereg.solver.saved import (
+    AVERAGE,
+    BEST,
+    CLIPPED,
+    GRADIENTS,
+    MASKS,
+    PRUNING,
+    ROLLBACKS,
+    SCALE,
+    WATCH,
+    check_extra,
+)
 from forcereg.solver.saving import write_pair
 from forcereg.solver.sparsity import asked, masks
 from forcereg.solver.state import extra_state, unpack, unpack_carried
@@ -31,12 +43,15 @@ class Snapshots:
     """Saves and restores what `nets` and `steps` hold, and what `watch` knows.
 
     `keep`: how many snapshots stay, None for all; `last`: the model that was last written, or gone on from; `best`:
-    that of the best net, if this run has written one.
+    that of the best net, if this run has written one; `returned`: the state that the run last went back to.
     """
 
     def __init__(self, run: Run, nets: Nets, steps: Steps, watch: RankWatch, keep: int | None = None) -> None:
         self._run, self._nets, self._steps, self._watch, self._keep = run, nets, steps, watch, keep
         self.last: Path | None = None
+        self.last_state: Path | None = None
+        self.rollbacks = Rollbacks()
+        self.returned: Path | None = None
         self.best: Path | None = None
         self.pruning: Pruning | None = None
         self.judge: Judge | None = None
@@ -74,6 +89,7 @@ class Snapshots:
         extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
         own = {WATCH: self._watch.state_dict(), SCALE: {} if scale is None else scale.state_dict()}
         own[PRUNING] = {} if self.pruning is None else self.pruning.state_dict()
+        own[ROLLBACKS] = self.rollbacks.state_dict()
         own[BEST] = {} if self.judge is None else self.judge.state_dict()
         return {**extra, **{name: state for name, state in own.items() if state}}
 
@@ -103,10 +119,12 @@ class Snapshots:
             return path
 
         path = run.group.once(work)
+        state = snapshot.state_of(path)
+        run.tell.emit("saved", model=str(path), state=str(state), iteration=iteration)
         if best:
             self.best = path
         else:
-            self.last = path
+            self.last, self.last_state = path, state
         return path
 
     def _averaging(self) -> dict[str, Any]:
@@ -123,6 +141,20 @@ class Snapshots:
             self._run.tell.warn(f"{state.path}: its run's gradients were {saved['scheme']}, this one's are {now}")
         elif scheme is not None:  # a rank that the state doesn't know draws anew
             scheme.load_state_dict((saved or {}).get("ranks", {}).get(str(self._run.group.rank), {}))
+
+    def to_go_back_to(self) -> Path | None:
+        """The state of the last snapshot; if the run has just come from there, that of the one before on disk."""
+        last = self.last_state
+        if last is None or last != self.returned:
+            return last
+        binary = writes_binary(self._run.param)
+
+        def before() -> Path:
+            at = snapshot.read_state(last).iteration
+            older = [n for n in snapshot.pairs(self._run.prefix(), binary) if n < at]
+            return snapshot.state_path(self._run.prefix(), older[-1], binary) if older else last
+
+        return self._run.group.once(before)
 
     def take_over(
         self, state: StateFile, model: ModelFile, clipping: RankClipping | None = None, wanted: str = STORED
@@ -153,7 +185,7 @@ class Snapshots:
         if other := change_of(model.attrs.get(TEACHER), self._steps.passes.lesson):
             run.tell.warn(f"{path}: {other}")
         self._steps.forget()  # the loss window's tensor may be another, and with other ranks the weights are
-        self.last = model.path
+        self.last, self.last_state = model.path, state.path
         self._take_masks(state, report.loaded, wanted)
         self._take_extra(state)
         return policy.catch_up(run.param, state.iteration, state.current_step)
@@ -185,6 +217,7 @@ class Snapshots:
         self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
         if self.pruning is not None:
             self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))
+        self.rollbacks.load_state_dict((state.extra or {}).get(ROLLBACKS, {}))
         if self.judge is not None:
             self.judge.load_state_dict((state.extra or {}).get(BEST, {}))
             if self.judge.aims.best and self.judge.best.iteration >= 0:

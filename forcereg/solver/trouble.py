@@ -26,14 +26,24 @@ LOOKED_AT = 100_000
 """Records of a source that are looked at, however few of them have been used."""
 
 
+DATA = "the data isn't finite: "
+
+
 class NotFinite(ForceregError):
-    """Training came to a loss or a weight that isn't finite: a matter of this run's settings, not of where it runs."""
+    """Training came to a loss or a weight that isn't finite: a matter of this run's settings, not of where it runs.
+
+    `curable`: whether a lower rate from an earlier snapshot on may help.
+    """
+
+    def __init__(self, text: str = "", curable: bool = True) -> None:
+        super().__init__(text)
+        self.curable = curable
 
 
-def not_finite(name: str, what: str, last: Path | None, change: str) -> NotFinite:
+def not_finite(name: str, what: str, last: Path | None, change: str, curable: bool = True) -> NotFinite:
     """The error, opened by `name`, for `what` isn't finite; `last`: the last model that was saved, `change`: advice."""
     saved = f"the last good snapshot is {last}" if last else "there is no snapshot yet"
-    return NotFinite(f"{name}: {what}; {saved}; {change}")
+    return NotFinite(f"{name}: {what}; {saved}; {change}", curable and not change.startswith(DATA))
 
 
 def advice(run: Run, net: Net, inputs: Inputs, bad: int, force: Pull | None) -> str:
@@ -43,7 +53,7 @@ def advice(run: Run, net: Net, inputs: Inputs, bad: int, force: Pull | None) -> 
     """
     p = run.param
     if found := _in_data(run, net, inputs, bad):
-        return f"the data isn't finite: {found}; correct it or leave it out"
+        return f"{DATA}{found}; correct it or leave it out"
     layers = dict.fromkeys(one.layer for one in net.learnable if not one.blob.isfinite().all())
     if layers and bad == 0:
         return f"the weights that it began with are not finite in {', '.join(layers)}; load others"

@@ -13,6 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+KINDS = frozenset({
+    "best", "debug", "decision", "done", "enough", "error", "final", "force", "left", "masks", "note", "progress",
+    "pruning", "ranks", "rate", "restore", "rollback", "saved", "scale", "snapshot", "sparsity", "start", "step",
+    "stopped", "test", "test_start", "train", "warning", "weights",
+})  # fmt: skip
+"""What may happen while a net is trained; see forcereg/snapshot/README.md."""
+ALIASES = {"iteration": "progress", "display": "train"}
+"""What hooks may say for a kind: when it is told."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,10 @@ class Event:
     step(iteration, current_step) · rate(iteration, rate) · scale(iteration, scale, good, skipped) ·
     debug(iteration, rows, norms) · final(iteration, loss) · force(iteration, layers; if measured ratio, warned) ·
     ranks(iteration, layers) · pruning(iteration, layers) · decision(iteration, layer, decision, share, text) ·
-    snapshot(model, state, iteration, binary; with ema_decay average) · restore(state, iteration) ·
-    weights(file, report) · best(iteration, net, output, value, way, before, model) ·
-    enough(iteration, reason, text) · progress(iteration, max_iter) · note(text) · warning(text) ·
-    stopped() · done() · error(text)
+    snapshot(model, state, iteration, binary; with ema_decay average) · saved(model, state, iteration) ·
+    restore(state, iteration) · weights(file, report) · best(iteration, net, output, value, way, before, model) ·
+    enough(iteration, reason, text) · rollback(iteration, from_iteration, state, done, times, factor, text) ·
+    progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
 
     Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task (None:
     nobody knows), and what the last one came to; scoring tells batch(index, outputs) of every batch.

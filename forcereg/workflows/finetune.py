@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forcereg.errors import UsageError
+from forcereg.solver.hooks import Callback
 from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath
 from forcereg.workflows.train import Training
@@ -49,6 +50,7 @@ def finetune(
     keep_best: str | None = None,
     patience: int | None = None,
     stop_when: str | None = None,
+    on_nan: str = "stop",
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
@@ -67,6 +69,7 @@ def finetune(
     measure_force: bool = False,
     sigint_effect: str | None = None,
     sighup_effect: str | None = None,
+    callback: str | Callback | Sequence[str | Callback] = (),
     observer: Observer | None = None,
 ) -> Solver:
     """Trains a decomposed net by the original's solver, as `forcereg finetune` does.

@@ -24,6 +24,8 @@ from forcereg.solver.asked import (
     check_teacher,
 )
 from forcereg.solver.goal import Aims
+from forcereg.solver.hooks import Callback, attach, callback_of, functions
+from forcereg.solver.rollback import OnNan
 from forcereg.solver.start import Start, read, telling_errors
 from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath, listed
@@ -63,6 +65,7 @@ def train(
     keep_best: str | None = None,
     patience: int | None = None,
     stop_when: str | None = None,
+    on_nan: str = "stop",
     data_budget: int = 2048,
     workers: int = 0,
     allow_python_layers: bool = False,
@@ -81,6 +84,7 @@ def train(
     measure_force: bool = False,
     sigint_effect: str | None = None,
     sighup_effect: str | None = None,
+    callback: str | Callback | Sequence[str | Callback] = (),
     observer: Observer | None = None,
 ) -> Solver:
     """Trains the net of a solver to max_iter, with all of its tests and snapshots, as `forcereg train` does.
@@ -103,7 +107,8 @@ def train(
     `keep_best`: an output of the test net by which the best net so far is kept as `<prefix>_best`, as in "accuracy",
     "loss", "top5#1:max" (of test net 1, of which more is better). `patience`: after so many tests without a better one
     (of accuracy, if `keep_best` names no other), or as soon as `stop_when` holds ("accuracy>=0.99"), the run ends with
-    a snapshot.
+    a snapshot. `on_nan`: "stop", or "rollback:N:FACTOR": from a loss that isn't finite it goes back to the last
+    snapshot with the rate multiplied by FACTOR (0.5), at most N (3) times.
 
     `teacher`: a snapshot, or a net in memory, that teaches the net as well: the part `teacher_weight` (above 0, at most
     1) of each SoftmaxWithLoss goes to how far the scores are from its scores for the same batch, both softened by
@@ -112,7 +117,8 @@ def train(
     `data_budget`: MiB that a decoded data set may take; `workers`: threads that decode for each data layer, 0 for as
     many as cores. `allow_python_layers`: run code that the nets name.
 
-    `observer` is called with every `Event` of the run; one that is a context manager is open meanwhile.
+    `observer` is called with every `Event` of the run; one that is a context manager is open meanwhile. `callback`: as
+    well called, with each event and the solver; one or several functions, or "module:function", whose code runs.
     `measure_force`: tell also the ratio of force and gradient, which costs time. `sigint_effect`, `sighup_effect`:
     "stop" (after a snapshot), "snapshot" or "none"; while both are None, signals do what they did before. The solver
     of a run that was stopped has `stop_requested`.
@@ -164,6 +170,7 @@ class Training:
     keep_best: str | None
     patience: int | None
     stop_when: str | None
+    on_nan: str
     data_budget: int
     workers: int
     allow_python_layers: bool
@@ -182,6 +189,7 @@ class Training:
     measure_force: bool
     sigint_effect: str | None
     sighup_effect: str | None
+    callback: str | Callback | Sequence[str | Callback]
     observer: Observer | None
 
     def run(self) -> Solver:
@@ -211,6 +219,9 @@ class Training:
         check_teacher({name: getattr(self, name) for name in TEACHING})
         Aims.of(self.keep_best, self.patience, self.stop_when)
         check_gradients({name: getattr(self, name) for name in (*AVERAGING, "gradients", "bandwidth")})
+        OnNan.of(self.on_nan)
+        for one in functions(self.callback):
+            callback_of(one)  # which imports it
         for name in CHOICES:
             check_choice(name, getattr(self, name))
         signals = next((name for name in ("sigint_effect", "sighup_effect") if getattr(self, name) is not None), None)
@@ -278,6 +289,9 @@ class Training:
         if self.teacher is not None:
             how = (self.teacher_model, float(self.temperature), float(self.teacher_weight), self.allow_python_layers)
             learn_from(solver, self.teacher, *how)
+        for one in functions(self.callback):
+            attach(solver, one)
+        solver.on_nan = OnNan.of(self.on_nan)
         solver.judge_by(self.keep_best, self.patience, self.stop_when)
         if self.gradients != REPORT:
             average_by(solver, self.gradients, self.averaging())

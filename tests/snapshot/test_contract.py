@@ -23,6 +23,7 @@ from forcereg.study.filters.images import Images
 from forcereg.study.filters.plane import Plane
 from forcereg.study.prune import report as prune_report
 from forcereg.study.sweep_plan import Asked, Kept, Run
+from forcereg.system.events import KINDS
 from tests.snapshot.frozen.make import HERE, schema
 
 TOP = Path(__file__).resolve().parents[2]
@@ -69,6 +70,10 @@ def test_the_page_has_every_event() -> None:
             assert names <= named("Events")
         else:
             assert any(names <= row for row in told.get(kind, [])), f"{kind}: {names}"
+
+
+def test_hooks_know_every_event() -> None:
+    assert {*events(), "progress"} == KINDS
 
 
 def keys(value: Any) -> Iterator[str]:

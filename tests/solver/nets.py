@@ -96,13 +96,13 @@ def write_solver(root: Path, extra: str = "", name: str = "solver.prototxt", net
 
 
 class Recorder:
-    """An observer that keeps every event but `progress`."""
+    """An observer that keeps every event but those that go with others: `progress`, `saved`, `left`."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
 
     def __call__(self, event: Event) -> None:
-        if event.kind != "progress":
+        if event.kind not in ("progress", "saved", "left"):
             self.events.append(event)
 
     def of(self, kind: str) -> list[Event]:
