@@ -50,7 +50,8 @@ def test_events_in_order_with_their_fields(tmp_path: Path) -> None:
     found = objects(path)
     assert [one["event"] for one in found] == [
         *("weights", "warning", "start", "test_start", "test", "force", "train", "rate", "force"),
-        *("snapshot", "test_start", "test", "force", "train", "step", "rate", "force", "snapshot"),
+        *("snapshot", "saved", "test_start", "test", "force", "train", "step", "rate", "force"),
+        *("snapshot", "saved"),
         *("final", "test_start", "test", "force", "done"),
     ]
     times = [one.pop("time") for one in found]

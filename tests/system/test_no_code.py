@@ -41,6 +41,7 @@ ALLOWED = {
         "ctypes.CDLL",  # the C library that Python has loaded
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes
         "subprocess.Popen", "socket.socket",  # --nproc: forcereg itself
+        "import_module",  # --callback
     },
     # --jobs: forcereg itself, its job by a pipe; there the modules of --import
     "study": {"subprocess.Popen", "pickle.dumps", "pickle.load", "import_module"},
