@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 KINDS = frozenset({
-    "best", "debug", "decision", "done", "enough", "error", "final", "force", "left", "masks", "note", "progress",
-    "pruning", "ranks", "rate", "restore", "rollback", "saved", "scale", "snapshot", "sparsity", "start", "step",
-    "stopped", "test", "test_start", "train", "warning", "weights",
+    "best", "debug", "decision", "done", "enough", "error", "final", "force", "gradients", "left", "masks", "note",
+    "progress", "pruning", "ranks", "rate", "restore", "rollback", "saved", "scale", "snapshot", "sparsity", "start",
+    "step", "stopped", "test", "test_start", "train", "warning", "weights",
 })  # fmt: skip
 """What may happen while a net is trained; see forcereg/snapshot/README.md."""
 ALIASES = {"iteration": "progress", "display": "train"}
