@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,12 @@ class Chain:
     def blob(self, name: str) -> Blob:
         """The blob that the net's layers call so."""
         return self.blobs[self._places[name]]
+
+    def take(self, spec: LayerSpec, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> None:
+        """A layer ran on these bottoms elsewhere, and gave these tops: the blobs show them."""
+        for names, tensors in ((spec.bottoms, bottoms), (spec.tops, tops)):
+            for name, tensor in zip(names, tensors, strict=True):
+                self.blob(name).put(tensor.detach())
 
     # -- weights
 

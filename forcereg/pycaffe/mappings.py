@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 V = TypeVar("V")
 
 
-class _Listed:
-    """A view that also indexes and adds as a list does."""
+class Listed(list[Any]):
+    """Keys, values or items: a list, as in Python 2, that also takes part in set operations, as a view does."""
 
-    def __getitem__(self, index: Any) -> Any:
-        return list(self)[index]  # type: ignore[call-overload]
+    def __and__(self, other: Iterable[Any]) -> set[Any]:
+        return set(self) & set(other)
 
-    def __add__(self, other: Any) -> list[Any]:
-        return [*self, *other]  # type: ignore[misc]
+    def __or__(self, other: Iterable[Any]) -> set[Any]:
+        return set(self) | set(other)
 
-    def __radd__(self, other: Any) -> list[Any]:
-        return [*other, *self]  # type: ignore[misc]
+    def __sub__(self, other: Iterable[Any]) -> set[Any]:
+        return set(self) - set(other)
 
-    def index(self, item: Any) -> int:
-        """The place of the first that equals `item`. Raises ValueError."""
-        return list(self).index(item)  # type: ignore[call-overload]
+    def __xor__(self, other: Iterable[Any]) -> set[Any]:
+        return set(self) ^ set(other)
 
-    def sort(self, **_: Any) -> None:
-        """Raises TypeError: Python 2 sorted a copy."""
-        raise TypeError("keys are a view of the net's; use sorted(...)")
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
+    def __rsub__(self, other: Iterable[Any]) -> set[Any]:
+        return set(other) - set(self)
 
-class _Keys(_Listed, KeysView[str]):
-    pass
-
-
-class _Values(_Listed, ValuesView[Any]):
-    pass
-
-
-class _Items(_Listed, ItemsView[str, Any]):
-    pass
+    def isdisjoint(self, other: Iterable[Any]) -> bool:
+        """Whether they have nothing in common."""
+        return set(self).isdisjoint(other)
 
 
 class Named(OrderedDict[str, V]):
@@ -47,27 +39,27 @@ class Named(OrderedDict[str, V]):
 
     def keys(self) -> Any:
         """The names."""
-        return _Keys(self)
+        return Listed(self)
 
     def values(self) -> Any:
         """The things."""
-        return _Values(self)
+        return Listed(super().values())
 
     def items(self) -> Any:
         """Pairs of both."""
-        return _Items(self)
+        return Listed(super().items())
 
     def iterkeys(self) -> Iterator[str]:
         """As in Python 2."""
-        return iter(self.keys())
+        return iter(self)
 
     def itervalues(self) -> Iterator[V]:
         """As in Python 2."""
-        return iter(self.values())
+        return iter(super().values())
 
     def iteritems(self) -> Iterator[tuple[str, V]]:
         """As in Python 2."""
-        return iter(self.items())
+        return iter(super().items())
 
     def has_key(self, name: str) -> bool:
         """As in Python 2."""

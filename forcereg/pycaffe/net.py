@@ -281,10 +281,17 @@ class Net:
         with fatal():
             self._chain.read_weights()
             model = snapshot.read_model(name)
+            self._check_model(model)
             snapshot.load_into(net.params, snapshot.suited(model, net), net.shared)
         self._chain.weights_changed()
 
     load_hdf5 = copy_from
+
+    def _check_model(self, model: snapshot.ModelFile) -> None:
+        net = self._chain.net
+        for name, blobs in model.layers.items():
+            if not blobs and any(f"{name}/{i}" not in net.shared for i in range(len(net.params.get(name, ())))):
+                raise Fatal(f"{model.path}: layer {name!r} has no blobs in the file, but has some in the net")
 
     def share_with(self, other: Net) -> None:
         """Weights of layers of equal name are `other`'s from here on, gradients are not. Raises RuntimeError."""

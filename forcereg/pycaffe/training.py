@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forcereg.layers import Layer
 from forcereg.net.module import Net as TorchNet
+from forcereg.net.scoring import Score
 from forcereg.pycaffe.chain import Chain, Weights
 from forcereg.pycaffe.net import Net
+from forcereg.schema.spec import LayerSpec
 from forcereg.schema.text import SolverFile
 from forcereg.solver import policy
 from forcereg.solver.debug import Watch
@@ -94,6 +97,21 @@ class Training(Solver):
         """What stands in the blobs of a net's Input layers; None if it has none."""
         face = next(face for face in self.faces if face._chain.net is net)
         return {name: face._chain.blob(name).values.read() for name in face.inputs} or None
+
+    def test(self, index: int = 0) -> Score:
+        """See Solver; the blobs of the test net show its last batch."""
+        net, chain = self.test_nets[index], self.test_faces[index]._chain
+
+        def run(spec: LayerSpec, module: Layer, bottoms: list[Tensor]) -> Any:
+            tops = module(*bottoms)
+            chain.take(spec, bottoms, (tops,) if isinstance(tops, Tensor) else tops)
+            return tops
+
+        net.around = run
+        try:
+            return super().test(index)
+        finally:
+            net.around = None
 
     @property
     def faces(self) -> list[Net]:

@@ -54,7 +54,11 @@ def test_python_2_habits(deploy: Any) -> None:
     assert deploy.blobs.keys()[0] == "data" and deploy.params.has_key("conv")
     assert [name for name, _ in deploy.params.iteritems()] == list(deploy.params.iterkeys())
     assert deploy.blobs.items()[-1][0] == "prob" and deploy.blobs.values()[0] is deploy.blobs["data"]
-    assert sorted(deploy.params.keys()) == ["aux", "conv", "ip"]
+    names = deploy.params.keys()
+    assert names == ["conv", "ip", "aux"] and names & {"ip"} == {"ip"} == {"ip", "x"} & names
+    assert names - {"ip"} == {"conv", "aux"} and {"ip", "x"} - names == {"x"} and not names.isdisjoint(["ip"])
+    names.sort()
+    assert names == sorted(deploy.params) and dict(deploy.params) == deploy.params
 
 
 def test_a_loss_without_a_name(tmp_path: Path) -> None:

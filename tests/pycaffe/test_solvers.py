@@ -163,6 +163,9 @@ def test_solve_snapshots_and_restores(tmp_path: Path) -> None:
     solver.snapshot()
     assert {path.name for path in tmp_path.glob("s_iter_2*")} == {"s_iter_2.caffemodel", "s_iter_2.solverstate"}
     solver.solve()
+    (test,) = solver.test_nets
+    scores = test.blobs["ip2"].data.copy()
+    assert scores.any() and np.array_equal(test.forward()["accuracy"], np.mean(scores.argmax(1) == LABEL, dtype="f"))
     assert solver.iter == 6 and (tmp_path / "s_iter_6.caffemodel").exists()
     again: Any = caffe.get_solver(file)
     for net in (again.net, *again.test_nets):

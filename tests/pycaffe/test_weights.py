@@ -54,6 +54,11 @@ def test_copy_from(deploy: Any, tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(held, deploy.params["conv"][0].data)
     np.testing.assert_array_equal(net.params["other"][0].data, kept)
     assert (net.params["ip"][1].diff == 3).all()
+    message = NetParameter()
+    message.layer.add(name="ip", type="InnerProduct")
+    (tmp_path / "bare.caffemodel").write_bytes(message.SerializeToString())
+    with pytest.raises(RuntimeError, match="has no blobs in the file"):
+        net.copy_from(tmp_path / "bare.caffemodel")
     wrong = net_of(DEPLOY.replace("num_output: 5", "num_output: 6"), tmp_path)
     with pytest.raises(RuntimeError, match="ip"):
         wrong.copy_from(str(tmp_path / name))
