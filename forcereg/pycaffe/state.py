@@ -23,14 +23,9 @@ INFO, WARNING = 0, 1
 GLOG = "GLOG_minloglevel"
 
 
-def level_of(text: str) -> int:
-    """glog's severity of an environment variable; 0 for what is none."""
-    return int(text) if text.strip().isdigit() else INFO
-
-
 @dataclass
 class State:
-    """Modes, seeds and places of this process. `log_level`: the lowest severity that is written."""
+    """Modes, seeds and places of this process. `log_level`: as `init_log` was told, if it was."""
 
     gpu: bool = False
     device: int = 0
@@ -38,7 +33,7 @@ class State:
     solver_count: int = 1
     solver_rank: int = 0
     multiprocess: bool = False
-    log_level: int = level_of(os.environ.get(GLOG, ""))
+    log_level: int | None = None
     warned: bool = False
 
 
@@ -185,6 +180,14 @@ _TORCHRUN = (
 # -- the log
 
 
+def log_level() -> int:
+    """The lowest severity that is written: by `init_log`, or by the environment, which scripts may still set."""
+    if STATE.log_level is not None:
+        return STATE.log_level
+    given = os.environ.get(GLOG, "").strip()
+    return int(given) if given.isdigit() else INFO
+
+
 def init_log(level: int | None = None, to_stderr: bool | None = None) -> None:
     """Lines of lower severity than `level` (0 INFO, 1 WARNING, 2 ERROR) are left out; the log is standard error."""
     if level is not None:
@@ -193,19 +196,19 @@ def init_log(level: int | None = None, to_stderr: bool | None = None) -> None:
 
 def log(text: str) -> None:
     """Writes a line of severity INFO."""
-    if STATE.log_level <= INFO:
+    if log_level() <= INFO:
         GlogWriter(file="pycaffe.py").line(text)
 
 
 def warn(text: str) -> None:
     """Writes a line of severity WARNING."""
-    if STATE.log_level <= WARNING:
+    if log_level() <= WARNING:
         GlogWriter(file="pycaffe.py").line(text, "W")
 
 
 def write_event(event: Event) -> None:
     """Writes what a solver tells, as Caffe's lines."""
-    if STATE.log_level <= (WARNING if event.kind == "warning" else INFO):
+    if log_level() <= (WARNING if event.kind == "warning" else INFO):
         GlogWriter()(event)
 
 

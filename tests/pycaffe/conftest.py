@@ -13,6 +13,7 @@ from PIL import Image
 import forcereg.pycaffe as caffe
 from forcereg.pycaffe import state
 from tests.pycaffe.nets import DEPLOY, TRAINED, net_of
+from tests.pycaffe.workshop import furnish
 
 IMAGES = """
 name: "small"
@@ -57,3 +58,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(pixels).save(folder / "a.png")
     Image.fromarray(pixels[::-1]).save(folder / "b.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `furnish`."""
+    return furnish(tmp_path_factory.mktemp("workshop"))
