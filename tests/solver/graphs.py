@@ -107,6 +107,8 @@ SETTINGS = {
     "multistep": 'lr_policy: "multistep" gamma: 0.5 stepvalue: 5 stepvalue: 9 momentum: 0.5',
     "inv": 'lr_policy: "inv" gamma: 0.1 power: 0.75 momentum: 0.9',
     "poly": 'lr_policy: "poly" power: 1 momentum: 0.9',
+    "cosine": 'lr_policy: "cosine" warmup_iter: 5 momentum: 0.9',
+    "onecycle": 'lr_policy: "onecycle" momentum: 0.9',
     "Nesterov": 'type: "Nesterov" momentum: 0.9',
     "AdaGrad": 'type: "AdaGrad" weight_decay: 0.01',
     "RMSProp": 'type: "RMSProp" rms_decay: 0.9',
