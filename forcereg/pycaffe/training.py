@@ -15,6 +15,7 @@ from forcereg.net.module import Net as TorchNet
 from forcereg.net.scoring import Score
 from forcereg.pycaffe.chain import Chain, Weights
 from forcereg.pycaffe.net import Net
+from forcereg.pycaffe.stages import FeedStage
 from forcereg.schema.spec import LayerSpec
 from forcereg.schema.text import SolverFile
 from forcereg.solver import policy
@@ -94,9 +95,14 @@ class Training(Solver):
         self.steps.passes = self._blob_passes
 
     def _fed(self, net: TorchNet, sub: int) -> Outputs | None:
-        """What stands in the blobs of a net's Input layers; None if it has none."""
+        """What stands in the blobs of a net's Input layers, and in a test of its data layers, too; None for nothing."""
         face = next(face for face in self.faces if face._chain.net is net)
-        return {name: face._chain.blob(name).values.read() for name in face.inputs} or None
+        names = face.inputs if net is self.net else net.inputs
+        # by the blobs: what a script has written over a constant stays
+        for stage in face._chain.stages if net is not self.net else ():
+            if isinstance(stage, FeedStage):
+                stage.forward(None)
+        return {name: face._chain.blob(name).values.read() for name in names} or None
 
     def test(self, index: int = 0) -> Score:
         """See Solver; the blobs of the test net show its last batch."""

@@ -45,9 +45,13 @@ def blobs_of(net: Any) -> list[np.ndarray]:
     return [blob.data.copy() for blobs in net.params.values() for blob in blobs]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_steps_are_forcereg_s(tmp_path: Path, kind: str) -> None:
-    file = solver_file(tmp_path, kind, 'iter_size: 2 regularization_type: "L2"')
+FORCE = 'force_decay: 0.01 force_type: "Constant" breadth_decay: 0.001'
+FORCED = NET.replace("param { lr_mult: 1 }", "param { lr_mult: 1 force_mult: 1 breadth_decay_mult: 1 }")
+
+
+@pytest.mark.parametrize(("kind", "more"), [*((kind, "iter_size: 2") for kind in KINDS), ("SGD", FORCE)])
+def test_steps_are_forcereg_s(tmp_path: Path, kind: str, more: str) -> None:
+    file = solver_file(tmp_path, kind, more, FORCED)
     solver: Any = caffe.get_solver(file)
     assert type(solver).__name__ == f"{kind}Solver" and isinstance(solver, caffe.SGDSolver)
     fill(solver.net)
@@ -152,6 +156,21 @@ def test_gradients_that_a_callback_edits(tmp_path: Path) -> None:
     solver.add_callback(lambda: None, stop)
     solver.step(1)
     np.testing.assert_array_equal(solver.net.params["ip2"][1].data, before)
+
+
+def test_tests_see_what_is_written_over_constants(tmp_path: Path) -> None:
+    data = """layer { name: "in" type: "DummyData" top: "x" top: "label" dummy_data_param {
+      shape { dim: 4 dim: 6 } shape { dim: 4 } data_filler { type: "gaussian" } data_filler { type: "constant" } } }"""
+    text = "name: 'dummy'" + data + NET[NET.index('layer { name: "ip1"') :]
+    solver: Any = caffe.SGDSolver(solver_file(tmp_path, more="test_iter: 2 test_interval: 1", net=text))
+    (test,) = solver.test_nets
+    for net in (solver.net, test):
+        net.blobs["label"].data[...] = LABEL
+    solver.step(2)
+    for net in (solver.net, test):
+        assert net.blobs["label"].data.tolist() == LABEL.tolist() and net.blobs["x"].data.any()
+    scores = test.blobs["ip2"].data
+    assert test.blobs["accuracy"].data == np.mean(scores.argmax(1) == LABEL, dtype="f")
 
 
 def test_solve_snapshots_and_restores(tmp_path: Path) -> None:
