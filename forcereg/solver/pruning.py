@@ -42,6 +42,14 @@ class Limit:
     alpha: float | None = None
     """The sparse kernel's time for a multiplication, of the dense one's, at the share `most`."""
 
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.most is None:
+            return "dense is fastest at every share of its weights"
+        alpha = "" if self.alpha is None else f", alpha {self.alpha:.2f}"
+        return f"faster than dense below {self.most:.1%} of its weights{alpha}; below {self.least:.1%} no gain"
+
 
 Aim = tuple[float | None, Mapping[str, float] | None]
 """A target, or shares by layer."""
@@ -132,7 +140,8 @@ class Pruning:
             limit = self._limit(name)
             if limit is None or limit.most is None:
                 self._close(name)
-                self._decide(0, name, SKIPPED, "no share of zeros makes it faster than dense here")
+                why = "no sparse form runs it" if limit is None else "no share of zeros makes it faster than dense here"
+                self._decide(0, name, SKIPPED, f"is skipped: {why}")
 
     def _cut(self, part: float) -> None:
         """Brings active layers to the part of what is asked for."""
@@ -191,7 +200,9 @@ class Pruning:
             zeros = round((1 - share) * self._weights[name].numel())
             if zeros >= self._most(name):
                 self._freeze(name, zeros)
-                self._decide(iteration, name, STOPPED, f"below {limit.least:.1%} it gets no faster")
+                self._decide(
+                    iteration, name, STOPPED, f"is stopped with {share:.1%} of its weights left: fewer gain nothing"
+                )
             elif self._still[name] >= POINTS:
                 self._judge_settled(iteration, name, share, limit)
 
@@ -199,7 +210,7 @@ class Pruning:
         # before a schedule has begun to bite a layer stands still too
         if limit.most is not None and share >= limit.most and iteration >= self.how.until / 2:
             self._restore(name)
-            self._decide(iteration, name, RESTORED, f"settled, and as fast as dense only below {limit.most:.1%}")
+            self._give_back(iteration, name, share, f"settled, and faster than dense only below {limit.most:.1%}")
 
     def _close(self, name: str) -> None:
         """Nothing makes zeros in a layer any more."""
@@ -242,7 +253,7 @@ class Pruning:
             share = 1 - max(count, int((self._dense(name) == 0).sum())) / size
             if limit is not None and limit.most is not None and share >= limit.most:
                 self._restore(name)
-                self._decide(iteration, name, RESTORED, f"as fast as dense only below {limit.most:.1%}", share)
+                self._give_back(iteration, name, share, f"faster than dense only below {limit.most:.1%}")
             else:
                 self._freeze(name, count)
         self._tell(iteration)
@@ -252,10 +263,14 @@ class Pruning:
 
     # -- what is told and kept
 
+    def _give_back(self, iteration: int, name: str, share: float, why: str) -> None:
+        text = f"is restored, its dense weights are back: {share:.1%} were left, {why}"
+        self._decide(iteration, name, RESTORED, text, share)
+
     def _decide(self, iteration: int, name: str, decision: str, why: str, share: float | None = None) -> None:
         share = self._share(name) if share is None else share
         self._decided[name] = decision
-        text = f"{name} is {decision} at {share:.1%} of its weights: {why}"
+        text = f"{name} {why}"
         self._run.tell.emit("decision", iteration=iteration, layer=name, decision=decision, share=share, text=text)
 
     def _tell(self, iteration: int) -> None:

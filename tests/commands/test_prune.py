@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,9 @@ def test_guided_by_times_each_decision_is_told(here: Path, cli: Cli, monkeypatch
     monkeypatch.setattr(LayerTimes, "limit", lambda self, name: known[name])
     code, _, err = cli(*asked(here, "--target", "0.8", "--guided", "--over", "4", "--every", "1"))
     assert code == 0, err
-    assert "conv: alpha 1.10, faster than dense below 90.0% of its weights, no faster yet below 50.0%" in err
-    assert "ip is skipped at 100.0% of its weights: no share of zeros makes it faster than dense here" in err
-    assert "conv is stopped at 50.0% of its weights: below 50.0% it gets no faster" in err
+    assert "conv: faster than dense below 90.0% of its weights, alpha 1.10; below 50.0% no gain" in err
+    assert "iteration 0: ip is skipped: no sparse form runs it" in err
+    assert re.search(r"iteration [123]: conv is stopped with 50.0% of its weights left: fewer gain nothing", err)
     found = rows()
     assert [found[name]["decision"] for name in ("conv", "ip")] == ["stopped", "skipped"]
     assert [found[name]["share"] for name in ("conv", "ip")] == ["0.5", "1"]
@@ -102,7 +103,7 @@ def test_dense_weights_come_back_where_zeros_don_t_pay(here: Path, cli: Cli, mon
     monkeypatch.setattr(LayerTimes, "limit", lambda self, name: Limit(0.1, 0.05, 9))
     code, _, err = cli(*asked(here, "--target", "0.3", "--guided"))
     assert code == 0, err
-    assert "conv is restored at " in err
+    assert "iteration 0: conv is restored, its dense weights are back: " in err
     before = read_model(here / "s_iter_30.caffemodel.h5").layers["conv"][0]
     assert (read_model("pruned/net_pruned.caffemodel.h5").layers["conv"][0] == before).all()
 
@@ -122,7 +123,7 @@ def test_where_zeros_pay_nowhere_that_is_the_answer(here: Path, cli: Cli, monkey
         (("--target", "1"), "target is 1; expected a share of zeros above 0, below 1, as in 0.9"),
         (("--target", "1.5"), "target is 1.5; expected 0 to 1"),
         (("--target", "0.5", "--method", "magnitud"), "unknown method 'magnitud'; did you mean \"magnitude\"?"),
-        (("--target", "0.5", "--spread", "even"), "unknown spread 'even'; expected magnitude, sensitivity"),
+        (("--target", "0.5", "--spread", "even"), "unknown spread 'even'; expected magnitude, uniform, sensitivity"),
         (("--target", "0.5", "--method", "l1"), "method l1 prunes while it trains; say for how many iterations"),
         (("--target", "0.5", "--rate", "0"), "rate is 0.0; expected a number above 0"),
         (("--target", "0.5", "--only-layers", "con"), "there is no Convolution or InnerProduct layer 'con'"),

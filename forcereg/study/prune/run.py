@@ -113,9 +113,7 @@ class Session:
                 f"any share of zeros and batch {self.plan.batch}; prune without --guided for smaller files alone"
             )
         for name, limit in found.items():
-            if limit.most is not None:
-                speed = f"alpha {limit.alpha:.2f}, faster than dense below {limit.most:.1%}"
-                self._tell.note(f"{name}: {speed} of its weights, no faster yet below {limit.least:.1%}")
+            self._tell.note(f"{name}: {limit.text}")
         return found
 
     @property
@@ -187,7 +185,7 @@ class Session:
         if event.kind == "warning":
             self._evaluator.warn(event.text)
         elif event.kind == "decision":
-            self._tell.note(event.text)
+            self._tell.note(f"iteration {event.iteration:,}: {event.text}")
         elif event.kind == "progress" and event.iteration % self.plan.every == 0:
             self._tell.progress(task, event.iteration, event.max_iter)
 

@@ -277,7 +277,7 @@ def test_a_layer_that_has_settled_is_restored_while_others_go_on(images: Path) -
     assert (layer, decision) == ("conv", RESTORED) and 20 <= at < 40
     # it has learned on since
     assert zeros(solver)["conv"] == 0 and not torch.equal(solver.net.params["conv"][0], dense["conv"])
-    assert "as fast as dense only below 50.0%" in recorder.of("decision")[0].text
+    assert "faster than dense only below 50.0%" in recorder.of("decision")[0].text
 
 
 @pytest.mark.parametrize(
