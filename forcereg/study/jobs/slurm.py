@@ -14,7 +14,7 @@ from forcereg.study.jobs.job import Job, run
 
 DAY = 24 * 60
 """Minutes that a job gets where nothing is asked; submitit's own default is 5."""
-STATES = ("COMPLETED", "FINISHED", "CANCELLED", "FAILED")
+STATES = ("COMPLETED", "FINISHED", "DONE", "CANCELLED", "FAILED")
 """Of jobs that ended as they were told to, or have told why."""
 
 
@@ -51,7 +51,6 @@ class Slurm:
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise ForceregError("--executor slurm: there is no sbatch here; run it where jobs are submitted")
         self._folder = job.told(0).parent / f"{job.call}-slurm"
-        self._told = 0
         try:
             by = module.AutoExecutor(folder=self._folder, cluster=self.cluster)
             by.update_parameters(name="forcereg", **self._parameters({"time": DAY, **resources}))
@@ -83,10 +82,10 @@ class Slurm:
 
     def stop(self) -> None:
         """Cancels those that still run, which have Slurm's KillWait to save themselves."""
-        self._told += 1
         for one in self._jobs:
-            with contextlib.suppress(Exception):  # it may have ended by now
-                one.cancel()
+            if not one.done():
+                with contextlib.suppress(Exception):  # it may have ended by now
+                    one.cancel()
 
     def kill(self) -> None:
         """Deletes what was written for them, unless one's log is still wanted."""
