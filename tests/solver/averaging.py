@@ -14,7 +14,7 @@ from torch import Tensor
 from forcereg.errors import ForceregError
 from forcereg.registry import gradient_scheme
 from forcereg.solver.distributed import Group
-from forcereg.solver.gradients import Settings, ternarized
+from forcereg.solver.gradients import Settings, report, ternarized
 from forcereg.solver.gradients.base import Bucket, Wire
 from forcereg.solver.gradients.choose import average_by
 from forcereg.solver.loop import Solver
@@ -175,6 +175,22 @@ def other_scheme(root: Path, group: Group) -> list[str]:
     return said
 
 
+def reported(root: Path, group: Group) -> tuple[Any, list[str], bool]:
+    """A report on gradients, what is told of it, and whether the run is as without it."""
+    report.SPAN, report.ROUNDS = 0.0, 1
+    plain, asked = (solver_of(root, group, "ternary") for _ in range(2))
+    plain.step(2)
+    asked.step(2)
+    recorder = Recorder()
+    asked.observers = [recorder]
+    found = report.report(asked, WHOLE, 1e6)
+    for solver in (plain, asked):
+        solver.step(4)
+    expected = blobs_of(plain)
+    same = all(torch.equal(blob, expected[name]) for name, blob in blobs_of(asked).items())
+    return found, [event.kind for event in recorder.events if event.kind == "gradients"], same
+
+
 def remarked(root: Path, group: Group) -> list[str]:
     """What is told of ternary gradients."""
     net = ranks.CONV + 'layer { name: "drop" type: "Dropout" bottom: "ip" top: "dropped" }'
@@ -213,7 +229,7 @@ RUNS = {
     **{f"trained-{scheme}": trained(scheme) for scheme in SCHEMES},
     **{
         run.__name__: run
-        for run in (carriers, hooked, draws, different, bad, refused, other_scheme, remarked, powersgd)
+        for run in (carriers, hooked, draws, different, bad, refused, other_scheme, remarked, powersgd, reported)
     },
 }
 

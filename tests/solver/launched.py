@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from forcereg import __main__
@@ -60,7 +61,8 @@ def run(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    subprocess: Any = launch.subprocess
-    subprocess.Popen = Forked
+    launched: Any = launch
+    # for the launcher alone: what else starts processes means real ones
+    launched.subprocess = SimpleNamespace(**{**vars(launch.subprocess), "Popen": Forked})
     exec(os.environ.get("PRELUDE", ""))
     run(sys.argv[1:])
