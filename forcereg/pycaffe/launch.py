@@ -13,6 +13,7 @@ from typing import Any
 
 from forcereg.errors import ForceregError
 from forcereg.system.files import read_file
+from forcereg.system.isolation import put_back
 
 HOME = __name__.rpartition(".")[0]
 NAMES = (
@@ -76,6 +77,7 @@ def main(script: str, args: Sequence[str] = ()) -> int:
 
     try:
         python2.install()
+        put_back()
         run(script, args)
     except SystemExit:
         raise

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+_given: str | None = None
+"""PYTHONPATH before anything was taken from it."""
 HOME = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
@@ -23,7 +25,9 @@ def leave_out_working_directory() -> None:
         return
     if here == HOME:
         return
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    global _given
+    _given = os.environ.get("PYTHONPATH")
+    given = (_given or "").split(os.pathsep)
     named = [entry for entry in given if os.path.normpath(entry) != os.curdir]
     if named != given and given != [""]:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
@@ -33,6 +37,16 @@ def leave_out_working_directory() -> None:
     library = os.path.dirname(os.__file__)
     ours = sys.path.index(library) if library in sys.path else len(sys.path)
     sys.path[:ours] = [entry for entry in sys.path[:ours] if os.path.realpath(entry) != here]
+
+
+def put_back() -> None:
+    """PYTHONPATH as it was given, here and for processes started here, for a program of the user's own."""
+    if not _given:
+        return
+    os.environ["PYTHONPATH"] = _given
+    here = os.getcwd()
+    if here not in sys.path and any(os.path.normpath(entry) == os.curdir for entry in _given.split(os.pathsep)):
+        sys.path.insert(0, here)
 
 
 def python() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pytest
 import forcereg
 from forcereg import pycaffe
 from forcereg.errors import ForceregError
-from forcereg.pycaffe.launch import NAMES, install, lent
-from tests.conftest import RunCli
+from forcereg.pycaffe import python2
+from forcereg.pycaffe.launch import NAMES, install, lent, main
+from tests.conftest import TOP, RunCli
 from tests.nursery import Nursery
 
 Done = subprocess.CompletedProcess[str]
 Launch = Callable[..., Done]
+Inside = Callable[[str], tuple[int, str]]
 
 
 COMMAND, MODULE = ("-m", "forcereg", "python"), ("-m", "forcereg.pycaffe")
@@ -51,9 +54,20 @@ assert sys.modules["caffe.io"] is caffe.io is forcereg.pycaffe.io and caffe.TRAI
 """
 
 
-def test_imports_of_every_form(launch: Launch) -> None:
+OLD = """
+import cPickle, Queue, ConfigParser, StringIO, urllib2, numpy as np
+from cStringIO import StringIO as Fast
+assert list(xrange(2)) == [0, 1] and unicode is str and reduce(lambda a, b: a + b, [1, 2]) == 3 and long(3) == 3
+assert unichr(65) == "A" and isinstance("", basestring) and cPickle.loads(cPickle.dumps(1)) == 1 and urllib2.urlopen
+assert StringIO.StringIO("x").read() == "x" and Fast(b"x").read() == b"x" and Queue.Queue and ConfigParser.ConfigParser
+assert np.float is float and np.int is int and np.fromstring(b"ab", dtype=np.uint8).tolist() == [97, 98]
+assert np.fromstring("1 2", dtype=int, sep=" ").tolist() == [1, 2] and raw_input and reload and file
+"""
+
+
+def test_imports_of_every_form_and_names_of_python_2(launch: Launch) -> None:
     done = launch(
-        IMPORTS + "print('fine', caffe.__version__, P.Pooling.AVE, L.ReLU(L.Input()).to_proto().layer[1].name)"
+        IMPORTS + OLD + "print('fine', caffe.__version__, P.Pooling.AVE, L.ReLU(L.Input()).to_proto().layer[1].name)"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine 1.0.0 1 ReLU1\n", "")
 
@@ -79,78 +93,76 @@ def test_a_script_finds_what_python_gives_it(by: tuple[str, ...], launch: Launch
     )
 
 
-@pytest.mark.parametrize(
-    ("ending", "code", "said"),
-    [
-        pytest.param("import sys; sys.exit(7)", 7, "", id="number"),
-        pytest.param("raise SystemExit('no more')", 1, "no more\n", id="text"),
-    ],
-)
-def test_exit_codes(ending: str, code: int, said: str, launch: Launch) -> None:
-    done = launch(f"import atexit, caffe; atexit.register(print, 'bye')\n{ending}")
-    assert (done.returncode, done.stdout, done.stderr) == (code, "bye\n", said)
+def test_an_exit_code_and_what_runs_at_exit(launch: Launch) -> None:
+    done = launch("import atexit, caffe, sys; atexit.register(print, 'bye'); sys.exit(7)")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "bye\n", "")
 
 
-FAILS = """import warnings, caffe
-warnings.warn("mind that")
-def inner(): return {}["x"]
-inner()
-"""
-
-
-def test_a_traceback_is_the_script_s(launch: Launch) -> None:
-    done = launch(FAILS)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1 and "script.py:2: UserWarning: mind that" in lines[0]
-    assert lines[2] == "Traceback (most recent call last):" and 'script.py", line 4, in <module>' in lines[3]
-    assert lines[-1] == "KeyError: 'x'" and "launch.py" not in done.stderr
-
-
-def test_a_syntax_error_is_python_s(launch: Launch) -> None:
-    done = launch("print 'hello'")
-    assert done.returncode == 1 and 'script.py", line 1' in done.stderr and "launch.py" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("SyntaxError: Missing parentheses")
-
-
-def test_forcereg_s_own_errors_are_exceptions(launch: Launch) -> None:
-    done = launch("import forcereg\nforcereg.load_net('none.prototxt')")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback") and "none.prototxt: no such file" in done.stderr.splitlines()[-1]
-
-
-OLD = """
-import cPickle, Queue, ConfigParser, StringIO, urllib2, numpy as np
-from cStringIO import StringIO as Fast
-assert list(xrange(2)) == [0, 1] and unicode is str and reduce(lambda a, b: a + b, [1, 2]) == 3 and long(3) == 3
-assert unichr(65) == "A" and isinstance("", basestring) and cPickle.loads(cPickle.dumps(1)) == 1 and urllib2.urlopen
-assert StringIO.StringIO("x").read() == "x" and Fast(b"x").read() == b"x" and Queue.Queue and ConfigParser.ConfigParser
-assert np.float is float and np.int is int and np.fromstring(b"ab", dtype=np.uint8).tolist() == [97, 98]
-assert np.fromstring("1 2", dtype=int, sep=" ").tolist() == [1, 2] and raw_input and reload and file
-"""
-
-
-def test_names_of_python_2(launch: Launch) -> None:
-    done = launch(OLD)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_names_of_python_2_are_the_launcher_s_alone(nursery: Nursery) -> None:
-    done = nursery.run("-c", "import forcereg.pycaffe as caffe; caffe.install(); import caffe.io; xrange")
-    assert "NameError: name 'xrange' is not defined" in done.stderr
+def test_pythonpath_counts_as_it_is_given(nursery: Nursery, tmp_path: Path) -> None:
+    """forcereg itself looks for nothing in the working directory."""
+    (tmp_path / "here.py").write_text("found = 1")
+    (tmp_path / "of script").mkdir()
+    (tmp_path / "of script" / "script.py").write_text(
+        "import os, here; print(here.found, os.environ['PYTHONPATH'][:2])"
+    )
+    given = {"PYTHONPATH": os.pathsep.join((".", str(TOP)))}
+    done = nursery.run("-m", "forcereg", "python", "of script/script.py", cwd=tmp_path, env=given)
+    assert (done.stdout, done.stderr) == (f"1 .{os.pathsep}\n", "")
 
 
 def test_no_such_script(run_cli: RunCli, nursery: Nursery, tmp_path: Path) -> None:
-    for done in (
-        run_cli("python", "none.py", cwd=tmp_path),
-        nursery.run("-m", "forcereg.pycaffe", "none.py", cwd=tmp_path),
-    ):
-        assert done.returncode == 1
-        assert done.stderr == "forcereg: none.py: No such file or directory; expected a Python file\n"
+    done = run_cli("python", "none.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "forcereg: none.py: No such file or directory; expected a Python file\n"
     done = nursery.run("-m", "forcereg.pycaffe", cwd=tmp_path)
     assert done.returncode == 2 and "SCRIPT" in done.stderr
 
 
 # -- in this process
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    """`inside(source)`: exit code and standard error of a script of this text, run here, without names of Python 2."""
+    monkeypatch.setattr(python2, "install", lambda: None)
+
+    def run(source: str) -> tuple[int, str]:
+        script = tmp_path / "script.py"
+        script.write_text(source)
+        with lent():
+            return main(str(script)), capsys.readouterr().err
+
+    return run
+
+
+def test_a_traceback_is_the_script_s(inside: Inside) -> None:
+    code, err = inside("import caffe\ndef inner():\n    return {}['x']\ninner()\n")
+    lines = err.splitlines()
+    assert (
+        code == 1 and lines[0] == "Traceback (most recent call last):" and 'script.py", line 4, in <module>' in lines[1]
+    )
+    assert lines[-1] == "KeyError: 'x'" and "launch.py" not in err
+
+
+def test_a_syntax_error_is_python_s(inside: Inside) -> None:
+    code, err = inside("print 'hello'")
+    assert code == 1 and 'script.py", line 1' in err and "launch.py" not in err
+    assert err.splitlines()[-1].startswith("SyntaxError: Missing parentheses")
+
+
+def test_forcereg_s_own_errors_are_exceptions(inside: Inside) -> None:
+    code, err = inside("import forcereg\nforcereg.load_net('none.prototxt')")
+    assert code == 1 and err.startswith("Traceback") and "none.prototxt: no such file" in err.splitlines()[-1]
+
+
+def test_interrupted(inside: Inside) -> None:
+    code, err = inside("raise KeyboardInterrupt")
+    assert code == 130 and err.splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_names_of_python_2_are_the_launcher_s_alone(inside: Inside) -> None:
+    code, err = inside("import caffe, caffe.io; xrange")
+    assert code == 1 and "NameError: name 'xrange' is not defined" in err
 
 
 def test_installed_once() -> None:
