@@ -37,6 +37,7 @@ class Chain:
         self._weights: Weights = {} if weights is None else weights
         self._grads: dict[int, Memory] = {}
         self.device = torch.device("cpu")
+        self.follows_mode = True  # False: stays where it is, as a solver's do
         self._places: dict[str, int] = {}
         self.names: list[str] = []
         self.blobs: list[Blob] = []
@@ -125,14 +126,22 @@ class Chain:
     def share(self, other: Chain) -> None:
         """Takes over the weights of `other`'s layers of equal name. Raises ForceregError if they don't fit."""
         other.read_weights()
-        self.net.share_params(other.net)
-        named = {stage.spec.name: stage for stage in other.stages}
-        for stage in self.stages:
-            theirs = named.get(stage.spec.name)
-            if theirs is not None:
-                for mine, param in zip(stage.params, theirs.params, strict=False):
-                    mine.values = param.values
+        theirs = {stage.spec.name: (stage, owned) for stage, owned in other._owned()}
+        pairs = [(stage, owned, *theirs[name]) for stage, owned in self._owned() if (name := stage.spec.name) in theirs]
+        for stage, _, their, _ in pairs:
+            found, expected = ([list(param.sizes) for param in one.params] for one in (stage, their))
+            if found != expected:
+                raise stage.spec.fail(f"has blobs {found}, those of the other net are {expected}")
+        for stage, owned, their, their_owned in pairs:
+            for mine, param, weight, source in zip(stage.params, their.params, owned, their_owned, strict=True):
+                # the tensors stay, which solvers hold; their memory is one
+                weight.data, mine.values = source.data, param.values
             stage.renew()
+
+    def _owned(self) -> list[tuple[Stage, tuple[Tensor, ...]]]:
+        """Each layer with the tensors of its weights."""
+        modules = (module for _, module in self.net.built)
+        return [(stage, () if one is None else one.blobs) for stage, one in zip(self.stages, modules, strict=True)]
 
     def clear_grads(self) -> None:
         """Zeros the gradients of the weights."""
@@ -150,8 +159,8 @@ class Chain:
         self.device = device
         self.read_weights()
         self.net.place(device)
-        for stage, (_, module) in zip(self.stages, self.net.built, strict=True):
-            for param, own in zip(stage.params, () if module is None else module.blobs, strict=True):
+        for stage, owned in self._owned():
+            for param, own in zip(stage.params, owned, strict=True):
                 param.values.adopt(own.detach())
                 param.grads.move(device)
             for blob in stage.tops:
@@ -171,7 +180,8 @@ class Chain:
         self._check("forward", start, end)
         if start > end:
             return
-        self.to(current_device())
+        if self.follows_mode:
+            self.to(current_device())
         around, grad = self.net.around, torch.is_grad_enabled()
         before, after = self.hooks["before_forward"], self.hooks["after_forward"]
         try:
@@ -189,7 +199,8 @@ class Chain:
     def backward(self, start: int, end: int) -> None:
         """Runs backward from `start` to the earlier `end`. Raises Fatal, or what Python layers and hooks raise."""
         self._check("backward", start, end)
-        self.to(current_device())
+        if self.follows_mode:
+            self.to(current_device())
         before, after = self.hooks["before_backward"], self.hooks["after_backward"]
         with torch.no_grad():
             for index in range(start, end - 1, -1):

@@ -201,8 +201,8 @@ class ModuleStage(Stage):
             # a layer that learns has its bottoms as leaves, which can't be written to
             module.overwrite = False
         self._overwrites = isinstance(module, ReLU) and module.overwrite
-        # its random draw, or its hidden state, is that of the forward: it isn't run a second time
-        self._once = isinstance(module, Dropout) or bool(module.carried())
+        # their random draw, or hidden state, is that of the forward: they aren't run a second time
+        self._draws, self._carries = isinstance(module, Dropout), bool(module.carried())
         self._shares = isinstance(module, SHARING)
         self._made_for = tuple(bottom.sizes for bottom in bottoms)
         self._run: _Run | None = None
@@ -272,6 +272,8 @@ class ModuleStage(Stage):
 
     def backward(self) -> None:
         """See Stage."""
+        if not any(self.flow.bottoms) and not self._learning:
+            return
         for memory in self._kept:
             memory.read()
         run = self._current()
@@ -294,7 +296,7 @@ class ModuleStage(Stage):
     def _current(self) -> _Run:
         """The last forward if blobs and weights are still as it saw them, else another one on those of now."""
         run = self._run
-        if run is not None and run.stands(self._weights) and (self._once or self._sees(run)):
+        if run is not None and (self._draws or (run.stands(self._weights) and (self._carries or self._sees(run)))):
             return run
         kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         with torch.enable_grad():

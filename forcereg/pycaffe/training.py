@@ -90,6 +90,8 @@ class Training(Solver):
         weights: Weights = {}
         self.face = Net._of(self.net, weights)
         self.test_faces = [Net._of(net, weights) for net in self.test_nets]
+        for face in self.faces:
+            face._chain.follows_mode = False
         self.hooks: Hooks = []
         self._blob_passes = BlobPasses(self._run, self.face._chain, self.passes, self.hooks)
         self.steps.passes = self._blob_passes
@@ -149,8 +151,9 @@ class Training(Solver):
         """An update by the gradients that the net's blobs have."""
         with self._in_step(False):
             after = policy.advance(self.param, self.iter, self.current_step)
-            self._blob_passes.hand_over()
             self.updater.prepare(self.iter)
+            self.updater.begin(self.iter)
+            self._blob_passes.hand_over()
             rate = policy.rate(self.param, self.iter, after)
             self.updater.apply(self.iter, rate, torch.zeros((), device=self.device))
             self.current_step = after

@@ -120,6 +120,7 @@ def test_dropout_drops_the_same_in_backward(tmp_path: Path, top: str) -> None:
     assert set(np.unique(kept)) == {0, 2}
     net.blobs[top].diff[...] = 1
     net.blobs["x"].data[...] = 7  # a script may look around, and change what it likes
+    net.forward(end="in")
     net.backward()
     np.testing.assert_array_equal(net.blobs["x"].diff, kept)
     assert not np.array_equal(net.forward(x=x)[top], kept)

@@ -214,6 +214,17 @@ def test_settings_and_sharing(tmp_path: Path) -> None:
     assert not other.params["ip1"][0].diff.any()
 
 
+def test_a_solver_s_net_that_takes_weights_of_another(tmp_path: Path) -> None:
+    solver: Any = caffe.SGDSolver(solver_file(tmp_path))
+    other: Any = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+    solver.net.share_with(other)
+    before = other.params["ip1"][0].data.copy()
+    fill(solver.net)
+    solver.step(1)
+    assert not np.array_equal(other.params["ip1"][0].data, before)
+    np.testing.assert_array_equal(other.params["ip1"][0].data, solver.net.params["ip1"][0].data)
+
+
 def test_what_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     solver: Any = caffe.SGDSolver(solver_file(tmp_path, more="display: 1"))
     fill(solver.net)
