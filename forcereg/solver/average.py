@@ -53,14 +53,19 @@ class Average:
         self.values = [kept[id(blob)] if id(blob) in kept else blob.detach().clone() for blob in self._blobs]
 
     def renew(self) -> None:
-        """Takes its net as that is now: blobs of other shapes begin anew."""
+        """Takes its net as that is now: averages of blobs that it didn't have are yet to be filled."""
         self._collect({id(blob): value for blob, value in zip(self._blobs, self.values, strict=True)})
+
+    def of(self, layer: str, index: int) -> Tensor:
+        """The average of a blob of the net's own."""
+        return self.values[self._names.index(f"{layer}/{index}")]
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begins anew, with the weights as they are."""
         self.since = -1
-        torch._foreach_copy_(self.values, self._blobs)
+        for value, blob in zip(self.values, self._blobs, strict=True):
+            value.copy_(blob)
 
     def prepare(self, iteration: int) -> None:
         """Which iteration comes next: before `step`, and before a graph that holds it."""
@@ -86,13 +91,14 @@ class Average:
         """In the block the net has the averages for weights, and zeros where its own are: it stays as sparse."""
         with torch.no_grad():
             kept = [blob.detach().clone() for blob in self._blobs]
-            zeroed = [torch.where(blob == 0, blob, value) for blob, value in zip(kept, self.values, strict=True)]
-            torch._foreach_copy_(self._blobs, zeroed)
+            for blob, own, value in zip(self._blobs, kept, self.values, strict=True):
+                torch.where(own == 0, own, value, out=blob.detach())
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._blobs, kept)
+                for blob, own in zip(self._blobs, kept, strict=True):
+                    blob.copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
         """What a state's `extra` has of it."""

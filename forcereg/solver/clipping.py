@@ -138,9 +138,10 @@ class RankClipping:
         return values, shares
 
     def _held(self, layer: str) -> list[tuple[Kind, Tensor]]:
-        """A layer's weight and its history, and how to project each."""
+        """A layer's weight, its history and its average, and how to project each."""
         history = [(_kind(held), tensor) for held, tensor in self._steps.updater.history_of(layer, 0)]
-        return [(Kind.WEIGHT, self._nets.train.params[layer][0].detach()), *history]
+        average = [] if self._steps.average is None else [(Kind.WEIGHT, self._steps.average.of(layer, 0))]
+        return [(Kind.WEIGHT, self._nets.train.params[layer][0].detach()), *history, *average]
 
     @torch.no_grad()
     def _install(self, values: Values) -> None:
@@ -200,7 +201,7 @@ class RankClipping:
 
 
 Values = dict[str, list[np.ndarray]]
-"""Layer -> its weight and each tensor of the weight's history."""
+"""Layer -> its weight, each tensor of the weight's history, and the weight's average."""
 
 
 @contextlib.contextmanager

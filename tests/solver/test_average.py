@@ -19,6 +19,7 @@ from forcereg.solver.loop import Solver
 from tests.conftest import RunCli
 from tests.small_nets import NET
 from tests.small_nets import batch as small_batch
+from tests.solver.clipping_nets import CHAINS, EXTRA, clipped_solver
 from tests.solver.graphs import SETTINGS, TWO_LAYERS, both, trained
 from tests.solver.nets import IMAGES, Recorder, batches, blobs_of, regression, write_images, write_solver
 
@@ -266,3 +267,21 @@ def test_old_averages_are_deleted_with_their_snapshots(tmp_path: Path) -> None:
 def test_a_decay_is_between_0_and_1(decay: str, tmp_path: Path, run_cli: RunCli) -> None:
     done = run_cli("train", "--solver", "solver.prototxt", "--ema", decay, cwd=tmp_path)
     assert done.returncode == 2 and "'--ema'" in done.stderr
+
+
+def test_ranks_that_are_clipped_are_clipped_in_it(tmp_path: Path) -> None:
+    """And it goes on bit for bit, whatever the ranks of the run that is resumed."""
+    write_images(tmp_path, CHAINS)
+    extra = EXTRA.replace("snapshot: ", "ema_decay: 0.9 snapshot: 5")
+    whole, told = clipped_solver(tmp_path, extra)
+    whole.solve()
+    assert any(layer["rank"] < layer.get("before", 0) for event in told.of("ranks") for layer in event.layers)
+    average = averages_of(whole)
+    assert {name: value.shape for name, value in average.items()} == {n: b.shape for n, b in blobs_of(whole).items()}
+    # what both compute stays near: it is one linear map
+    assert all(abs(one["loss_ema"] - one["loss"]) < 0.2 for one in outputs(told))
+    resumed, told_too = clipped_solver(tmp_path, extra)
+    resumed.restore(tmp_path / "s_iter_10.solverstate.h5")
+    resumed.solve()
+    assert all(torch.equal(value, average[name]) for name, value in averages_of(resumed).items())
+    assert outputs(told_too) == outputs(told)[-len(outputs(told_too)) :] and told_too.texts() == []
