@@ -82,6 +82,15 @@ def mask(w: np.ndarray, mode: str, group: int) -> np.ndarray:
     return free
 
 
+def masks_of(case: dict[str, Any], blobs: Blobs) -> Blobs:
+    """Those of weights that were loaded: biases are free."""
+    found = {name: np.ones_like(blob) for name, blob in blobs.items()}
+    for layer, own in case["params"].items():
+        name = f"{layer}/0"
+        found[name] = mask(blobs[name], own["mode"], case["group"] if layer == "c1" else 1)
+    return found
+
+
 @st.composite
 def cases(draw: Any) -> dict[str, Any]:
     """Settings of a run, and of the parameters of both layers."""
@@ -102,7 +111,8 @@ def cases(draw: Any) -> dict[str, Any]:
         "momentum": draw(st.sampled_from([0.5, 0.9])), "decay": draw(st.sampled_from([0, 0.01])),
         "kind": draw(st.sampled_from(["L1", "L2"])), "clip": draw(st.sampled_from([-1, 0.05])),
         "subs": draw(st.sampled_from([1, 2])), "threshold": draw(st.sampled_from([None, 0, 0.01])),
-        "group": group, "params": params, "seed": draw(st.integers(0, 99)),
+        "resume": draw(st.sampled_from(["", "HDF5", "BINARYPROTO"])), "group": group, "params": params,
+        "seed": draw(st.integers(0, 99)),
     }  # fmt: skip
 
 
@@ -124,7 +134,7 @@ def texts(case: dict[str, Any]) -> tuple[str, str]:
         f'type: "{case["type"]}" {momentum} {rms} {threshold} weight_decay: {case["decay"]} display: 1 base_lr: {RATE} '
         f'lr_policy: "fixed" regularization_type: "{case["kind"]}" clip_gradients: {case["clip"]} '
         f"iter_size: {case['subs']} block_group_decay: {BLOCKS} breadth_decay: {ROWS} kernel_shape_decay: {COLUMNS} "
-        f"random_seed: {case['seed']}"
+        f"random_seed: {case['seed']} snapshot_prefix: 's' snapshot_format: {case['resume'] or 'HDF5'}"
     )
     return fields, convs(*params, *modes, group=case["group"])
 
@@ -175,7 +185,7 @@ def test_steps_are_those_of_the_model(case: dict[str, Any], tmp_path_factory: py
     fields, net = texts(case)
     folder: Path = tmp_path_factory.mktemp("model")
     solver, recorder = regression(folder, fields, net=net)
-    group, limit = case["group"], limit_of(case)
+    limit = limit_of(case)
     # what divides by the size of a gradient magnifies the rounding of a small one
     near = 5e-6 if case["type"] in ("SGD", "Nesterov") else 5e-5
     random = np.random.default_rng(case["seed"])
@@ -187,11 +197,14 @@ def test_steps_are_those_of_the_model(case: dict[str, Any], tmp_path_factory: py
     write_model(folder / "first.caffemodel.h5", layers, None, {}, None)
     solver.load_weights(folder / "first.caffemodel.h5")
     blobs: Blobs = {name: blob.numpy().astype(np.float64) for name, blob in blobs_of(solver).items()}
-    masks = {name: np.ones_like(blob) for name, blob in blobs.items()}
-    for layer, own in case["params"].items():
-        masks[f"{layer}/0"] = mask(blobs[f"{layer}/0"], own["mode"], group if layer == "c1" else 1)
+    masks = masks_of(case, blobs)
     history = {name: [np.zeros_like(blob), np.zeros_like(blob)] for name, blob in blobs.items()}
     for at in range(STEPS):
+        if case["resume"] and at == STEPS - 1:
+            state = str(solver.snapshot()).replace("caffemodel", "solverstate")
+            solver, recorder = regression(folder, fields, net=net)
+            solver.restore(state, masks="rebuild")
+            masks = masks_of(case, blobs)
         expected, total = stepped(case, blobs, history, masks, at)
         solver.step(1, inputs)
         (told,) = (event for event in recorder.of("sparsity") if event.iteration == at)
