@@ -30,22 +30,26 @@ def chosen(rows: Iterable[Row], where: Mapping[str, Sequence[str]]) -> list[Row]
     return sorted(found, key=lambda row: [values.index(row[column]) for column, values in where.items()])
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """95.1, or with several seeds 95.1 (94.8 to 95.3)."""
     if not values:
         return "-"
-    middle = f"{100 * mean(values):.1f}"
-    return f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else middle
+    middle, least, most = (f"{100 * one:.{digits}f}" for one in (mean(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})" if len(values) > 1 else middle
 
 
-def cell(rows: Sequence[Row], shown: Sequence[str]) -> str:
+def cell(rows: Sequence[Row], shown: Sequence[str], digits: int) -> str:
     """What the seeds of one point come to in these columns; a budget out of reach is a dash."""
     found = [[float(row[column]) for row in rows if row[column]] for column in shown]
-    return " → ".join(map(spread, found)) if found[0] else "-"
+    return " → ".join(spread(values, digits) for values in found) if found[0] else "-"
 
 
 def table(
-    rows: Sequence[Row], down: Sequence[str], across: Sequence[str], shown: Sequence[str] = ("cut", "tuned")
+    rows: Sequence[Row],
+    down: Sequence[str],
+    across: Sequence[str],
+    shown: Sequence[str] = ("cut", "tuned"),
+    digits: int = 1,
 ) -> Iterator[str]:
     """The lines: a row for each combination of `down`, a column for each of `across`, in the order of their coming."""
     found: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
@@ -61,8 +65,8 @@ def table(
     for key, places in found.items():
         every = [row for group in places.values() for row in group]
         seeds = {row["seed"]: row for row in every}
-        wholes = [spread([float(row["whole"]) for row in seeds.values()])] * whole
-        cells = (cell(places.get(one, []), shown) for one in columns)
+        wholes = [spread([float(row["whole"]) for row in seeds.values()], digits)] if whole else []
+        cells = (cell(places.get(one, []), shown, digits) for one in columns)
         yield f"| {' | '.join([*key, str(len(seeds)), *wholes, *cells])} |"
 
 
@@ -81,6 +85,7 @@ def told(words: Sequence[str] | None = None) -> list[str]:
     parser.add_argument("--down", default="arm")
     parser.add_argument("--across", default="method")
     parser.add_argument("--show", default="cut,tuned", help="columns of shares, as %% (cut,tuned)")
+    parser.add_argument("--digits", type=int, default=1, help="behind the point")
     parser.add_argument("--where", nargs="*", default=[], help="COLUMN=VALUE or COLUMN=A,B")
     parser.add_argument("--list", help="these columns instead, a row each")
     asked = parser.parse_args(words)
@@ -88,7 +93,8 @@ def told(words: Sequence[str] | None = None) -> list[str]:
     rows = chosen(read(asked.files), where)
     if asked.list:
         return list(listed(rows, asked.list.split(",")))
-    return list(table(rows, asked.down.split(","), asked.across.split(","), asked.show.split(",")))
+    down, across, shown = (one.split(",") for one in (asked.down, asked.across, asked.show))
+    return list(table(rows, down, across, shown, asked.digits))
 
 
 if __name__ == "__main__":
