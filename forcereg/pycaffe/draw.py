@@ -1,7 +1,7 @@
 """Nets as pictures, blobs and layers in turn: `caffe.draw`.
 
-Graphviz's command `dot` makes the picture; without it `.dot` and `.gv` files can be written. No Python package is
-needed beside. `forcereg draw` is the same for people: shapes instead of settings, no blobs, and a text tree.
+Graphviz's command `dot` makes the picture; without it one is made here, plainer, with straight lines. No Python package
+is needed. `forcereg draw` is the same for people: shapes instead of settings, no blobs, and a text tree.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from forcereg.errors import printable
 from forcereg.net.draw import escaped, has_graphviz, picture
+from forcereg.pycaffe.picture import picture as plain_picture
 from forcereg.pycaffe.proto import caffe_pb2
 from forcereg.system.files import write_bytes
 
@@ -41,12 +42,15 @@ class Graph:
         return "\n".join([*lines, "}", ""])
 
     def create(self, prog: str | None = None, format: str = "ps") -> bytes:
-        """The picture, by graphviz; `prog` is dot. Raises RuntimeError without it, ForceregError where it fails."""
+        """The picture, by `dot`. Raises RuntimeError for a format that needs it, ForceregError where it fails."""
         if format in PLAIN:
             return self.to_string().encode()
-        if not has_graphviz():
-            raise RuntimeError(f"graphviz's `dot`, which draws {format}, is not installed; install it, or draw .dot")
-        return picture(self.to_string(), format)
+        if has_graphviz():
+            return picture(self.to_string(), format)
+        drawn = plain_picture(self.nodes, self.edges, self.rankdir, format)
+        if drawn is None:
+            raise RuntimeError(f"graphviz's `dot`, which draws {format}, is not installed; install it, or draw png")
+        return drawn
 
     def write(self, path: str | os.PathLike[str], prog: str | None = None, format: str = "dot") -> bool:
         """Writes the picture. Raises as `create`, and ForceregError where it can't be written."""
@@ -142,8 +146,8 @@ def get_pydot_graph(
 def draw_net(
     caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False
 ) -> bytes:
-    """The picture of a NetParameter in the format `ext`: png, svg, pdf, dot, ... Raises as `get_pydot_graph`, and
-    RuntimeError without graphviz."""
+    """The picture of a NetParameter in the format `ext`: png, svg, pdf, dot, ... Raises as `get_pydot_graph`
+    and `Graph.create`."""
     return get_pydot_graph(caffe_net, rankdir, phase=phase, display_lrm=display_lrm).create(format=ext)
 
 

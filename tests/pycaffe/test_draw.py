@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from google.protobuf import text_format
+from PIL import Image
 
 from forcereg.pycaffe import draw
 from forcereg.pycaffe.proto import caffe_pb2
@@ -77,11 +80,9 @@ def test_rates(net: Any) -> None:
         draw.get_layer_lr_mult(net.layer[1])
 
 
-def test_files(net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_graphviz(net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program called dot that says what it was asked stands in for graphviz's."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="is not installed"):
-        draw.draw_net_to_file(net, str(tmp_path / "net.png"))
     (tmp_path / "dot").write_text('#!/bin/sh\necho "$@"\nwhile read line; do echo "$line"; done\n')
     os.chmod(tmp_path / "dot", 0o755)
     draw.draw_net_to_file(net, str(tmp_path / "my.net.png"), "BT", phase=caffe_pb2.TEST)
@@ -90,3 +91,39 @@ def test_files(net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     draw.draw_net_to_file(net, tmp_path / "net.dot")
     assert (tmp_path / "net.dot").read_bytes() == draw.draw_net(net, "LR", "dot")
     assert draw.get_pydot_graph(net, "LR").create_png().startswith(b"-Tpng")
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, and no graphviz."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("rankdir", ["LR", "RL", "TB", "BT"])
+def test_without_graphviz(rankdir: str, net: Any, bare: Path) -> None:
+    draw.draw_net_to_file(net, str(bare / "net.png"), rankdir)
+    with Image.open(bare / "net.png") as image:
+        assert image.format == "PNG" and (image.width > image.height) is (rankdir in ("LR", "RL"))
+        shown = {color for _, color in image.getcolors(1 << 20) or ()}
+    assert {(0xFF, 0x50, 0x50), (0x90, 0xEE, 0x90), (0xE0, 0xE0, 0xE0)} <= shown
+
+
+def test_an_svg_without_graphviz(net: Any, bare: Path) -> None:
+    root = ElementTree.fromstring(draw.draw_net(net, "TB", "svg"))
+    texts = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "conv (Convolution) kernel size: 5 stride: 2 pad: 0" in texts and 'say "x" (SoftmaxWithLoss)' in texts
+    assert "Batch 64" in texts
+    boxes = [[float(box.get(key) or 0) for key in ("x", "y", "width", "height")] for box in
+             root.iter("{http://www.w3.org/2000/svg}rect")][1:]  # fmt: skip
+    for one, other in combinations(boxes, 2):
+        apart = [
+            one[axis] + one[axis + 2] <= other[axis] or other[axis] + other[axis + 2] <= one[axis] for axis in (0, 1)
+        ]
+        assert any(apart)
+
+
+def test_formats_that_need_graphviz(net: Any, bare: Path) -> None:
+    with pytest.raises(RuntimeError, match="which draws ps, is not installed"):
+        draw.draw_net(net, "LR", "ps")
+    assert draw.draw_net(caffe_pb2.NetParameter(), "LR").startswith(b"\x89PNG")
