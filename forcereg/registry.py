@@ -2,8 +2,8 @@
 
 A new layer, filler, data source, learning rate policy, regularizer, weight decay, force type, solver type,
 decomposition, rule for ranks, way to spread a budget, runtime to measure by, way to shrink a layer, sparse form of a
-convolution, way to average gradients or executor of jobs is one function or class with one decorator; nothing else
-needs to know.
+convolution, way to average gradients, executor of jobs or tracker of runs is one function or class with one decorator;
+nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -116,5 +116,6 @@ onnx_form: Registry[Any] = Registry("layer type with an ONNX form")
 runtime: Registry[Any] = Registry("runtime")
 shrink_rule: Registry[Any] = Registry("layer type that is shrunk")
 sparse_form: Registry[Any] = Registry("sparse form")
+tracker: Registry[Any] = Registry("tracker")
 gradient_scheme: Registry[Any] = Registry("way to average gradients")
 executor: Registry[Any] = Registry("executor")

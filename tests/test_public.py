@@ -182,6 +182,7 @@ LEFT = {
     "nproc": "a call doesn't start processes; a script under torchrun is one",
     "report": "`report_on` takes the files that a call left",
     "log_json": "an observer, forcereg.solver.jsonlog.JsonLog",
+    "tracker": "an observer, forcereg.solver.trackers.opened",
     "log_dir": "an observer, forcereg.solver.log.GlogWriter",
 }
 """Options that no function has, and why. (Nor those that aren't handed on: Python imports modules itself, for --import,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forcereg.solver.loop import Solver
     from forcereg.system.events import Event, Observer
 
-OWN = ("gpu", "nproc", "log_json", "log_dir", "report", "settings", "no_cuda_graph")
+OWN = ("gpu", "nproc", "log_json", "log_dir", "tracker", "report", "settings", "no_cuda_graph")
 """Options that aren't keywords."""
 EFFECT = click.Choice(["stop", "snapshot", "none"])
 
@@ -77,6 +77,9 @@ EFFECT = click.Choice(["stop", "snapshot", "none"])
 @click.option("--log-json", metavar="FILE", type=click.Path(),
               help="Also write every event there, one JSON object a line.")  # fmt: skip
 @click.option("--log-dir", metavar="DIR", type=click.Path(), help="Also write TensorBoard curves there.")
+@click.option("--tracker", multiple=True, metavar="NAME[:WHERE]",
+              help="Also track the run there: tensorboard:DIR, mlflow[:URI], wandb[:PROJECT], "
+                   "trackio[:PROJECT]; repeatable.")  # fmt: skip
 @report_option
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep only the newest N snapshots.")
 @click.option("--keep-best", is_flag=False, flag_value="accuracy", metavar="[OUTPUT]",
@@ -130,6 +133,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     from forcereg.solver.goal import Aims
     from forcereg.solver.launch import effects, in_group, launch
     from forcereg.solver.rollback import OnNan
+    from forcereg.solver.trackers.base import check
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
@@ -140,6 +144,8 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
     options = {**options, "dense_layers": tuple(names_in(options["dense_layers"]))}
     check_gradients({name: options[name] for name in (*AVERAGING, "gradients", "bandwidth")}, flag)
     OnNan.of(options["on_nan"], flag)
+    for asked in options["tracker"]:
+        check(asked)
     ready(report := options["report"])
     devices = asked_devices(options["gpu"], options["device"])
     count = options["nproc"] or len(devices)
@@ -154,7 +160,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
         return
     # a page's curves: those of a run that was resumed come from the same file
     log_json = options["log_json"] or (report and str(Path(report).with_suffix(".jsonl")))
-    views = Views(log_json, options["log_dir"])
+    views = Views(log_json, options["log_dir"], options["tracker"])
     solver = train(**keywords(options, devices), measure_force=views.measured, observer=views)
     if solver.group.rank == 0 and options["gradients"] != REPORT and not options["find_batch"]:
         views.log.line("Optimization Done.")  # once more, as Caffe's command does behind its solver
@@ -181,10 +187,10 @@ def keywords(options: Mapping[str, Any], devices: Sequence[str | None]) -> dict[
 class Views:
     """Where a run's events go: into Caffe's lines, and what the options ask for; on a terminal with a bar."""
 
-    def __init__(self, log_json: str | None, log_dir: str | None) -> None:
+    def __init__(self, log_json: str | None, log_dir: str | None, trackers: Sequence[str] = ()) -> None:
         # only they show it, and it costs time
-        self.measured = bool(log_json or log_dir)
-        self._log_json, self._log_dir = log_json, log_dir
+        self.measured = bool(log_json or log_dir or trackers)
+        self._log_json, self._log_dir, self._trackers = log_json, log_dir, trackers
         self._views: list[Observer] = []
         self._open = contextlib.ExitStack()
 
@@ -211,12 +217,15 @@ class Views:
     def _start(self) -> None:
         """Curves and bar are of the training itself: what ends before it leaves no folder."""
         from forcereg.solver.log import ProgressBar
+        from forcereg.solver.trackers import opened
         from forcereg.system.terminal import on_terminal
 
         if self._log_dir:
-            from forcereg.solver.tensorboard import TensorBoard
+            from forcereg.solver.trackers.tensorboard import TensorBoard
 
             self._add(self._open.enter_context(TensorBoard(self._log_dir)))
+        for asked in self._trackers:
+            self._add(self._open.enter_context(opened(asked)))
         if on_terminal():
             self._add(self._open.enter_context(ProgressBar(self.log)))
 

@@ -50,6 +50,23 @@ def settings_of(asked: Mapping[str, Any] | Iterable[str]) -> list[str]:
     return texts
 
 
+def plain(message: Any) -> dict[str, Any]:
+    """The fields of a solver that are set, but for messages: numbers, booleans, texts and lists of these."""
+    found: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            several = [_plain(field, one) for one in value] if repeats(field) else _plain(field, value)
+            found[field.name] = several
+    return found
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return field.enum_type.values_by_number[value].name
+    # the shortest number that is this float32
+    return float(f"{value:.7g}") if field.type == FieldDescriptor.TYPE_FLOAT else value
+
+
 def written(value: Any) -> str:
     """A Python value as a setting; None as nothing, which unsets a field."""
     if value is None or isinstance(value, bool):

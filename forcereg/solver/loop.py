@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forcereg.net.module import Net
 from forcereg.net.scoring import Output, Score, read_outputs
+from forcereg.schema.settings import plain
 from forcereg.solver import policy
 from forcereg.solver.average import ENDING, leaves_traces
 from forcereg.solver.base import SolverBase
@@ -47,7 +48,7 @@ class Solver(SolverBase):
 
     def solve(self, inputs: Inputs = None) -> None:
         """Trains to max_iter with all tests and snapshots, and Caffe's end-of-run actions."""
-        self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy)
+        self.emit("start", net=self.net.spec.name, policy=self.param.lr_policy, settings=plain(self.param))
         if self.passes.precision.kind:
             self.emit("note", text=self.passes.precision.describe())
         for text in notes(self.net, self.param):

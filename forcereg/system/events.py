@@ -27,7 +27,7 @@ ALIASES = {"iteration": "progress", "display": "train"}
 class Event:
     """One record: `kind` says which of `fields` there are.
 
-    start(net, policy) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
+    start(net, policy, settings) · test_start(net, iteration) · test(net, iteration, outputs, loss) ·
     train(iteration, loss, outputs, rate, speed, seconds, interval, left) · left(iteration, max_iter, seconds) ·
     step(iteration, current_step) · rate(iteration, rate) · scale(iteration, scale, good, skipped) ·
     debug(iteration, rows, norms) · final(iteration, loss) · force(iteration, layers; if measured ratio, warned) ·

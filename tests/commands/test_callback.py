@@ -119,3 +119,12 @@ def test_python_s_keyword() -> None:
     assert functions(print) == functions([print]) == [print] and functions("a:b") == ["a:b"] and functions(()) == []
     with pytest.raises(UsageError, match="callback is 3; expected"):
         functions(3)  # type: ignore[arg-type]
+
+
+def test_tracked_by_the_command_line(tiny: Runs) -> None:
+    """Two at once; a slip is told before anything is opened."""
+    pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+    told = tiny.train("--tracker", "tensorboard:one", "-tracker=tensorboard:two", "--set", "max_iter=5")
+    assert "Optimization Done." in told
+    assert all(list((tiny.root / name).glob("events.*")) for name in ("one", "two"))
+    assert "unknown tracker 'tensorbord'; did you mean" in said(tiny.train("--tracker", "tensorbord:x", code=2))

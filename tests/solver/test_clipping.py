@@ -313,7 +313,7 @@ def test_rank_history_in_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from forcereg.solver.tensorboard import TensorBoard
+    from forcereg.solver.trackers.tensorboard import TensorBoard
 
     write_chains(tmp_path)
     solver, recorder = clipped_solver(tmp_path, share=0.7)

@@ -60,7 +60,9 @@ def test_events_in_order_with_their_fields(tmp_path: Path) -> None:
     report = {"loaded": ["ip"], "ignored": ["elsewhere"], "fresh": [], "remarks": []}
     assert first["weights"] == {"event": "weights", "file": str(tmp_path / "start.h5"), "report": report}
     assert first["warning"] == {"event": "warning", "text": "careful"}
+    settings = first["start"].pop("settings")
     assert first["start"] == {"event": "start", "net": "regression", "policy": "multistep"}
+    assert settings["base_lr"] == 0.1 and settings["solver_mode"] == "CPU" and settings["stepvalue"] == [2]
     (output,) = first["train"].pop("outputs")
     assert output == {"name": "loss", "value": first["train"]["loss"], "weight": 1.0}
     assert first["train"].keys() == {"event", "iteration", "loss", "rate", "speed", "seconds", "interval", "left"}

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, dict[str, l
     """The events of a run and, by tag, what TensorBoard reads back."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from forcereg.solver.tensorboard import TensorBoard
+    from forcereg.solver.trackers.tensorboard import TensorBoard
 
     root = write_images(tmp_path_factory.mktemp("board"))
     recorder, board = Recorder(), TensorBoard(root / "logs")
@@ -49,7 +49,7 @@ def test_sparsity(tmp_path: Path) -> None:
     """Of each blob, its blocks, and the term that is added to the loss."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from forcereg.solver.tensorboard import TensorBoard
+    from forcereg.solver.trackers.tensorboard import TensorBoard
 
     layer = {"layer": "ip", "index": 0, "element": 50.0, "column": 25.0, "row": 0.0}
     blocks = [{"x": 3, "y": 1, "percent": 75.0}]
@@ -88,7 +88,7 @@ def test_force_curves_at_each_test(run: tuple[Recorder, dict[str, list[tuple[int
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    from forcereg.solver.tensorboard import TensorBoard
+    from forcereg.solver.trackers.tensorboard import TensorBoard
 
     (tmp_path / "file").write_text("")
     with pytest.raises(ForceregError, match=r"--log-dir .*file/logs"):

@@ -42,6 +42,7 @@ ALLOWED = {
         "dist.all_gather_object", "dist.broadcast_object_list",  # among a run's processes
         "subprocess.Popen", "socket.socket",  # --nproc: forcereg itself
         "import_module",  # --callback
+        "importlib.import_module",  # packages of trackers, by a fixed list
     },
     # --jobs: forcereg itself, its job by a pipe; there the modules of --import
     "study": {"subprocess.Popen", "pickle.dumps", "pickle.load", "import_module"},
