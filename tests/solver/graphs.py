@@ -62,7 +62,15 @@ class Outcome:
         updater = self.solver.updater
         blobs = blobs_of(self.solver)
         history = {f"history {i}/{j}": t for i, slot in enumerate(updater.history) for j, t in enumerate(slot)}
-        self.state = {**blobs, **history, "losses": self.solver._losses.values, "mean": self.solver._losses.mean()}
+        average = self.solver.steps.average
+        averages = {} if average is None else {f"average {name}": one for name, one in average._named().items()}
+        self.state = {
+            **blobs,
+            **history,
+            **averages,
+            "losses": self.solver._losses.values,
+            "mean": self.solver._losses.mean(),
+        }
 
     @property
     def told(self) -> list[str]:
@@ -109,6 +117,7 @@ SETTINGS = {
     "poly": 'lr_policy: "poly" power: 1 momentum: 0.9',
     "cosine": 'lr_policy: "cosine" warmup_iter: 5 momentum: 0.9',
     "onecycle": 'lr_policy: "onecycle" momentum: 0.9',
+    "averaged": "ema_decay: 0.8 momentum: 0.9",
     "Nesterov": 'type: "Nesterov" momentum: 0.9',
     "AdaGrad": 'type: "AdaGrad" weight_decay: 0.01',
     "RMSProp": 'type: "RMSProp" rms_decay: 0.9',

