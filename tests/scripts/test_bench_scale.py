@@ -77,6 +77,14 @@ def test_checks_stand_beside_the_model() -> None:
     assert "| 4 | dense | 200 | 230 | +15% |" in scale_rows.tables(rows, [check])
 
 
+def test_the_page_has_the_tables_of_the_files() -> None:
+    folder = TOP / "scripts" / "bench"
+    rows, checks = bench.kept.read(folder / "scale.csv", Row), bench.kept.read(folder / "scale_check.csv", Check)
+    page = (folder / "README.md").read_text()
+    start = page.index("<!-- scale.py -->") + len("<!-- scale.py -->")
+    assert page[start : page.index("<!-- end -->", start)].strip() == scale_rows.tables(rows, checks).strip()
+
+
 def test_an_unknown_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["scale.py", str(tmp_path / "out.csv"), "--nets", "vgg"])
     with pytest.raises(SystemExit, match="--nets has 'vgg'; expected of: lenet, alexnet"):

@@ -18,6 +18,7 @@ from forcereg.solver.gradients import Settings, report, ternarized
 from forcereg.solver.gradients.base import Bucket, Wire
 from forcereg.solver.gradients.choose import average_by
 from forcereg.solver.loop import Solver
+from tests.conftest import TOP
 from tests.solver import ranks
 from tests.solver.nets import Recorder, blobs_of
 
@@ -191,6 +192,18 @@ def reported(root: Path, group: Group) -> tuple[Any, list[str], bool]:
     return found, [event.kind for event in recorder.events if event.kind == "gradients"], same
 
 
+def own(root: Path, group: Group) -> float:
+    """How far weights are from those of dense gradients, by the scheme of the solver's page."""
+    page = (TOP / "forcereg" / "solver" / "README.md").read_text()
+    exec(page[(start := page.index("from forcereg.registry import gradient_scheme")) : page.index("```", start)], {})
+    found = []
+    for scheme in ("dense", "float64"):
+        solver = solver_of(root, group, scheme)
+        solver.step(4)
+        found.append(blobs_of(solver))
+    return max(float((found[1][name] - blob).abs().max()) for name, blob in found[0].items())
+
+
 def remarked(root: Path, group: Group) -> list[str]:
     """What is told of ternary gradients."""
     net = ranks.CONV + 'layer { name: "drop" type: "Dropout" bottom: "ip" top: "dropped" }'
@@ -230,7 +243,7 @@ RUNS = {
     **{f"trained-{scheme}": trained(scheme) for scheme in SCHEMES},
     **{
         run.__name__: run
-        for run in (carriers, hooked, draws, different, bad, refused, other_scheme, remarked, powersgd, reported)
+        for run in (carriers, hooked, draws, different, bad, refused, other_scheme, remarked, powersgd, reported, own)
     },
 }
 

@@ -150,6 +150,12 @@ def test_a_report_leaves_the_run_as_it_was(size: int, results: dict[int, dict[st
     assert [one.scheme for one in found.schemes] == ["dense", "bf16", "fp16", "powersgd", "ternary"]
 
 
+@SIZES
+def test_a_scheme_of_one_s_own(size: int, results: dict[int, dict[str, Any]]) -> None:
+    """The solver's page's, of float64: dense but for rounding."""
+    assert results[size]["own"] < 1e-5
+
+
 def test_one_process_trains_as_always(tmp_path: Path) -> None:
     """Whatever the scheme is: there is nothing to average."""
     ranks.write_data(tmp_path)

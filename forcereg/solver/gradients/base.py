@@ -113,12 +113,12 @@ class Wire:
         dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
 
     def sum(self, values: Tensor) -> Sent:
-        """The sum of all ranks' values, in place."""
-        return _future(dist.all_reduce(values, group=self.group, async_op=True))
+        """The sum of all ranks' values, in place; it is what comes."""
+        return _future(dist.all_reduce(values, group=self.group, async_op=True), values)
 
     def gather(self, values: Tensor, into: list[Tensor]) -> Sent:
         """All ranks' values, by rank, `into` as many tensors like them."""
-        return _future(dist.all_gather(into, values, self.group, async_op=True))
+        return _future(dist.all_gather(into, values, self.group, async_op=True), values)
 
 
 class Rehearsal(Wire):
@@ -147,8 +147,12 @@ def done(values: Tensor) -> Sent:
     return found
 
 
-def _future(work: Any) -> Sent:
-    found: Sent = work.get_future()
+def _future(work: Any, values: Tensor) -> Sent:
+    def arrived(sent: torch.futures.Future[Any]) -> Tensor:
+        sent.value()  # raises what went wrong
+        return values
+
+    found: Sent = work.get_future().then(arrived)
     return found
 
 
