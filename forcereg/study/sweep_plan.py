@@ -132,8 +132,23 @@ class Result:
         # int() refuses numbers of thousands of digits, which only damage leaves
         if any(re.fullmatch(r"whole|\d{1,9}(-\d{1,9})*", rank, re.ASCII) is None for rank in self.ranks):
             raise ValueError("ranks that no layer has")
-        if not (self.failed or self.ranks) or not 0 <= self.seconds < math.inf:
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError("seconds that can't be")
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Raises ValueError unless it has come to its end."""
+        if self.failed or not self.ranks:
             raise ValueError("a run that hasn't come to its end")
+
+
+class Failure(Result):
+    """What a run came to that failed."""
+
+    def check_end(self) -> None:
+        """Raises ValueError unless it has failed."""
+        if not self.failed:
+            raise ValueError("a run that hasn't failed")
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,14 @@ class Kept:
 
     asked: Asked
     result: Result
+
+
+@dataclass(frozen=True)
+class KeptFailure:
+    """The same of a run that failed."""
+
+    asked: Asked
+    result: Failure
 
 
 def runs_of(plan: Plan, settings: Sequence[Setting], out: Path) -> list[Run]:

@@ -25,7 +25,20 @@ from forcereg.study.accounting import accounts
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.grid import Setting
 from forcereg.study.scores import origin
-from forcereg.study.sweep_plan import FAILED, RESULT, RUN, Cut, Kept, Plan, Result, Run, Trained, is_of, solver_of
+from forcereg.study.sweep_plan import (
+    FAILED,
+    RESULT,
+    RUN,
+    Cut,
+    Kept,
+    KeptFailure,
+    Plan,
+    Result,
+    Run,
+    Trained,
+    is_of,
+    solver_of,
+)
 from forcereg.study.tuning import Ended, train, weights_of
 from forcereg.system import sidefiles
 from forcereg.system.claims import Claim
@@ -38,24 +51,22 @@ CUT = "net_lowrank"
 
 def known_result(plan: Plan, setting: Setting, folder: Path) -> Result | None:
     """What the run in a folder came to before, None if it hasn't come to its end."""
-    found = _kept(plan, setting, folder / RESULT)
-    return None if found is None or found.failed else found
+    return _kept(plan, setting, sidefiles.known(folder / RESULT, Kept))
 
 
 def known_failure(plan: Plan, setting: Setting, folder: Path) -> Result | None:
     """How the run in a folder failed when it was last tried, None if it hasn't."""
-    found = _kept(plan, setting, folder / FAILED)
-    return found if found is not None and found.failed else None
+    found = _kept(plan, setting, sidefiles.known(folder / FAILED, KeptFailure))
+    return None if found is None else Result(**vars(found))
+
+
+def _kept(plan: Plan, setting: Setting, known: Kept | KeptFailure | None) -> Result | None:
+    return known.result if known is not None and known.asked == plan.asked and is_of(known.result, setting) else None
 
 
 def keep_failure(plan: Plan, failed: Result, folder: Path) -> None:
     """Writes how a run failed, for processes that share the folder; the next call tries it again."""
     _keep(plan, failed, folder / FAILED)
-
-
-def _kept(plan: Plan, setting: Setting, path: Path) -> Result | None:
-    known = sidefiles.known(path, Kept)
-    return known.result if known is not None and known.asked == plan.asked and is_of(known.result, setting) else None
 
 
 def _keep(plan: Plan, result: Result, path: Path) -> None:

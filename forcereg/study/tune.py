@@ -97,6 +97,8 @@ def _by(
 ) -> Iterator[Sequence[Tried]]:
     before = shared.tried()
     ended = {one.number for one in before if one.state != "running"}
+    if len(ended) >= searched.trials:
+        return
     with crew.at_work(partial(_work, searched, out, asked), out, tell) as team:
         busy = True
         while busy:
@@ -109,7 +111,7 @@ def _by(
                         step(f"{Setting(one.result.fields, searched.seed).folder}: {_said(one, searched.goal)}")
                 yield known
             time.sleep(PAUSE if busy else 0)
-        if left := searched.trials - len(ended):
+        if (left := searched.trials - len(ended)) > 0:
             raise team.nobody_left(left, searched.trials)
 
 

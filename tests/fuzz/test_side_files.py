@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from forcereg.solver.jsonlog import JsonLog
 from forcereg.study import frontier_report, sweep_report
 from forcereg.study.accounting import accounts
 from forcereg.study.scores import Cache, Evaluation
-from forcereg.study.sweep_plan import RUN, Asked, Kept, Plan, Result, Run, check_same
+from forcereg.study.sweep_plan import RUN, Asked, Kept, KeptFailure, Plan, Result, Run, check_same
 from forcereg.system import sidefiles
+from forcereg.system.claims import Owner, Watch, _system, claim
 from forcereg.system.events import Event
 from tests.fuzz.hostile import mangled, variants
 from tests.long_forms import Rounds
@@ -33,6 +34,7 @@ RESULT = Result(
 )
 KEPT = Kept(Asked(0.05, 0, {"max_macs": "0.3"}), RESULT)
 OURS = Run('type: "SGD"', ["a" * 64, "b" * 64], ["c" * 64])
+OWNER = Owner("here", _system(), 1 << 30, 1, "a" * 32, "call")
 SCORES = {"a" * 8: Evaluation(0.5, 1.0), "b" * 8: Evaluation(None, float("nan"))}
 RANKS = {"//": "what for", "conv1": 8, "conv2": {"method": "vh", "rank": 8}, "ip": {"error": 0.05}, "t": [4, 2]}
 NET = """
@@ -49,6 +51,24 @@ def use_result(path: Path) -> None:
         assert sweep_report.by_setting([found.result])
         assert found.result.macs is None or found.result.macs / 1e6 >= 0
         assert 0 < sum(found.result.ranks_at_error) / sum(found.result.full_ranks) <= 1
+
+
+def use_failure(path: Path) -> None:
+    found = sidefiles.known(path, KeptFailure)
+    if found is not None:
+        failed = Result(**vars(found.result))
+        sweep_report.as_csv([failed])
+        sweep_report.table([failed, RESULT], Plan(parse_solver(""), (), 0.05, found.asked.finetune))
+        assert failed.failed
+
+
+def use_claim(path: Path) -> None:
+    watch = Watch()
+    assert watch.is_held(path.with_suffix("")) is not watch.is_dead(path)
+    own = claim(path.with_suffix(""), watch, OWNER.group)
+    if own is not None:
+        assert own.deaths in (0, 1)
+        own.release()
 
 
 def use_run(path: Path) -> None:
@@ -94,6 +114,8 @@ def use_log(path: Path) -> None:
 
 KINDS: dict[str, tuple[str, Any, Use]] = {
     "result": ("result.json", asdict(KEPT), use_result),
+    "failure": ("failed.json", asdict(replace(KEPT, result=replace(RESULT, failed="why", ranks=[]))), use_failure),
+    "claim": ("claim.0", asdict(OWNER), use_claim),
     "run": (RUN, asdict(OURS), use_run),
     "scores": ("f.scores.json", {key: asdict(value) for key, value in SCORES.items()}, use_scores),
     "ranks": ("r.json", RANKS, use_ranks),

@@ -50,6 +50,7 @@ class Slurm:
         module = submitit()
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise ForceregError("--executor slurm: there is no sbatch here; run it where jobs are submitted")
+        self._job, self._cancelled = job, False
         self._folder = job.told(0).parent / f"{job.call}-slurm"
         try:
             by = module.AutoExecutor(folder=self._folder, cluster=self.cluster)
@@ -73,7 +74,11 @@ class Slurm:
 
     def ended(self) -> dict[int, str]:
         """Number of each that has ended -> how, "" for well or as it has told itself."""
-        return {number: self._how(one) for number, one in enumerate(self._jobs) if one.done()}
+        return {number: self._how(one) for number, one in enumerate(self._jobs) if self._is_done(number)}
+
+    def _is_done(self, number: int) -> bool:
+        # where Slurm keeps no accounts nobody says that one was cancelled before it began
+        return self._jobs[number].done() or (self._cancelled and not self._job.told(number).exists())
 
     def _how(self, one: Any) -> str:
         if one.paths.result_pickle.exists() or one.state.split()[0].upper() in STATES:
@@ -82,6 +87,7 @@ class Slurm:
 
     def stop(self) -> None:
         """Cancels those that still run, which have Slurm's KillWait to save themselves."""
+        self._cancelled = True
         for one in self._jobs:
             if not one.done():
                 with contextlib.suppress(Exception):  # it may have ended by now
