@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
@@ -20,38 +21,18 @@ from forcereg.system.terminal import echo
 @click.argument("output_file", metavar="OUT.npy", type=click.Path())
 @image_options
 @click.option("--center-only", is_flag=True, help="Score the middle crop alone, not ten of each image.")
-@click.option(
-    "--images-dim", metavar="H,W", default="256,256", show_default=True, help="Size that images are brought to."
-)
+@click.option("--images-dim", metavar="H,W", default="256,256", show_default=True, callback=whole_numbers,
+              help="Size to bring images to.")  # fmt: skip
 @click.option("--ext", default="jpg", show_default=True, help="What the images of a folder end in.")
 @code_options
-def command(
-    input_file: str,
-    output_file: str,
-    model_def: str | None,
-    pretrained_model: str,
-    gpu: bool,
-    mean_file: str | None,
-    input_scale: float | None,
-    raw_scale: float,
-    channel_swap: str,
-    center_only: bool,
-    images_dim: str,
-    ext: str,
-    allow_python_layers: bool,
-) -> None:
+def command(input_file: str, output_file: str, **options: Any) -> None:
     """Score images by a trained net, with the options of Caffe's classify.py.
 
     Underscores in options are dashes: --model_def is --model-def.
     """
-    swap, size = whole_numbers("--channel-swap", channel_swap), whole_numbers("--images-dim", images_dim)
     from forcereg.workflows.classify import classify, npy_name
 
     started = time.perf_counter()
-    scores = classify(
-        input_file, output_file, pretrained_model=pretrained_model, model_def=model_def, gpu=gpu,
-        center_only=center_only, images_dim=size, mean_file=mean_file, input_scale=input_scale, raw_scale=raw_scale,
-        channel_swap=swap, ext=ext, allow_python_layers=allow_python_layers,
-    )  # fmt: skip
+    scores = classify(input_file, output_file, **options)
     seconds = time.perf_counter() - started
     echo(f"scored {len(scores):,} images in {seconds:.2f} s; wrote {npy_name(output_file)}: {scores.shape}")

@@ -10,6 +10,14 @@ import click
 from forcereg.errors import UsageError
 
 
+def whole_numbers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, ...]:
+    """What an option's "256,256" stands for. Raises UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"{param.opts[0]} is '{text}'; expected whole numbers with commas between") from None
+
+
 def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--model-def, --pretrained-model, --gpu, and what makes inputs of images."""
     options = (
@@ -24,16 +32,9 @@ def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--raw-scale", type=float, metavar="X", default=255.0, show_default=True,
                      help="Multiply images, 0 to 1, by this before the mean is taken off."),
         click.option("--channel-swap", metavar="A,B,C", default="2,1,0", show_default=True,
+                     callback=whole_numbers,
                      help="Order of the channels in the input; '' for that of images: R, G, B, or grey."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """An option's "256,256". Raises UsageError."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise UsageError(f"{option} is '{text}'; expected whole numbers with commas between") from None

@@ -11,8 +11,7 @@ import pytest
 
 import forcereg
 import forcereg.pycaffe as caffe
-from forcereg.commands.image_options import whole_numbers
-from forcereg.errors import ForceregError, UsageError
+from forcereg.errors import ForceregError
 from forcereg.pycaffe.tools import IMAGENET
 from tests.commands.conftest import Cli, said
 from tests.commands.conftest import cli as cli
@@ -106,6 +105,9 @@ BAD = [
         "classify --pretrained_model no.caffemodel a.png o.npy", "Could not open file no.caffemodel", id="weights"
     ),
     pytest.param("classify --pretrained_model w --model_def no a.png o.npy", "no: no such file", id="net"),
+    pytest.param(
+        "classify {net} --channel_swap 2,a a.png o.npy", "--channel-swap is '2,a'; expected whole", id="letters"
+    ),
     pytest.param("detect {net} windows.csv o.csv", "expected a name that ends in .txt", id="not-txt"),
     pytest.param("detect {net} --context_pad 2 images.txt o.csv", "selective_search_ijcv_with_python", id="search"),
     pytest.param(
@@ -149,9 +151,3 @@ def test_python_layers_need_permission(folder: Path) -> None:
         forcereg.classify("a.png", "o.npy", model_def="python.prototxt", **given)
     found = forcereg.classify("a.png", "o.npy", model_def="python.prototxt", allow_python_layers=True, **given)
     np.testing.assert_allclose(found, 2 * forcereg.classify("a.png", "o.npy", model_def="color.prototxt", **given))
-
-
-def test_numbers_of_an_option() -> None:
-    assert whole_numbers("--x", "2,1,0") == (2, 1, 0) and whole_numbers("--x", "") == ()
-    with pytest.raises(UsageError, match="--x is '2,a'"):
-        whole_numbers("--x", "2,a")
