@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,14 @@ def other_scheme(root: Path, group: Group) -> list[str]:
     return said
 
 
-def reported(root: Path, group: Group) -> tuple[Any, list[str], bool]:
-    """A report on gradients, what is told of it, and whether the run is as without it."""
+def reported(root: Path, group: Group) -> list[tuple[Any, list[str], bool]]:
+    """By scheme of the run a report on gradients, what is told of it, and whether the run is as without it."""
     report.SPAN, report.ROUNDS = 0.0, 1
-    plain, asked = (solver_of(root, group, "ternary") for _ in range(2))
+    return [_reported(root, group, scheme) for scheme in ("ternary", "powersgd")]
+
+
+def _reported(root: Path, group: Group, scheme: str) -> tuple[Any, list[str], bool]:
+    plain, asked = (solver_of(root, group, scheme, replace(WHOLE, powersgd_start=0)) for _ in range(2))
     plain.step(2)
     asked.step(2)
     recorder = Recorder()

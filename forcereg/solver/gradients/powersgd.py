@@ -28,9 +28,13 @@ class PowerSGD(Scheme):
 
     overflows = False
     _state: Any = None  # torch's, once there is a net
+    _shapes: Sequence[torch.Size] = ()
 
     def attach(self, net: Net) -> None:
         self._device = next((one.device for one in net.parameters()), None)
+        before, self._shapes = self._shapes, [one.shape for one in net.parameters()]
+        if self._state is not None and self._shapes == before:
+            return
         began = 0 if self._state is None else self._state.iter
         # what was lost of weights of other shapes is lost
         self._state = torchs.PowerSGDState(self.wire.group, self.settings.powersgd_rank)

@@ -36,6 +36,10 @@ class Ternary(Dense):
     Dense stay those of `dense_layers` and of fewer values than `min_size`. Draws are each rank's own.
     """
 
+    _generator: torch.Generator | None = None
+    _device = torch.device("cpu")
+    _drawn = torch.empty(0)
+
     def attach(self, net: Net) -> None:
         settings = self.settings
         self._dense = {id(blob) for name in _layers(net, settings.dense_layers) for blob in net.params[name]}
@@ -44,10 +48,6 @@ class Ternary(Dense):
             self._device = next((one.device for one in net.parameters()), self._device)
             seed = np.random.SeedSequence([self.seed, self.wire.rank, _STREAM]).generate_state(1)
             self._generator = torch.Generator(self._device).manual_seed(int(seed[0]))
-
-    _generator: torch.Generator | None = None
-    _device = torch.device("cpu")
-    _drawn = torch.empty(0)
 
     def hook(self, bucket: Bucket) -> Sent:
         terse = [id(one) not in self._dense for one in bucket.weights]

@@ -26,11 +26,11 @@ def bounds_of(gradients: Tensors, clip_sigma: float) -> Tensor:
     """
     if not clip_sigma:
         return torch.full((len(gradients),), math.inf, device=gradients[0].device, dtype=gradients[0].dtype)
-    counts = torch.tensor([float(one.numel()) for one in gradients]).to(gradients[0], non_blocking=True)
-    means = torch.stack([one.sum() for one in gradients]) / counts
-    # in one pass each, where torch.std takes several; what cancels is far below the bound
-    squares = torch.stack(torch._foreach_norm(gradients)).square_() / counts
-    sigmas = (squares - means.square()).clamp_(min=0).sqrt_()
+    means = torch.stack([one.mean() for one in gradients])
+    # by norms, which take one pass where torch.std takes several; what cancels is far below the bound
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(norms, [one.numel() ** -0.5 for one in gradients])
+    sigmas = (torch.stack(norms).square_() - means.square()).clamp_(min=0).sqrt_()
     return torch.maximum(clip_sigma * sigmas, means.abs())
 
 
