@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv in the project's top and install forcereg into it, with the given extras:
 #   bash scripts/setup.sh [digits] [export] [jupyter] [leveldb] [lowrank] [mlflow] [openvino] [plot] [ray] [slurm]
-#     [sparse] [tensorboard] [trackio] [tune] [wandb] [dev]
+#     [sparse] [tensorboard] [tune] [wandb] [dev]
 # Does nothing when nothing changed since the last time. PYTHON names the interpreter to use (>= 3.11);
 # TORCH_INDEX a further package index for torch, such as https://download.pytorch.org/whl/cpu, whose builds
 # without CUDA are much smaller.

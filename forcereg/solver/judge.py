@@ -15,6 +15,8 @@ from forcereg.solver.average import ENDING, leaves_traces
 from forcereg.solver.goal import DEFAULT, MAX, MIN, Aims, Goal, Watched
 from forcereg.solver.run import Nets, Run
 
+ROUNDING = 1e-6
+"""What a mean over batches may differ by, relatively, without being another."""
 LOSS = "loss"
 """An output; of a test net without one of this name its total loss."""
 
@@ -135,6 +137,9 @@ class Judge:
         return Verdict(found, *self._ended(scores))
 
     def _better(self, value: float, than: float) -> bool:
+        # a mean of the same numbers in another order is another float32
+        if math.isclose(value, than, rel_tol=ROUNDING):
+            return False
         return value > than if self._way == MAX else value < than
 
     def _ended(self, scores: Sequence[Score]) -> tuple[str, str]:

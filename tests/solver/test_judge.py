@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from forcereg.errors import ForceregError, UsageError
 from forcereg.net.scoring import Output, Score
 from forcereg.solver.goal import SIGNS, Aims, Goal, Limit, Watched
-from forcereg.solver.judge import Best, Judge
+from forcereg.solver.judge import ROUNDING, Best, Judge
 from tests.solver.nets import TESTED, regression
 
 TESTS = "max_iter: 4 test_iter: 1 test_interval: 1"
@@ -71,7 +71,9 @@ def test_best_and_patience(judged, values: list[float], patience: int, way: str)
     sign = 1 if way == "max" else -1
     best, since = -math.inf, 0
     for iteration, value in enumerate(values):
-        better = not math.isnan(value) and sign * value > best
+        better = (
+            not math.isnan(value) and sign * value > best and not math.isclose(sign * value, best, rel_tol=ROUNDING)
+        )
         best, since = (sign * value, 0) if better else (best, since + 1)
         # one that goes on from a state decides the same
         other = judged(keep_best=f"test_loss:{way}", patience=patience)
@@ -81,6 +83,12 @@ def test_best_and_patience(judged, values: list[float], patience: int, way: str)
         assert (verdict.best is not None) == better and (verdict.reason == "patience") == (since >= patience)
     if best > -math.inf:
         assert judge.best.value == sign * best and judge.best.since == since
+
+
+def test_rounding_is_no_progress(judged) -> None:
+    judge = judged(keep_best="test_loss:max")
+    found = [judge.take(0, score(value)).best is not None for value in (0.9466667, 0.94666672, 0.9466667, 0.95)]
+    assert found == [True, False, False, True]
 
 
 def test_another_output_begins_anew(judged) -> None:
