@@ -71,9 +71,7 @@ def test_best_and_patience(judged, values: list[float], patience: int, way: str)
     sign = 1 if way == "max" else -1
     best, since = -math.inf, 0
     for iteration, value in enumerate(values):
-        better = (
-            not math.isnan(value) and sign * value > best and not math.isclose(sign * value, best, rel_tol=ROUNDING)
-        )
+        better = sign * value > best and not math.isclose(sign * value, best, rel_tol=ROUNDING)
         best, since = (sign * value, 0) if better else (best, since + 1)
         # one that goes on from a state decides the same
         other = judged(keep_best=f"test_loss:{way}", patience=patience)
