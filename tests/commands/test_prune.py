@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from forcereg.solver.loop import Solver
 from forcereg.solver.pruning import Limit
 from forcereg.study.prune.limits import LayerTimes
 from tests.commands.conftest import Cli, said
+from tests.conftest import RunCli
 from tests.solver.nets import write_images, write_solver
 
 SOLVER = 'momentum: 0.9 snapshot_prefix: "s" test_iter: 2 test_interval: 100 max_iter: 30 display: 0'
@@ -135,3 +137,33 @@ def test_where_zeros_pay_nowhere_that_is_the_answer(here: Path, cli: Cli, monkey
 def test_what_doesn_t_go_together_is_one_line(more: tuple[str, ...], line: str, here: Path, cli: Cli) -> None:
     code, _, err = cli(*asked(here, *more))
     assert code in (1, 2) and line in said(err)
+
+
+KILLER = """
+import os, signal
+from pathlib import Path
+from forcereg.solver.loop import Solver
+write = Solver.snapshot
+def killed(self):
+    write(self)
+    if Path(self.param.snapshot_prefix).name.startswith(os.environ["PHASE"]) and self.iter == int(os.environ["AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Solver.snapshot = killed
+"""
+
+
+def test_a_pruning_killed_in_each_phase_goes_on_to_the_same_bytes(here: Path, run_cli: RunCli) -> None:
+    write_solver(here, f"{SOLVER} snapshot: 2")
+    Path("killer.py").write_text(KILLER)
+    call = (*asked(here, "--target", "0.75", "--over", "6", "--every", "2", "--finetune", "4"), "--import", "killer")
+    for out, kills in {"straight": [], "killed": [("prune", "4"), ("tune", "2")]}.items():
+        for phase, iteration in kills:
+            done = run_cli(*call, "--out", out, cwd=Path.cwd(), env={"PHASE": phase, "AT": iteration})
+            assert done.returncode == -signal.SIGKILL, done.stderr
+        done = run_cli(*call, "--out", out, cwd=Path.cwd(), env={"PHASE": "none", "AT": "0"})
+        assert done.returncode == 0, done.stderr
+        logs = {path.name.split("_")[0]: path.read_text() for path in Path(out).glob("*.log")}
+        resumed = {name: log.count("Restoring previous solver status") for name, log in logs.items()}
+        assert resumed == ({"prune": 2, "tune": 1} if kills else {"prune": 0, "tune": 0}), resumed
+    for name in ("net_pruned.caffemodel.h5", "net_pruned.prototxt"):
+        assert Path("straight", name).read_bytes() == Path("killed", name).read_bytes()
