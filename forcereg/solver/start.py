@@ -88,3 +88,21 @@ def telling_errors(solver: Solver) -> Iterator[None]:
     except Exception as error:
         solver.emit("error", text=str(error))
         raise
+
+
+@contextlib.contextmanager
+def determinism(kept: bool) -> Iterator[None]:
+    """Leaves torch's choice of algorithms as it was: it is the process's, whose next run may want another.
+
+    Where it isn't to be `kept`, nothing of torch is loaded.
+    """
+    if not kept:
+        yield
+        return
+    import torch
+
+    before, mild = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=mild)

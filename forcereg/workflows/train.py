@@ -26,7 +26,7 @@ from forcereg.solver.asked import (
 from forcereg.solver.goal import Aims
 from forcereg.solver.hooks import Callback, attach, callback_of, functions
 from forcereg.solver.rollback import OnNan
-from forcereg.solver.start import Start, read, telling_errors
+from forcereg.solver.start import Start, determinism, read, telling_errors
 from forcereg.system.arguments import checked
 from forcereg.system.paths import StrPath, listed
 
@@ -195,7 +195,7 @@ class Training:
     def run(self) -> Solver:
         """Reads, joins the others, builds, starts somewhere and trains. Raises ForceregError."""
         self.check()
-        with self.signals_held(), self.determinism():
+        with self.signals_held(), determinism(self.deterministic):
             file = self.read()
             group = self.join(file)
             with group.together(), self.observers(group) as observers:
@@ -363,23 +363,6 @@ class Training:
         meant = effects(self.sigint_effect or "stop", self.sighup_effect or "snapshot")
         # one that stops may end the process: there is nothing to save yet
         return held([number for number, effect in meant.items() if effect != "stop"])
-
-    @contextlib.contextmanager
-    def determinism(self) -> Iterator[None]:
-        """Leaves torch's choice of algorithms as it was: it is the process's, whose next run may want another."""
-        if not self.deterministic:
-            yield
-            return
-        import torch
-
-        before, mild = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=mild)
 
     def signals_handled(self, solver: Solver) -> contextlib.AbstractContextManager[None]:
         """Lets signals stop the solver, or save."""

@@ -57,7 +57,7 @@ def test_it_gives_up(steep: Runs) -> None:
 
 
 def test_all_together(steep: Runs) -> None:
-    """With the best net, patience, a goal, callbacks and several processes: resumed bit for bit."""
+    """With the best net of averaged weights, patience, a goal, callbacks, several processes: resumed bit for bit."""
     (steep.root / "hooks.py").write_text(
         "def told(event, solver):\n"
         "    if event.kind == 'test':\n"
@@ -65,8 +65,18 @@ def test_all_together(steep: Runs) -> None:
         "    if event.kind == 'train' and event.iteration == 15:\n"
         "        solver.snapshot_requested = True\n"
     )
-    ask = (*ASK, "--keep-best", "--patience", "9", "--stop-when", "accuracy>=0.999", "--callback", "hooks:told")
-    ask = (*ask, "--nproc", "2", "--global-batch", "--keep", "9")
+    ask = (
+        *ASK,
+        "--keep-best",
+        "accuracy_ema",
+        "--patience",
+        "9",
+        "--stop-when",
+        "accuracy>=0.999",
+        "--callback",
+        "hooks:told",
+    )
+    ask = (*ask, "--ema", "0.9", "--warmup", "3", "--nproc", "2", "--global-batch", "--keep", "9")
     steep.train(*ask)
     assert steep.events("rollback") and steep.events("best")
     files = steep.files("n_*")
