@@ -33,6 +33,8 @@ PURE = ("solver/force.py", "solver/pairs.py", "lowrank/views.py", "lowrank/facto
 LIGHT = {"errors", "registry", "version", "cost", "system", "schema", "__init__", "commands", "__main__"}
 HEAVY = ("forcereg.system.capture", "forcereg.system.device", "forcereg.system.hdf5")  # these are about torch and h5py
 
+PROGRAMS = ("commands", "__main__", "pycaffe.__main__", "study.jobs.worker")
+"""What processes begin with."""
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -173,7 +175,7 @@ def test_circles_are_found(graph: dict[str, set[str]], found: list[str]) -> None
     ("wanted", "users"),
     [
         pytest.param("click", ("commands", "__main__"), id="options"),
-        pytest.param("forcereg.system.terminal", ("commands", "__main__", "report", "solver.log"), id="printing"),
+        pytest.param("forcereg.system.terminal", (*PROGRAMS, "report", "solver.log"), id="printing"),
     ],
 )
 def test_who_talks_to_people(wanted: str, users: tuple[str, ...]) -> None:

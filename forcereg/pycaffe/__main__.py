@@ -11,9 +11,10 @@ if __name__ == "__main__":
     # python -m puts it in front, python SCRIPT doesn't
     leave_out_working_directory()
     from forcereg.pycaffe.launch import main
+    from forcereg.system.terminal import echo
 
     if len(sys.argv) < 2:
-        print("usage: python -m forcereg.pycaffe SCRIPT [ARGS]...", file=sys.stderr)
+        echo("usage: python -m forcereg.pycaffe SCRIPT [ARGS]...", err=True)
         sys.exit(2)
     try:
         sys.exit(main(sys.argv[1], sys.argv[2:]))

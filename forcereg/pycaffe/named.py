@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from forcereg.pycaffe.net import Net
+from forcereg.layers.pycaffe.blob import Blob
+from forcereg.layers.pycaffe.vectors import StringVec
+from forcereg.pycaffe.chain import Chain
 
 Arrays = dict[str, Any]
 
 
-def forward(net: Net, more: Any, start: str | None, end: str | None, given: Mapping[str, Any]) -> Arrays:
+class Passing(Protocol):
+    """What of a Net is read here."""
+
+    _chain: Chain
+
+    @property
+    def blobs(self) -> Mapping[str, Blob]:
+        """See Net."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """See Net."""
+
+    @property
+    def outputs(self) -> list[str]:
+        """See Net."""
+
+    @property
+    def bottom_names(self) -> Mapping[str, list[str]]:
+        """See Net."""
+
+    @property
+    def top_names(self) -> Mapping[str, list[str]]:
+        """See Net."""
+
+    @property
+    def _layer_names(self) -> StringVec: ...
+
+    def _batch(self, blobs: Mapping[str, Any]) -> Iterator[Arrays]: ...
+
+
+def forward(net: Passing, more: Any, start: str | None, end: str | None, given: Mapping[str, Any]) -> Arrays:
     """See Net.forward."""
     first = 0 if start is None else _number(net, start)
     last = len(net._chain.stages) - 1 if end is None else _number(net, end)
@@ -30,7 +62,7 @@ def forward(net: Net, more: Any, start: str | None, end: str | None, given: Mapp
     return {name: net.blobs[name].data for name in wanted}
 
 
-def backward(net: Net, more: Any, start: str | None, end: str | None, given: Mapping[str, Any]) -> Arrays:
+def backward(net: Passing, more: Any, start: str | None, end: str | None, given: Mapping[str, Any]) -> Arrays:
     """See Net.backward."""
     first = len(net._chain.stages) - 1 if start is None else _number(net, start)
     last = 0 if end is None else _number(net, end)
@@ -46,7 +78,7 @@ def backward(net: Net, more: Any, start: str | None, end: str | None, given: Map
     return {name: net.blobs[name].diff for name in wanted}
 
 
-def _number(net: Net, layer: str) -> int:
+def _number(net: Passing, layer: str) -> int:
     return list(net._layer_names).index(layer)
 
 
@@ -56,7 +88,7 @@ def _listed(what: str, names: Any) -> list[str]:
     return list(names or ())
 
 
-def batches(net: Net, given: Mapping[str, Any]) -> Iterator[Arrays]:
+def batches(net: Passing, given: Mapping[str, Any]) -> Iterator[Arrays]:
     """Arrays of any length in pieces of the net's batch, the last one filled up with zeros.
 
     The batch is that of the net's first blob.
@@ -74,7 +106,7 @@ def _padded(rows: Any, missing: int) -> np.ndarray:
     return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]))])
 
 
-def forward_all(net: Net, more: Any, given: Mapping[str, Any]) -> Arrays:
+def forward_all(net: Passing, more: Any, given: Mapping[str, Any]) -> Arrays:
     """See Net.forward_all."""
     rows: dict[str, list[Any]] = {name: [] for name in [*net.outputs, *_listed("blobs", more)]}
     for batch in net._batch(given):
@@ -82,7 +114,7 @@ def forward_all(net: Net, more: Any, given: Mapping[str, Any]) -> Arrays:
     return _cut(rows, len(next(iter(given.values()))))
 
 
-def forward_backward_all(net: Net, more: Any, diffs: Any, given: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+def forward_backward_all(net: Passing, more: Any, diffs: Any, given: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     """See Net.forward_backward_all."""
     outs: dict[str, list[Any]] = {name: [] for name in [*net.outputs, *_listed("blobs", more)]}
     grads: dict[str, list[Any]] = {name: [] for name in [*net.inputs, *_listed("diffs", diffs)]}

@@ -16,8 +16,8 @@ import errno
 import functools
 import json
 import os
+import platform
 import re
-import socket
 import threading
 import time
 import uuid
@@ -67,7 +67,7 @@ def _system() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # containers of one machine don't see each other's processes
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
+    return platform.node()
 
 
 def _started(pid: int) -> int:
@@ -172,7 +172,7 @@ def claim(path: Path, watch: Watch, group: str = "") -> Claim | None:
     if newest is not None and not watch.is_dead(_file(path, newest)):
         return None
     number = 0 if newest is None else newest + 1
-    owner = Owner(socket.gethostname(), _system(), os.getpid(), _started(os.getpid()), uuid.uuid4().hex, group)
+    owner = Owner(platform.node(), _system(), os.getpid(), _started(os.getpid()), uuid.uuid4().hex, group)
     if not _made(_file(path, number), json.dumps(asdict(owner))):
         return None
     # one that only stood still may have let go meanwhile, and another begun at 0
