@@ -27,6 +27,7 @@ from pathlib import Path
 
 from forcereg.errors import ForceregError
 from forcereg.system import sidefiles
+from forcereg.system.background import Worker
 from forcereg.system.files import refused
 
 BEAT, PATIENCE = 10.0, 150.0
@@ -123,7 +124,7 @@ class Claim:
     def __init__(self, path: Path, number: int, owner: Owner) -> None:
         self._path, self._number, self._owner = path, number, owner
         self._lost, self._end = False, threading.Event()
-        threading.Thread(target=self._live, name=f"claim {path.name}", daemon=True).start()
+        Worker(f"claim {path.name}", self._live, (), self._end.set).start()
 
     @property
     def deaths(self) -> int:

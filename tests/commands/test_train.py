@@ -79,9 +79,9 @@ def test_readme_solver_from_the_top_and_its_resume(checkout: Path, run_cli: RunC
 
 
 def numbers(log: str) -> list[str]:
-    """The log's messages from its first test on, without the measured pace and the paths."""
+    """The log's messages from its first test on, without the measured pace, the time left and the paths."""
     lines = [line.partition("] ")[2] for line in log[log.index("Testing net") :].splitlines()[1:]]
-    return [re.sub(r" \(\S+ iter/s, .*?\)", "", line) for line in lines if "napshot" not in line]
+    return [re.sub(r" \(\S+ iter/s, .*?\)", "", line) for line in lines if not re.search("napshot|Time left", line)]
 
 
 def test_signals(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def learnable(weight: torch.Tensor) -> Learnable:
 
 
 def solver() -> SimpleNamespace:
-    return SimpleNamespace(lr_policy="fixed", base_lr=0.1, momentum=0.9)
+    return SimpleNamespace(lr_policy="fixed", base_lr=0.1, momentum=0.9, warmup_iter=0)
 
 
 def test_nuclear_steps_lower_all_singular_values_by_the_same() -> None:

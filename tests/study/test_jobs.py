@@ -159,7 +159,7 @@ def test_an_error_ends_the_process_that_has_it_alone(root: Path, run_cli: RunCli
     done = run_cli(*ASK, "--jobs", "3", *FORK, "--import", "full", cwd=root)
     assert done.returncode == 1 and "2 of 6 runs failed; sweep/results.csv says why" in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("warning: job")]
-    assert [line.split(": ", 2)[2].split(":")[0] for line in lines if "no space" in line] == [
+    assert sorted(line.split(": ", 2)[2].split(":")[0] for line in lines if "no space" in line) == [
         f"force_decay=0.2,seed={seed}" for seed in (1, 2)
     ]
     assert "Traceback" not in done.stderr

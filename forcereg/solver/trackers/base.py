@@ -117,8 +117,9 @@ def _sparsity(layer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def missing(said: str, package: str, extra: str) -> ForceregError:
-    """The error for a package that isn't there."""
-    return ForceregError(f'{said} needs the {package} package; install it with pip install "forcereg[{extra}]"')
+    """The error for a package that isn't there; `extra`: forcereg's that brings it, "" for none."""
+    wanted = f'"forcereg[{extra}]"' if extra else package
+    return ForceregError(f"{said} needs the {package} package; install it with pip install {wanted}")
 
 
 def check(asked: str, said: str = "--tracker") -> tuple[str, str]:

@@ -15,9 +15,13 @@ CODES = {"finished": 0, "stopped": 0, "failed": 1}
 
 
 class Logged(Tracker):
-    """The settings are the run's config, curves are over `iteration`. `package` has `init`, of a `project`."""
+    """The settings are the run's config, curves are over `iteration`. `package` has `init`, of a `project`.
+
+    `extra`: forcereg's that brings it, None for the one of its name.
+    """
 
     package = ""
+    extra: str | None = None
     project = "forcereg"
 
     def __init__(self, project: str = "", said: str = "") -> None:
@@ -25,7 +29,7 @@ class Logged(Tracker):
         try:
             module = importlib.import_module(self.package)
         except ImportError:
-            raise missing(self.said, self.package, self.package) from None
+            raise missing(self.said, self.package, self.package if self.extra is None else self.extra) from None
         try:
             self.run = self.start(module)
         except Exception as error:

@@ -143,12 +143,14 @@ def schema() -> list[str]:
 
     data = (Path(forcereg.__file__).parent / "schema" / "caffe.desc").read_bytes()
     lines = []
-    for message in FileDescriptorSet.FromString(data).file[0].message_type:
+    file = FileDescriptorSet.FromString(data).file[0]
+    package = f".{file.package}."
+    for message in file.message_type:
         words = [message.name]
         for field in message.field:
             label = FieldDescriptorProto.Label.Name(field.label).removeprefix("LABEL_").lower()
             kind = FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
-            words.append(f"{field.name}={field.number}:{label}:{field.type_name.removeprefix('.forcereg.') or kind}")
+            words.append(f"{field.name}={field.number}:{label}:{field.type_name.removeprefix(package) or kind}")
         lines.append(" ".join(words))
     return lines
 
