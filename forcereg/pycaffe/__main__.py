@@ -13,9 +13,10 @@ if __name__ == "__main__":
     from forcereg.pycaffe.launch import main
     from forcereg.system.terminal import echo
 
-    if len(sys.argv) < 2:
-        echo("usage: python -m forcereg.pycaffe SCRIPT [ARGS]...", err=True)
-        sys.exit(2)
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        asked = len(sys.argv) > 1
+        echo("usage: python -m forcereg.pycaffe SCRIPT [ARGS]...", err=not asked)
+        sys.exit(0 if asked else 2)
     try:
         sys.exit(main(sys.argv[1], sys.argv[2:]))
     except ForceregError as error:

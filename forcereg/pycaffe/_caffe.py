@@ -16,6 +16,7 @@ from forcereg.pycaffe.solvers import (
     Solver,
     get_solver,
 )
+from forcereg.pycaffe.solvers import SolverParam as SolverParameter
 from forcereg.pycaffe.state import (
     NCCL,
     Timer,
@@ -23,6 +24,7 @@ from forcereg.pycaffe.state import (
     init_log,
     layer_type_list,
     log,
+    multiprocess,
     set_device,
     set_mode_cpu,
     set_mode_gpu,
@@ -33,7 +35,7 @@ from forcereg.pycaffe.state import (
     solver_count,
     solver_rank,
 )
-from forcereg.schema import LayerParameter, SolverParameter
+from forcereg.schema import LayerParameter
 
 __version__ = "1.0.0"
 
@@ -65,6 +67,7 @@ __all__ = [
     "init_log",
     "layer_type_list",
     "log",
+    "multiprocess",
     "set_device",
     "set_mode_cpu",
     "set_mode_gpu",

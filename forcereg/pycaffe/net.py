@@ -245,7 +245,8 @@ class Net:
         first = self._chain.stages[0].spec
         if not isinstance(feed, MemoryFeed) or first.type != "MemoryData":
             raise RuntimeError("set_input_arrays may only be called if the first layer is a MemoryDataLayer")
-        labels = labels[:, np.newaxis, np.newaxis, np.newaxis] if getattr(labels, "ndim", 0) == 1 else labels
+        if getattr(labels, "ndim", 0) == 1:
+            labels = np.ascontiguousarray(labels)[:, np.newaxis, np.newaxis, np.newaxis]
         for what, array, item in (("data", data, feed.item), ("labels", labels, (1, 1, 1))):
             _check_array(what, array, item)
         if len(data) != len(labels):

@@ -141,8 +141,13 @@ def solver_rank() -> int:
 
 
 def set_solver_rank(rank: int) -> None:
-    """Notes the number of this process's solver; only that of number 0 writes and logs."""
+    """Notes the number of this process's solver."""
     STATE.solver_rank = rank
+
+
+def multiprocess() -> bool:
+    """Whether solvers are processes, as `set_multiprocess` was told."""
+    return STATE.multiprocess
 
 
 def set_multiprocess(multiprocess: bool) -> None:
@@ -217,8 +222,6 @@ def write_event(event: Event) -> None:
 
 def layer_type_list() -> StringVec:
     """The layer types that there are, sorted."""
-    # they register themselves when they are imported
-
     return StringVec(sorted({*registry.layer, *registry.source}))
 
 

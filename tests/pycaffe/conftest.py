@@ -12,6 +12,7 @@ from PIL import Image
 
 import forcereg.pycaffe as caffe
 from forcereg.pycaffe import state
+from forcereg.pycaffe.launch import install, lent
 from tests.pycaffe.nets import DEPLOY, TRAINED, net_of
 from tests.pycaffe.workshop import furnish
 
@@ -30,6 +31,15 @@ def own_state() -> Iterator[None]:
     before = vars(state.STATE).copy()
     yield
     vars(state.STATE).update(before)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`import caffe` works while a test runs; its log is quiet."""
+    monkeypatch.setenv("GLOG_minloglevel", "2")
+    with lent():
+        install()
+        yield
 
 
 @pytest.fixture

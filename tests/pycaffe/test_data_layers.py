@@ -34,6 +34,9 @@ def test_arrays_as_input(tmp_path: Path) -> None:
     assert (net.blobs["data"].data[0] == -1).all() and net.inputs == []
     net.forward(start="ip")
     assert (net.blobs["data"].data[0] == -1).all()
+    net.set_input_arrays(data, np.repeat(labels, 2)[::2])
+    net.forward()
+    assert net.blobs["label"].data.ravel().tolist() == [0, 1]
 
 
 def wrong(**parts: Any) -> tuple[Any, Any]:

@@ -116,6 +116,8 @@ def test_no_such_script(run_cli: RunCli, nursery: Nursery, tmp_path: Path) -> No
     assert done.stderr == "forcereg: none.py: No such file or directory; expected a Python file\n"
     done = nursery.run("-m", "forcereg.pycaffe", cwd=tmp_path)
     assert done.returncode == 2 and "SCRIPT" in done.stderr
+    done = nursery.run("-m", "forcereg.pycaffe", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "SCRIPT" in done.stdout
 
 
 # -- in this process

@@ -61,6 +61,12 @@ def test_python_2_habits(deploy: Any) -> None:
     assert names == sorted(deploy.params) and dict(deploy.params) == deploy.params
 
 
+def test_outputs_are_sorted_by_name(tmp_path: Path) -> None:
+    net = net_of(DEPLOY.replace('"ip" top: "prob"', '"ip" top: "a"').replace('top: "aux"', 'top: "z"'), tmp_path)
+    assert list(net.blobs)[-2:] == ["z", "a"] and net.outputs == ["a", "z"]
+    assert [list(net.blobs)[index] for index in net._outputs] == ["a", "z"]
+
+
 def test_a_loss_without_a_name(tmp_path: Path) -> None:
     net = net_of(TRAINED.replace('top: "loss"', ""), tmp_path)
     assert list(net.blobs)[-1] == "(automatic)" and net.outputs == []

@@ -146,7 +146,7 @@ def test_callbacks(tmp_path: Path) -> None:
 
 
 def test_gradients_that_a_callback_edits(tmp_path: Path) -> None:
-    solver: Any = caffe.SGDSolver(solver_file(tmp_path, more="weight_decay: 0".replace("weight_decay: 0", "")))
+    solver: Any = caffe.SGDSolver(solver_file(tmp_path))
     fill(solver.net)
     before = solver.net.params["ip2"][1].data.copy()
 
@@ -206,6 +206,7 @@ def test_settings_and_sharing(tmp_path: Path) -> None:
     assert solver.lr == pytest.approx(0.01)
     with pytest.raises(AttributeError):
         solver.param.max_iter = 3
+    assert isinstance(solver.param, caffe._caffe.SolverParameter)
     other: Any = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
     solver.share_weights(other)
     fill(solver.net)

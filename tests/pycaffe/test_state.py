@@ -51,11 +51,11 @@ def test_a_gpu_that_is_not_there_is_told_once(deploy: Any, capfd: pytest.Capture
 
 
 def test_solvers_of_several_processes() -> None:
-    assert (caffe.solver_count(), caffe.solver_rank(), caffe.has_nccl()) == (1, 0, False)
+    assert (caffe.solver_count(), caffe.solver_rank(), caffe.multiprocess(), caffe.has_nccl()) == (1, 0, False, False)
     caffe.set_solver_count(2)
     caffe.set_solver_rank(1)
     caffe.set_multiprocess(True)
-    assert (caffe.solver_count(), caffe.solver_rank()) == (2, 1)
+    assert (caffe.solver_count(), caffe.solver_rank(), caffe.multiprocess()) == (2, 1, True)
     with pytest.raises(RuntimeError, match="torchrun"):
         caffe.NCCL.new_uid()
 

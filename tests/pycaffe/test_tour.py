@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from forcereg.pycaffe.launch import install, lent
 from tests.pycaffe.workshop import CLASSES, images
 
-
-@pytest.fixture(autouse=True)
-def caffe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of this name, there while a test runs; its log is quiet."""
-    monkeypatch.setenv("GLOG_minloglevel", "2")
-    with lent():
-        yield install()
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 # -- classification: the net, a picture, the transformer, the best classes, what is inside
