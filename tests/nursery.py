@@ -12,12 +12,15 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,73 @@ class Nursery:
         return json.loads(answer)
 
 
+CLIENT = """#!{python} -ISs
+import json, os, socket, sys
+door = socket.socket(socket.AF_UNIX)
+door.connect({path!r})
+request = json.dumps({{"args": {first!r} + sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}}).encode()
+socket.send_fds(door, [len(request).to_bytes(8, "big")], [0, 1, 2])
+door.sendall(request)
+code = int(door.makefile().readline() or 1)
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+class Door:
+    """Programs `forcereg` and `python` in a folder, for shell scripts: what they run is forked, too."""
+
+    def __init__(self, *modules: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = Path(self._folder.name)
+        path = str(self.folder / "door")
+        for name, first in (("forcereg", ["-m", "forcereg"]), ("python", [])):
+            program = self.folder / name
+            program.write_text(CLIENT.format(python=sys.executable, path=path, first=first))
+            program.chmod(0o755)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.nursery", "--door", path, *modules],
+            cwd=TOP,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._server.stdout is not None and self._server.stdout.readline()
+
+    def __enter__(self) -> Door:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__(None, None, None)
+        self._folder.cleanup()
+
+
+def serve_at(path: str) -> None:
+    """Answers whoever comes to the socket `path` with the exit code of what it asks for, until input ends."""
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(path)
+    door.listen(64)
+    print("open", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
+        peer, _ = door.accept()
+        if os.fork():
+            peer.close()
+            continue
+        door.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        data, files, *_ = socket.recv_fds(peer, 8, 3)
+        request = json.loads(peer.makefile("rb").read(int.from_bytes(data, "big")))
+        child = os.fork()
+        if not child:
+            peer.close()
+            return become(**request, files=files)
+        for file in files:
+            os.close(file)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        peer.sendall(f"{code}\n".encode())
+        os._exit(0)
+
+
 def serve() -> None:
     """Answers each line of input: a process's id with its exit code or null, what is to be started with its id."""
     for line in sys.stdin:
@@ -121,28 +191,32 @@ def serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def become(args: list[str], cwd: str, env: dict[str, str], files: list[str]) -> None:
-    """Makes this the process `python ARGS`, and runs it."""
+def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str | int]) -> None:
+    """Makes this the process `python ARGS`, and runs it; `files`: its streams, paths or open files."""
     for number, path in enumerate(files):
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        file = path if isinstance(path, int) else os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.path[:1] = ["", str(TOP)]
-    option, what, *sys.argv[1:] = args
+    option, what, *sys.argv[1:] = args if args[0] in ("-m", "-c") else ("", *args)
+    sys.path[:1] = ["" if option else str(Path(what).parent), str(TOP)]
     sys.argv[0] = option
     if option == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
+    elif not option:
+        sys.argv[0] = what
+        runpy.run_path(what, run_name="__main__")
     else:
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(what, "<string>", "exec"), main.__dict__)
 
 
 if __name__ == "__main__":
-    for module in sys.argv[1:]:
+    at = sys.argv[2] if sys.argv[1] == "--door" else None
+    for module in sys.argv[1 if at is None else 3 :]:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that a collection in a child doesn't copy all of it
-    serve()
+    serve() if at is None else serve_at(at)

@@ -56,8 +56,8 @@ def test_it_gives_up(steep: Runs) -> None:
     assert [one["iteration"] for one in steep.events("rollback")] == [10, 0]
 
 
-def test_all_together(steep: Runs) -> None:
-    """With the best net of averaged weights, patience, a goal, callbacks, several processes: resumed bit for bit."""
+def test_all_together(steep: Runs, long_form: bool) -> None:
+    """With the best net of averaged weights, patience, a goal and callbacks: resumed bit for bit."""
     (steep.root / "hooks.py").write_text(
         "def told(event, solver):\n"
         "    if event.kind == 'test':\n"
@@ -76,7 +76,16 @@ def test_all_together(steep: Runs) -> None:
         "--callback",
         "hooks:told",
     )
-    ask = (*ask, "--ema", "0.9", "--warmup", "3", "--nproc", "2", "--global-batch", "--keep", "9")
+    ask = (
+        *ask,
+        "--ema",
+        "0.9",
+        "--warmup",
+        "3",
+        "--keep",
+        "9",
+        *(("--nproc", "2", "--global-batch") if long_form else ()),
+    )
     steep.train(*ask)
     assert steep.events("rollback") and steep.events("best")
     files = steep.files("n_*")

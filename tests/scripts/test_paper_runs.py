@@ -14,6 +14,7 @@ import pytest
 
 from forcereg.system.claims import held
 from tests.conftest import TOP
+from tests.nursery import Door
 
 PAPER = TOP / "scripts" / "paper"
 FORCEREG = Path(sys.executable).with_name("forcereg")
@@ -41,6 +42,12 @@ def run(script: str, *args: str | Path, cwd: Path, **env: str) -> subprocess.Com
     )
 
 
+def forked(script: str, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """On made data, by programs that needn't load torch."""
+    with Door("torch", "h5py") as door:
+        return run(script, *args, cwd=cwd, SMOKE="1", FORCEREG=str(door.folder / "forcereg"))
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all scripts leave, on made data: minutes of work, done once for all of pytest's processes."""
@@ -51,7 +58,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with held(folder / "lock"):
         told = folder / "told"
         if not told.exists():
-            done = run("all", "out", cwd=folder, SMOKE="1")
+            done = forked("all", "out", cwd=folder)
             told.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
     code, *lines = told.read_text().splitlines()
     assert code == "0" and sorted(lines) == [f"{name}: done" for name in sorted(scripts())], lines
@@ -158,7 +165,7 @@ def test_run_again_nothing_is_trained(smoke: Path, tmp_path: Path) -> None:
     before = trained()
     table = out / "convnet.csv"
     table.unlink()
-    done = run("convnet", "", out, cwd=tmp_path, SMOKE="1")
+    done = forked("convnet", "", out, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert trained() == before and len(rows(table)) == 3
     assert "fine-tuned:" not in done.stdout and "== baseline" not in done.stdout
