@@ -203,6 +203,7 @@ def test_errors_name_the_net_that_was_given(mixed: Path, cli: Cli) -> None:
     assert code == 1 and re.match(rf"{CUT[1]}:\d+: layer 'relu'", said(err))
 
 
+@pytest.mark.long
 def test_with_rank_clipping_and_two_processes(mixed: Path, run_cli: RunCli) -> None:
     """What was clipped has no force on the parts either, and every process does the same."""
     more = ("--rank-clipping", "0.7", "--set", "test_interval=2", "--nproc", "2")

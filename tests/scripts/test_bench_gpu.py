@@ -227,6 +227,7 @@ def test_sections_are_told_where_there_is_little_else(checkout: Path, five_packa
     assert done.returncode == 0 and "resnet20" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_auxiliary_classifiers_and_crops_run_too(gpu: Gpu) -> None:
     done, found = gpu("googlenet")
     assert done.returncode == 0, done.stdout + done.stderr

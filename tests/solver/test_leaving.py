@@ -112,9 +112,9 @@ def start(nursery: Nursery, tmp_path: Path) -> Iterator[Start]:
     ("whom", "number", "solver"),
     [
         ("launcher", "TERM", ""),
-        ("launcher", "INT", TESTS),
-        ("rank 0", "TERM", TESTS),
-        ("rank 2", "TERM", ""),
+        pytest.param("launcher", "INT", TESTS, marks=pytest.mark.long),
+        pytest.param("rank 0", "TERM", TESTS, marks=pytest.mark.long),
+        pytest.param("rank 2", "TERM", "", marks=pytest.mark.long),
         ("rank 2", "INT", TESTS),
     ],
     ids=lambda value: value if " " not in value.strip() or "rank" in value else "testing",
@@ -190,8 +190,8 @@ contact.SILENCE = launch.HASTE = 1.0
     ("stopped", "whom", "number", "solver"),
     [
         (0, "launcher", "TERM", ""),
-        (1, "launcher", "INT", TESTS),
-        (1, "rank 2", "TERM", ""),
+        pytest.param(1, "launcher", "INT", TESTS, marks=pytest.mark.long),
+        pytest.param(1, "rank 2", "TERM", "", marks=pytest.mark.long),
         (0, "rank 2", "TERM", TESTS),
     ],
     ids=lambda value: value if not isinstance(value, str) or len(value) < 9 else "testing",

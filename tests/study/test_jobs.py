@@ -134,6 +134,7 @@ def test_four_processes_of_which_one_is_killed(root: Path, run_cli: RunCli) -> N
     assert all(f"{number} of 6: " in done.stderr for number in range(1, 7)) and done.stderr.count(": done\n") == 6
 
 
+@pytest.mark.long
 def test_a_run_that_kills_every_process_is_given_up(root: Path, run_cli: RunCli) -> None:
     kills(root, "0.05 < self.param.force_decay < 0.15 and self.param.random_seed == 1")
     done = run_cli(*ASK, "--jobs", "4", *FORK, "--import", "killer", cwd=root)

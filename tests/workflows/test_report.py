@@ -279,6 +279,7 @@ def test_train_leaves_a_page(scratch: Path, run_cli: RunCli, tmp_path_factory: p
         assert "100.00%" in view.text
 
 
+@pytest.mark.long
 def test_finetuning_by_two_processes_leaves_one_page(scratch: Path, run_cli: RunCli) -> None:
     """Which the first writes, of what all did."""
     low = ("--model", f"{SNAPSHOT}_lowrank.prototxt", "--weights", LOW)
