@@ -69,6 +69,8 @@ def _json_points(source: Iterable[str], path: str, blobs: dict[str, int], run: R
             yield from list(_event_points(event, blobs))
             if event.get("event") == "best":
                 run.judged(event["output"], float(event["value"]), int(event["iteration"]), event["model"])
+            if event.get("event") == "enough":
+                run.stopped(int(event["iteration"]), event["text"])
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise ForceregError(f"{path}:{number}: is no event; expected what --log-json writes") from None
 

@@ -32,6 +32,7 @@ _RANK = re.compile(rf"{_AT}, rank of (.+) = ([0-9]{{1,10}})(?: \(was .*)?$")
 _TEST = re.compile(rf"{_AT}, Testing net(?: \(#([0-9]{{1,10}})\))?$")
 _OUTPUT = re.compile(rf"(Train|Test) net output #([0-9]+): (\S+) = {_NUMBER}(?: \(\*.*)?$")
 _BEST = re.compile(rf"{_AT}, best (\S+) = {_NUMBER}(?: \(was [^)]*\))?(?:, kept as (.*))?$")
+_ENOUGH = re.compile(rf"{_AT}, stopping early: (.*)$")
 _SCORE = re.compile(rf"Test (score #[0-9]+): {_NUMBER}$")
 _TEST_LOSS = re.compile(rf"Test loss: {_NUMBER}$")
 
@@ -106,6 +107,8 @@ class _Process:
             self._iteration, self._prefix = int(found[1]), prefix_of(int(found[2] or 0))
         elif found := _BEST.match(text):
             self.run.judged(found[2], _number(found[3]), int(found[1]), found[4])
+        elif found := _ENOUGH.match(text):
+            self.run.stopped(int(found[1]), found[2])
         elif found := _TEST_LOSS.match(text):
             yield f"{self._prefix}total loss", self._iteration, _number(found[1])
 

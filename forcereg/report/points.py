@@ -55,13 +55,20 @@ class Run:
     """What of the log isn't drawn, a line each."""
     best: str = ""
     """The best test, where the log tells of it."""
+    ended: str = ""
+    """Why it stopped early, where the log tells so."""
 
     def judged(self, output: str, value: float, iteration: int, kept: str | None) -> None:
         """A test was better than all before; `kept`: where its net is."""
         self.best = f"best {output} {value:g} at iteration {iteration:,}" + (f", kept as {kept}" if kept else "")
 
+    def stopped(self, iteration: int, why: str) -> None:
+        """A test has ended it before its last iteration."""
+        self.ended = f"stopped early at iteration {iteration:,}: {why}"
+
     def add(self, name: str, iteration: int, value: float) -> None:
         """Appends a point to the curve called `name`; one of an iteration before the last is of a run started again."""
+        self.ended = ""  # it has gone on
         if iteration < self.iteration:
             for curve in self.curves.values():
                 curve.cut(iteration)
@@ -83,7 +90,7 @@ class Run:
             mine.iterations += curve.iterations
             mine.values += curve.values
         self.iteration = other.iteration
-        self.best = other.best or self.best
+        self.best, self.ended = other.best or self.best, other.ended
 
     def take(self, point: Point, path: Path) -> None:
         """Adds what a log has, if its numbers can be. Raises ForceregError if there are more than `MOST` curves."""

@@ -139,10 +139,14 @@ class GlogWriter:
         )
         link = f"At {event.bandwidth / 1e6:.4g} Mbit/s" + ("" if event.given else ", as it comes to here")
         self.line(f"{link}, communication takes {event.share:.0%} of an iteration; of each scheme:")
-        self.line(f"    {'':9} {'Mbit sent':>10} {'ms to compute':>14} {'ms an iteration':>16} {'gain':>7}")
+        self.line(
+            f"    {'':9} {'Mbit sent':>10} {'ms to compute':>14} {'ms an iteration':>16} {'gain':>7} {'cosine':>7}"
+        )
         for one in event.schemes:
             times = [f"{1e3 * one[key]:.4g}" for key in ("work", "seconds")]
-            numbers = f"{one['bits'] / 1e6:10.4g} {times[0]:>14} {times[1]:>16} {one['gain']:>7.0%}"
+            numbers = (
+                f"{one['bits'] / 1e6:10.4g} {times[0]:>14} {times[1]:>16} {one['gain']:>7.0%} {one['cosine']:7.4f}"
+            )
             self.line(f"    {one['scheme']:9} {numbers}")
         self.line(event.text[0].upper() + event.text[1:])
 

@@ -124,6 +124,7 @@ class Solver(SolverBase):
                     break
                 if (left := self._left()) is not None:
                     self.emit("left", iteration=self.iter, max_iter=p.max_iter, seconds=left)
+            self._before_tests = None  # tests that a program has run by itself may have left it
             display = p.display > 0 and self.iter % p.display == 0
             if self._watch.due(self.iter, display) and FORCE in self.updater.feeling(self.iter):
                 self._look_at_ranks()

@@ -139,8 +139,11 @@ class Snapshots:
         now = "dense" if scheme is None else scheme.name
         if saved is not None and saved["scheme"] != now:
             self._run.tell.warn(f"{state.path}: its run's gradients were {saved['scheme']}, this one's are {now}")
-        elif scheme is not None:  # a rank that the state doesn't know draws anew
-            scheme.load_state_dict((saved or {}).get("ranks", {}).get(str(self._run.group.rank), {}))
+        elif scheme is not None:
+            ranks = (saved or {}).get("ranks", {})
+            # a rank that the state doesn't know begins anew, but not at another iteration than the others
+            at = next(iter(ranks.values()), {}).get("iteration", state.iteration)
+            scheme.load_state_dict(ranks.get(str(self._run.group.rank), {"iteration": at}))
 
     def to_go_back_to(self) -> Path | None:
         """The state of the last snapshot; if the run has just come from there, that of the one before on disk."""

@@ -35,6 +35,8 @@ class Event:
     snapshot(model, state, iteration, binary; with ema_decay average) · saved(model, state, iteration) ·
     restore(state, iteration) · weights(file, report) · best(iteration, net, output, value, way, before, model) ·
     enough(iteration, reason, text) · rollback(iteration, from_iteration, state, done, times, factor, text) ·
+    gradients(ranks, seconds, alone, bandwidth, given, schemes, share, text) · masks(layers) ·
+    sparsity(iteration, layers, regularization, total) ·
     progress(iteration, max_iter) · note(text) · warning(text) · stopped() · done() · error(text)
 
     Outside training `progress` is progress(task, done, most, text): `done` of at most `most` steps of the task (None:

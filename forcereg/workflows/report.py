@@ -210,9 +210,9 @@ class Asked:
         if not (runs := [run for run in read if run.curves]):
             return
         remarks = [Line(text, quiet=True) for run in runs for text in run.remarks]
-        best = [Line(f"{run.name}: {run.best}") for run in runs if run.best]
+        told = [Line(f"{run.name}: {text}") for run in runs for text in (run.best, run.ended) if text]
         drawn = [Picture(draw(own, "svg"), "svg", f"curves: {panel}") for panel, own in by_panel(runs).items()]
-        yield Section("Curves", [Gallery(drawn), *remarks, *best, ends(runs, "where the curves end")])
+        yield Section("Curves", [Gallery(drawn), *remarks, *told, ends(runs, "where the curves end")])
 
     # -- a net
 

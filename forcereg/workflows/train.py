@@ -308,7 +308,7 @@ class Training:
 
         if group.size > 1:
             raise UsageError("several processes train together; look for the largest batch with one of their GPUs")
-        tell, trial = Teller(observers), replace(self, keep_best=None, patience=None, stop_when=None)
+        tell, trial = Teller(observers), replace(self, keep_best=None, patience=None, stop_when=None, callback=())
         device = choose_device(group.device, file.message, tell.warn)
         batched = Batched.of(file, self.level, stage_names(self.stage))
         return find(batched, lambda one, heard: trial.build(one, group, heard), device, tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from forcereg import snapshot
 from tests.commands.conftest import Cli, said
 from tests.commands.run_control import Runs
 
+LINE = "I1201 01:05:17.696653 7666 solver.py:1] "
 UNTESTED = ("--set", "test_interval=0", "--set", "test_iter=")
 
 
@@ -147,10 +149,12 @@ def test_the_report_names_it(tiny: Runs) -> None:
 
     told = tiny.train("--keep-best", "--set", "max_iter=15")
     best = tiny.events("best")[-1]
-    (tiny.root / "train.log").write_text(
-        "".join(f"I1201 01:05:17.696653 7666 solver.py:1] {line}\n" for line in told.splitlines())
-    )
-    for log in ("log", "train.log"):
+    (tiny.root / "train.log").write_text("".join(f"{LINE}{line}\n" for line in told.splitlines()))
+    early = json.dumps({"event": "enough", "iteration": 15, "reason": "patience", "text": "no better <one>"})
+    for log, line in (("log", early), ("train.log", LINE + "Iteration 15, stopping early: no better <one>")):
+        with open(tiny.root / log, "a") as file:
+            file.write(line + "\n")
         page = report_on(tiny.root / log).html()
+        assert "stopped early at iteration 15: no better &lt;one&gt;" in page
         assert f"best accuracy {best['value']:g} at iteration {best['iteration']}" in page
         assert "n_best.caffemodel.h5" in page

@@ -67,6 +67,20 @@ def test_a_run_that_was_resumed_replaces_what_it_did_again() -> None:
     assert (run.curves["lr"].iterations, run.curves["lr"].values) == ([0, 100, 200], [1.0, 4.0, 5.0])
 
 
+def test_an_early_end_counts_until_the_run_goes_on() -> None:
+    """In the same log, or in the next one."""
+    run, next_one = Run("run"), Run("next")
+    run.add("train loss", 5, 1.0)
+    run.stopped(10, "enough")
+    assert run.ended == "stopped early at iteration 10: enough"
+    next_one.add("train loss", 10, 0.5)
+    run.go_on(next_one)
+    assert not run.ended
+    run.stopped(20, "enough")
+    run.add("train loss", 20, 0.4)
+    assert not run.ended
+
+
 def test_what_was_done_again_goes_from_every_curve(tmp_path: Path) -> None:
     """Also from those that the resumed run has no point of yet."""
     lines = [f"Iteration {n}, loss = {n}" for n in (0, 100, 200)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from forcereg.errors import ForceregError
 from forcereg.registry import gradient_scheme
+from forcereg.snapshot import read_model, read_state
 from forcereg.solver.distributed import Group
 from forcereg.solver.gradients import Settings, report, ternarized
 from forcereg.solver.gradients.base import Bucket, Wire
@@ -177,6 +178,19 @@ def other_scheme(root: Path, group: Group) -> list[str]:
     return said
 
 
+def joined(root: Path, group: Group) -> tuple[list[int], bool]:
+    """A run by PowerSGD goes on with a rank more than its state knows: where each is, and whether all stay the same."""
+    state = read_state(root / f"powersgd_{group.size}_iter_6.solverstate.h5")
+    assert state.extra is not None
+    del state.extra["gradients"]["ranks"][str(group.size - 1)]
+    solver = solver_of(root, group, "powersgd")
+    solver.go_on_from(state, read_model(root / f"powersgd_{group.size}_iter_6.caffemodel.h5"))
+    at = group.gather(solver.passes.scheme.state_dict()["iteration"])
+    solver.step(2)
+    blobs = blobs_of(solver)
+    return at, all(torch.equal(other[name], blob) for other in group.gather(blobs) for name, blob in blobs.items())
+
+
 def reported(root: Path, group: Group) -> list[tuple[Any, list[str], bool]]:
     """By scheme of the run a report on gradients, what is told of it, and whether the run is as without it."""
     report.SPAN, report.ROUNDS = 0.0, 1
@@ -248,7 +262,20 @@ RUNS = {
     **{f"trained-{scheme}": trained(scheme) for scheme in SCHEMES},
     **{
         run.__name__: run
-        for run in (carriers, hooked, draws, different, bad, refused, other_scheme, remarked, powersgd, reported, own)
+        for run in (
+            carriers,
+            hooked,
+            draws,
+            different,
+            bad,
+            refused,
+            other_scheme,
+            remarked,
+            powersgd,
+            joined,
+            reported,
+            own,
+        )
     },
 }
 

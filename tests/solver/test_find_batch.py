@@ -81,7 +81,10 @@ def batch_of(solver: Solver) -> int:
 def test_it_is_found_and_told_and_nothing_is_trained(root: Path, memory: Any) -> None:
     memory(11)
     before, told = {path.name for path in root.iterdir()}, Recorder()
-    solver = forcereg.train("solver.prototxt", find_batch=True, keep_best="accuracy", patience=1, observer=told)
+    asked = {"keep_best": "accuracy", "patience": 1, "callback": lambda event, solver: heard.append(event.kind)}
+    heard: list[str] = []
+    solver = forcereg.train("solver.prototxt", find_batch=True, observer=told, **asked)
+    assert "progress" not in heard  # of a trial
     assert memory.tried == [6, 12, 9, 10, 11]
     assert (batch_of(solver), solver.test_nets[0].shapes["data"][0], solver.iter) == (11, 5, 0)
     assert {path.name for path in root.iterdir()} == before

@@ -143,11 +143,22 @@ def test_what_the_paper_advises_is_told(size: int, results: dict[int, dict[str, 
 
 
 @SIZES
+def test_a_rank_that_the_state_does_not_know_is_where_the_others_are(
+    size: int, results: dict[int, dict[str, Any]]
+) -> None:
+    """Else one would send factors, the other all, and both wait for ever."""
+    assert results[size]["joined"] == ([6] * size, True)
+
+
+@SIZES
 def test_a_report_leaves_the_run_as_it_was(size: int, results: dict[int, dict[str, Any]]) -> None:
     """Weights, history, data, and what its scheme draws next."""
     for found, told, same in results[size]["reported"]:
         assert same and told == ["gradients"] and found.ranks == size
-        assert [one.scheme for one in found.schemes] == ["dense", "bf16", "fp16", "powersgd", "ternary"]
+        cosines = {one.scheme: one.cosine for one in found.schemes}
+        assert list(cosines) == ["dense", "bf16", "fp16", "powersgd", "ternary"]
+        # two bits say less of the mean than sixteen do
+        assert cosines["dense"] == 1 and min(cosines["bf16"], cosines["fp16"]) > 0.999 > cosines["ternary"] > 0.2
 
 
 @SIZES

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from forcereg.errors import ForceregError, UsageError
 from forcereg.net.scoring import Output, Score
+from forcereg.snapshot import read_state, state_of
 from forcereg.solver.goal import SIGNS, Aims, Goal, Limit, Watched
 from forcereg.solver.judge import ROUNDING, Best, Judge
-from tests.solver.nets import TESTED, regression
+from tests.solver.nets import TESTED, batches, regression
 
 TESTS = "max_iter: 4 test_iter: 1 test_interval: 1"
 VALUES = st.lists(st.floats(allow_nan=True, allow_infinity=False, width=32), min_size=1, max_size=12)
@@ -108,3 +109,16 @@ def test_nothing_asked_nothing_judged(tmp_path: Path) -> None:
     assert not Aims() and solver.judge_by() is None
     with pytest.raises(ForceregError, match="has no output 'accuracy'; outputs are test_loss"):
         solver.judge_by(patience=1)
+
+
+def test_a_program_s_own_test_leaves_later_snapshots_alone(tmp_path: Path) -> None:
+    """What a test that ends the run leaves for the snapshot behind it isn't for one behind more iterations."""
+    own = 'max_iter: 9 test_iter: 1 test_interval: 100 test_initialization: false snapshot_prefix: "s"'
+    solver, _ = regression(tmp_path, own, net=TESTED)
+    solver.judge_by(stop_when="test_loss<1e9")
+    solver.step(2, batches)
+    solver.test_all()
+    assert solver.enough
+    solver.step(1, batches)
+    extra = read_state(state_of(solver.snapshot())).extra
+    assert extra is not None and extra["loss_count"] == 3

@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hoo
 from forcereg.errors import UsageError
 from forcereg.net.module import Net
 from forcereg.registry import gradient_scheme
-from forcereg.solver.gradients.base import DENSE, Bucket, Rehearsal, Scheme, Sent, Settings, Wire, traffic
+from forcereg.solver.gradients.base import DENSE, Bucket, Dense, Rehearsal, Scheme, Sent, Settings, Wire, traffic
 from forcereg.solver.loop import Solver
 
 SPAN, ROUNDS, FEW, MANY = 1.0, 3, 3, 50
@@ -35,7 +35,8 @@ class Silent(Scheme):
 class Row:
     """A scheme: bits that a rank sends in an iteration, seconds that it computes beside, and what it comes to.
 
-    `seconds` of an iteration, and its `gain` over dense gradients, as a share.
+    `seconds` of an iteration, and its `gain` over dense gradients, as a share. `cosine`: of what it makes of the ranks'
+    gradients, to their mean.
     """
 
     scheme: str
@@ -43,6 +44,7 @@ class Row:
     work: float
     seconds: float
     gain: float
+    cosine: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def report(solver: Solver, settings: Settings, bandwidth: float | None = None) -
     wire = Rehearsal(own_group(solver.group.rank), ranks)
     late = replace(settings, powersgd_start=0)  # what it is asked about comes behind its start
     names = sorted(gradient_scheme, key=lambda name: name != DENSE)
-    rows = [rehearsed(gradient_scheme.get(name)(name, late, wire), net, bucket) for name in names]
+    kinds = {name: gradient_scheme.get(name) for name in names}
+    rows = [rehearsed(kind(name, late, wire), net, bucket) for name, kind in kinds.items()]
+    rows = [replace(row, cosine=cosine(kinds[row.scheme](row.scheme, late, Wire()), net, bucket)) for row in rows]
     # alike but for noise: all return that of rank 0
     found: Report = solver.group.share(compared(ranks, seconds, alone, rows, bandwidth))
     solver.emit("gradients", **asdict(found), share=found.share, text=found.verdict)
@@ -142,6 +146,16 @@ def rehearsed(scheme: Scheme, net: Net, bucket: Bucket, times: int = 5) -> Row:
     # what else a machine does only adds; DDP's own way is no hook
     found = 0.0 if scheme.name == DENSE else min(work() for _ in range(times))
     return Row(scheme.name, bits, found, 0.0, 0.0)
+
+
+def cosine(scheme: Scheme, net: Net, bucket: Bucket) -> float:
+    """How near what a scheme makes of a bucket of gradients of `net` is to their mean; of all ranks, at once."""
+    if scheme.name == DENSE:
+        return 1.0
+    scheme.attach(net)
+    dense = Dense(DENSE, scheme.settings, scheme.wire)
+    found = [one.hook(replace(bucket, flat=bucket.flat.clone())).wait() for one in (scheme, dense)]
+    return float(torch.cosine_similarity(*found, dim=0))
 
 
 def _laps(solver: Solver, silent: Scheme) -> tuple[float, float]:
