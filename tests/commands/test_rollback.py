@@ -84,7 +84,7 @@ def test_all_together(steep: Runs, long_form: bool) -> None:
         "3",
         "--keep",
         "9",
-        *(("--nproc", "2", "--global-batch") if long_form else ()),
+        *(("--nproc", "2", "--global-batch", "--gradients", "ternary") if long_form else ()),
     )
     steep.train(*ask)
     assert steep.events("rollback") and steep.events("best")
