@@ -154,8 +154,8 @@ def cosine(scheme: Scheme, net: Net, bucket: Bucket) -> float:
         return 1.0
     scheme.attach(net)
     dense = Dense(DENSE, scheme.settings, scheme.wire)
-    found = [one.hook(replace(bucket, flat=bucket.flat.clone())).wait() for one in (scheme, dense)]
-    return float(torch.cosine_similarity(*found, dim=0))
+    found, mean = (one.hook(replace(bucket, flat=bucket.flat.clone())).wait() for one in (scheme, dense))
+    return float(torch.cosine_similarity(found, mean, dim=0))
 
 
 def _laps(solver: Solver, silent: Scheme) -> tuple[float, float]:
