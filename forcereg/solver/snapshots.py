@@ -140,9 +140,9 @@ class Snapshots:
         if saved is not None and saved["scheme"] != now:
             self._run.tell.warn(f"{state.path}: its run's gradients were {saved['scheme']}, this one's are {now}")
         elif scheme is not None:
-            ranks = (saved or {}).get("ranks", {})
+            ranks: dict[str, dict[str, Any]] = (saved or {}).get("ranks", {})
             # a rank that the state doesn't know begins anew, but not at another iteration than the others
-            at = next(iter(ranks.values()), {}).get("iteration", state.iteration)
+            at = next((one["iteration"] for one in ranks.values() if "iteration" in one), state.iteration)
             scheme.load_state_dict(ranks.get(str(self._run.group.rank), {"iteration": at}))
 
     def to_go_back_to(self) -> Path | None:
