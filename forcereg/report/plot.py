@@ -30,6 +30,8 @@ COLOURS = (
 """Ten that colour-blind people tell apart too (Petroff, arXiv:2107.02270)."""
 INSIDE, LEGEND_ROWS, LEGEND = 6, 20, 60
 """Entries of a legend that has room among the curves, and rows and entries of one beside them."""
+RIGHT = 1.12
+"""Where a legend stands beside an axis at the right, with its numbers."""
 
 
 Range = tuple[float | None, float | None]
@@ -140,13 +142,14 @@ def figure(runs: Sequence[Run], look: Look | None = None) -> Any:
     for place, (panel, found) in enumerate(panels.items(), 1):
         axes = made.add_subplot(rows, columns, place, title=panel, xlabel="iteration")
         _panel(axes, found)
+        beside = False
         if panel == SPARSITY:
             axes.set_ylabel("%")
-            _scores_beside(axes, panels.get("score", []))
+            beside = _scores_beside(axes, panels.get("score", []))
         for name, level in look.levels.items():
             axes.axhline(level, color="0.35", linestyle=(0, (1, 1)), linewidth=1.3, label=plain(name))
         axes.set(xlim=look.x, ylim=look.y)
-        legend(axes)
+        legend(axes, RIGHT if beside else 1.01)
     return made
 
 
@@ -175,27 +178,28 @@ def _panel(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
             axes.plot(curve.iterations, curve.values, style, color=color, marker=marker, label=label)
 
 
-def _scores_beside(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> None:
-    """Draws scores on an axis of their own at the right: what sparsity costs, in the same picture."""
+def _scores_beside(axes: Any, found: Sequence[tuple[Run, Sequence[str]]]) -> bool:
+    """Draws scores, if any, on an axis of their own at the right: what sparsity costs, in the same picture."""
     curves = [(run, name) for run, names in found for name in names]
     if not curves:
-        return
+        return False
     right = axes.twinx()
     for number, (run, name) in enumerate(curves):
         look = {"color": "0.25", "linestyle": STYLES[1 + number % (len(STYLES) - 1)], "linewidth": 1.3}
         right.plot(run.curves[name].iterations, run.curves[name].values, **look)
         label = f"{run.name}: {name}" if len(found) > 1 else name
         axes.plot([], [], label=plain(f"{label} (right)"), **look)
+    return True
 
 
-def legend(axes: Any) -> None:
-    """What each curve is: among them, or beside them where many are."""
+def legend(axes: Any, at: float = 1.01) -> None:
+    """What each curve is: among them, or beside them where many are; `at`: where that is, in widths of the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > LEGEND:
         labels[LEGEND - 1 :] = [f"and {len(labels) - LEGEND + 1:,} more"]
         handles[LEGEND - 1 :] = axes.plot([], [], " ")
     if len(labels) > INSIDE:
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+        beside = {"loc": "upper left", "bbox_to_anchor": (at, 1), "borderaxespad": 0}
         axes.legend(handles, labels, fontsize="x-small", ncols=-(-len(labels) // LEGEND_ROWS), **beside)
     else:
         axes.legend(handles, labels, fontsize="small")
