@@ -62,14 +62,7 @@ class Nursery:
     """The process that the others are forked from; it loads `modules`."""
 
     def __init__(self, *modules: str) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.nursery", *modules],
-            cwd=TOP,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._server = _server("", *modules)
 
     def __enter__(self) -> Nursery:
         return self
@@ -110,6 +103,12 @@ class Nursery:
         return json.loads(answer)
 
 
+def _server(path: str, *modules: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.nursery", path, *modules]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=TOP, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 CLIENT = """#!{python} -ISs
 import json, os, socket, sys
 door = socket.socket(socket.AF_UNIX)
@@ -133,13 +132,7 @@ class Door:
             program = self.folder / name
             program.write_text(CLIENT.format(python=sys.executable, path=path, first=first))
             program.chmod(0o755)
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.nursery", "--door", path, *modules],
-            cwd=TOP,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._server = _server(path, *modules)
         assert self._server.stdout is not None and self._server.stdout.readline()
 
     def __enter__(self) -> Door:
@@ -200,6 +193,8 @@ def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str |
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    # what a shell starts in the background ignores it, and so would all that is started from there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     option, what, *sys.argv[1:] = args if args[0] in ("-m", "-c") else ("", *args)
     sys.path[:1] = ["" if option else str(Path(what).parent), str(TOP)]
     sys.argv[0] = option
@@ -214,9 +209,9 @@ def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str |
 
 
 if __name__ == "__main__":
-    at = sys.argv[2] if sys.argv[1] == "--door" else None
-    for module in sys.argv[1 if at is None else 3 :]:
+    socket_path, *names = sys.argv[1:]
+    for module in names:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that a collection in a child doesn't copy all of it
-    serve() if at is None else serve_at(at)
+    serve_at(socket_path) if socket_path else serve()
