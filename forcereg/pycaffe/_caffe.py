@@ -5,6 +5,7 @@ from __future__ import annotations
 from forcereg.layers.pycaffe.blob import Blob, BlobVec, RawBlobVec
 from forcereg.layers.pycaffe.layer import CaffeLayer as Layer
 from forcereg.layers.pycaffe.vectors import BoolVec, DtypeVec, IntVec, LayerVec, NetVec, StringVec
+from forcereg.pycaffe import __version__ as __version__
 from forcereg.pycaffe.net import Net
 from forcereg.pycaffe.solvers import (
     AdaDeltaSolver,
@@ -36,8 +37,6 @@ from forcereg.pycaffe.state import (
     solver_rank,
 )
 from forcereg.schema import LayerParameter
-
-__version__ = "1.0.0"
 
 __all__ = [
     "NCCL",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from forcereg import snapshot
 from forcereg.snapshot import ModelFile, StateFile
@@ -37,6 +37,16 @@ from forcereg.solver.updater import stored_masks
 
 STORED, REBUILD = "stored", "rebuild"
 """Where masks come from when a run goes on."""
+
+
+class Part(Protocol):
+    """A part of a run that a state holds an entry of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it is to go on with; nothing for one that is as at the beginning."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Goes on from that, and begins anew from nothing."""
 
 
 class Snapshots:
@@ -85,13 +95,20 @@ class Snapshots:
 
     def extra(self) -> dict[str, Any]:
         """What an exact resume needs beside weights and history: all ranks' data cursors, random state, loss window."""
-        steps, scale = self._steps, self._steps.scale
-        extra = self._run.group.pack(extra_state(self._nets.named, steps.losses, self._run.device))
-        own = {WATCH: self._watch.state_dict(), SCALE: {} if scale is None else scale.state_dict()}
-        own[PRUNING] = {} if self.pruning is None else self.pruning.state_dict()
-        own[ROLLBACKS] = self.rollbacks.state_dict()
-        own[BEST] = {} if self.judge is None else self.judge.state_dict()
-        return {**extra, **{name: state for name, state in own.items() if state}}
+        extra = self._run.group.pack(extra_state(self._nets.named, self._steps.losses, self._run.device))
+        return {**extra, **{name: state for name, part in self._parts.items() if (state := part.state_dict())}}
+
+    @property
+    def _parts(self) -> dict[str, Part]:
+        """Entry of a state -> the part of this run that it is of."""
+        every = (
+            (WATCH, self._watch),
+            (SCALE, self._steps.scale),
+            (PRUNING, self.pruning),
+            (ROLLBACKS, self.rollbacks),
+            (BEST, self.judge),
+        )
+        return {name: part for name, part in every if part is not None}
 
     def put_back(self, extra: Mapping[str, Any]) -> None:
         """Goes back to where `extra` was taken; the loss scale stays."""
@@ -217,14 +234,8 @@ class Snapshots:
         else:
             self.put_back(state.extra)
         self._take_averaging(state)
-        self._watch.load_state_dict((state.extra or {}).get(WATCH, {}))
-        if self.pruning is not None:
-            self.pruning.load_state_dict((state.extra or {}).get(PRUNING, {}))
-        self.rollbacks.load_state_dict((state.extra or {}).get(ROLLBACKS, {}))
-        if self.judge is not None:
-            self.judge.load_state_dict((state.extra or {}).get(BEST, {}))
-            if self.judge.aims.best and self.judge.best.iteration >= 0:
-                path = snapshot.model_path(self._run.prefix(), snapshot.BEST, writes_binary(self._run.param))
-                self.best = path if path.is_file() else None
-        if steps.scale is not None:
-            steps.scale.load_state_dict((state.extra or {}).get(SCALE, {}))
+        for name, part in self._parts.items():
+            part.load_state_dict((state.extra or {}).get(name, {}))
+        if self.judge is not None and self.judge.aims.best and self.judge.best.iteration >= 0:
+            path = snapshot.model_path(self._run.prefix(), snapshot.BEST, writes_binary(self._run.param))
+            self.best = path if path.is_file() else None

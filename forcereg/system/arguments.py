@@ -14,12 +14,9 @@ from forcereg.errors import UsageError
 P = ParamSpec("P")
 T = TypeVar("T")
 LEAST = {
-    **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "every", "iterations", "jobs"), 1),
-    **dict.fromkeys(
-        ("keep", "multiple", "patience", "recalibrate", "resize_height", "resize_width", "seeds", "smooth", "threads"),
-        1,
-    ),
-    **dict.fromkeys(("min_size", "powersgd_rank", "trials"), 1),
+    **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "every", "iterations", "jobs", "keep"), 1),
+    **dict.fromkeys(("min_size", "multiple", "patience", "powersgd_rank", "recalibrate", "resize_height"), 1),
+    **dict.fromkeys(("resize_width", "seeds", "smooth", "threads", "trials"), 1),
     **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,
 }

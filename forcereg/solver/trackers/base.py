@@ -116,9 +116,9 @@ def _sparsity(layer: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield from ((f"sparsity/{name}/block_{one['x']}x{one['y']}", one["percent"]) for one in layer["blocks"])
 
 
-def missing(said: str, package: str, extra: str) -> ForceregError:
-    """The error for a package that isn't there; `extra`: forcereg's that brings it, "" for none."""
-    wanted = f'"forcereg[{extra}]"' if extra else package
+def missing(said: str, package: str, extra: bool = True) -> ForceregError:
+    """The error for a package that isn't there; `extra`: whether one of forcereg's, of the same name, brings it."""
+    wanted = f'"forcereg[{package}]"' if extra else package
     return ForceregError(f"{said} needs the {package} package; install it with pip install {wanted}")
 
 

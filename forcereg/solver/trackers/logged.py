@@ -17,11 +17,11 @@ CODES = {"finished": 0, "stopped": 0, "failed": 1}
 class Logged(Tracker):
     """The settings are the run's config, curves are over `iteration`. `package` has `init`, of a `project`.
 
-    `extra`: forcereg's that brings it, None for the one of its name.
+    `extra`: whether one of forcereg's brings it.
     """
 
     package = ""
-    extra: str | None = None
+    extra = True
     project = "forcereg"
 
     def __init__(self, project: str = "", said: str = "") -> None:
@@ -29,7 +29,7 @@ class Logged(Tracker):
         try:
             module = importlib.import_module(self.package)
         except ImportError:
-            raise missing(self.said, self.package, self.package if self.extra is None else self.extra) from None
+            raise missing(self.said, self.package, self.extra) from None
         try:
             self.run = self.start(module)
         except Exception as error:

@@ -34,7 +34,7 @@ class MLflow(Tracker):
             from mlflow.entities import Metric, Param
             from mlflow.tracking import MlflowClient
         except ImportError:
-            raise missing(said, "mlflow", "mlflow") from None
+            raise missing(said, "mlflow") from None
         self._metric, self._param = Metric, Param
         try:
             self._client = MlflowClient(tracking_uri=uri or None)

@@ -26,7 +26,7 @@ class TensorBoard(Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise missing(said, "tensorboard", "tensorboard") from None
+            raise missing(said, "tensorboard") from None
         name = storable(folder)
         self._hook = threading.excepthook
         # SummaryWriter writes in a thread, whose error would be a traceback between the log's lines

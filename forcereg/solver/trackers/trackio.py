@@ -14,4 +14,4 @@ class Trackio(Logged):
     """
 
     package = "trackio"
-    extra = ""  # no versions of it go with the others that are pinned
+    extra = False  # no versions of it go with the others that are pinned
