@@ -196,7 +196,8 @@ def script(nursery: Nursery, path: Path, *args: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_try_at_collapse_is_a_row(nursery: Nursery, run_cli: RunCli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [[], ["--afresh"]], ids=["trained", "afresh"])
+def test_a_try_at_collapse_is_a_row(nursery: Nursery, run_cli: RunCli, tmp_path: Path, start: list[str]) -> None:
     run_cli("configs", "copy", ".", "examples/cifar10/*resnet20*", cwd=tmp_path)
     folder = tmp_path / "examples" / "cifar10"
     script(nursery, COMPARE.parent / "made_data.py", "cifar10", str(folder), cwd=tmp_path)
@@ -204,10 +205,10 @@ def test_a_try_at_collapse_is_a_row(nursery: Nursery, run_cli: RunCli, tmp_path:
     run_cli("train", "--solver", "examples/cifar10/cifar10_resnet20_force_solver.prototxt", *tiny, cwd=tmp_path)
     weights = next(folder.glob("*iter_1.caffemodel.h5"))
     options = ["--decay", "1", "--rate", "0.1", "--iterations", "2", "--tests", "1", "--layers", "last"]
-    script(nursery, COMPARE / "collapse.py", str(weights), *options, cwd=tmp_path)
+    script(nursery, COMPARE / "collapse.py", str(weights), *start, *options, cwd=tmp_path)
     with (tmp_path / "results" / "collapse.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     before, after = (list(map(int, row[column].split())) for column in ("ranks_before", "ranks"))
     assert len(after) == len(before) == 19 and after[-6:] == list(map(int, row["last_stage"].split()))
-    # only the last stage was drawn together
-    assert sum(after[-6:]) < sum(before[-6:]) and after[:13] == before[:13]
+    # only the last stage was drawn together; the others just train, which may move a rank that is on the edge
+    assert sum(after[-6:]) < sum(before[-6:]) / 4 and sum(after[:13]) > sum(before[:13]) * 0.8

@@ -3,8 +3,9 @@
     cd FOLDER
     python SCRIPTS/paper/compare/collapse.py WEIGHTS --decay 1e-3 --rate 0.05 --iterations 1500
 
-WEIGHTS: a snapshot of the shipped ResNet-20; FOLDER: as for the comparison. The rate falls to 0 on a line. Each try
-adds a row to --csv (results/collapse.csv) once it is done; one that was ended goes on.
+WEIGHTS: a snapshot of the shipped ResNet-20; FOLDER: as for the comparison. The rate falls to 0 on a line. With
+--afresh the net is trained from its fillers, and WEIGHTS, read at the end, is what it is compared with. Each try adds
+a row to --csv (results/collapse.csv) once it is done; one that was ended goes on.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import forcereg
 from forcereg.system.files import write_text
 
 COLUMNS = (
-    "weights", "type", "decay", "layers", "until", "rate", "iterations", "seed", "before", "accuracy", "ranks_before",
-    "ranks", "last_stage", "version", "torch", "date", "machine", "command",
+    "weights", "afresh", "type", "decay", "layers", "until", "rate", "iterations", "seed", "before", "accuracy",
+    "ranks_before", "ranks", "last_stage", "version", "torch", "date", "machine", "command",
 )  # fmt: skip
 LAST = "res_grp3"
 
@@ -37,7 +38,7 @@ def ranks_of(weights: Path) -> dict[str, int]:
 
 
 def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
-    """The test accuracies before and after, and the weights, of one try."""
+    """The test accuracies of WEIGHTS and of what one try made, and its weights."""
     study = STUDIES["resnet20"]
     found: list[float] = []
     forced = "force_mult: 1"
@@ -47,6 +48,7 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
         text = head.replace(forced, "force_mult: 0") + mark + tail
     name = (
         f"collapse_{asked.type}_{asked.decay}_{asked.layers}_{asked.until}_{asked.rate}_{asked.iterations}_{asked.seed}"
+        + ("_afresh" if asked.afresh else "")
     )
     net = Path(study.net).with_name(f"{name}.prototxt")
     write_text(net, text)
@@ -60,15 +62,17 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
         fields["force_iter"] = round(asked.until * asked.iterations)
     begun = resumable(folder, name)
     forcereg.train(
-        study.solver, set=fields, weights=None if begun else asked.weights, seed=asked.seed, max_iter=asked.iterations,
-        resume=begun, keep=1, observer=accuracies_into(found),
+        study.solver, set=fields, weights=None if begun or asked.afresh else asked.weights, seed=asked.seed,
+        max_iter=asked.iterations, resume=begun, keep=1, observer=accuracies_into(found),
     )  # fmt: skip
-    return found[0], found[-1], folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
+    before = forcereg.score(net, asked.weights, iterations=asked.tests, device="cpu").mean("accuracy")
+    return before, found[-1], folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
+    parser.add_argument("--afresh", action="store_true", help="from the fillers, beside WEIGHTS")
     parser.add_argument("--type", choices=("Constant", "Degradation"), default="Degradation")
     parser.add_argument("--decay", type=float, default=1e-3)
     parser.add_argument(
