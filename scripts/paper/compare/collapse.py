@@ -25,8 +25,8 @@ import forcereg
 from forcereg.system.files import write_text
 
 COLUMNS = (
-    "weights", "afresh", "type", "decay", "layers", "until", "rate", "iterations", "seed", "before", "accuracy",
-    "ranks_before", "ranks", "last_stage", "version", "torch", "date", "machine", "command",
+    "weights", "afresh", "type", "decay", "layers", "until", "rate", "iterations", "batch", "seed", "before",
+    "accuracy", "ranks_before", "ranks", "last_stage", "version", "torch", "date", "machine", "command",
 )  # fmt: skip
 LAST = "res_grp3"
 
@@ -42,13 +42,13 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     study = STUDIES["resnet20"]
     found: list[float] = []
     forced = "force_mult: 1"
-    text = net_text(study)
+    text = net_text(study).replace("batch_size: 128", f"batch_size: {asked.batch}")
     if asked.layers == "last":  # only there
         head, mark, tail = text.partition(f'name: "{LAST}_1_conv1"')
         text = head.replace(forced, "force_mult: 0") + mark + tail
     name = (
-        f"collapse_{asked.type}_{asked.decay}_{asked.layers}_{asked.until}_{asked.rate}_{asked.iterations}_{asked.seed}"
-        + ("_afresh" if asked.afresh else "")
+        f"collapse_{asked.type}_{asked.decay}_{asked.layers}_{asked.until}_{asked.rate}_{asked.iterations}_{asked.batch}"
+        f"_{asked.seed}{'_afresh' if asked.afresh else ''}"
     )
     net = Path(study.net).with_name(f"{name}.prototxt")
     write_text(net, text)
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=1.0, help="the share of the iterations that feels the force")
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tests", type=int, default=STUDIES["resnet20"].tests, help="batches of a test")
     parser.add_argument("--csv", type=Path, default=Path("results/collapse.csv"))
