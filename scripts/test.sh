@@ -13,6 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh dev
 python=.venv/bin/python
 
+# Hundreds of processes of the tests import forcereg: it is compiled once, not by each, where the environment says so, too.
+unset PYTHONDONTWRITEBYTECODE
+
 # The oldest protobuf that is supported, beside the newest, for the test that runs the parser on it.
 old_protobuf=4.25.8
 if [[ ! -d .protobuf-4.25/protobuf-$old_protobuf.dist-info ]]; then
