@@ -309,12 +309,11 @@ class SolverBase:
             often = "once" if past.done == 1 else f"{past.done} times"
             raise NotFinite(f"{error} (it went back {often}; the rate is {past.factor:g} times as large)") from error
         done, factor, bad = past.done + 1, past.factor * asked.factor, self.iter
-        best = None if self.judge is None else self.judge.state_dict()
+        best = None if self.judge is None else self.judge.best
         self.restore(state)
         self._snapshots.returned = state
         past.load_state_dict({"done": done, "factor": factor})
-        # the best net's files are still there
         if self.judge is not None and best is not None:
-            self.judge.load_state_dict(best)
+            self.judge.keep(best)
         where = {"iteration": self.iter, "from_iteration": bad, "state": str(state)}
         self.emit("rollback", done=done, times=asked.times, factor=factor, text=str(error), **where)

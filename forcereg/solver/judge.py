@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -72,9 +72,9 @@ class Judge:
     def __init__(self, run: Run, nets: Nets, aims: Aims) -> None:
         self._run, self.aims = run, aims
         p = run.param
-        if not (nets.tests and p.test_interval > 0):
-            raise ForceregError(f"{run.name}: there are no tests to judge by; set test_interval and test_iter")
         tested = {index: net for index, net in enumerate(nets.tests) if p.test_iter[index] > 0}
+        if not (tested and p.test_interval > 0):
+            raise ForceregError(f"{run.name}: there are no tests to judge by; set test_interval and test_iter")
         goal = aims.best or (Goal(Watched(DEFAULT)) if aims.patience is not None else None)
         self._goal = None if goal is None else self._place(goal.watched, tested)
         self._limit = None if aims.stop is None else self._place(aims.stop.watched, tested)
@@ -94,7 +94,7 @@ class Judge:
         if not nets:
             raise ForceregError(
                 f"{self._run.name}: there is no test net #{asked.net} to judge by; tested are "
-                f"{', '.join(f'#{index}' for index in tested) or 'none'}"
+                f"{', '.join(f'#{index}' for index in tested)}"
             )
         for index, net in nets.items():
             output = self._scored(net, asked.output)
@@ -105,15 +105,18 @@ class Judge:
                         "output of one number"
                     )
                 return Place(index, asked.output, _way(net, output))
+        for index, net in nets.items():
+            if asked.output == DEFAULT and (named := _accuracies(net)):
+                return Place(index, named[0], MAX)
+            if asked.output == LOSS and net.loss_weights:
+                return Place(index, LOSS, MIN, total=True)
         index, first = next(iter(nets.items()))
-        if asked.output == DEFAULT and (named := _accuracies(first)):
-            return Place(index, named[0], MAX)
-        if asked.output == LOSS and first.loss_weights:
-            return Place(index, LOSS, MIN, total=True)
         names = first.spec.outputs
+        unnamed = self.aims.patience is not None and self.aims.best is None and asked.output == DEFAULT
         raise ForceregError(
             f"{first.spec.filename}: test net #{index} has no output '{asked.output}'"
             + (did_you_mean(asked.output, names) or f"; outputs are {', '.join(names) or 'none'}")
+            + ("; name one by keep_best, by which patience goes" if unnamed and names else "")
         )
 
     def _scored(self, net: Net, name: str) -> str:
@@ -132,7 +135,7 @@ class Judge:
                 known = {"value": before.value, "iteration": before.iteration} if before.iteration >= 0 else None
                 found = {"net": goal.net, "output": goal.output, "value": value, "way": self._way, "before": known}
                 self.best = Best(before.output, value, iteration)
-            else:
+            elif iteration > before.iteration:  # else the run has gone back, and has had this test before
                 before.since += 1
         return Verdict(found, *self._ended(scores))
 
@@ -163,6 +166,11 @@ class Judge:
         """Goes on from that; begins anew where another output was looked at, or none."""
         fresh = Best(self.best.output)
         self.best = Best(**state) if state.get("output") == fresh.output else fresh
+
+    def keep(self, best: Best) -> None:
+        """Behind going back: the `best` so far stays, whose files are there; tests that come again count once."""
+        since = self.best.since if self.best.iteration == best.iteration else 0
+        self.best = replace(best, since=since)
 
 
 def _way(net: Net, output: str) -> str:

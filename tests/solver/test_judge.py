@@ -107,8 +107,41 @@ def test_the_total_loss_stands_for_an_output_that_is_not_there(judged) -> None:
 def test_nothing_asked_nothing_judged(tmp_path: Path) -> None:
     solver, _ = regression(tmp_path, TESTS, net=TESTED)
     assert not Aims() and solver.judge_by() is None
-    with pytest.raises(ForceregError, match="has no output 'accuracy'; outputs are test_loss"):
+    with pytest.raises(ForceregError, match="has no output 'accuracy'; outputs are test_loss; name one by keep_best"):
         solver.judge_by(patience=1)
+    solver.param.test_iter[:] = [0]
+    with pytest.raises(ForceregError, match="there are no tests to judge by; set test_interval and test_iter"):
+        solver.judge_by(patience=1)
+
+
+def test_tests_that_come_again_count_once(judged) -> None:
+    """Behind going back to the state of iteration 5, from before its tests."""
+    judge = judged(keep_best="test_loss", patience=9)
+    judge.take(0, score(2.0))
+    state = judge.state_dict()
+    for better, since in (2.0, 1), (1.0, 0):
+        judge.take(5, score(better))
+        best = judge.best
+        judge.load_state_dict(state)
+        judge.keep(best)
+        assert judge.best == Best(best.output, best.value, best.iteration)
+        judge.take(5, score(better))
+        assert judge.best == best and best.since == since
+    judge.take(6, score(3.0))
+    assert judge.best.since == 1
+
+
+ACCURATE = """
+layer { name: "label" type: "DummyData" top: "label" include { stage: "b" } dummy_data_param { shape { dim: 4 } } }
+layer { name: "top1" type: "Accuracy" bottom: "ip" bottom: "label" top: "top1" include { stage: "b" } }
+"""
+
+
+def test_the_accuracy_of_a_later_test_net(tmp_path: Path) -> None:
+    states = 'test_iter: 1 test_state { stage: "a" } test_state { stage: "b" }'
+    solver, _ = regression(tmp_path, f"{TESTS} {states}", net=TESTED + ACCURATE)
+    judge = solver.judge_by(patience=1)
+    assert judge is not None and judge.best.output == "top1#1:max"
 
 
 def test_a_program_s_own_test_leaves_later_snapshots_alone(tmp_path: Path) -> None:
