@@ -69,7 +69,7 @@ class LrCurve:
         """The iteration with the least smoothed loss, None if that doesn't fall."""
         curve = self.smoothed
         finite = [value for value in curve if math.isfinite(value)]
-        if not finite or finite[0] - min(finite) < FALL * abs(finite[0]):
+        if not finite or finite[0] - min(finite) <= FALL * abs(finite[0]):  # 0 and 0 is no fall
             return None
         return curve.index(min(finite))
 

@@ -51,7 +51,7 @@ def test_the_steepest_place_is_where_the_loss_falls_fastest(rate: float) -> None
     assert found.suggestion == min(found.steepest, found.tenth)
 
 
-@pytest.mark.parametrize("losses", [(2.0,) * 20, tuple(2.0 + 0.1 * at for at in range(20)), (math.inf,)])
+@pytest.mark.parametrize("losses", [(2.0,) * 20, (0.0,) * 20, tuple(2.0 + 0.1 * at for at in range(20)), (math.inf,)])
 def test_a_loss_that_never_falls_suggests_nothing(losses: tuple[float, ...]) -> None:
     found = LrCurve(RATES[: len(losses)], losses)
     assert found.suggestion is found.steepest is found.tenth is None
