@@ -86,7 +86,9 @@ def telling_errors(solver: Solver) -> Iterator[None]:
                 raise
             raise DataError(f"{error}; the last good snapshot is {solver.last_snapshot}") from error
     except Exception as error:
-        solver.emit("error", text=str(error))
+        # who is told may fail, too, like a callback that has failed before: that isn't what went wrong
+        with contextlib.suppress(Exception):
+            solver.emit("error", text=str(error))
         raise
 
 

@@ -28,6 +28,9 @@ def broken(event, solver):
     if event.kind == "saved":
         raise ValueError("no room\\nin the cloud")
 
+def deaf(event, solver):
+    raise KeyError(event.kind)
+
 class Nested:
     @staticmethod
     def told(event, solver):
@@ -104,6 +107,8 @@ def test_the_command_line(tiny: Runs) -> None:
             "callback 'hooks:broken' at event 'saved': ValueError: no room in the cloud (hooks.py:",
             id="fails",
         ),
+        # not the error that it has when it is told of that
+        pytest.param("hooks:deaf", 1, "callback 'hooks:deaf' at event 'start': KeyError: 'start' (hooks.py:", id="all"),
         pytest.param("hooks:kep", 1, "has no 'kep'; did you mean \"keep\"?", id="name"),
         pytest.param("hooks:number", 1, "callback 'hooks:number' is a int; expected a function", id="no-function"),
         pytest.param("hooks", 2, "callback is 'hooks'; expected module:function, as in hooks:on_event", id="form"),
