@@ -219,6 +219,12 @@ class Shared:
         with self._reached():
             return any(self._marker(one) is not None for one in self._running())
 
+    @property
+    def elsewhere(self) -> int:
+        """How many trials processes of other folders run, as far as is known."""
+        with self._reached():
+            return sum(self._marker(one) is None for one in self._running())
+
     def _running(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False, states=(self._state("RUNNING"),))
 

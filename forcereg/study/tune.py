@@ -111,7 +111,7 @@ def _by(
                         step(f"{Setting(one.result.fields, searched.seed).folder}: {_said(one, searched.goal)}")
                 yield known
             time.sleep(PAUSE if busy else 0)
-        if (left := searched.trials - len(ended)) > 0:
+        if (left := searched.trials - len(ended) - shared.elsewhere) > 0:
             raise team.nobody_left(left, searched.trials)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +22,11 @@ from forcereg.errors import ForceregError, UsageError
 from forcereg.study.opened import Opening
 from forcereg.study.shared import PRUNED, RUNNING, Shared, Tried, heard
 from forcereg.study.sweep_plan import Plan, Result
+from forcereg.study.tune import _by
 from forcereg.study.tune_goal import Goal, goal_of
 from forcereg.study.tune_report import as_csv, best_of, picture, table
 from forcereg.study.tune_space import Range, Space, space_of
-from forcereg.system.events import Event
+from forcereg.system.events import Event, Tell
 from tests.conftest import RunCli
 from tests.nursery import Nursery
 from tests.solver.nets import IMAGES, write_images, write_solver
@@ -248,6 +251,26 @@ def test_a_trial_whose_process_is_gone_comes_again(tmp_path: Path) -> None:
     assert [trial.state for trial in again.tried()] == ["complete"]
     with again.take(3) as taken, again.take(3) as other, again.take(3) as none:
         assert taken is not None and taken.fields == left.fields and other is not None and none is None
+
+
+def test_what_runs_elsewhere_is_not_left_by_jobs(tmp_path: Path) -> None:
+    """Two machines share a study: the first one to be done waits for nobody, and has left nothing."""
+    journal = str(tmp_path / "journal")
+    here, there = shared(tmp_path / "a", journal), shared(tmp_path / "b", journal)
+    team = SimpleNamespace(busy=lambda: False, nobody_left=lambda left, most: ForceregError(f"{left} of {most}"))
+    crew: Any = SimpleNamespace(at_work=lambda *_: contextlib.nullcontext(team))
+
+    def by(trials: int) -> None:
+        searched: Any = SimpleNamespace(trials=trials, seed=1)
+        list(_by(crew, searched, tmp_path / "a", {}, here, Tell(), str))
+
+    come_to(0.5, study=here)
+    with there.take(9):
+        by(2)
+        with pytest.raises(ForceregError, match="1 of 3"):
+            by(3)
+    with here.take(9), pytest.raises(ForceregError, match="1 of 3"):  # as of jobs that were killed
+        by(3)
 
 
 def test_what_another_left_running_is_its_own(tmp_path: Path) -> None:
