@@ -137,7 +137,7 @@ def run(ctx: click.Context, options: Mapping[str, Any], train: Callable[..., Sol
 
     # before processes are started, and by the options' names
     check_start(options["snapshot"], options["resume"], options["weights"], flag)
-    check_find_batch(options["find_batch"], options["snapshot"], options["resume"], flag)
+    check_find_batch(options["find_batch"], options["snapshot"], options["resume"], options["gradients"], flag)
     check_clipping(options["rank_clipping"], options["clip_until"], flag)
     check_teacher({name: options[name] for name in TEACHING}, flag)
     Aims.of(options["keep_best"], options["patience"], options["stop_when"], flag)

@@ -40,8 +40,13 @@ def check_start(snapshot: Any, resume: Any, weights: Any, said: Said = str) -> N
         raise UsageError(f"{said('snapshot')} and {said(starts[1])} are both given; {why}, use one")
 
 
-def check_find_batch(asked: bool, snapshot: Any, resume: Any, said: Said = str) -> None:
-    """Raises UsageError for going on from a snapshot where nothing is trained."""
+def check_find_batch(asked: bool, snapshot: Any, resume: Any, gradients: str, said: Said = str) -> None:
+    """Raises UsageError for going on from a snapshot where nothing is trained, and for a report beside."""
+    if asked and gradients == REPORT:
+        raise UsageError(
+            f"{said('find_batch')} and {said('gradients')} {REPORT} are both given; one looks for a batch by one "
+            "process, the other measures several"
+        )
     going = next((name for name, one in (("snapshot", snapshot), ("resume", resume)) if one), None)
     if asked and going:
         raise UsageError(

@@ -30,7 +30,8 @@ def problems(p: Any, name: str) -> Iterator[ForceregError]:
     if p.lr_policy in ("step", "exp", "inv", "multistep") and p.gamma < 0:
         yield ForceregError(f"{name}: gamma is {p.gamma:g}; expected >= 0")
     if p.lr_policy in ENDING and p.max_iter <= 0:
-        yield ForceregError(f'{name}: max_iter is missing; lr_policy "{p.lr_policy}" {ENDING[p.lr_policy]}')
+        found = f"is {p.max_iter}" if p.HasField("max_iter") else "is missing"
+        yield ForceregError(f'{name}: max_iter {found}; lr_policy "{p.lr_policy}" {ENDING[p.lr_policy]}')
     for text in _problems_beyond_caffe(p):
         yield ForceregError(f"{name}: {text}")
 

@@ -17,7 +17,7 @@ LEAST = {
     **dict.fromkeys(("batch", "clip_until", "data_aware", "data_budget", "every", "iterations", "jobs", "keep"), 1),
     **dict.fromkeys(("min_size", "multiple", "patience", "powersgd_rank", "recalibrate", "resize_height"), 1),
     **dict.fromkeys(("resize_width", "seeds", "smooth", "threads", "trials"), 1),
-    **dict.fromkeys(("finetune", "over", "records", "seed", "warmup", "workers"), 0),
+    **dict.fromkeys(("finetune", "over", "powersgd_start", "records", "seed", "warmup", "workers"), 0),
     "clusters": 2,
 }
 """The smallest value of whole numbers by their names; the options of commands have the same."""

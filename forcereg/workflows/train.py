@@ -214,7 +214,7 @@ class Training:
     def check(self) -> None:
         """Raises UsageError for keywords that exclude each other."""
         check_start(self.snapshot, self.resume, self.weights)
-        check_find_batch(self.find_batch, self.snapshot, self.resume)
+        check_find_batch(self.find_batch, self.snapshot, self.resume, self.gradients)
         check_clipping(self.rank_clipping, self.clip_until)
         check_teacher({name: getattr(self, name) for name in TEACHING})
         Aims.of(self.keep_best, self.patience, self.stop_when)

@@ -68,18 +68,14 @@ SETTINGS = [
     ),
     _solver("gamma-negative", 'lr_policy: "exp"\ngamma: -1', "gamma is -1; expected >= 0"),
     _solver("step-0", 'lr_policy: "step"\nstepsize: 0', 'stepsize is 0; lr_policy "step" needs stepsize > 0'),
-    _solver("poly-without-end", 'lr_policy: "poly"\nmax_iter: 0', 'max_iter is missing; lr_policy "poly" falls to 0'),
-    _solver(
-        "cosine-without-end", 'lr_policy: "cosine"\nmax_iter: 0', 'max_iter is missing; lr_policy "cosine" falls to'
-    ),
+    _solver("poly-without-end", 'lr_policy: "poly"\nmax_iter: 0', 'max_iter is 0; lr_policy "poly" falls to 0'),
+    _solver("cosine-without-end", 'lr_policy: "cosine"\nmax_iter: 0', 'max_iter is 0; lr_policy "cosine" falls to'),
     _solver(
         "cosine-upwards",
         'lr_policy: "cosine"\neta_min: 2',
         "eta_min is 2; expected a rate from 0 to base_lr (it is 0.1)",
     ),
-    _solver(
-        "onecycle-without-end", 'lr_policy: "onecycle"\nmax_iter: 0', 'max_iter is missing; lr_policy "onecycle" rises'
-    ),
+    _solver("onecycle-without-end", 'lr_policy: "onecycle"\nmax_iter: 0', 'max_iter is 0; lr_policy "onecycle" rises'),
     _solver(
         "onecycle-warmed-up",
         'lr_policy: "onecycle"\nwarmup_iter: 5',

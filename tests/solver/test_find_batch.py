@@ -182,6 +182,7 @@ def test_nets_without_one_batch_are_refused(net: str, says: str, root: Path) -> 
     [
         ("", 1, "the largest batch is looked for in a GPU's memory, and this runs on the CPU; choose a batch_size by"),
         ("--resume auto", 2, "--find-batch and --resume are both given; looking for a batch trains nothing"),
+        ("--gradients report --nproc 2", 2, "--find-batch and --gradients report are both given; one looks for a"),
         ("--nproc 2", 2, "--find-batch is for one process and its GPU; each of several takes as large a batch"),
     ],
 )
