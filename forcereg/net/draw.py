@@ -15,6 +15,10 @@ COLORS = {
     "LSTM": "#d9d2f4", "RNN": "#d9d2f4", "Pooling": "#fbe3c4", "SPP": "#fbe3c4", "BatchNorm": "#e2efda",
     "Scale": "#e2efda", "LRN": "#e2efda", "MVN": "#e2efda", "Concat": "#fdf3c0", "Eltwise": "#fdf3c0",
 }  # fmt: skip
+LEARNING = ("Convolution", "Deconvolution", "InnerProduct")
+"""Types whose learning rates are shown, as Caffe's draw_net.py has them."""
+RANKDIRS = ("TB", "BT", "LR", "RL")
+"""Where data flows in a picture: TB is from top to bottom."""
 DATA, LOSS, OTHER = "#d0ece7", "#f8cfcf", "#f2f2f2"
 
 
@@ -22,19 +26,21 @@ DATA, LOSS, OTHER = "#d0ece7", "#f8cfcf", "#f2f2f2"
 class Node:
     """One layer. `sources` and `uses` are the nodes before and behind it, in net order; `sizes` its tops' shapes.
 
-    `shares`: "weights of" earlier layers whose parameters it shares by name, or empty.
+    `shares`: "weights of" earlier layers whose parameters it shares by name, or empty. `rates`: what its weights and
+    bias learn by, or empty.
     """
 
     name: str
     type: str
     sizes: tuple[str, ...]
     shares: str = ""
+    rates: str = ""
     sources: list[Node] = field(default_factory=list)
     uses: list[Node] = field(default_factory=list)
 
 
-def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> list[Node]:
-    """The layers as a graph without Splits; `shapes` may lack blobs."""
+def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]], rates: bool = False) -> list[Node]:
+    """The layers as a graph without Splits; `shapes` may lack blobs. `rates`: with the lr_mult of LEARNING types."""
     writer: dict[str, Node] = {}
     owner: dict[str, str] = {}
     nodes = []
@@ -47,7 +53,7 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
         names = [owner.setdefault(param.name, spec.name) for param in spec.message.param if param.name]
         owners = printable(", ".join(dict.fromkeys(name for name in names if name != spec.name)))
         shares = f"weights of {owners}" if owners else ""
-        node = Node(printable(spec.name), printable(spec.type), sizes, shares)
+        node = Node(printable(spec.name), printable(spec.type), sizes, shares, _rates(spec) if rates else "")
         for bottom in spec.bottoms:
             source = writer[bottom]
             # one arrow, however often a layer reads another
@@ -57,6 +63,13 @@ def graph(layers: Sequence[LayerSpec], shapes: dict[str, tuple[int, ...]]) -> li
         writer.update(dict.fromkeys(spec.tops, node))
         nodes.append(node)
     return nodes
+
+
+def _rates(spec: LayerSpec) -> str:
+    if spec.type not in LEARNING:
+        return ""
+    given = [param.lr_mult for param in spec.message.param]
+    return f"lr_mult {', '.join(f'{rate:g}' for rate in given + [1.0] * (2 - len(given)))}"
 
 
 def text_tree(nodes: Sequence[Node]) -> str:
@@ -75,8 +88,8 @@ def text_tree(nodes: Sequence[Node]) -> str:
     text = ""
     for indent, node in lines:
         joined = f"  <- {', '.join(source.name for source in node.sources)}" if len(node.sources) > 1 else ""
-        shared = f"  {node.shares}" if node.shares else ""
-        line = f"{indent + node.name:<{width}}  {node.type:<{kinds}}  {', '.join(node.sizes)}{joined}{shared}"
+        more = "".join(f"  {part}" for part in (node.shares, node.rates) if part)
+        line = f"{indent + node.name:<{width}}  {node.type:<{kinds}}  {', '.join(node.sizes)}{joined}{more}"
         text += line.rstrip() + "\n"
     return text
 
@@ -119,17 +132,18 @@ class _Walk:
         return [use for use in node.uses if not self.missing[use]]
 
 
-def dot(nodes: Sequence[Node], title: str) -> str:
-    """The graph in graphviz's language, data flowing downwards."""
+def dot(nodes: Sequence[Node], title: str, rankdir: str = "TB") -> str:
+    """The graph in graphviz's language; `rankdir`: one of RANKDIRS."""
     number = {node: f"n{index}" for index, node in enumerate(nodes)}
     lines = [
         "digraph net {",
-        f"  graph [label={_quoted(title)} labelloc=t fontname=Helvetica rankdir=TB nodesep=0.25 ranksep=0.3]",
+        f"  graph [label={_quoted(title)} labelloc=t fontname=Helvetica rankdir={rankdir} nodesep=0.25 ranksep=0.3]",
         '  node [shape=box style="rounded,filled" fontname=Helvetica fontsize=10 color="#888888"]',
         '  edge [color="#666666" arrowsize=0.6]',
     ]
     for node in nodes:
-        label = "\\n".join(escaped(part) for part in filter(None, (node.name, node.type, *node.sizes, node.shares)))
+        parts = filter(None, (node.name, node.type, *node.sizes, node.shares, node.rates))
+        label = "\\n".join(escaped(part) for part in parts)
         lines.append(f'  {number[node]} [label="{label}" fillcolor="{_color(node)}"]')
     lines += [f"  {number[node]} -> {number[use]}" for node in nodes for use in node.uses]
     return "\n".join([*lines, "}", ""])

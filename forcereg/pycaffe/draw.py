@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from forcereg.errors import printable
-from forcereg.net.draw import escaped, has_graphviz, picture
+from forcereg.net.draw import LEARNING, escaped, has_graphviz, picture
 from forcereg.pycaffe.picture import picture as plain_picture
 from forcereg.pycaffe.proto import caffe_pb2
 from forcereg.system.files import write_bytes
@@ -19,7 +19,6 @@ LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "fill
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
 COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF9900", "InnerProduct": "#CC33FF"}
-LEARNING = ("Convolution", "Deconvolution", "InnerProduct")
 PLAIN = ("dot", "gv")
 """Formats that are the graph's own text."""
 

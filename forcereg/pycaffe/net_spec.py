@@ -20,8 +20,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
 
 from forcereg.pycaffe.proto import caffe_pb2
+
+_WHOLE = {
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+}
+"""Kinds of fields that hold whole numbers."""
 
 
 def param_name_dict() -> dict[str, str]:
@@ -49,8 +58,8 @@ def assign_proto(proto: Any, name: str, val: Any) -> None:
     """Sets field `name` of a message as net specifications have it.
 
     A repeated field takes a list, tuple or array, or one value; of dicts each becomes a message. A dict fills a message
-    field by field. Anything else is assigned. Raises AttributeError for no such field, IndexError for an empty list,
-    and protobuf's TypeError or ValueError.
+    field by field. Anything else is assigned, 32.0 to a whole number too. Raises AttributeError for no such field,
+    IndexError for an empty list, and protobuf's TypeError or ValueError.
     """
     field = getattr(proto, name, None)
     if field is None:
@@ -60,15 +69,23 @@ def assign_proto(proto: Any, name: str, val: Any) -> None:
             val = val.tolist()
         val = list(val) if isinstance(val, list | tuple) else [val]
         if not isinstance(val[0], dict):
-            field.extend(val)
+            field.extend(_plain(proto, name, one) for one in val)
             return
         for item in val:
             _fill(field.add(), item)
     elif isinstance(val, dict):
         _fill(field, val)
     else:
-        # protobuf's bool takes no numpy.bool_
-        setattr(proto, name, bool(val) if isinstance(val, np.bool_) else val)
+        setattr(proto, name, _plain(proto, name, val))
+
+
+def _plain(proto: Any, name: str, val: Any) -> Any:
+    """A value as protobuf takes it: no numpy.bool_, and for a whole number no float, which 64 / 2 is in Python 3."""
+    if isinstance(val, np.bool_):
+        return bool(val)
+    if isinstance(val, float | np.floating) and val.is_integer():
+        return int(val) if proto.DESCRIPTOR.fields_by_name[name].cpp_type in _WHOLE else val
+    return val
 
 
 def _fill(message: Any, values: dict[str, Any]) -> None:

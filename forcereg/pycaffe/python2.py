@@ -1,4 +1,4 @@
-"""Names of Python 2 and of the NumPy of its time, for scripts that else run on Python 3: the launcher's alone.
+"""Names of Python 2 and of the packages of its time, for scripts that else run on Python 3: the launcher's alone.
 
 What only another parser could help with (`print x`, `except E, e`) stays a SyntaxError, and `/` is Python 3's.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +58,10 @@ def install() -> None:
         np.fromstring = _fromstring(np.fromstring)
     if not any(isinstance(finder, _OldNames) for finder in sys.meta_path):
         sys.meta_path.append(_OldNames())
+    if "yaml" in sys.modules:
+        _relax(sys.modules["yaml"])
+    elif not any(isinstance(finder, _Yaml) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Yaml())
 
 
 class _OldNames(MetaPathFinder, Loader):
@@ -74,6 +78,41 @@ class _OldNames(MetaPathFinder, Loader):
             vars(module).update(StringIO=_string_io)
         else:
             sys.modules[name] = importlib.import_module(MODULES[name])
+
+
+class _Yaml(MetaPathFinder):
+    """Finds PyYAML as ever, once, and has its `load` relaxed: when a script imports it, since few do."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "yaml":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                _relax(module)
+
+            vars(spec.loader)["exec_module"] = exec_module
+        return spec
+
+
+def _relax(yaml: Any) -> None:
+    """`yaml.load(self.param_str)`, as Python layers read their settings, needed no loader once; a file of the script's
+    own that has this name stays."""
+    own, loader = getattr(yaml, "load", None), getattr(yaml, "FullLoader", None)
+    if own is None or loader is None or own.__defaults__:
+        return
+
+    @functools.wraps(own)
+    def load(stream: Any, Loader: Any = loader) -> Any:
+        return own(stream, Loader)
+
+    yaml.load = load
 
 
 def _string_io(initial: str | bytes = "") -> io.StringIO | io.BytesIO:

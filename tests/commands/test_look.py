@@ -113,6 +113,14 @@ def test_draw_text(small: Path, cli: Cli) -> None:
     ]
 
 
+def test_draw_as_draw_net_is_called(small: Path, cli: Cli) -> None:
+    code, _, _ = cli("draw", "small.prototxt", "net.dot", "--rankdir=LR", "--phase", "TEST", "--display_lrm")
+    text = (small / "net.dot").read_text()
+    assert code == 0 and "rankdir=LR" in text and "lr_mult 1, 1" in text
+    code, _, err = cli("draw", "small.prototxt", "net.dot", "--rankdir", "down")
+    assert code == 2 and "'down' is not one of 'TB', 'BT', 'LR', 'RL'" in err
+
+
 def test_draw_without_data_has_no_shapes(small: Path, cli: Cli) -> None:
     code, _, err = cli("draw", CONFIGS / "models" / "alexnet" / "train_val.prototxt", "net.txt")
     assert code == 0 and "drawn without shapes" in err

@@ -108,3 +108,16 @@ def test_shared_weights_are_named() -> None:
         )
     assert tree(text) == ["x     Input         2x3", "├─ a  InnerProduct  2x4", "└─ b  InnerProduct  2x4  weights of a"]
     assert 'label="b\\nInnerProduct\\n2x4\\nweights of a"' in dot(nodes_of(text), "n")
+
+
+def test_rates_of_what_learns() -> None:
+    text = X + (
+        'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" param { lr_mult: 0.5 } '
+        "inner_product_param { num_output: 4 } }"
+    )
+    net = shape_net(text)
+    nodes = graph(net.spec.layers, net.shapes, rates=True)
+    assert text_tree(nodes).splitlines() == ["x   Input         2x3", "ip  InnerProduct  2x4  lr_mult 0.5, 1"]
+    assert "rankdir=LR" in dot(nodes, "n", "LR") and 'label="ip\\nInnerProduct\\n2x4\\nlr_mult 0.5, 1"' in dot(
+        nodes, "n"
+    )

@@ -62,6 +62,12 @@ assert unichr(65) == "A" and isinstance("", basestring) and cPickle.loads(cPickl
 assert StringIO.StringIO("x").read() == "x" and Fast(b"x").read() == b"x" and Queue.Queue and ConfigParser.ConfigParser
 assert np.float is float and np.int is int and np.fromstring(b"ab", dtype=np.uint8).tolist() == [97, 98]
 assert np.fromstring("1 2", dtype=int, sep=" ").tolist() == [1, 2] and raw_input and reload and file
+try:
+    import yaml
+except ImportError:
+    pass
+else:
+    assert yaml.load("'batch_size': 3") == yaml.load("{batch_size: 3}", Loader=yaml.SafeLoader) == {"batch_size": 3}
 """
 
 

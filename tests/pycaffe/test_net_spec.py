@@ -110,6 +110,15 @@ def test_repeated_fields(make: Callable[[], Any]) -> None:
     assert (list(param.kernel_size), param.num_output) == ([3, 5], 1)
 
 
+def test_whole_floats() -> None:
+    # the quotients of a script of Python 2
+    made = L.Convolution(L.Input(), num_output=64 / 2, kernel_size=[np.float32(3), 10 / 2]).to_proto().layer[1]
+    assert (made.convolution_param.num_output, list(made.convolution_param.kernel_size)) == (32, [3, 5])
+    with pytest.raises(TypeError):
+        L.Convolution(L.Input(), num_output=63 / 2).to_proto()
+    assert L.Dropout(L.Input(), dropout_ratio=1.0).to_proto().layer[1].dropout_param.dropout_ratio == 1
+
+
 def test_shapes_of_an_input() -> None:
     one = L.Input(shape=dict(dim=[1, 3])).to_proto().layer[0]
     two = L.Input(shape=[dict(dim=[1, 3]), dict(dim=[2])], ntop=2)[0].to_proto().layer[0]
