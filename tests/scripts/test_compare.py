@@ -35,6 +35,7 @@ COMPARE = TOP / "scripts" / "paper" / "compare"
                 "force_release": 250,
             },
         ),
+        ("Degradation:1:afresh", {"force_decay": 1.0, "force_type": "Degradation"}),
         ("nuclear:0.1", {"force_decay": 0.0}),
         ("adaptive:0.2", {"force_decay": 0.2, "force_type": "Degradation", "force_decay_type": "adaptive"}),
     ],
@@ -43,7 +44,9 @@ def test_an_arm_is_solver_fields(word: str, fields: dict[str, object]) -> None:
     assert arms.arm_of(word).fields(1000) == fields
 
 
-@pytest.mark.parametrize("word", ["force:1", "Constant:1:SIDEWAYS", "none:1", "Constant:strong", "Constant"])
+@pytest.mark.parametrize(
+    "word", ["force:1", "Constant:1:SIDEWAYS", "none:1", "Constant:strong", "Constant", "none:afresh", "clip:1:afresh"]
+)
 def test_another_word_is_no_arm(word: str) -> None:
     with pytest.raises(ValueError, match=f"^{word}: "):
         arms.arm_of(word)
@@ -135,13 +138,15 @@ def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path
         return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300)
 
     assert run("none").stdout.count("arm=") == 1
-    told = run("none,Degradation:1e-3:half,clip:0.9,exact:0.3")
-    arms = ["Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
+    told = run("none,Degradation:1e-3:half,Constant:1e-3:afresh,clip:0.9,exact:0.3")
+    arms = ["Degradation:1e-3:half", "Constant:1e-3:afresh", "clip:0.9", "exact:0.3"]
     assert [line.split()[0] for line in told.stdout.splitlines()] == [f"arm={arm}" for arm in arms]
     assert "arm=none" not in run("none").stdout
     with (tmp_path / "results" / "lenet_1.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["arm"] for row in rows] == ["none", "Degradation:1e-3:half", "clip:0.9", "exact:0.3"]
+    assert [row["arm"] for row in rows] == ["none", *arms]
+    # not from the base that the others go on from
+    assert [path.name for path in (tmp_path / "runs" / "lenet_1").glob("*afresh_base_iter_20.caffemodel.h5")]
     assert all(0 <= float(row[column]) <= 1 for row in rows for column in ("whole", "whole_tuned", "cut", "tuned"))
     # of the net that was trained first, whatever clipping has left
     assert all(float(row["macs"]) <= 0.3 for row in rows)

@@ -4,6 +4,7 @@ none                        trained on as it was
 TYPE:DECAY[:VIEW][:WHEN]    force: Constant, Degradation; FILTERS (the paper's), CHANNELS, BOTH, VERTICAL; held to
                             the end, or let go at `half`, at `three-quarters`, or `slowly` (between these)
 TYPE:DECAY:responses[:WHEN] force in the metric of the layer's inputs
+TYPE:DECAY:afresh           force in the first training, too, from the fillers
 nuclear:STRENGTH[:WHEN]     the nuclear norm's proximal steps
 exact:SHARE                 the ranks that pca takes at this share of the MACs, reached at half time and kept
 clip:SHARE                  rank clipping of full chains, which keeps that share of each weight's squared norm
@@ -11,7 +12,7 @@ clip:SHARE                  rank clipping of full chains, which keeps that share
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 VIEWS = ("FILTERS", "CHANNELS", "BOTH", "VERTICAL")
@@ -29,6 +30,7 @@ class Arm:
     view: str = "FILTERS"
     responses: bool = False
     when: str = ""
+    afresh: bool = False
 
     @property
     def force(self) -> bool:
@@ -65,13 +67,17 @@ def arm_of(word: str) -> Arm:
         raise ValueError(f"{word}: {rest[0]!r} is no strength; expected a number") from None
     for part in rest[1:]:
         if part in VIEWS:
-            arm = Arm(word, arm.kind, arm.strength, part, arm.responses, arm.when)
+            arm = replace(arm, view=part)
         elif part == "responses":
-            arm = Arm(word, arm.kind, arm.strength, arm.view, True, arm.when)
+            arm = replace(arm, responses=True)
+        elif part == "afresh":
+            arm = replace(arm, afresh=True)
         elif part in WHEN:
-            arm = Arm(word, arm.kind, arm.strength, arm.view, arm.responses, part)
+            arm = replace(arm, when=part)
         else:
-            raise ValueError(f"{word}: {part!r} is none of {', '.join((*VIEWS, 'responses', *WHEN))}")
+            raise ValueError(f"{word}: {part!r} is none of {', '.join((*VIEWS, 'responses', 'afresh', *WHEN))}")
     if not arm.force and arm.kind not in ("nuclear", "exact", "clip"):
         raise ValueError(f"{word}: {arm.kind!r} is no arm; see scripts/paper/compare/arms.py")
+    if arm.afresh and not arm.force:
+        raise ValueError(f"{word}: only a force can be there afresh")
     return arm

@@ -48,10 +48,13 @@ class Trainings:
         write_text(path, "\n".join([f'net: "{self.net()}"', f"random_seed: {self.seed}", *lines, ""]))
         return path
 
-    def base(self) -> Path:
-        """The weights of the first training."""
-        fields = {**self.settings("base"), **self.study.base, "net": str(self.net()), "snapshot": 1000}
-        done = self.folder / f"base_iter_{self.study.iterations}.caffemodel.h5"
+    def base(self, arm: Arm | None = None) -> Path:
+        """The weights of the first training, which has an arm's force if there is one."""
+        prefix, force, view = "base", {}, "FILTERS"
+        if arm:
+            prefix, force, view = f"{self.prefix(arm)}_base", arm.fields(self.study.iterations), arm.view
+        fields = {**self.settings(prefix), **force, **self.study.base, "net": str(self.net(view)), "snapshot": 1000}
+        done = self.folder / f"{prefix}_iter_{self.study.iterations}.caffemodel.h5"
         if not done.exists():
             forcereg.train(
                 self.study.solver, set=fields, seed=self.seed, max_iter=self.study.iterations, resume=True, keep=1
@@ -64,7 +67,7 @@ class Trainings:
         done = self.folder / f"{prefix}_iter_{on}.caffemodel.h5"
         if done.exists():
             return done
-        base = start = self.base()
+        base = start = self.base(arm if arm.afresh else None)
         asked: dict[str, Any] = {}
         multiples = [multiple for multiple, _ in self.study.rates]
         fields = {
