@@ -70,14 +70,15 @@ def graph_of(model: nn.Module, example: Any) -> Graph:
     with plainly(model):
         try:
             traced = fx.symbolic_trace(model)
-            _Shapes(traced).run(*arguments(model, example))
+            run = _Run(traced)
+            run.run(*arguments(model, example))
         except Exception as error:  # whatever the model's own code raises
             why = printable(str(error)).split("\\n")[0][:200]
             raise ForceregError(
                 f"{type(model).__name__} can't be followed by torch.fx: {type(error).__name__}: {why}; "
                 "its branches must not hang on values"
             ) from error
-        return _Reader(model, traced).read()
+        return _Reader(model, traced, run.changed).read()
 
 
 def arguments(model: nn.Module, example: Any) -> list[Any]:
@@ -89,20 +90,33 @@ def arguments(model: nn.Module, example: Any) -> list[Any]:
     return list(example) if isinstance(example, tuple | list) else [example]
 
 
-class _Shapes(fx.Interpreter):
-    """Notes the shape of what each step gives."""
+class _Run(fx.Interpreter):
+    """Notes the shape of what each step gives. `changed`: steps whose tensor others read behind a change in place."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.changed: set[fx.Node] = set()
+        self._versions: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        # a view's is its tensor's
+        self.changed |= {one for one in n.all_input_nodes if self._versions.get(one) != _version(self.env[one])}
         found = super().run_node(n)
         n.meta["shape"] = tuple(found.shape) if isinstance(found, Tensor) else None
+        self._versions[n] = _version(found)
         return found
+
+
+def _version(value: Any) -> int:
+    """How often a tensor was changed in place, 0 of other things."""
+    return int(value._version) if isinstance(value, Tensor) else 0
 
 
 class _Reader:
     """Goes through the steps, with the blob and the channels' axis of what each gives; None: of no known form."""
 
-    def __init__(self, model: nn.Module, traced: fx.GraphModule) -> None:
-        self.model, self.steps = model, list(traced.graph.nodes)
+    def __init__(self, model: nn.Module, traced: fx.GraphModule, changed: set[fx.Node]) -> None:
+        self.model, self.steps, self.changed = model, list(traced.graph.nodes), changed
         self.modules = dict(model.named_modules())
         self.calls = Counter(step.target for step in self.steps if step.op == "call_module")
         self.reached = {str(step.target).rpartition(".")[0] for step in self.steps if step.op == "get_attr"}
@@ -132,7 +146,11 @@ class _Reader:
 
     def _give(self, step: fx.Node, axis: int, flow: Flow, bottoms: Sequence[int]) -> int:
         blob = self.graph.blob(step.meta["shape"][axis])
-        self.given[step] = blob, axis
+        if step in self.changed:
+            # what is read of it may be something else
+            self.graph.pinned.add(blob)
+        else:
+            self.given[step] = blob, axis
         self.graph.nodes.append(Node(flow, tuple(bottoms), (blob,)))
         return blob
 

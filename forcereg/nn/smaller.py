@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from forcereg.cost import Cost
 from forcereg.errors import ForceregError
+from forcereg.net.shrink import DIFFERENT
 from forcereg.net.shrink.flows import Mask, Mixing, Values, settle
 from forcereg.net.shrink.windows import Axis, window
 from forcereg.nn.graph import graph_of
@@ -62,7 +64,8 @@ def shrink(model: nn.Module, example: Any) -> Shrunk:
     Known are convolutions, Linear, BatchNorm, activations, pooling, Dropout and Flatten of torch.nn, and functions that
     work on each value alone, add or multiply two tensors, join them along channels, or flatten them; whatever else
     reads a tensor, all of its channels stay. Raises ForceregError for a model that torch.fx can't trace (one whose
-    branches hang on values), that doesn't run, and for one with nothing to cut.
+    branches hang on values), that doesn't run, and for one with nothing to cut; warns if the outputs for the example
+    differ.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3))
@@ -92,6 +95,10 @@ def shrink(model: nn.Module, example: Any) -> Shrunk:
     after = trace(made, example, {})
     net = net_report(Cost(before.macs, learned(model)), Cost(after.macs, learned(made)))
     difference = compared(model, made, example)
+    if not difference <= DIFFERENT:
+        # such as of `x += y` where x has another name, too, which torch.fx doesn't see
+        text = f"the outputs for the example differ by {difference:.1e} of the largest: don't use the smaller model"
+        warnings.warn(f"{type(model).__name__}: {text}", stacklevel=3)
     return Shrunk(made, {"layers": layers, "net": net, "whole": dict(graph.whole), "difference": difference})
 
 

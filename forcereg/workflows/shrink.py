@@ -15,7 +15,7 @@ from forcereg.errors import ForceregError
 from forcereg.lowrank.rewrite import Weights
 from forcereg.net.made import write_net
 from forcereg.net.read import ReadNet, read_net_of
-from forcereg.net.shrink import Shrunk
+from forcereg.net.shrink import DIFFERENT, Shrunk
 from forcereg.net.shrink import shrink as engine
 from forcereg.net.summary import Row, cost_of, summarize
 from forcereg.report.latency import Latency
@@ -28,9 +28,6 @@ from forcereg.system.arguments import checked
 from forcereg.system.events import Observer, Tell
 from forcereg.system.paths import StrPath
 from forcereg.workflows.decompose import measuring
-
-DIFFERENT = 1e-5
-"""Relative difference of outputs above which the user is warned: what constants lose that become float32."""
 
 
 @dataclass(frozen=True)

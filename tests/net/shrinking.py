@@ -70,7 +70,7 @@ def trained(file: NetFile, chance: random.Random, **shapes: Any) -> Blobs:
                 values = generator.normal(size=tuple(blob.shape)) / fan**0.5
                 if spec.type == "BatchNorm" and at in (1, 2):
                     values = np.abs(values) + 0.5
-                weights.setdefault(spec.name, {})[at] = values.astype(np.float32)
+                weights.setdefault(spec.name, {})[at] = np.asarray(values, np.float32)
     return weights
 
 

@@ -154,6 +154,45 @@ def test_sizes() -> None:
         assert torch.allclose(wide(model, x), wide(made.model, x), rtol=0, atol=1e-6)
 
 
+class Changing(nn.Module):
+    """Reads a tensor again that was changed in place: by a module, a method, or under another name."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.relu = how, nn.ReLU(inplace=True)
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+        with torch.no_grad():
+            for layer in (self.a, self.b):
+                layer.weight[:4] = layer.bias[:4] = 0  # type: ignore[index]
+            self.a.bias[:2] = -1  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = self.a(x)
+        if self.how == "module":
+            self.relu(x)
+        elif self.how == "method":
+            x.add_(1)
+        elif self.how == "view":
+            x.view(x.size(0), -1).add_(1)
+        else:
+            y += 1
+        found: Tensor = self.c(self.b(x) + x)
+        return found
+
+
+@pytest.mark.parametrize("how", ["module", "method", "view"])
+def test_what_changes_in_place_is_not_taken_for_what_it_was(how: str) -> None:
+    """Of b's zeros nothing can go either: the sum has all channels of what was changed."""
+    with pytest.raises(ForceregError, match="nothing to cut"):
+        forcereg.nn.shrink(Changing(how), torch.randn(1, 3, 6, 6))
+
+
+def test_a_model_that_torch_fx_takes_for_another_is_warned_of() -> None:
+    """`y += 1` makes a new y of what it traces with, where the model changes x, too."""
+    with pytest.warns(UserWarning, match="Changing: the outputs for the example differ by"):
+        forcereg.nn.shrink(Changing("operator"), torch.randn(1, 3, 6, 6))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

@@ -19,7 +19,10 @@ from forcereg.schema import NetParameter
 from forcereg.schema.rules import included
 from forcereg.schema.text import NetFile
 
-__all__ = ["Change", "Shrunk", "shrink"]
+__all__ = ["DIFFERENT", "Change", "Shrunk", "shrink"]
+
+DIFFERENT = 1e-5
+"""Relative difference of outputs above which the user is warned: what constants lose that become float32."""
 
 
 @dataclass(frozen=True)
