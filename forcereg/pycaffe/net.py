@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Net:
     """
 
     _chain: Chain
+    _loaded: Callable[[Collection[str]], None] = staticmethod(lambda layers: None)
+    """Is told which layers got weights of a file."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         given = asked(args, named)
@@ -283,8 +285,9 @@ class Net:
             self._chain.read_weights()
             model = snapshot.read_model(name)
             self._check_model(model)
-            snapshot.load_into(net.params, snapshot.suited(model, net), net.shared)
-        self._chain.weights_changed()
+            report = snapshot.load_into(net.params, snapshot.suited(model, net), net.shared)
+            self._chain.weights_changed()
+            self._loaded(report.loaded)
 
     load_hdf5 = copy_from
 

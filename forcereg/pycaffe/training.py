@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class Training(Solver):
         self.test_faces = [Net._of(net, weights) for net in self.test_nets]
         for face in self.faces:
             face._chain.follows_mode = False
+            face._loaded = self._took
         self.hooks: Hooks = []
         self._blob_passes = BlobPasses(self._run, self.face._chain, self.passes, self.hooks)
         self.steps.passes = self._blob_passes
@@ -159,6 +160,11 @@ class Training(Solver):
             self.current_step = after
             self.iter += 1
             self.check_finite()
+
+    def _took(self, layers: Collection[str]) -> None:
+        """A net of these got weights of a file by its `copy_from`."""
+        with self._in_step(False):
+            self.loaded(layers)
 
     def _feed(self) -> Callable[[int, int], Outputs] | None:
         # of the trained net; tests ask `_fed`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,13 @@ class SolverBase:
         weights is the nets'. The report is of all nets together.
         """
         return self._snapshots.load_weights(path)
+
+    def loaded(self, layers: Collection[str]) -> None:
+        """Says that weights of these layers were loaded by somebody else: their masks are made, as `load_weights` does.
+
+        Those of layers without a connectivity_mode stay as they are.
+        """
+        self._snapshots.loaded(layers)
 
     def prefix(self) -> Path:
         """The snapshot prefix as a path. Raises ForceregError if there is none."""

@@ -74,14 +74,18 @@ class Snapshots:
         text = snapshot.remark([(model, report)])
         for copies, _ in found:  # behind the looks at all nets: what doesn't fit leaves each as it was
             snapshot.take_over(copies)
-        self._steps.updater.forget()
-        if self._steps.average is not None:
-            self._steps.average.restart()
         tell.emit("weights", file=str(path), report=report)
-        self._mask(report.loaded)
+        self.loaded(report.loaded)
         if text and not tell.observers:
             tell.warn(text, 4)
         return report
+
+    def loaded(self, layers: Collection[str]) -> None:
+        """Weights of these layers were loaded: what was kept of those before ends, and masks are made."""
+        self._steps.updater.forget()
+        if self._steps.average is not None:
+            self._steps.average.restart()
+        self._mask(layers)
 
     def _mask(self, loaded: Collection[str]) -> None:
         """Makes the masks of layers that got weights anew."""

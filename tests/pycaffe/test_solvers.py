@@ -226,6 +226,25 @@ def test_a_solver_s_net_that_takes_weights_of_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(other.params["ip1"][0].data, solver.net.params["ip1"][0].data)
 
 
+@pytest.mark.parametrize("name", ["w.caffemodel", "w.caffemodel.h5"])
+def test_weights_that_a_net_takes_are_frozen_where_it_says_so(name: str, tmp_path: Path) -> None:
+    """As of the SSL branch's copy_from; not where a script has written zeros."""
+    net = NET.replace('name: "ip1"', 'name: "ip1" connectivity_mode: DISCONNECTED_ELTWISE')
+    assert net != NET
+    solver: Any = caffe.SGDSolver(solver_file(tmp_path, net=net))
+    weight = solver.net.params["ip1"][0].data
+    weight[0], weight[1] = 0, 5e-5
+    solver.net.save_hdf5(str(tmp_path / name)) if name.endswith("h5") else solver.net.save(str(tmp_path / name))
+    fill(solver.net)
+    solver.step(1)
+    assert weight[:2].any(1).all()
+    solver.net.copy_from(str(tmp_path / name))
+    assert not weight[:2].any() and weight[2:].any()
+    fill(solver.net)
+    solver.step(2)
+    assert not weight[:2].any() and weight[2:].all()
+
+
 def test_what_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     solver: Any = caffe.SGDSolver(solver_file(tmp_path, more="display: 1"))
     fill(solver.net)
