@@ -22,7 +22,7 @@ from forcereg.solver.regularizers.base import Once, Watch
 from forcereg.solver.regularizers.decay import decay
 from forcereg.solver.saved import HISTORY, MASKS, REGULARIZERS
 from forcereg.solver.sparsity import individual
-from forcereg.solver.sparsity.asked import kind_of, mode_of, threshold
+from forcereg.solver.sparsity.asked import kind_of, lassoed, mode_of, threshold
 from forcereg.solver.sparsity.masks import Masks
 from forcereg.solver.sparsity.statistics import told
 from forcereg.solver.sparsity.zeroing import Zeroing
@@ -57,9 +57,10 @@ class Updater:
         every = net.learnable
         # under force_backward frozen weights have gradients too, which count in the clipped norm
         live = [i for i, one in enumerate(every) if one.blob.requires_grad]
-        if self._rule.adaptive and p.weight_decay:
-            # Caffe gathers history of their weight decay, though they never move
-            live += [i for i, one in enumerate(every) if one.decay_mult and not (one.lr_mult or one.blob.requires_grad)]
+        if self._rule.adaptive:
+            # Caffe gathers history of their weight decay and group lasso, though they never move
+            frozen = [i for i, one in enumerate(every) if not (one.lr_mult or one.blob.requires_grad)]
+            live += [i for i in frozen if p.weight_decay * every[i].decay_mult or lassoed(every[i], p)]
             live.sort()
         learning = [every[i] for i in live]
         self._blobs = [one.blob for one in every]

@@ -32,6 +32,11 @@ def terms_of(one: Learnable, p: Any) -> list[Term]:
     return terms + [Term(x, y, p.block_group_decay * mult) for x, y, mult in one.sparse.blocks]
 
 
+def lassoed(one: Learnable, p: Any) -> bool:
+    """Whether any group lasso acts on a blob."""
+    return any(term.decay for term in terms_of(one, p))
+
+
 def kind_of(one: Learnable, p: Any) -> str:
     """The type of a blob's weight decay: its own, else the solver's."""
     return one.sparse.regularization_type or str(p.regularization_type)
@@ -73,7 +78,7 @@ def threshold(net: Net, p: Any) -> float:
     asked = (
         p.max_threshold_factor >= 2
         or any(one.sparse.regularization_type or one.sparse.decay_proto for one in learnable)
-        or any(term.decay for one in learnable for term in terms_of(one, p))
+        or any(lassoed(one, p) for one in learnable)
         or any(map(mode_of, net.spec.layers))
         or (p.weight_decay and p.regularization_type == DNS)
     )

@@ -61,6 +61,14 @@ def test_only_one_of_the_two_factors_does_nothing(tmp_path: Path) -> None:
     assert not recorder.of("sparsity")
 
 
+def test_what_never_moves_has_a_history_of_its_lasso(tmp_path: Path) -> None:
+    """As in Caffe, whose solver types gather it whatever the rate."""
+    solver, _ = run(tmp_path, 'type: "AdaGrad" block_group_decay: 0.1', convs(f"lr_mult: 0 {ROWS}"), steps=2)
+    weight = blobs_of(solver)["c1/0"]
+    push = 0.1 * weight / weight.flatten(1).norm(dim=1)[:, None, None, None]
+    torch.testing.assert_close(torch.from_numpy(solver.updater.saved_history()[0]), 2 * push.square())
+
+
 # -- zeroing
 
 
