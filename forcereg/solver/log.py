@@ -139,13 +139,15 @@ class GlogWriter:
         )
         link = f"At {event.bandwidth / 1e6:.4g} Mbit/s" + ("" if event.given else ", as it comes to here")
         self.line(f"{link}, communication takes {event.share:.0%} of an iteration; of each scheme:")
-        self.line(
-            f"    {'':9} {'Mbit sent':>10} {'ms to compute':>14} {'ms an iteration':>16} {'gain':>7} {'cosine':>7}"
+        heads = (
+            f"{'Mbit sent':>10} {'ms to compute':>14} {'ms an iteration':>16} {'gain':>7} {'cosine':>7} {'zeros':>6}"
         )
+        self.line(f"    {'':9} {heads}")
         for one in event.schemes:
             times = [f"{1e3 * one[key]:.4g}" for key in ("work", "seconds")]
             numbers = (
-                f"{one['bits'] / 1e6:10.4g} {times[0]:>14} {times[1]:>16} {one['gain']:>7.0%} {one['cosine']:7.4f}"
+                f"{one['bits'] / 1e6:10.4g} {times[0]:>14} {times[1]:>16} {one['gain']:>7.0%} {one['cosine']:7.4f} "
+                f"{one['zeros']:>6.0%}"
             )
             self.line(f"    {one['scheme']:9} {numbers}")
         self.line(event.text[0].upper() + event.text[1:])

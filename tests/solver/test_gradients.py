@@ -159,6 +159,8 @@ def test_a_report_leaves_the_run_as_it_was(size: int, results: dict[int, dict[st
         assert list(cosines) == ["dense", "bf16", "fp16", "powersgd", "ternary"]
         # two bits say less of the mean than sixteen do
         assert cosines["dense"] == 1 and min(cosines["bf16"], cosines["fp16"]) > 0.999 > cosines["ternary"] > 0.2
+        zeros = {one.scheme: one.zeros for one in found.schemes}
+        assert zeros["dense"] == zeros["powersgd"] < 0.5 < zeros["ternary"] < 1
 
 
 @SIZES

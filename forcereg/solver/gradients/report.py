@@ -36,7 +36,7 @@ class Row:
     """A scheme: bits that a rank sends in an iteration, seconds that it computes beside, and what it comes to.
 
     `seconds` of an iteration, and its `gain` over dense gradients, as a share. `cosine`: of what it makes of the ranks'
-    gradients, to their mean.
+    gradients, to their mean; `zeros`: share of zeros in what it makes of one rank's alone.
     """
 
     scheme: str
@@ -45,6 +45,7 @@ class Row:
     seconds: float
     gain: float
     cosine: float = 1.0
+    zeros: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,20 @@ def own_group(rank: int) -> dist.ProcessGroup:
 
 
 def rehearsed(scheme: Scheme, net: Net, bucket: Bucket, times: int = 5) -> Row:
-    """The bits that a scheme would send for a bucket of gradients of `net`, and the seconds that it computes."""
+    """The bits that a scheme would send for a bucket of gradients of `net`, the seconds that it computes, and zeros."""
     scheme.attach(net)
     bits, _ = traffic(scheme.messages(bucket.weights, scheme.wire.size), scheme.wire.size)
 
-    def work() -> float:
+    def work() -> tuple[float, float]:
         given = replace(bucket, flat=bucket.flat.clone())
         began = _now(given.flat.device)
-        scheme.hook(given).wait()
-        return _now(given.flat.device) - began
+        found = scheme.hook(given).wait()
+        return _now(given.flat.device) - began, 1 - float(found.count_nonzero()) / max(1, len(found))
 
+    tried = [work() for _ in range(times)]
     # what else a machine does only adds; DDP's own way is no hook
-    found = 0.0 if scheme.name == DENSE else min(work() for _ in range(times))
-    return Row(scheme.name, bits, found, 0.0, 0.0)
+    least = 0.0 if scheme.name == DENSE else min(seconds for seconds, _ in tried)
+    return Row(scheme.name, bits, least, 0.0, 0.0, zeros=statistics.fmean(zeros for _, zeros in tried))
 
 
 def cosine(scheme: Scheme, net: Net, bucket: Bucket) -> float:
