@@ -326,6 +326,12 @@ def test_what_cannot_be_sent(tmp_path: Path) -> None:
         Local(Job(lambda tell, call: None, "call", tmp_path, str(tmp_path), (), 1), 1, {})
 
 
+def test_a_folder_that_cannot_be_is_told_before_processes_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ForceregError, match=r"cannot write \S+/file/out/jobs: "):
+        Local(Job(print, "call", Path("file/out"), str(tmp_path), (), 1), 1, {})
+
+
 # -- what is asked for
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from forcereg.errors import ForceregError
 from forcereg.registry import executor
 from forcereg.study.jobs.job import INTERRUPTED, Job
+from forcereg.system.files import make_folder
 from forcereg.system.isolation import python
 
 
@@ -29,6 +30,7 @@ class Local:
             raise ForceregError(
                 f"a job can't be sent to a process ({error}); define its functions and classes in a module"
             ) from None
+        make_folder(job.told(0).parent)  # what can't be is told once, not by each process
         self._processes: list[subprocess.Popen[bytes]] = []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         env = {"OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ}
