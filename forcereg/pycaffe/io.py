@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -104,17 +104,22 @@ def datum_to_array(datum: Any) -> np.ndarray:
 # -- images
 
 
-def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarray:
+def load_image(filename: str | os.PathLike[str] | BinaryIO, color: bool = True) -> np.ndarray:
     """(H, W, 3) float32 of an image file, R, G, B from 0 to 1; or without `color` (H, W, 1), its luminance.
 
-    Grey images are repeated in three channels, alpha is left out. Reads JPEG, PNG, BMP, GIF (the first picture), TIFF,
-    WebP and PNM. Raises OSError for a file that is missing, or no such image.
+    `filename`: a path, or an open file, as web services have images. Grey images are repeated in three channels, alpha
+    is left out. Reads JPEG, PNG, BMP, GIF (the first picture), TIFF, WebP and PNM. Raises OSError for a file that is
+    missing, or no such image.
     """
-    filename = os.fspath(filename)
+    if isinstance(filename, str | os.PathLike):
+        name = os.fspath(filename)
+        data = read_file(name)
+    else:
+        name, data = "the open file", filename.read()
     try:
-        pixels = decode_image(read_file(filename), deep=True)
+        pixels = decode_image(data, deep=True)
     except ForceregError as error:
-        raise OSError(f"{filename}: {error}") from None
+        raise OSError(f"{name}: {error}") from None
     # as scikit-image: a share of the type's largest value, in double precision
     image = pixels.transpose(1, 2, 0) / np.iinfo(pixels.dtype).max
     if image.shape[2] > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def test_images_as_scikit_image_reads_them(name: str, color: bool, pictures: Pat
     found = io.load_image(str(pictures / name), color)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_an_open_file_is_an_image_too(pictures: Path) -> None:
+    data = (pictures / "color.png").read_bytes()
+    assert (io.load_image(BytesIO(data)) == io.load_image(pictures / "color.png")).all()
+    with pytest.raises(OSError, match="the open file: the image inside cannot be decoded"):
+        io.load_image(BytesIO(b"no picture"))
 
 
 def test_no_image(tmp_path: Path) -> None:
