@@ -34,8 +34,11 @@ class Listed(list[Any]):
         return set(self).isdisjoint(other)
 
 
-class Named(OrderedDict[str, V]):
-    """Name -> thing, in the net's order."""
+class Old(dict[str, V]):
+    """Name -> thing with Python 2's methods, such as what a pass comes to. It is stored, as by `np.save`, as a dict."""
+
+    def __reduce__(self) -> Any:
+        return dict, (list(super().items()),)
 
     def keys(self) -> Any:
         """The names."""
@@ -64,3 +67,9 @@ class Named(OrderedDict[str, V]):
     def has_key(self, name: str) -> bool:
         """As in Python 2."""
         return name in self
+
+
+class Named(Old[V], OrderedDict[str, V]):
+    """Name -> thing, in the net's order."""
+
+    __reduce__ = OrderedDict.__reduce__

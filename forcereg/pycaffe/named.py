@@ -11,6 +11,7 @@ import numpy as np
 from forcereg.layers.pycaffe.blob import Blob
 from forcereg.layers.pycaffe.vectors import StringVec
 from forcereg.pycaffe.chain import Chain
+from forcereg.pycaffe.mappings import Old
 
 Arrays = dict[str, Any]
 
@@ -59,7 +60,7 @@ def forward(net: Passing, more: Any, start: str | None, end: str | None, given: 
                 raise Exception("Input is not batch sized")
             net.blobs[name].data[...] = values
     net._chain.forward(first, last)
-    return {name: net.blobs[name].data for name in wanted}
+    return Old((name, net.blobs[name].data) for name in wanted)
 
 
 def backward(net: Passing, more: Any, start: str | None, end: str | None, given: Mapping[str, Any]) -> Arrays:
@@ -75,7 +76,7 @@ def backward(net: Passing, more: Any, start: str | None, end: str | None, given:
                 raise Exception("Diff is not batch sized")
             net.blobs[name].diff[...] = values
     net._chain.backward(first, last)
-    return {name: net.blobs[name].diff for name in wanted}
+    return Old((name, net.blobs[name].diff) for name in wanted)
 
 
 def _number(net: Passing, layer: str) -> int:
@@ -137,4 +138,4 @@ def _cut(rows: Mapping[str, Sequence[Any]], count: int) -> Arrays:
     """As arrays, without the rows of the first one that go beyond `count`."""
     pad = len(next(iter(rows.values()))) - count
     arrays: Iterable[tuple[str, np.ndarray]] = ((name, np.asarray(values)) for name, values in rows.items())
-    return {name: values[:-pad] if pad else values for name, values in arrays}
+    return Old((name, values[:-pad] if pad else values) for name, values in arrays)

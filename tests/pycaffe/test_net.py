@@ -61,6 +61,16 @@ def test_python_2_habits(deploy: Any) -> None:
     assert names == sorted(deploy.params) and dict(deploy.params) == deploy.params
 
 
+def test_python_2_habits_of_what_passes_return(deploy: Any) -> None:
+    found = [deploy.forward(), deploy.forward_all(data=np.zeros((3, 3, 8, 8))), deploy.backward(diffs=["conv"])]
+    assert [out.keys()[0] for out in found] == ["aux", "aux", "data"]
+    for out in found:
+        assert isinstance(out, dict) and [name for name, _ in out.iteritems()] == list(out)
+        assert out.values()[0] is out[out.items()[0][0]] and repr(out).startswith("{'")
+        # whoever reads it may have no forcereg
+        assert type(pickle.loads(pickle.dumps(out))) is dict
+
+
 def test_outputs_are_sorted_by_name(tmp_path: Path) -> None:
     net = net_of(DEPLOY.replace('"ip" top: "prob"', '"ip" top: "a"').replace('top: "aux"', 'top: "z"'), tmp_path)
     assert list(net.blobs)[-2:] == ["z", "a"] and net.outputs == ["a", "z"]
