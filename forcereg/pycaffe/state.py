@@ -73,8 +73,12 @@ def set_mode_gpu() -> None:
     STATE.gpu = True
 
 
-def set_device(device: int) -> None:
-    """Which GPU `set_mode_gpu` means, counted from 0. Raises RuntimeError for one that isn't there."""
+def set_device(device: Any) -> None:
+    """Which GPU `set_mode_gpu` means, counted from 0.
+
+    Raises RuntimeError for one that isn't there, TypeError (ArgumentError) for what is no whole number.
+    """
+    device = _whole("set_device", device)
     if device < 0 or (torch.cuda.is_available() and device >= torch.cuda.device_count()):
         raise Fatal(f"there is no GPU {device}; {torch.cuda.device_count()} found, counted from 0")
     STATE.device = device
@@ -107,14 +111,18 @@ def set_random_seed(seed: Any) -> None:
 
     Raises OverflowError for one below 0 or above 32 bits, TypeError (ArgumentError) for what is no whole number.
     """
-    try:
-        number = int(seed.__index__())
-    except AttributeError:
-        raise ArgumentError(f"set_random_seed({type(seed).__name__}): expected a whole number") from None
+    number = _whole("set_random_seed", seed)
     if not 0 <= number < 1 << 32:
         raise OverflowError(f"set_random_seed({number}): expected 0 to 2^32 - 1")
     torch.manual_seed(number)
     STATE.seed = number
+
+
+def _whole(call: str, value: Any) -> int:
+    try:
+        return int(value.__index__())
+    except AttributeError:
+        raise ArgumentError(f"{call}({type(value).__name__}): expected a whole number") from None
 
 
 def next_seed() -> int | None:

@@ -39,6 +39,8 @@ def test_modes(deploy: Any) -> None:
     deploy.forward()
     with pytest.raises(RuntimeError):
         caffe.set_device(-1)
+    with pytest.raises(ArgumentError, match=r"set_device\(str\)"):
+        caffe.set_device("0")
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")
