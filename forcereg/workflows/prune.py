@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from forcereg.errors import ForceregError, UsageError, check_share, did_you_mean
 from forcereg.lowrank.decompose import Named, named
+from forcereg.lowrank.rewrite import Weights
 from forcereg.net.made import FORMATS, write_net
+from forcereg.net.module import Net
 from forcereg.net.read import ReadNet, in_form, read_weights
-from forcereg.solver.pruning import MAGNITUDE, METHODS
+from forcereg.schema.text import SolverFile
+from forcereg.solver.pruning import MAGNITUDE, METHODS, prunable
+from forcereg.solver.setup import trained_net
 from forcereg.solver.start import read
 from forcereg.study.evaluate import Evaluator
 from forcereg.study.prune.report import Row, as_csv
@@ -94,9 +101,9 @@ def prune(
 
     `target`: the share of zeros, above 0, below 1, of all weights of `layers` together (names or patterns; None for
     all Convolution and InnerProduct layers) without `except_layers`; or `max_accuracy_drop`: the largest share found
-    at which the test net loses at most so much before fine-tuning. `spread`: "magnitude", the smallest of them all,
-    "uniform", of each layer that share, or "sensitivity", the share at which it alone costs as much accuracy as the
-    others alone.
+    at which the test net loses at most so much before fine-tuning. Layers that don't learn stay as they are; what
+    layers share counts once, as its owner's. `spread`: "magnitude", the smallest of them all, "uniform", of each layer
+    that share, or "sensitivity", the share at which it alone costs as much accuracy as the others alone.
 
     `method`: "magnitude", over `over` iterations by a cubic schedule in steps of `every`, at once for 0; "dns", the
     same, but that weights come back while they are above the step's threshold (dynamic surgery: a dense copy is
@@ -131,9 +138,11 @@ def prune(
     # before anything is written: a folder that can't be made ends it here
     make_folder(Path(out))
     model = in_form(read_weights(weights), evaluator.train_file, tell.warn)
+    net = without_values(file, evaluator.root, allow_python_layers)
+    model = replace(model, layers=of_owners(model.layers, net.shared))
     source = ReadNet(model, evaluator.train_file, evaluator.root)
     plan = Plan(
-        layers=chosen(source, layers, except_layers), method=method, target=target, drop=max_accuracy_drop,
+        layers=chosen(source, net, layers, except_layers, tell), method=method, target=target, drop=max_accuracy_drop,
         spread=spread, over=over, every=every, finetune=finetune, rate=rate, decay=l1, threshold=threshold,
         guided=guided, batch=batch, seed=seed,
     )  # fmt: skip
@@ -173,14 +182,50 @@ def check_positive(name: str, value: Any) -> None:
         raise wrong(name, value, "a number above 0")
 
 
-def chosen(source: ReadNet, layers: Named | str | None, except_layers: Named | str) -> list[str]:
-    """The layers to prune, in net order. Raises UsageError for names that are nobody's, ForceregError for none."""
-    of_types = {layer.name: None for layer in source.file.message.layer if layer.type in TYPES}
-    known: Collection[str] = [name for name in of_types if source.model.layers.get(name)]
-    filename = source.file.name
-    only = known if layers is None else named(listed(layers), known, filename)
-    without = named(listed(except_layers), known, filename)
-    found = [name for name in known if name in only and name not in without]
-    if not found:
+def without_values(solver: SolverFile, root: Path, allow_python_layers: bool) -> Net:
+    """The net that the solver trains, with shapes, multipliers and what is shared only."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # told where it is trained
+        return Net(trained_net(solver, root).spec(root), allow_python_layers=allow_python_layers)
+
+
+def of_owners(weights: Weights, shared: Mapping[str, str]) -> Weights:
+    """The weights with what layers share under its owner alone; `shared`: borrowed "layer/i" -> its owner.
+
+    Binary models have it under each of them: the last counts, as where a net loads them.
+    """
+    made = {name: dict(blobs) for name, blobs in weights.items()}
+    for name, blobs in weights.items():
+        for index in blobs:
+            owner, _, position = shared.get(f"{name}/{index}", "").rpartition("/")
+            place = int(position or 0)
+            if place in made.get(owner, {}):
+                made[owner][place] = made[name].pop(index).reshape(made[owner][place].shape)
+    return made
+
+
+def chosen(source: ReadNet, net: Net, layers: Named | str | None, except_layers: Named | str, tell: Tell) -> list[str]:
+    """The layers to prune, in net order; `net`: the one that is trained. Tells of those left out, which don't learn.
+
+    Raises UsageError for names that are nobody's, ForceregError for none, and for the name of one that can't be pruned.
+    """
+    filename, learning = source.file.name, prunable(net)
+    found = {layer.name: None for layer in source.file.message.layer if layer.type in TYPES}
+    known = [name for name in found if source.model.layers.get(name) or f"{name}/0" in net.shared]
+    asked = known if layers is None else listed(layers)
+    only, without = named(asked, known, filename), named(listed(except_layers), known, filename)
+    wanted = [name for name in known if name in only and name not in without]
+    for name in wanted:
+        if name in learning:
+            continue
+        owner = net.shared.get(f"{name}/0", "").rpartition("/")[0]
+        why = f"has the weights of '{owner}'" if owner else "has no weights that learn"
+        if layers is not None and name in asked:
+            raise ForceregError(
+                f"{filename}: layer '{name}' {why}; " + (f"name '{owner}'" if owner else "leave it out")
+            )
+        if not owner:
+            tell.note(f"{name} {why} and stays as it is")
+    if not (pruned := [name for name in wanted if name in learning]):
         raise ForceregError(f"{filename}: no Convolution or InnerProduct layer is left to prune")
-    return found
+    return pruned

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import forcereg
+from forcereg.errors import ForceregError
 from forcereg.snapshot import read_model
 from forcereg.solver.loop import Solver
 from forcereg.solver.pruning import Limit
 from forcereg.study.prune.limits import LayerTimes
+from forcereg.workflows.prune import of_owners
 from tests.commands.conftest import Cli, said
 from tests.conftest import RunCli
-from tests.solver.nets import write_images, write_solver
+from tests.solver.nets import IMAGES, write_images, write_solver
 
 SOLVER = 'momentum: 0.9 snapshot_prefix: "s" test_iter: 2 test_interval: 100 max_iter: 30 display: 0'
 
@@ -115,6 +120,56 @@ def test_where_zeros_pay_nowhere_that_is_the_answer(here: Path, cli: Cli, monkey
     code, _, err = cli(*asked(here, "--target", "0.3", "--guided"))
     assert code == 1
     assert "no layer that is to be pruned becomes faster than dense on this machine" in said(err)
+
+
+SHARING = (
+    IMAGES.replace("param { lr_mult: 1 force_mult: 1 }", 'param { name: "w" decay_mult: 1 }')
+    .replace('bottom: "data" top: "conv"', 'bottom: "data" top: "one"')
+    .replace(
+        'layer { name: "bn"',
+        """layer { name: "other" type: "Convolution" bottom: "data" top: "other" param { name: "w" decay_mult: 1 }
+  convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "sum" type: "Eltwise" bottom: "one" bottom: "other" top: "conv" }
+layer { name: "bn\"""",
+    )
+)
+
+
+@pytest.mark.parametrize("form", ["HDF5", "BINARYPROTO"])
+def test_what_layers_share_is_pruned_once(form: str, tmp_path: Path, here: Path) -> None:
+    solver = write_solver(
+        write_images(tmp_path, SHARING),
+        f"{SOLVER.replace('30', '2')} weight_decay: 0.01 snapshot_format: {form}",
+    )
+    Solver(solver).solve()
+    (weights,) = tmp_path.glob("s_iter_2.caffemodel*")
+    # binary models have shared weights under both layers, HDF5 only the second one's own bias
+    assert ("other" in read_model(weights).layers) and (0 in read_model(weights).layers["other"]) == (form != "HDF5")
+    found = forcereg.prune(solver, weights=weights, method="l1", target=0.5, over=1, spread="sensitivity")
+    assert [row.layer for row in found.layers] == ["conv", "ip"]
+    left = read_model(found.weights).layers
+    gone = sum(int((left[row.layer][0] == 0).sum()) for row in found.layers)
+    assert gone == round(0.5 * sum(row.weights for row in found.layers))
+    with pytest.raises(ForceregError, match="layer 'other' has the weights of 'conv'; name 'conv'"):
+        forcereg.prune(solver, weights=weights, target=0.5, layers="other")
+
+
+def test_of_what_is_shared_the_last_one_s_values_count() -> None:
+    weights = {"a": {0: np.zeros((2, 3)), 1: np.ones(2)}, "b": {0: np.ones((3, 2)), 1: np.zeros(3)}}
+    made = of_owners(weights, {"b/0": "a/0"})
+    assert made["a"][0].tolist() == [[1, 1, 1]] * 2 and list(made["a"]) == [0, 1] and list(made["b"]) == [1]
+    # an owner that the weights lack has none
+    assert of_owners({"b": weights["b"]}, {"b/0": "a/0"}) == {"b": weights["b"]}
+
+
+def test_layers_that_don_t_learn_stay_as_they_are(tmp_path: Path, here: Path, cli: Cli) -> None:
+    root = write_images(tmp_path, IMAGES.replace("param { lr_mult: 1 force_mult: 1 }", "param { lr_mult: 0 }"))
+    write_solver(root, SOLVER)
+    shutil.copy(here / "s_iter_30.caffemodel.h5", root)
+    code, _, err = cli(*asked(root, "--target", "0.5"))
+    assert code == 0 and "conv has no weights that learn and stays as it is" in err and list(rows()) == ["ip"]
+    code, _, err = cli(*asked(root, "--target", "0.5", "--only-layers", "conv"))
+    assert code == 1 and "layer 'conv' has no weights that learn; leave it out" in said(err)
 
 
 @pytest.mark.parametrize(

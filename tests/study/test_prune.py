@@ -95,6 +95,16 @@ def test_l1_is_on_the_layers_weights_alone(decay: float) -> None:
     assert not any(one.regularization_type for one in (*a.param[1:], *b.param))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_whoever_shares_a_weight_agrees_on_its_l1(decay: float) -> None:
+    param = SolverParameter(weight_decay=decay)
+    for name in ("a", "b"):
+        param.net_param.layer.add(name=name).param.add(name="w", decay_mult=2)
+    with_l1(param, ["a"], {"a": {0: np.ones((2, 2))}, "b": {}}, 5e-4)
+    a, b = (layer.param[0] for layer in param.net_param.layer)
+    assert a == b and a.regularization_type == "L1" and param.weight_decay * a.decay_mult == pytest.approx(5e-4)
+
+
 # -- limits
 
 

@@ -257,6 +257,9 @@ def with_l1(param: Any, layers: Sequence[str], weights: Weights, decay: float) -
                 layer.param.add()
         for one in layer.param if not whole else ():
             one.decay_mult = 0
-        if layer.name in layers:
-            layer.param[0].regularization_type = "L1"
-            layer.param[0].decay_mult = decay / param.weight_decay
+    pruned = [layer.param[0] for layer in param.net_param.layer if layer.name in layers]
+    names = {one.name for one in pruned if one.name}
+    # whoever shares a weight may only agree with its owner
+    shared = [one for layer in param.net_param.layer for one in layer.param if one.name in names]
+    for one in (*pruned, *shared):
+        one.regularization_type, one.decay_mult = "L1", decay / param.weight_decay
