@@ -97,6 +97,14 @@ def test_layers_of_alexnet(form: str, shape: tuple, size: tuple, settings: tuple
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_rows_wider_than_their_distance_go_on_in_the_next_tile(form: str) -> None:
+    geometry, x = Geometry((1, 1), (1, 1), (6, 6), (1, 1)), torch.ones((1, 3, 40, 2))
+    layout = Layout(geometry, (40, 2))
+    assert layout.out[1] > layout.row
+    check(form, x, torch.ones((4, 3, 1, 1)), torch.ones(4), geometry, 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_float64_is_computed_in_float64(form: str) -> None:
     x = torch.randn((1, 4, 6, 6), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     weight = weights((3, 4, 3, 3), 0.3, dtype=torch.float64)

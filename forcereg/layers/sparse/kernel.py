@@ -62,7 +62,8 @@ def loops(vectors: int) -> Callable[..., None]:
             # between the end of an output row and the next one's start lies what nobody wants
             for f in range(begin, end):
                 skipped = (f - begin) * tile - start
-                for y in range(start // row, min((start + tile - 1) // row + 1, height)):
+                # where padding is wide a row goes on beyond the next one's start
+                for y in range(max(0, (start - width) // row + 1), min((start + tile - 1) // row + 1, height)):
                     for p in range(max(y * row, start), min(y * row + width, start + tile)):
                         out[image, f, y, p - y * row] = sums[skipped + p]
 
