@@ -17,6 +17,7 @@ from forcereg.net.made import FORMATS, write_net
 from forcereg.net.module import Net
 from forcereg.net.read import ReadNet, in_form, read_weights
 from forcereg.schema.text import SolverFile
+from forcereg.snapshot import matched
 from forcereg.solver.pruning import MAGNITUDE, METHODS, prunable
 from forcereg.solver.setup import trained_net
 from forcereg.solver.start import read
@@ -139,6 +140,8 @@ def prune(
     make_folder(Path(out))
     model = in_form(read_weights(weights), evaluator.train_file, tell.warn)
     net = without_values(file, evaluator.root, allow_python_layers)
+    # with the file's name in what it raises; the rest knows weights without a file
+    matched(net.params, model, net.shared)
     model = replace(model, layers=of_owners(model.layers, net.shared))
     source = ReadNet(model, evaluator.train_file, evaluator.root)
     plan = Plan(

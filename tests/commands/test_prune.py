@@ -172,6 +172,14 @@ def test_layers_that_don_t_learn_stay_as_they_are(tmp_path: Path, here: Path, cl
     assert code == 1 and "layer 'conv' has no weights that learn; leave it out" in said(err)
 
 
+def test_weights_of_another_net_are_named_by_their_file(tmp_path: Path, here: Path, cli: Cli) -> None:
+    root = write_images(tmp_path, IMAGES.replace("num_output: 4", "num_output: 5"))
+    write_solver(root, SOLVER)
+    shutil.copy(here / "s_iter_30.caffemodel.h5", root)
+    code, _, err = cli(*asked(root, "--target", "0.5"))
+    assert code == 1 and "s_iter_30.caffemodel.h5: layer 'conv' blob 0: shape (4, 1, 3, 3) in the file" in said(err)
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
