@@ -67,11 +67,18 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pad: Any
     One operation while torch records it (see `recording`).
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and not recording():
-        if not weight.is_contiguous():  # torch would bring x into its layout both forward and backward
+        if _past_the_edge(weight.shape, pad, dilation):
+            x, weight = x.contiguous(), weight.contiguous()
+        elif not weight.is_contiguous():  # torch would bring x into its layout both forward and backward
             x = x.contiguous(memory_format=torch.channels_last)
         if group == 1 and _is_split(weight.shape) and not torch.is_autocast_enabled("cpu"):
             return TwoHalves.apply(x, weight, bias, stride, pad, dilation)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)
+
+
+def _past_the_edge(shape: Shape, pad: Any, dilation: Any) -> bool:
+    """Whether a kernel can lie in the padding alone: torch's channels_last kernel (2.14) reads past its input there."""
+    return any(edge >= step * (size - 1) + 1 for size, edge, step in zip(shape[2:], pad, dilation, strict=True))
 
 
 def _is_split(shape: Shape) -> bool:

@@ -50,3 +50,23 @@ def test_two_halves_round_less() -> None:
     geometry = ((1, 1), (0, 0), (1, 1), 1)
     split, plain = ((f(x, weight, None, *geometry).double() - right).norm() for f in (conv2d, F.conv2d))
     assert split <= plain
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "dilation", "size"),
+    [
+        ((2, 2), (5, 3), (1, 4), (2, 3), (6, 2)),
+        ((5, 1), (5, 2), (1, 3), (1, 3), (4, 1)),
+        ((3, 2), (2, 3), (2, 4), (1, 2), (3, 1)),
+        ((2, 1), (3, 5), (6, 4), (3, 2), (3, 1)),
+    ],
+)
+def test_kernels_in_the_padding_alone(kernel, stride, pad, dilation, size) -> None:
+    """Of two images and channels_last: where torch 2.14's own conv2d ends the process, now and then."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, *size, generator=draw).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(5, 8, *kernel, generator=draw), torch.randn(5, generator=draw)
+    for _ in range(100):
+        y = conv2d(x, weight, bias, stride, pad, dilation, 1)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, pad, dilation)
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
