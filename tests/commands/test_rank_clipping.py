@@ -87,6 +87,7 @@ def test_resume_auto_is_as_if_nothing_had_happened(root: Path, cli: Cli) -> None
     assert code == 1 and said(err).endswith("; it was saved with --rank-clipping: give that again")
 
 
+@pytest.mark.long
 def test_two_processes(root: Path, run_cli: RunCli) -> None:
     """Both hold the same weights, which every snapshot checks; going on in the middle changes nothing."""
     models = []

@@ -12,4 +12,4 @@ from tests.nursery import Nursery
 
 def test_wrong_entries(rounds: Rounds, nursery: Nursery, tmp_path: Path) -> None:
     states.prepare(tmp_path)
-    survive(nursery, "tests.fuzz.states", rounds(200), tmp_path, batch=100)
+    survive(nursery, "tests.fuzz.states", rounds(120), tmp_path, batch=60)

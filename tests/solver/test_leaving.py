@@ -150,6 +150,7 @@ saving.snapshot.write_model = slow
 """
 
 
+@pytest.mark.long
 def test_a_snapshot_takes_as_long_as_it_takes(start: Start) -> None:
     """With the signal in the middle of it; the others, which wait, see that rank 0 is at work."""
     run = start("--set", "snapshot=40", prelude=SLOW)
@@ -209,7 +210,7 @@ def test_a_rank_is_stopped(stopped: int, whom: str, number: str, solver: str, st
     assert run.saved() == 0
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_rank_is_stopped_and_the_launcher_killed(stopped: int, start: Start) -> None:
     run = start(prelude=HASTY)
     run.until(RUNS)
