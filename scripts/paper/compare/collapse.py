@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from nets import STUDIES, net_text
-from rows import accuracies_into, add_row, made_by, resumable
+from rows import add_row, made_by, resumable
 
 import forcereg
 from forcereg.system.files import write_text
@@ -40,7 +40,6 @@ def ranks_of(weights: Path) -> dict[str, int]:
 def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     """The test accuracies of WEIGHTS and of what one try made, and its weights."""
     study = STUDIES["resnet20"]
-    found: list[float] = []
     forced = "force_mult: 1"
     text = net_text(study).replace("batch_size: 128", f"batch_size: {asked.batch}")
     if asked.layers == "last":  # only there
@@ -54,7 +53,7 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     write_text(net, text)
     fields: dict[str, Any] = {
         "net": str(net), "display": 500, "snapshot_format": "HDF5", "snapshot_prefix": str(folder / name),
-        "snapshot": 500, "solver_mode": "CPU", "test_iter": [asked.tests], "test_interval": 1000,
+        "snapshot": 500, "solver_mode": "CPU", "test_initialization": False, "test_interval": asked.iterations + 1,
         "lr_policy": "poly", "power": 1.0, "stepvalue": [], "base_lr": asked.rate,
         "force_decay": asked.decay, "force_type": asked.type,
     }  # fmt: skip
@@ -63,10 +62,15 @@ def tried(asked: argparse.Namespace, folder: Path) -> tuple[float, float, Path]:
     begun = resumable(folder, name)
     forcereg.train(
         study.solver, set=fields, weights=None if begun or asked.afresh else asked.weights, seed=asked.seed,
-        max_iter=asked.iterations, resume=begun, keep=1, observer=accuracies_into(found),
+        max_iter=asked.iterations, resume=begun, keep=1,
     )  # fmt: skip
-    before = forcereg.score(net, asked.weights, iterations=asked.tests, device="cpu").mean("accuracy")
-    return before, found[-1], folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
+    made = folder / f"{name}_iter_{asked.iterations}.caffemodel.h5"
+    # of the weights themselves: a training's last test may lie well before its end
+    before, after = (
+        forcereg.score(net, weights, iterations=asked.tests, device="cpu").mean("accuracy")
+        for weights in (asked.weights, made)
+    )
+    return before, after, made
 
 
 def main() -> None:
