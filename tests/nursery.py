@@ -1,12 +1,13 @@
 """Processes forked from one that has torch already: loading it takes two seconds, most of them need a tenth of that.
 
 Each is what `python -m MODULE ...` or `python -c CODE ...` would be, with a folder, environment, output, signals and
-end of its own, and imports forcereg itself; only what torch reads from the environment while it is loaded is set here:
-there is one thread.
+exit code of its own, and imports forcereg itself; only what torch reads from the environment while it is loaded is set
+here: there is one thread. At their end most leave memory to the system, see `end`.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -18,11 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -59,10 +61,10 @@ class Child:
 
 
 class Nursery:
-    """The process that the others are forked from; it loads `modules`."""
+    """The process that the others are forked from; it loads `modules`. `frees`: they end as Python does."""
 
-    def __init__(self, *modules: str) -> None:
-        self._server = _server("", *modules)
+    def __init__(self, *modules: str, frees: bool = False) -> None:
+        self._server = _server("frees" if frees else "", *modules)
 
     def __enter__(self) -> Nursery:
         return self
@@ -103,8 +105,8 @@ class Nursery:
         return json.loads(answer)
 
 
-def _server(path: str, *modules: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.nursery", path, *modules]
+def _server(where: str, *modules: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.nursery", where, *modules]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=TOP, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -170,7 +172,7 @@ def serve_at(path: str) -> None:
         os._exit(0)
 
 
-def serve() -> None:
+def serve(frees: bool) -> None:
     """Answers each line of input: a process's id with its exit code or null, what is to be started with its id."""
     for line in sys.stdin:
         request = json.loads(line)
@@ -180,11 +182,11 @@ def serve() -> None:
         else:
             answer = os.fork()
             if not answer:
-                return become(**request)
+                return become(**request, frees=frees)
         print(json.dumps(answer), flush=True)
 
 
-def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str | int]) -> None:
+def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str | int], frees: bool = False) -> None:
     """Makes this the process `python ARGS`, and runs it; `files`: its streams, paths or open files."""
     for number, path in enumerate(files):
         file = path if isinstance(path, int) else os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -195,9 +197,14 @@ def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str |
     os.environ.update(env)
     # what a shell starts in the background ignores it, and so would all that is started from there
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    option, what, *sys.argv[1:] = args if args[0] in ("-m", "-c") else ("", *args)
+    option, what, *rest = args if args[0] in ("-m", "-c") else ("", *args)
+    (run if frees else end)(option, what, *rest)
+
+
+def run(option: str, what: str, *args: str) -> None:
+    """What `python OPTION WHAT ARGS` does between its start and its end."""
     sys.path[:1] = ["" if option else str(Path(what).parent), str(TOP)]
-    sys.argv[0] = option
+    sys.argv[:] = [option, *args]
     if option == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     elif not option:
@@ -208,10 +215,41 @@ def become(args: list[str], cwd: str, env: dict[str, str], files: Sequence[str |
         exec(compile(what, "<string>", "exec"), main.__dict__)
 
 
+def end(option: str, what: str, *args: str) -> NoReturn:
+    """Runs a program and ends the process as Python does, but leaves what torch has loaded to the system.
+
+    To free it, object by object, takes longer than most programs run.
+    """
+    code, interrupted = 0, False
+    try:
+        run(option, what, *args)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else 0 if exit.code is None else 1
+        if code and not isinstance(exit.code, int):
+            print(exit.code, file=sys.stderr)
+    except BaseException as error:
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
+        shown = error.__traceback__
+        while shown and shown.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+            shown = shown.tb_next
+        sys.excepthook(type(error), error.with_traceback(shown), shown)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = 120
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
-    socket_path, *names = sys.argv[1:]
+    where, *names = sys.argv[1:]
     for module in names:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that a collection in a child doesn't copy all of it
-    serve_at(socket_path) if socket_path else serve()
+    serve_at(where) if os.sep in where else serve(frees=where == "frees")

@@ -68,7 +68,7 @@ WAYS: dict[str, tuple[int, str, tuple[str, ...]]] = {
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
     """With all modules loaded: a run takes a tenth of a second."""
-    with Nursery("forcereg.solver.loop", "forcereg.solver.signals", "forcereg.data.database") as nursery:
+    with Nursery("forcereg.solver.loop", "forcereg.solver.signals", "forcereg.data.database", frees=True) as nursery:
         yield nursery
 
 
