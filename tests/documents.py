@@ -11,10 +11,9 @@ import doctest
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -28,7 +27,6 @@ _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(\S*)[^\n]*\n(.*?)^\1\2`*~* *$\n?", re.M
 _LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:a|img)\s[^>]*?(?:href|src)="([^"]*)\"""")
 _HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$", re.M)
 _ID = re.compile(r"""<[a-z]+\s[^>]*?(?:id|name)="([^"]+)\"""")
-_SHELL = frozenset("|&;<>()$`*?~#{}\n")  # what a shell alone understands, outside or inside quotes
 
 
 class Block(NamedTuple):
@@ -124,14 +122,11 @@ def steps(block: Block) -> Iterator[Step]:
         yield Step(block.line + start, command, "".join(lines[last + 1 : end]))
 
 
-Run = Callable[[list[str]], "tuple[int, str]"]
-
-
 class Session:
-    """A page's examples, one after the other, in one folder. `forcereg`: runs it, gives exit code and output."""
+    """A page's examples, one after the other, in one folder. `programs`: a folder whose forcereg and python run."""
 
-    def __init__(self, folder: Path, forcereg: Run) -> None:
-        self.folder, self._forcereg = folder, forcereg
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder, self.programs = folder, programs
         self._names: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:
@@ -144,15 +139,14 @@ class Session:
             self._shell(step)
 
     def _shell(self, step: Step) -> None:
-        words = None if _SHELL & {*step.command} else shlex.split(step.command)
-        code, shown = self._forcereg(words[1:]) if words and words[0] == "forcereg" else self._bash(step.command)
+        code, shown = self._bash(step.command)
         fails = bool(step.shows) and any(line.startswith("forcereg: ") for line in (step.shows or "").splitlines()[-1:])
         assert bool(code) == fails, f"line {step.line}: {step.command}\nexit code {code}\n{shown}"
         if step.shows is not None:
             assert _same(step.shows, shown), f"line {step.line}: {step.command}\nsays\n{step.shows}\nfound\n{shown}"
 
     def _bash(self, command: str) -> tuple[int, str]:
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        path = os.pathsep.join((str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]))
         call = ["bash", "-e", "-c", command]
         env = {**os.environ, "PATH": path, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

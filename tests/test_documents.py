@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.documents import MARK, TOP, Block, Session, anchors, broken_links, examples, pages, scratch, steps
-from tests.nursery import Nursery
+from tests.nursery import Door
 
 PAGES = pages()
 WITH_EXAMPLES = [page for page in PAGES if MARK in page.read_text(encoding="utf-8").splitlines()]
@@ -24,17 +25,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch(tmp_path_factory.mktemp("documents"))
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """forcereg and python, which needn't load torch."""
+    with Door("torch") as door:
+        yield door.folder
+
+
 @pytest.fixture
-def session(made: Path, tmp_path: Path, nursery: Nursery) -> Session:
-    folder, output = tmp_path / "page", tmp_path / "output"
+def session(made: Path, tmp_path: Path, programs: Path) -> Session:
+    folder = tmp_path / "page"
     shutil.copytree(made, folder)
-
-    def forcereg(words: list[str]) -> tuple[int, str]:
-        output.unlink(missing_ok=True)
-        child = nursery.start("-m", "forcereg", *words, cwd=folder, env={"COLUMNS": "120"}, out=output, err=output)
-        return child.wait(), output.read_text(encoding="utf-8")
-
-    return Session(folder, forcereg)
+    return Session(folder, programs)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
