@@ -62,6 +62,9 @@ class Layer(nn.Module):
     per_batch: bool = False
     """Whether in tests its tops follow from its bottoms alone, as losses do from all items of a batch."""
 
+    macs: int = 0
+    """Multiply-accumulates of one batch."""
+
     out_shapes: tuple[Shape, ...]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -74,7 +77,6 @@ class Layer(nn.Module):
     def __init__(self, spec: LayerSpec, shapes: Sequence[Shape]) -> None:
         super().__init__()
         self.spec = spec
-        self.macs = 0
         self.blob_names: list[str] = []
         self.fillers: list[Any] = []
         self._views: dict[str, Shape] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -121,7 +122,8 @@ class ModuleLayer(Layer):
             if is_lazy(blob):
                 raise spec.fail(f"{self.title} leaves the size of its parameter '{name}' open; give it as a keyword")
             spec.check_size(f"blob '{name}'", blob.shape)
-        self.out_shapes = self._try_out(module_class, shapes)
+        self._shapes = tuple(shapes)
+        self.out_shapes = self._try_out(module_class)
         self.capturable = module_class.__module__.startswith("torch.nn.")  # of others nobody knows
 
     def _make(self, module_class: type[nn.Module]) -> nn.Module:
@@ -137,27 +139,42 @@ class ModuleLayer(Layer):
                     made = module_class(**keywords).to("meta")
             return made.train(self.spec.phase == TRAIN)
 
-    def _try_out(self, module_class: type[nn.Module], shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    def _try_out(self, module_class: type[nn.Module]) -> tuple[Shape, ...]:
         """The shapes that the module returns: run without memory if it allows that, else a second one on zeros."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        tensors = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
-        flops = FlopCounterMode(display=False)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # told when the module runs
             try:
-                # sizes alone: most modules need no values to tell them
-                with torch.device("meta"), flops:
-                    state = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-                    found = torch.func.functional_call(self.inner, state, tuple(map(torch.empty, shapes)))
-                # a multiplication and an addition are two of them
-                self.macs = flops.get_total_flops() // 2
+                found = self._on_sizes()
             except Exception:
                 # what is drawn on trial isn't taken from the net's own sequence
                 with torch.device("cpu"), torch.random.fork_rng(devices=[]), user_code(self.spec, self._called):
                     # of a second one, because a forward may change statistics
-                    found = self._make(module_class)(*map(torch.zeros, shapes))
+                    found = self._make(module_class)(*map(torch.zeros, self._shapes))
         return tuple(tuple(top.shape) for top in self._tops(found))
+
+    def _on_sizes(self) -> Any:
+        """What the module returns for sizes alone, of which most need no more to tell theirs."""
+        tensors = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
+        with torch.device("meta"):
+            state = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+            return torch.func.functional_call(self.inner, state, tuple(map(torch.empty, self._shapes)))
+
+    @cached_property
+    def macs(self) -> int:  # type: ignore[override]  # assigned by none
+        """Multiply-accumulates of one batch as torch counts them; 0 for a module that needs values."""
+        # not before somebody asks: it loads torch's compiler, for two seconds
+        from torch.utils.flop_counter import FlopCounterMode
+
+        flops = FlopCounterMode(display=False)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            try:
+                with flops:
+                    self._on_sizes()
+            except Exception:
+                return 0
+        # a multiplication and an addition are two of them
+        return int(flops.get_total_flops() // 2)
 
     @property
     def _called(self) -> str:
