@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,8 +64,7 @@ def test_another_word_is_no_arm(word: str) -> None:
 def test_wrong_words_are_told_before_anything_is_trained(
     args: tuple[str, ...], message: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    code = f"import runpy; runpy.run_path({str(COMPARE)!r}, run_name='__main__')"
-    done = nursery.run("-c", code, "lenet", *args, cwd=tmp_path)
+    done = nursery.run(COMPARE, "lenet", *args, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and not list(tmp_path.iterdir())
 
 
@@ -116,26 +113,19 @@ def test_nuclear_steps_are_those_of_torchao() -> None:
     torch.testing.assert_close(weight, theirs)
 
 
-def test_a_comparison_writes_a_row_a_point_and_goes_on(run_cli: RunCli, tmp_path: Path) -> None:
+def script(nursery: Nursery, path: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = nursery.run(path, *args, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_comparison_writes_a_row_a_point_and_goes_on(nursery: Nursery, run_cli: RunCli, tmp_path: Path) -> None:
     run_cli("configs", "copy", ".", "examples/mnist/*", cwd=tmp_path)
     run_cli("data", "digits", "examples/mnist", cwd=tmp_path)
-    words = [
-        sys.executable,
-        str(COMPARE),
-        "lenet",
-        "--scale",
-        "0.001",
-        "--methods",
-        "pca",
-        "--budgets",
-        "0.3",
-        "--arms",
-    ]
-    env = {**os.environ, "PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
 
     def run(arms: str, *more: str) -> subprocess.CompletedProcess[str]:
-        call = [*words, arms, *more]
-        return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300)
+        asked = ("lenet", "--scale", "0.001", "--methods", "pca", "--budgets", "0.3", "--arms", arms, *more)
+        return script(nursery, COMPARE, *asked, cwd=tmp_path)
 
     assert run("none").stdout.count("arm=") == 1
     told = run("none,Degradation:1e-3:half,Constant:1e-3:afresh,clip:0.9,exact:0.3")
@@ -193,12 +183,6 @@ def test_the_page_shows_what_the_rows_say(command: str, shown: str) -> None:
 
 def test_the_page_shows_tables() -> None:
     assert len(SHOWN) >= 3
-
-
-def script(nursery: Nursery, path: Path, *args: str, cwd: Path) -> None:
-    code = f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
-    done = nursery.run("-c", code, *args, cwd=cwd)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("start", [[], ["--afresh"]], ids=["trained", "afresh"])
