@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-NEWER = ("onnx", "onnxruntime", "openvino")
+NEWER = ("onnx", "onnxruntime", "openvino", "mlflow-skinny", "wandb")
 """Not of the oldest kind: what they need themselves is newer than what everything else still takes."""
 RANGE = re.compile(r"(?P<name>[\w.-]+)>=(?P<oldest>\d+(?:\.\d+)*)")
 
