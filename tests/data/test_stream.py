@@ -33,6 +33,7 @@ from tests.data.lmdbs import (
     put_lmdb,
     raw,
 )
+from tests.data.test_prefetch import eventually
 
 STREAM = 0
 AUGMENTED = "crop_size: 13 mirror: true scale: 0.5"
@@ -167,6 +168,8 @@ def test_batches_in_existence_are_counted(ahead: int, tmp_path: Path) -> None:
     places = set()
     for _ in range(60):
         feed.next()
+        # where other work has the cores, the next `next` would come before the worker has done anything
+        eventually(lambda: len(_waiting(feed)) >= ahead)
         waiting = _waiting(feed)
         assert len(waiting) <= ahead
         places |= waiting
