@@ -101,6 +101,8 @@ def labels(settings: Sequence[Mapping[str, str]]) -> list[str]:
     for fields in settings:
         for name, value in fields.items():
             values.setdefault(name, set()).add(value)
+    # in one order, whatever each setting's is
+    settings = [{name: fields[name] for name in values if name in fields} for fields in settings]
     short = [_label({name: fields[name] for name in fields if len(values[name]) > 1}) for fields in settings]
     told = {name: fields for name, fields in zip(short, settings, strict=True)}
     if all(short) and all(told[name] == fields for name, fields in zip(short, settings, strict=True)):

@@ -93,6 +93,7 @@ def test_labels_tell_what_varies() -> None:
     assert named(*settings) == ["force_decay=0", "force_decay=1", "force_decay=2"]
     assert named({"a": "1", "b": "2"}) == ["a=1 b=2"] and named({}) == ["as it is"]
     assert named({"a": "0"}, {"a": "0", "b": "1"}) == ["a=0", "a=0 b=1"]  # nothing else tells them apart
+    assert named({"a": "1", "b": "1"}, {"b": "1", "a": "1"}) == ["a=1 b=1"] * 2
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from("123")), min_size=1, max_size=8))
