@@ -64,7 +64,7 @@ class Nursery:
     """The process that the others are forked from; it loads `modules`. `frees`: they end as Python does."""
 
     def __init__(self, *modules: str, frees: bool = False) -> None:
-        self._server = _server("frees" if frees else "", *modules)
+        self._server, self._frees = _server("", *modules), frees
 
     def __enter__(self) -> Nursery:
         return self
@@ -81,8 +81,8 @@ class Nursery:
         for file in (out, err):
             file.touch()
         files = [os.devnull, str(out), str(err)]
-        pid = self._ask({"args": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "env": whole, "files": files})
-        return Child(self, pid)
+        asked = {"args": [*map(str, args)], "cwd": str(cwd or Path.cwd()), "env": whole, "files": files}
+        return Child(self, self._ask({**asked, "frees": self._frees}))
 
     def run(
         self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
@@ -105,8 +105,8 @@ class Nursery:
         return json.loads(answer)
 
 
-def _server(where: str, *modules: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.nursery", where, *modules]
+def _server(path: str, *modules: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.nursery", path, *modules]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=TOP, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -172,7 +172,7 @@ def serve_at(path: str) -> None:
         os._exit(0)
 
 
-def serve(frees: bool) -> None:
+def serve() -> None:
     """Answers each line of input: a process's id with its exit code or null, what is to be started with its id."""
     for line in sys.stdin:
         request = json.loads(line)
@@ -182,7 +182,7 @@ def serve(frees: bool) -> None:
         else:
             answer = os.fork()
             if not answer:
-                return become(**request, frees=frees)
+                return become(**request)
         print(json.dumps(answer), flush=True)
 
 
@@ -247,9 +247,9 @@ def end(option: str, what: str, *args: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    where, *names = sys.argv[1:]
+    socket_path, *names = sys.argv[1:]
     for module in names:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that a collection in a child doesn't copy all of it
-    serve_at(where) if os.sep in where else serve(frees=where == "frees")
+    serve_at(socket_path) if socket_path else serve()

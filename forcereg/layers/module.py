@@ -88,6 +88,14 @@ def user_code(spec: LayerSpec, what: str, file: str | None = None) -> Iterator[N
         raise UserCodeError(str(spec.fail(f"{what} raised {plugins.told(error, file)}"))) from error
 
 
+@contextmanager
+def _on_trial() -> Iterator[None]:
+    """Without gradients, and without warnings, which are told when the module runs."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class ModuleLayer(Layer):
     """A torch.nn.Module of the users' own as a layer, with autograd's gradient.
 
@@ -141,8 +149,7 @@ class ModuleLayer(Layer):
 
     def _try_out(self, module_class: type[nn.Module]) -> tuple[Shape, ...]:
         """The shapes that the module returns: run without memory if it allows that, else a second one on zeros."""
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # told when the module runs
+        with _on_trial():
             try:
                 found = self._on_sizes()
             except Exception:
@@ -166,13 +173,11 @@ class ModuleLayer(Layer):
         from torch.utils.flop_counter import FlopCounterMode
 
         flops = FlopCounterMode(display=False)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            try:
-                with flops:
-                    self._on_sizes()
-            except Exception:
-                return 0
+        try:
+            with _on_trial(), flops:
+                self._on_sizes()
+        except Exception:
+            return 0
         # a multiplication and an addition are two of them
         return int(flops.get_total_flops() // 2)
 

@@ -105,12 +105,12 @@ def assert_same(found: tuple[Score, list[dict[str, Tensor]]], expected: tuple[Sc
     """Accuracies are equal, all else up to the last bits."""
     assert found[0].batches == expected[0].batches
     assert [(o.name, o.weight) for o in found[0].outputs] == [(o.name, o.weight) for o in expected[0].outputs]
-    assert found[0].loss == pytest.approx(expected[0].loss, rel=4e-6, abs=1e-6)
+    assert found[0].loss == pytest.approx(expected[0].loss, rel=1e-6, abs=1e-6)
     for mine, its in zip(found[0].outputs, expected[0].outputs, strict=True):
-        assert mine.value == pytest.approx(its.value, rel=4e-6, abs=1e-6)
+        assert mine.value == pytest.approx(its.value, rel=1e-6, abs=1e-6)
         assert "ac" not in mine.name or mine.value == its.value
     for mine, its in zip(found[1], expected[1], strict=True):
-        torch.testing.assert_close(mine, its, rtol=4e-6, atol=1e-6)
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-6)
 
 
 @given(
